@@ -1,0 +1,130 @@
+//! Every setting: its name, its unit, its default and its bounds.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All settings, validated. A limit of zero means that there is none.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `RELAY_LISTEN_ADDR`: where clients connect.
+    pub listen_addr: SocketAddr,
+    /// `RELAY_HTTP_ADDR`: health, readiness and metrics.
+    pub http_addr: SocketAddr,
+    /// `RELAY_METRICS_TOKEN`: bearer token of `/metrics`.
+    pub metrics_token: Option<Token>,
+    /// `RELAY_MAX_CONNECTIONS`: sessions at once; zero for no limit.
+    pub connections_max: u32,
+    /// `RELAY_MAX_MESSAGE_SIZE`: bytes of a v1 frame, its length prefix included.
+    pub message_bytes_max: usize,
+    /// `RELAY_BLOB_TTL_DAYS`: how long a blob lives.
+    pub blob_ttl: Duration,
+    /// `RELAY_RATE_LIMIT_PER_MIN`: requests a minute of one client.
+    pub rate_limit_per_min: u32,
+    /// `RELAY_CLEANUP_INTERVAL_SECS`: between two sweeps of expired blobs.
+    pub cleanup_interval: Duration,
+    /// `RELAY_STORAGE_BACKEND`.
+    pub storage: StorageBackend,
+    /// `RELAY_DATA_DIR`: database, secret and lock.
+    pub data_dir: PathBuf,
+    /// `RELAY_MAX_STORAGE_BYTES`: bytes kept in all.
+    pub storage_bytes_max: u64,
+    /// `RELAY_MIN_FREE_BYTES`: new blobs are refused while the disk has less free.
+    pub free_bytes_min: u64,
+    /// `RELAY_MAILBOX_MAX_BLOBS`.
+    pub mailbox_blobs_max: u64,
+    /// `RELAY_MAILBOX_MAX_BYTES`.
+    pub mailbox_bytes_max: u64,
+    /// `RELAY_MAX_UNFINISHED_BYTES`: bytes of messages that have begun and not ended, over all sessions.
+    pub unfinished_bytes_max: u64,
+    /// `RELAY_DEDUP_SECS`: how long a departed blob is remembered.
+    pub dedup: Duration,
+    /// `RELAY_DEDUP_MAX`: how many departed blobs are remembered.
+    pub dedup_max: u64,
+    /// `RELAY_IDLE_TIMEOUT_SECS`: a silent v1 session is closed after this time.
+    pub idle_timeout: Duration,
+    /// `RELAY_KEEPALIVE_SECS`: between two pings.
+    pub keepalive: Duration,
+    /// `RELAY_DRAIN_DELAY_SECS`: how long connections are still accepted after the stop signal.
+    pub drain_delay: Duration,
+    /// `RELAY_DRAIN_TIMEOUT_SECS`: how long sessions may take to end after that.
+    pub drain_timeout: Duration,
+    /// `RELAY_LOG_FORMAT`.
+    pub log_format: LogFormat,
+    /// A connection must have sent its HTTP request within this time. Not a variable.
+    pub header_timeout: Duration,
+    /// A session must have sent its first frame within this time. Not a variable.
+    pub first_frame_timeout: Duration,
+    /// A message must be complete within this time plus a second per 64 KiB. Not a variable.
+    pub message_timeout: Duration,
+    /// A frame must be taken by the client within this time plus a second per 64 KiB. Not a variable.
+    pub write_timeout: Duration,
+}
+
+/// Where blobs are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StorageBackend {
+    /// A file in the data directory.
+    Sqlite,
+    /// This process's memory; a restart loses everything.
+    Memory,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A secret word; `Debug` does not print it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// The word itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen_addr: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080),
+            http_addr: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8081),
+            metrics_token: None,
+            connections_max: 1_000,
+            message_bytes_max: 1_048_576,
+            blob_ttl: Duration::from_secs(90 * 86_400),
+            rate_limit_per_min: 60,
+            cleanup_interval: Duration::from_secs(3_600),
+            storage: StorageBackend::Sqlite,
+            data_dir: PathBuf::from("/data"),
+            storage_bytes_max: 10 << 30,
+            free_bytes_min: 64 << 20,
+            mailbox_blobs_max: 1_000,
+            mailbox_bytes_max: 50_000_000,
+            unfinished_bytes_max: 256 << 20,
+            dedup: Duration::from_secs(3_600),
+            dedup_max: 1_000_000,
+            idle_timeout: Duration::from_secs(300),
+            keepalive: Duration::from_secs(30),
+            drain_delay: Duration::ZERO,
+            drain_timeout: Duration::from_secs(8),
+            log_format: LogFormat::Text,
+            header_timeout: Duration::from_secs(5),
+            first_frame_timeout: Duration::from_secs(10),
+            message_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(20),
+        }
+    }
+}

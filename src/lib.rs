@@ -1,0 +1,14 @@
+//! A store-and-forward relay for end-to-end encrypted blobs.
+//!
+//! The modules in the order of a blob's way:
+
+pub mod protocol;
+pub mod store;
+
+// Beside the way.
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod ids;
+pub mod metrics;
+pub mod secrets;

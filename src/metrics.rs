@@ -1,0 +1,345 @@
+//! Every metric: its name, its meaning, and the handle that moves it.
+//!
+//! Each server has its own recorder, so that two relays in one process (tests) do not count into
+//! each other. All series exist from the first scrape on, at zero. Labels carry only words from
+//! this file and from `service::refusal`, never anything that a client sent.
+
+use std::sync::Arc;
+
+use metrics::{Counter, Gauge, Histogram, Unit};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+/// Seconds: from a memory store's 100 µs to a stalled disk's 10 s.
+const SECONDS_BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+
+/// Writes per transaction, up to the pipeline's bound.
+const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 350.0, 500.0];
+
+/// All handles. Held as `Arc<Metrics>` by whoever counts.
+#[expect(
+    missing_docs,
+    reason = "each field's meaning is the help text given to it in `new`"
+)]
+pub struct Metrics {
+    recorder: Arc<PrometheusRecorder>,
+    process: metrics_process::Collector,
+
+    pub connections_total: Counter,
+    pub connections_active: Gauge,
+    pub connection_errors_total: Counter,
+    pub connections_refused_total: Counter,
+    pub accept_errors_total: Counter,
+
+    pub messages_received_total: Counter,
+    pub messages_sent_total: Counter,
+    pub messages_rejected_total: Counter,
+    pub messages_ignored_total: Counter,
+    pub message_duration_seconds: Histogram,
+    pub answer_lane_full_total: Counter,
+    pub unfinished_bytes: Gauge,
+    pub unfinished_waits_total: Counter,
+
+    pub blobs_stored: Gauge,
+    pub blobs_stored_at_start: Gauge,
+    pub stored_bytes: Gauge,
+    pub storage_limit_bytes: Gauge,
+    pub blobs_created_total: Counter,
+    pub blobs_delivered_total: Counter,
+    pub blobs_acknowledged_total: Counter,
+    pub blobs_purged_total: Counter,
+    pub blobs_expired_total: Counter,
+    pub blobs_lost_total: Counter,
+    pub duplicates_total: Counter,
+
+    pub commit_batch_size: Histogram,
+    pub commit_duration_seconds: Histogram,
+    pub commit_queue_depth: Gauge,
+    pub commit_queue_bytes: Gauge,
+    pub commit_queue_full_total: Counter,
+    pub store_errors_total: Counter,
+    pub store_reopened_total: Counter,
+    pub store_up: Gauge,
+    pub page_duration_seconds: Histogram,
+    pub dedup_remembered: Gauge,
+    pub dedup_memory_seconds: Gauge,
+    pub dedup_forgotten_total: Counter,
+    pub working_sets_bytes: Gauge,
+
+    pub recovery_proofs_active: Gauge,
+    pub recovery_vouchers_total: Counter,
+
+    pub rate_limited_total: Counter,
+    pub rate_limit_clients: Gauge,
+    pub draining: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A recorder of its own with every series at zero.
+    #[expect(clippy::too_many_lines, reason = "one table: a line per metric")]
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "the bucket lists are constants and not empty"
+    )]
+    pub fn new() -> Self {
+        let recorder = Arc::new(recorder());
+        metrics::with_local_recorder(&*recorder, || {
+            let process = metrics_process::Collector::default();
+            process.describe();
+            gauge!(
+                "relay_build_info",
+                "version" => env!("CARGO_PKG_VERSION"),
+                "commit" => option_env!("VAUCHI_RELAY_COMMIT").unwrap_or("unknown")
+            )
+            .set(1.0);
+            describe_gauge!(
+                "relay_build_info",
+                "Always 1; the labels tell which build this is."
+            );
+            describe_counter!(
+                "relay_refusals_total",
+                "Requests answered with a refusal, by its code."
+            );
+
+            Self {
+                process,
+                connections_total: count("relay_connections_total", "WebSocket sessions begun."),
+                connections_active: level(
+                    "relay_connections_active",
+                    "WebSocket sessions open now.",
+                ),
+                connection_errors_total: count(
+                    "relay_connection_errors_total",
+                    "Sessions that ended by anything but a close or the drain, bad handshakes included.",
+                ),
+                connections_refused_total: count(
+                    "relay_connections_refused_total",
+                    "Connections turned away before a session began, because the house was full.",
+                ),
+                accept_errors_total: count(
+                    "relay_accept_errors_total",
+                    "Times that accepting a connection failed (for example: out of file descriptors).",
+                ),
+
+                messages_received_total: count(
+                    "relay_messages_received_total",
+                    "Frames read from clients.",
+                ),
+                messages_sent_total: count(
+                    "relay_messages_sent_total",
+                    "Frames written to clients.",
+                ),
+                messages_rejected_total: count(
+                    "relay_messages_rejected_total",
+                    "Requests answered with a refusal.",
+                ),
+                messages_ignored_total: count(
+                    "relay_messages_ignored_total",
+                    "Frames of a type that this relay does not serve, ignored as protocol v1 demands.",
+                ),
+                message_duration_seconds: seconds(
+                    "relay_message_duration_seconds",
+                    "From a frame read whole to its answer queued, the commit included.",
+                ),
+                answer_lane_full_total: count(
+                    "relay_answer_lane_full_total",
+                    "Times a session stopped reading because its client did not take its answers.",
+                ),
+                unfinished_bytes: level(
+                    "relay_unfinished_bytes",
+                    "Announced bytes of WebSocket messages over 64 KiB that have begun and not ended.",
+                ),
+                unfinished_waits_total: count(
+                    "relay_unfinished_waits_total",
+                    "Times a session waited with reading because too many unfinished bytes were in memory.",
+                ),
+
+                blobs_stored: level("relay_blobs_stored", "Blobs kept now."),
+                blobs_stored_at_start: level(
+                    "relay_blobs_stored_at_start",
+                    "Blobs that were kept when this process started.",
+                ),
+                stored_bytes: level(
+                    "relay_stored_bytes",
+                    "Bytes charged for the blobs kept now: each body plus 256.",
+                ),
+                storage_limit_bytes: level(
+                    "relay_storage_limit_bytes",
+                    "RELAY_MAX_STORAGE_BYTES; 0 means no limit.",
+                ),
+                blobs_created_total: count(
+                    "relay_blobs_created_total",
+                    "Blobs stored; repeats of a stored blob are not counted.",
+                ),
+                blobs_delivered_total: count(
+                    "relay_blobs_delivered_total",
+                    "Deliveries written to a socket, repeats included.",
+                ),
+                blobs_acknowledged_total: count(
+                    "relay_blobs_acknowledged_total",
+                    "Blobs deleted because their recipient acknowledged them.",
+                ),
+                blobs_purged_total: count(
+                    "relay_blobs_purged_total",
+                    "Blobs deleted because their mailbox was purged.",
+                ),
+                blobs_expired_total: count(
+                    "relay_blobs_expired_total",
+                    "Blobs deleted because their time to live had passed.",
+                ),
+                blobs_lost_total: count(
+                    "relay_blobs_lost_total",
+                    "Blobs set aside because their checksum did not match.",
+                ),
+                duplicates_total: count(
+                    "relay_duplicates_total",
+                    "Submits that repeated a blob and were confirmed without storing it again.",
+                ),
+
+                commit_batch_size: batch("relay_commit_batch_size", "Writes per transaction."),
+                commit_duration_seconds: seconds(
+                    "relay_commit_duration_seconds",
+                    "One transaction, its fsync included.",
+                ),
+                commit_queue_depth: level(
+                    "relay_commit_queue_depth",
+                    "Writes that wait for the next transaction.",
+                ),
+                commit_queue_bytes: level(
+                    "relay_commit_queue_bytes",
+                    "Bytes of the writes that wait for the next transaction.",
+                ),
+                commit_queue_full_total: count(
+                    "relay_commit_queue_full_total",
+                    "Writes that found the commit queue full and had to wait.",
+                ),
+                store_errors_total: count("relay_store_errors_total", "Store calls that failed."),
+                store_reopened_total: count(
+                    "relay_store_reopened_total",
+                    "Times the store was reopened after a failed write.",
+                ),
+                store_up: level("relay_store_up", "1 while the store takes writes, else 0."),
+                page_duration_seconds: seconds(
+                    "relay_page_duration_seconds",
+                    "Reading one page of a mailbox.",
+                ),
+                dedup_remembered: level(
+                    "relay_dedup_remembered",
+                    "Departed blobs that are remembered so that a late repeat is not stored again.",
+                ),
+                dedup_memory_seconds: level(
+                    "relay_dedup_memory_seconds",
+                    "Age of the oldest departed blob that is remembered.",
+                ),
+                dedup_forgotten_total: count(
+                    "relay_dedup_forgotten_total",
+                    "Departed blobs forgotten before RELAY_DEDUP_SECS because RELAY_DEDUP_MAX was reached.",
+                ),
+                working_sets_bytes: level(
+                    "relay_working_sets_bytes",
+                    "Memory of the cached mailbox indexes, estimated.",
+                ),
+
+                recovery_proofs_active: level(
+                    "relay_recovery_proofs_active",
+                    "Recovery proofs kept now.",
+                ),
+                recovery_vouchers_total: count(
+                    "relay_recovery_vouchers_total",
+                    "Recovery proofs stored.",
+                ),
+
+                rate_limited_total: count(
+                    "relay_rate_limited_total",
+                    "Requests refused because a client was too fast.",
+                ),
+                rate_limit_clients: level(
+                    "relay_rate_limit_clients",
+                    "Clients that the rate limiter remembers.",
+                ),
+                draining: level(
+                    "relay_draining",
+                    "1 while the relay drains before it stops, else 0.",
+                ),
+                recorder: Arc::clone(&recorder),
+            }
+        })
+    }
+
+    /// The counter of refusals with this code, a word from `service::refusal`.
+    pub fn refusals(&self, code: &'static str) -> Counter {
+        metrics::with_local_recorder(
+            &*self.recorder,
+            || counter!("relay_refusals_total", "code" => code),
+        )
+    }
+
+    /// The text that `/metrics` serves, process metrics read just now.
+    pub fn render(&self) -> String {
+        metrics::with_local_recorder(&*self.recorder, || self.process.collect());
+        self.handle().render()
+    }
+
+    /// Must be called now and then, so that histograms do not grow between scrapes.
+    pub fn upkeep(&self) {
+        self.handle().run_upkeep();
+    }
+
+    fn handle(&self) -> PrometheusHandle {
+        self.recorder.handle()
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "the bucket lists are constants and not empty"
+)]
+fn recorder() -> PrometheusRecorder {
+    PrometheusBuilder::new()
+        .set_buckets(&SECONDS_BUCKETS)
+        .and_then(|builder| {
+            let batch = metrics_exporter_prometheus::Matcher::Suffix("_batch_size".to_owned());
+            builder.set_buckets_for_metric(batch, &BATCH_BUCKETS)
+        })
+        .expect("bucket lists are not empty")
+        .build_recorder()
+}
+
+fn count(name: &'static str, help: &'static str) -> Counter {
+    describe_counter!(name, help);
+    let counter = counter!(name);
+    counter.absolute(0);
+    counter
+}
+
+fn level(name: &'static str, help: &'static str) -> Gauge {
+    describe_gauge!(name, help);
+    let gauge = gauge!(name);
+    gauge.set(0.0);
+    gauge
+}
+
+fn seconds(name: &'static str, help: &'static str) -> Histogram {
+    describe_histogram!(name, Unit::Seconds, help);
+    histogram!(name)
+}
+
+fn batch(name: &'static str, help: &'static str) -> Histogram {
+    describe_histogram!(name, Unit::Count, help);
+    histogram!(name)
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}

@@ -1,0 +1,3 @@
+//! What travels: values and bytes. No socket, no clock, no rule.
+
+pub mod message;

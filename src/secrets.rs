@@ -1,0 +1,215 @@
+//! What only this relay knows: its identity and its secret, and the keys made from them.
+//!
+//! Both lie in the data directory with mode 0600 and are made on the first start. Mailbox ids and
+//! checksums at rest hang on the secret: a database restored without it would look empty, so the
+//! store keeps [`Secret::check_value`] and refuses to open under another one.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::ids::{BlobId, MailboxHash, MailboxId};
+
+/// The file of the secret in the data directory: 64 hexadecimal digits.
+pub const SECRET_FILE: &str = "relay.secret";
+
+/// The relay's 32-byte secret. Its `Debug` prints nothing of it.
+#[derive(Clone)]
+pub struct Secret {
+    bytes: [u8; 32],
+    mailbox_key: [u8; 32],
+    index_key: [u8; 32],
+    checksum_key: [u8; 32],
+    v1_blob_key: [u8; 32],
+}
+
+/// Why the secret could not be read or made.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The file could not be read or written; the system's own words are in the source.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The file is there and is not a secret.
+    #[error("{}: is not a relay secret (64 hexadecimal digits); restore it from the backup", .0.display())]
+    Malformed(PathBuf),
+}
+
+impl Secret {
+    /// The secret with these bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        let key = |context: &str| blake3::derive_key(context, &bytes);
+        Self {
+            bytes,
+            mailbox_key: key("vauchi-relay 2026-11 mailbox hash"),
+            index_key: key("vauchi-relay 2026-11 index prefix of blob ids"),
+            checksum_key: key("vauchi-relay 2026-11 checksum of rows"),
+            v1_blob_key: key("vauchi-relay 2026-11 blob id of protocol v1"),
+        }
+    }
+
+    /// A fresh random secret, kept nowhere: for the memory engine.
+    pub fn random() -> Self {
+        Self::from_bytes(rand::random())
+    }
+
+    /// Reads the secret from `path`, or makes one there with mode 0600 when the file is missing.
+    ///
+    /// A new secret is fsynced, file and directory, before it is used: blobs stored under a secret
+    /// that a power cut takes away would be lost.
+    pub fn load_or_create(path: &Path) -> Result<Self, SecretError> {
+        match fs::read_to_string(path) {
+            Ok(text) => crate::ids::parse_hex(text.trim())
+                .map(Self::from_bytes)
+                .map_err(|_| SecretError::Malformed(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let secret = Self::random();
+                secret.write_new(path).map_err(|source| SecretError::File {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Ok(secret)
+            }
+            Err(source) => Err(SecretError::File {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    fn write_new(&self, path: &Path) -> io::Result<()> {
+        let text = format!("{}\n", data_encoding::HEXLOWER.encode(&self.bytes));
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        if let Some(folder) = path.parent() {
+            fs::File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// The mailbox as the store knows it.
+    pub fn mailbox(&self, id: &MailboxId) -> MailboxHash {
+        MailboxHash::from_bytes(*blake3::keyed_hash(&self.mailbox_key, id.as_bytes()).as_bytes())
+    }
+
+    /// What the store compares on opening, so that a database is never read under another secret.
+    pub fn check_value(&self) -> [u8; 16] {
+        truncated(blake3::keyed_hash(
+            &self.bytes,
+            b"vauchi-relay secret check value",
+        ))
+    }
+
+    /// The first 64 bits of the keyed hash of a blob id. Keyed, because v2 senders choose their ids
+    /// and could otherwise choose ids that collide.
+    pub fn id64(&self, id: &BlobId) -> i64 {
+        i64::from_be_bytes(truncated(blake3::keyed_hash(
+            &self.index_key,
+            id.as_bytes(),
+        )))
+    }
+
+    /// The checksum of a row over (mailbox hash, id, body as the sender sent it).
+    pub fn checksum(&self, mailbox: &MailboxHash, id: &BlobId, body: &[u8]) -> [u8; 16] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.checksum_key);
+        hasher
+            .update(mailbox.as_bytes())
+            .update(id.as_bytes())
+            .update(body);
+        truncated(hasher.finalize())
+    }
+
+    /// The blob id of a v1 submit: the same bytes from the same client to the same mailbox are the
+    /// same blob, anything else is another one (`protocol-v1.md`, Idempotency).
+    pub fn v1_blob_id(
+        &self,
+        message_id: &str,
+        client_id: &MailboxId,
+        recipient: &MailboxId,
+        body: &[u8],
+    ) -> BlobId {
+        // A frame is bounded far below 4 GiB, so the length always fits.
+        let message_id_bytes = u32::try_from(message_id.len()).unwrap_or(u32::MAX);
+        let mut hasher = blake3::Hasher::new_keyed(&self.v1_blob_key);
+        hasher
+            .update(&message_id_bytes.to_be_bytes())
+            .update(message_id.as_bytes())
+            .update(client_id.as_bytes())
+            .update(recipient.as_bytes())
+            .update(body);
+        BlobId::from_bytes(truncated(hasher.finalize()))
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+fn truncated<const N: usize>(hash: blake3::Hash) -> [u8; N] {
+    let mut short = [0; N];
+    short.copy_from_slice(&hash.as_bytes()[..N]);
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_new_secret_is_private_and_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(SECRET_FILE);
+        let made = Secret::load_or_create(&path).unwrap();
+        let read = Secret::load_or_create(&path).unwrap();
+        assert_eq!(made.check_value(), read.check_value());
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_secret_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(SECRET_FILE);
+        fs::write(&path, "hello").unwrap();
+        assert!(matches!(
+            Secret::load_or_create(&path),
+            Err(SecretError::Malformed(_))
+        ));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "hello");
+    }
+
+    #[test]
+    fn a_v1_blob_id_changes_with_every_part() {
+        let secret = Secret::from_bytes([7; 32]);
+        let (a, b) = (
+            MailboxId::from_bytes([1; 32]),
+            MailboxId::from_bytes([2; 32]),
+        );
+        let id = secret.v1_blob_id("m", &a, &b, b"x");
+        assert_eq!(id, secret.v1_blob_id("m", &a, &b, b"x"));
+        for other in [
+            secret.v1_blob_id("n", &a, &b, b"x"),
+            secret.v1_blob_id("m", &b, &b, b"x"),
+            secret.v1_blob_id("m", &a, &a, b"x"),
+            secret.v1_blob_id("m", &a, &b, b"y"),
+            secret.v1_blob_id("mx", &a, &b, b""),
+        ] {
+            assert_ne!(id, other);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The only place that remembers.
+//!
+//! A [`Store`] keeps blobs in mailboxes, in order, until they are acknowledged, purged or expired.
+//! Every engine keeps the same promises; `tests/it/store_contract.rs` runs each promise on each
+//! engine. Reading order: `model` (what is kept), `quota` (how much), `commit` (how writes become
+//! durable together), then the engines `memory` and `sqlite`.
+
+pub mod model;
+pub mod quota;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+
+use crate::clock::Timestamp;
+use crate::ids::{BlobId, MailboxHash};
+use model::{Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View};
+
+/// Called by an engine after the commit, once for each mailbox that has something new.
+///
+/// It comes from the committer and not from the sender's session, so that a sender who does not
+/// take its answers never delays a recipient. It must return quickly and not block.
+pub type OnStored = Arc<dyn Fn(&MailboxHash) + Send + Sync>;
+
+/// What every engine promises (`docs/storage.md` has the reasons).
+///
+/// Writes answer in two steps: the call returns when the write has its place in the order, and the
+/// [`Pending`] it returns resolves when the write is durable. A session may so hand in its next
+/// blob while the last one is being committed, and the order of calls is the order of blobs.
+/// Time is an argument; no engine reads a clock.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Takes a blob into its mailbox. `envelope.stored_at` is the time of the call.
+    async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError>;
+
+    /// Deletes blobs that their recipient has. What is not there (any more) is passed over.
+    async fn acknowledge(
+        &self,
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+        now: Timestamp,
+    ) -> Result<Pending<Removed>, StoreError>;
+
+    /// Deletes everything of a mailbox that `view` can see and that was stored before this call;
+    /// durable when it returns. Large mailboxes are emptied in slices between other writes.
+    async fn purge(
+        &self,
+        mailbox: MailboxHash,
+        view: View,
+        now: Timestamp,
+    ) -> Result<Removed, StoreError>;
+
+    /// Deletes up to `limit` expired blobs, the oldest expiry first, and forgets departures past
+    /// their time; durable when it returns. Runs at lower priority than the other writes.
+    async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError>;
+
+    /// The next blobs of a mailbox after `after`, in order, bounded by `bounds`, expired ones left
+    /// out. Never passes over a blob that becomes visible later.
+    async fn page(
+        &self,
+        mailbox: MailboxHash,
+        view: View,
+        after: OrderKey,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page, StoreError>;
+
+    /// What is kept now, from counters and never by counting rows.
+    fn usage(&self) -> Usage;
+
+    /// Whether storage answers: a real read, and a real write when none has succeeded lately.
+    async fn probe(&self, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Finishes the writes that have their place, then closes files. Later writes are refused.
+    async fn close(&self);
+}
+
+/// Why a store did not do what was asked. The texts are for the operator, not for clients.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The commit queue stayed full for too long.
+    #[error("the commit queue is full: storage is slower than the senders")]
+    Busy,
+    /// Storage failed or is being reopened; the write did not happen.
+    #[error("storage is unavailable: {0}")]
+    Unavailable(Arc<str>),
+    /// The store is closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl StoreError {
+    /// An [`StoreError::Unavailable`] with the words of `cause`.
+    pub fn unavailable(cause: impl std::fmt::Display) -> Self {
+        Self::Unavailable(cause.to_string().into())
+    }
+}
+
+/// A write that has its place in the order; resolves when it is durable, or has failed.
+#[derive(Debug)]
+pub struct Pending<T>(oneshot::Receiver<Result<T, StoreError>>);
+
+impl<T> Pending<T> {
+    /// A pending write and the sender that resolves it. Dropping the sender resolves it as
+    /// [`StoreError::Closed`].
+    pub fn channel() -> (oneshot::Sender<Result<T, StoreError>>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(receiver))
+    }
+
+    /// A write that is already done.
+    pub fn ready(outcome: T) -> Self {
+        let (sender, pending) = Self::channel();
+        // The receiver lives in `pending`, so this cannot fail.
+        sender.send(Ok(outcome)).ok();
+        pending
+    }
+}
+
+impl<T> Future for Pending<T> {
+    type Output = Result<T, StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map(|received| received.unwrap_or(Err(StoreError::Closed)))
+    }
+}
