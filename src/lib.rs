@@ -2,7 +2,9 @@
 //!
 //! The modules in the order of a blob's way:
 
+pub mod hub;
 pub mod protocol;
+pub mod service;
 pub mod store;
 
 // Beside the way.
@@ -10,5 +12,6 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod ids;
+pub mod limits;
 pub mod metrics;
 pub mod secrets;

@@ -1,0 +1,7 @@
+//! How many and how fast. How much (quotas) lives in the store, because only the append itself can
+//! check it without letting two senders slip in together.
+//!
+//! `connections` bounds sessions, `rate` bounds requests over time.
+
+pub mod connections;
+pub mod rate;

@@ -1,0 +1,23 @@
+//! Delete what was received.
+
+use super::Service;
+use super::refusal::Refusal;
+use crate::ids::{BlobId, MailboxHash};
+use crate::store::Pending;
+use crate::store::model::Removed;
+
+impl Service {
+    /// Hands the deletion of acknowledged blobs to the store. It is durable when the answer
+    /// resolves; a caller that does not wait may drop the answer, the deletion goes on.
+    pub async fn acknowledge(
+        &self,
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+    ) -> Result<Pending<Removed>, Refusal> {
+        Ok(self
+            .parts
+            .store
+            .acknowledge(mailbox, ids, self.parts.clock.now())
+            .await?)
+    }
+}

@@ -1,0 +1,83 @@
+//! The rules; knows no socket, no wire format and no SQL.
+//!
+//! Sessions ask here for everything a client may ask for. Each verb has its file: `submit`,
+//! `deliver`, `acknowledge`, `subscribe`, and `expire` for the sweep that runs by itself. `refusal`
+//! holds every reason to say no.
+
+pub mod acknowledge;
+pub mod deliver;
+pub mod expire;
+pub mod refusal;
+pub mod submit;
+pub mod subscribe;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::hub::Hub;
+use crate::limits::rate::{Rate, RateKey, TooFast};
+use crate::metrics::Metrics;
+use crate::secrets::Secret;
+use crate::store::Store;
+use refusal::Refusal;
+
+/// What the service stands on.
+pub struct Parts {
+    /// Where blobs are kept.
+    pub store: Arc<dyn Store>,
+    /// Who is to be woken.
+    pub hub: Arc<Hub>,
+    /// Hashes mailboxes.
+    pub secret: Secret,
+    /// The time.
+    pub clock: Clock,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// How long a blob lives.
+    pub blob_ttl: Duration,
+    /// Requests a minute of one client; zero for no limit.
+    pub rate_limit_per_min: u32,
+}
+
+/// The relay as clients see it, without wire and socket.
+pub struct Service {
+    parts: Parts,
+    rate: Rate,
+}
+
+impl Service {
+    /// A service on these parts.
+    pub fn new(parts: Parts) -> Self {
+        let rate = Rate::per_minute(parts.rate_limit_per_min, parts.clock.clone());
+        Self { parts, rate }
+    }
+
+    /// The store beneath, for readiness and usage.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.parts.store
+    }
+
+    /// Takes one request from a client's rate, or refuses it.
+    pub fn charge(&self, client: RateKey) -> Result<(), Refusal> {
+        self.rate.admit(client).map_err(|TooFast(retry_after)| {
+            self.parts.metrics.rate_limited_total.increment(1);
+            Refusal::RateLimited { retry_after }
+        })
+    }
+
+    /// Counts a refusal that is about to be told.
+    pub fn count_refusal(&self, refusal: &Refusal) {
+        self.parts.metrics.messages_rejected_total.increment(1);
+        self.parts.metrics.refusals(refusal.code()).increment(1);
+    }
+
+    /// Housekeeping that keeps bounded memory small; called every few seconds.
+    pub fn tidy(&self) {
+        self.rate.tidy();
+        self.parts
+            .metrics
+            .rate_limit_clients
+            .set(self.rate.clients() as f64);
+    }
+}

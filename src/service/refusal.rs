@@ -1,0 +1,134 @@
+//! Every reason to say no: its code, its words, whether and when to try again.
+//!
+//! The table in `docs/errors.md` lists the same codes; a test compares them.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use crate::store::StoreError;
+
+/// When to come back after a bound that only time or a recipient lifts.
+const RETRY_FULL: Duration = Duration::from_secs(60);
+/// When to come back after a storage fault: reopening takes a second or two.
+const RETRY_UNAVAILABLE: Duration = Duration::from_secs(5);
+
+/// Why a request was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The request makes no sense; the words quote nothing of it.
+    Invalid(&'static str),
+    /// The frame is larger than the relay takes.
+    TooLarge {
+        /// `RELAY_MAX_MESSAGE_SIZE`.
+        bytes_max: usize,
+    },
+    /// The client is too fast.
+    RateLimited {
+        /// When the next request would be admitted.
+        retry_after: Duration,
+    },
+    /// The recipient's mailbox holds as much as it may.
+    MailboxFull,
+    /// The relay holds as much as it may.
+    RelayFull,
+    /// Another blob is known under this id.
+    IdReused,
+    /// The client did not prove what it claims. The same for every kind of bad proof.
+    Unauthorized,
+    /// Storage does not take writes now.
+    Unavailable,
+}
+
+impl Refusal {
+    /// Every code, for tables and tests.
+    pub const CODES: [&'static str; 8] = [
+        "invalid",
+        "too_large",
+        "rate_limited",
+        "mailbox_full",
+        "relay_full",
+        "id_reused",
+        "unauthorized",
+        "unavailable",
+    ];
+
+    /// One lower-case word, also the metric label and the anchor in `docs/errors.md`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::TooLarge { .. } => "too_large",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::MailboxFull => "mailbox_full",
+            Self::RelayFull => "relay_full",
+            Self::IdReused => "id_reused",
+            Self::Unauthorized => "unauthorized",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    /// What is wrong and what to do, for the client's developer.
+    pub fn message(&self) -> Cow<'static, str> {
+        match self {
+            Self::Invalid(why) => (*why).into(),
+            Self::TooLarge { bytes_max } => format!(
+                "the frame is over {bytes_max} bytes (RELAY_MAX_MESSAGE_SIZE); send less at once"
+            )
+            .into(),
+            Self::RateLimited { .. } => {
+                "too many requests; wait as long as retry_after_ms says".into()
+            }
+            Self::MailboxFull => {
+                "the recipient's mailbox is full; try again when they have collected it".into()
+            }
+            Self::RelayFull => "the relay has no room; try again later or tell its operator".into(),
+            Self::IdReused => "another blob was sent under this id; use a fresh one".into(),
+            Self::Unauthorized => {
+                "the signature does not prove this client_id; check the key and the clock".into()
+            }
+            Self::Unavailable => {
+                "the relay can not store now; send it again under the same id".into()
+            }
+        }
+    }
+
+    /// When to try again; `None` when an unchanged repeat can not succeed.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after } => Some(*retry_after),
+            Self::MailboxFull | Self::RelayFull => Some(RETRY_FULL),
+            Self::Unavailable => Some(RETRY_UNAVAILABLE),
+            Self::Invalid(_) | Self::TooLarge { .. } | Self::IdReused | Self::Unauthorized => None,
+        }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    // The store's own words are for the operator; the client learns only that it may try again.
+    fn from(_: StoreError) -> Self {
+        Self::Unavailable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_a_listed_code_and_words() {
+        let all = [
+            Refusal::Invalid("why"),
+            Refusal::TooLarge { bytes_max: 1 },
+            Refusal::RateLimited {
+                retry_after: Duration::from_secs(1),
+            },
+            Refusal::MailboxFull,
+            Refusal::RelayFull,
+            Refusal::IdReused,
+            Refusal::Unauthorized,
+            Refusal::Unavailable,
+        ];
+        let codes: Vec<_> = all.iter().map(Refusal::code).collect();
+        assert_eq!(codes, Refusal::CODES);
+        assert!(all.iter().all(|refusal| !refusal.message().is_empty()));
+    }
+}
