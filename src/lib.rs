@@ -4,6 +4,8 @@
 
 pub mod hub;
 pub mod protocol;
+pub mod socket;
+
 pub mod service;
 pub mod store;
 
@@ -15,3 +17,4 @@ pub mod ids;
 pub mod limits;
 pub mod metrics;
 pub mod secrets;
+pub mod shutdown;

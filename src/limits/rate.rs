@@ -71,6 +71,7 @@ impl Rate {
             hasher: RandomState::new(),
             clock,
             limiter,
+            is_full: AtomicBool::new(false),
         }
     }
 

@@ -1,0 +1,91 @@
+//! `vauchi-relay` and `vauchi-relay serve`: runs the relay until a signal ends it.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::exit;
+use crate::clock::Clock;
+use crate::config::{Config, Loaded};
+use crate::server::{self, Ending, Running};
+use crate::telemetry;
+
+/// Reads the settings, serves, drains.
+pub fn run() -> u8 {
+    let Loaded { config, warnings } = match Config::from_env() {
+        Ok(loaded) => loaded,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return exit::SETTINGS;
+        }
+    };
+    telemetry::init(config.log_format);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(serve(&config)),
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            exit::FAILED
+        }
+    }
+}
+
+async fn serve(config: &Config) -> u8 {
+    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "cannot listen for signals");
+            return exit::FAILED;
+        }
+    };
+    let mut running = match server::start(config, Clock::system()).await {
+        Ok(running) => running,
+        Err(error) => {
+            tracing::error!("{error}");
+            return exit::FAILED;
+        }
+    };
+    telemetry::banner(config, running.clients, running.operators).iter().for_each(|line| tracing::info!("{line}"));
+    tokio::select! {
+        () = signalled(&mut terminate, &mut interrupt) => {}
+        task = running.broken() => {
+            tracing::error!(task, "a part of the relay ended that must not; stopping");
+            running.shutdown.stop();
+            running.drain().await;
+            return exit::FAILED;
+        }
+    }
+    drain(running, &mut terminate, &mut interrupt).await
+}
+
+async fn drain(running: Running, terminate: &mut Signal, interrupt: &mut Signal) -> u8 {
+    tracing::info!("draining: sessions end when they are served; a second signal stops at once");
+    let shutdown = running.shutdown.clone();
+    let draining = running.drain();
+    tokio::pin!(draining);
+    let ending = tokio::select! {
+        ending = &mut draining => ending,
+        () = signalled(terminate, interrupt) => {
+            tracing::warn!("second signal: stopping at once");
+            shutdown.stop();
+            draining.await
+        }
+    };
+    match ending {
+        Ending::Drained => {
+            tracing::info!("stopped; everybody was served");
+            exit::DRAINED
+        }
+        Ending::Cut => {
+            tracing::warn!("stopped; some sessions were cut off, their clients come back for what is kept");
+            exit::CUT
+        }
+    }
+}
+
+async fn signalled(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

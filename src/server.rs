@@ -1,0 +1,399 @@
+//! Builds the parts, binds the sockets, starts and supervises the tasks, and ends them in order.
+//!
+//! The drain: readiness says no → connections are still accepted for `RELAY_DRAIN_DELAY_SECS` → the
+//! clients' port closes, sessions deliver no more and end when they owe nothing → whatever is left
+//! at the deadline is cut → pending commits finish, the store closes → the operators' port, which
+//! has answered all the while, closes last.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::config::{Config, StorageBackend};
+use crate::http::{Health, Scrape, health, operator_routes};
+use crate::hub::Hub;
+use crate::limits::connections::Connections;
+use crate::metrics::Metrics;
+use crate::secrets::{SECRET_FILE, Secret, SecretError};
+use crate::service::{self, Service};
+use crate::session;
+use crate::shutdown::Shutdown;
+use crate::socket::listener::Listener;
+use crate::socket::watch::{Unfinished, WatchRules};
+use crate::socket::websocket::{Upgrader, is_upgrade};
+use crate::store::memory::{MemoryOptions, MemoryStore};
+use crate::store::observed::Observed;
+use crate::store::quota::Quota;
+use crate::store::sqlite::{OpenError, SqliteOptions, SqliteStore};
+use crate::store::{OnStored, Store};
+
+/// Connections on the clients' port that are not sessions yet: as many as may become one, but never
+/// fewer than this, so that a small relay still answers probes while strangers knock.
+const LOBBY_MIN: usize = 256;
+
+/// Connections on the operators' port.
+const OPERATORS_MAX: usize = 64;
+
+/// Rest between two rounds of housekeeping.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// How long sessions that were cut off may take to be gone, and the store to close.
+const AFTER_THE_END: Duration = Duration::from_secs(5);
+
+/// Why the relay did not start. One line for the operator, with the system's own words.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port could not be bound.
+    #[error("cannot listen on {address} ({variable}): {source}; see who has the port with: lsof -i :{}", address.port())]
+    Bind {
+        /// The setting that names the address.
+        variable: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// `./data` could not be made.
+    #[error("cannot make the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user may write to")]
+    DataDir {
+        /// The folder.
+        path: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The secret could not be read or made.
+    #[error("cannot use the relay's secret: {0}")]
+    Secret(#[from] SecretError),
+    /// The database could not be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+}
+
+/// How the relay came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Everybody was served to the end.
+    Drained,
+    /// Some sessions were cut off, by the deadline or by a second signal.
+    Cut,
+}
+
+/// A running relay. Dropping it without [`Running::drain`] leaves its tasks to the runtime.
+pub struct Running {
+    /// Where clients connect; the real port where 0 was asked for.
+    pub clients: SocketAddr,
+    /// Where operators ask.
+    pub operators: SocketAddr,
+    /// Ends the relay.
+    pub shutdown: Shutdown,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The store beneath.
+    pub store: Arc<dyn Store>,
+    drain_delay: Duration,
+    drain_timeout: Duration,
+    sessions: TaskTracker,
+    requests: TaskTracker,
+    core: JoinSet<&'static str>,
+    close_clients: CancellationToken,
+    close_operators: CancellationToken,
+    end_upkeep: CancellationToken,
+}
+
+/// Opens the store, binds both ports and starts to serve.
+pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError> {
+    start_with(config, clock, |store| store).await
+}
+
+/// As [`start`], with a wrapper around the store: tests let it fail.
+pub async fn start_with(
+    config: &Config,
+    clock: Clock,
+    wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+) -> Result<Running, StartError> {
+    let metrics = Arc::new(Metrics::new());
+    let hub = Arc::new(Hub::default());
+    let secret = load_secret(config)?;
+    let store = open_store(config, &clock, &secret, &hub, &metrics).await?;
+    let store: Arc<dyn Store> = Arc::new(Observed::new(wrap(store), Arc::clone(&metrics)));
+
+    let clients = bind("RELAY_LISTEN_ADDR", config.listen_addr).await;
+    let operators = bind("RELAY_HTTP_ADDR", config.http_addr).await;
+    let ((clients, clients_addr), (operators, operators_addr)) = match (clients, operators) {
+        (Ok(clients), Ok(operators)) => (clients, operators),
+        (Err(error), _) | (_, Err(error)) => {
+            store.close().await;
+            return Err(error);
+        }
+    };
+
+    let service = Arc::new(Service::new(service::Parts {
+        store: Arc::clone(&store),
+        hub,
+        secret,
+        clock: clock.clone(),
+        metrics: Arc::clone(&metrics),
+        blob_ttl: config.blob_ttl,
+        rate_limit_per_min: config.rate_limit_per_min,
+    }));
+    let mut running = Running {
+        clients: clients_addr,
+        operators: operators_addr,
+        shutdown: Shutdown::default(),
+        metrics,
+        store,
+        drain_delay: config.drain_delay,
+        drain_timeout: config.drain_timeout,
+        sessions: TaskTracker::new(),
+        requests: TaskTracker::new(),
+        core: JoinSet::new(),
+        close_clients: CancellationToken::new(),
+        close_operators: CancellationToken::new(),
+        end_upkeep: CancellationToken::new(),
+    };
+    running.serve_clients(config, &service, &clock, clients);
+    running.serve_operators(config, &service, &clock, operators);
+    running.keep_house(config.cleanup_interval, service);
+    Ok(running)
+}
+
+impl Running {
+    /// Resolves when a task that should run for ever has ended: the relay is broken and must end.
+    pub async fn broken(&mut self) -> &'static str {
+        match self.core.join_next().await {
+            Some(Ok(name)) => name,
+            Some(Err(_)) | None => "a task panicked",
+        }
+    }
+
+    /// Ends the relay in the order told above. A call of [`Shutdown::stop`] cuts it short.
+    pub async fn drain(mut self) -> Ending {
+        self.shutdown.announce();
+        self.metrics.draining.set(1.0);
+        tokio::select! {
+            () = tokio::time::sleep(self.drain_delay) => {}
+            () = self.shutdown.stopped() => {}
+        }
+        self.close_clients.cancel();
+        self.shutdown.begin_drain(self.drain_timeout);
+        self.sessions.close();
+        let ending = tokio::select! {
+            () = self.sessions.wait() => Ending::Drained,
+            () = tokio::time::sleep(self.drain_timeout) => Ending::Cut,
+            () = self.shutdown.stopped() => Ending::Cut,
+        };
+        self.shutdown.stop();
+        self.end_upkeep.cancel();
+        let closing = async {
+            self.sessions.wait().await;
+            self.store.close().await;
+        };
+        if tokio::time::timeout(AFTER_THE_END, closing).await.is_err() {
+            tracing::error!("the store did not close in time; what was confirmed is safe on disk");
+        }
+        self.close_operators.cancel();
+        self.requests.close();
+        // Requests get a second to finish; a scrape that takes longer is cut.
+        drop(tokio::time::timeout(Duration::from_secs(2), self.requests.wait()).await);
+        self.core.shutdown().await;
+        ending
+    }
+
+    fn serve_clients(&mut self, config: &Config, service: &Arc<Service>, clock: &Clock, socket: TcpListener) {
+        let parts = Arc::new(session::Parts {
+            service: Arc::clone(service),
+            clock: clock.clone(),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+            settings: session::Settings {
+                message_bytes_max: config.message_bytes_max,
+                first_frame_timeout: config.first_frame_timeout,
+                write_timeout: config.write_timeout,
+                keepalive: config.keepalive,
+                idle_timeout: config.idle_timeout,
+            },
+        });
+        let unfinished = Unfinished::new(
+            config.unfinished_bytes_max,
+            self.metrics.unfinished_bytes.clone(),
+            self.metrics.unfinished_waits_total.clone(),
+        );
+        let upgrader = Upgrader {
+            message_bytes_max: config.message_bytes_max,
+            watch: WatchRules { message_timeout: config.message_timeout, unfinished },
+            connections: Connections::new(config.connections_max),
+            run: Arc::new(move |connection| Box::pin(session::run(connection, Arc::clone(&parts)))),
+            sessions: self.sessions.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let health = Health::new(Arc::clone(service), self.shutdown.clone(), clock.clone());
+        let listener = Listener {
+            socket,
+            routes: client_routes(upgrader, health),
+            header_timeout: config.header_timeout,
+            keep_alive: false,
+            lobby_max: LOBBY_MIN.max(config.connections_max as usize),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let (until, requests) = (self.close_clients.clone(), self.requests.clone());
+        self.core.spawn(async move {
+            listener.run(until, requests).await;
+            "the clients' port"
+        });
+    }
+
+    fn serve_operators(&mut self, config: &Config, service: &Arc<Service>, clock: &Clock, socket: TcpListener) {
+        let health = Health::new(Arc::clone(service), self.shutdown.clone(), clock.clone());
+        let scrape = Scrape { metrics: Arc::clone(&self.metrics), token: config.metrics_token.clone() };
+        let listener = Listener {
+            socket,
+            routes: operator_routes(health, scrape),
+            header_timeout: config.header_timeout,
+            keep_alive: true,
+            lobby_max: OPERATORS_MAX,
+            metrics: Arc::clone(&self.metrics),
+        };
+        let (until, requests) = (self.close_operators.clone(), self.requests.clone());
+        self.core.spawn(async move {
+            listener.run(until, requests).await;
+            "the operators' port"
+        });
+    }
+
+    /// The sweep of expired blobs, and bounded memory kept small.
+    fn keep_house(&mut self, cleanup_interval: Duration, service: Arc<Service>) {
+        let (until, sweeping) = (self.end_upkeep.clone(), Arc::clone(&service));
+        self.core.spawn(async move {
+            until.run_until_cancelled(sweep_for_ever(sweeping, cleanup_interval)).await;
+            "the sweep"
+        });
+        let (until, metrics) = (self.end_upkeep.clone(), Arc::clone(&self.metrics));
+        let upkeep = async move {
+            loop {
+                tokio::time::sleep(UPKEEP).await;
+                metrics.upkeep();
+                service.tidy();
+            }
+        };
+        self.core.spawn(async move {
+            until.run_until_cancelled(upkeep).await;
+            "housekeeping"
+        });
+    }
+}
+
+async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
+    loop {
+        match service.sweep().await {
+            Ok(0) => {}
+            Ok(blobs) => tracing::info!(blobs, "deleted {blobs} expired blobs"),
+            Err(error) => tracing::warn!(%error, "the sweep of expired blobs stopped; it goes on at the next interval"),
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
+fn load_secret(config: &Config) -> Result<Secret, StartError> {
+    match (&config.secret_file, config.storage) {
+        (Some(path), _) => Ok(Secret::load_or_create(path)?),
+        (None, StorageBackend::Memory) => Ok(Secret::random()),
+        (None, StorageBackend::Sqlite) => {
+            if config.data_dir_is_fallback {
+                std::fs::create_dir_all(&config.data_dir).map_err(|source| StartError::DataDir {
+                    path: config.data_dir.display().to_string(),
+                    source,
+                })?;
+            }
+            SqliteStore::check_data_dir(&config.data_dir)?;
+            Ok(Secret::load_or_create(&config.data_dir.join(SECRET_FILE))?)
+        }
+    }
+}
+
+async fn open_store(
+    config: &Config,
+    clock: &Clock,
+    secret: &Secret,
+    hub: &Arc<Hub>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<dyn Store>, StartError> {
+    let quota = Quota {
+        mailbox_blobs_max: config.mailbox_blobs_max,
+        mailbox_bytes_max: config.mailbox_bytes_max,
+        relay_bytes_max: config.storage_bytes_max,
+    };
+    metrics.storage_limit_bytes.set(config.storage_bytes_max as f64);
+    let waking = Arc::clone(hub);
+    let on_stored: OnStored = Arc::new(move |mailbox| waking.wake(mailbox));
+    Ok(match config.storage {
+        StorageBackend::Memory => Arc::new(MemoryStore::new(MemoryOptions {
+            secret: secret.clone(),
+            quota,
+            dedup: config.dedup,
+            dedup_max: config.dedup_max,
+            on_stored,
+            metrics: Arc::clone(metrics),
+        })),
+        StorageBackend::Sqlite => Arc::new(
+            SqliteStore::open(SqliteOptions {
+                data_dir: config.data_dir.clone(),
+                secret: secret.clone(),
+                quota,
+                free_bytes_min: config.free_bytes_min,
+                dedup: config.dedup,
+                dedup_max: config.dedup_max,
+                on_stored,
+                metrics: Arc::clone(metrics),
+                now: clock.now(),
+                allow_network_fs: config.allow_network_fs,
+            })
+            .await?,
+        ),
+    })
+}
+
+async fn bind(variable: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let fault = |source| StartError::Bind { variable, address, source };
+    let listener = TcpListener::bind(address).await.map_err(fault)?;
+    let bound = listener.local_addr().map_err(fault)?;
+    Ok((listener, bound))
+}
+
+/// The clients' port: probes, the paths of a federation that does not exist yet, and on every other
+/// path a WebSocket or a hint.
+fn client_routes(upgrader: Upgrader, health: Health) -> Router {
+    let not_yet = any(|| async { (StatusCode::NOT_FOUND, "this relay does not federate\n") });
+    Router::new()
+        .route("/federation", not_yet.clone())
+        .route("/ws/federation", not_yet.clone())
+        .route("/ws/peers", not_yet)
+        .merge(health::routes(health))
+        .fallback(upgrade_or_hint)
+        .with_state(upgrader)
+}
+
+async fn upgrade_or_hint(State(upgrader): State<Upgrader>, request: Request) -> Response {
+    if is_upgrade(request.headers()) {
+        return upgrader.upgrade(request);
+    }
+    let status = if request.uri().path() == "/" { StatusCode::OK } else { StatusCode::NOT_FOUND };
+    let hint = concat!(
+        "This is a vauchi-relay ",
+        env!("CARGO_PKG_VERSION"),
+        ". It speaks WebSocket here: connect a client to ws:// (or wss:// through your proxy) and this address.\n",
+        "Is it up? GET /health. Does it take blobs? GET /ready.\n"
+    );
+    (status, hint).into_response()
+}

@@ -1,0 +1,93 @@
+//! The delivery lane: pages of the mailbox, one blob after the other.
+//!
+//! The store is the only source: a wake says "look", and looking is reading the next page after the
+//! cursor. At most one page is in memory. The session joins the hub before the first look, so
+//! nothing is missed between the two.
+
+use std::collections::{HashSet, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::Sleep;
+
+use crate::hub::Wakes;
+use crate::ids::MailboxHash;
+use crate::service::Service;
+use crate::store::StoreError;
+use crate::store::model::{OrderKey, Page, StoredBlob, View};
+
+/// Rest after a page could not be read. The client sees a pause, not an error: its blobs are kept.
+const RETRY: Duration = Duration::from_secs(1);
+
+type Reading = Pin<Box<dyn Future<Output = Result<Page, StoreError>> + Send>>;
+
+/// Blobs of one opened mailbox, in order, as long as the session lives.
+pub struct Feed {
+    service: Arc<Service>,
+    mailbox: MailboxHash,
+    view: View,
+    wakes: Arc<Wakes>,
+    cursor: OrderKey,
+    page: VecDeque<StoredBlob>,
+    step: Step,
+}
+
+enum Step {
+    /// The mailbox may have more after the cursor.
+    Look,
+    /// A page is being read.
+    Reading(Reading),
+    /// Nothing more until a wake.
+    Idle,
+    /// A page could not be read; look again after a rest.
+    Resting(Pin<Box<Sleep>>),
+}
+
+impl Feed {
+    /// A feed from the first blob on. The caller has joined the hub with `wakes`.
+    pub fn new(service: Arc<Service>, mailbox: MailboxHash, view: View, wakes: Arc<Wakes>) -> Self {
+        Self { service, mailbox, view, wakes, cursor: OrderKey::START, page: VecDeque::new(), step: Step::Look }
+    }
+
+    /// The next blob; pending until there is one.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<StoredBlob> {
+        loop {
+            if let Some(blob) = self.page.pop_front() {
+                return Poll::Ready(blob);
+            }
+            self.step = match &mut self.step {
+                Step::Look => Step::Reading(self.read()),
+                Step::Reading(reading) => match ready!(reading.as_mut().poll(context)) {
+                    Ok(page) => self.turn(page),
+                    Err(error) => {
+                        tracing::warn!(%error, "can not read a page of a mailbox; trying again");
+                        Step::Resting(Box::pin(tokio::time::sleep(RETRY)))
+                    }
+                },
+                Step::Idle => {
+                    let _mailboxes: HashSet<_> = ready!(self.wakes.poll_take(context));
+                    Step::Look
+                }
+                Step::Resting(rest) => {
+                    ready!(rest.as_mut().poll(context));
+                    Step::Look
+                }
+            };
+        }
+    }
+
+    fn read(&self) -> Reading {
+        let (service, mailbox, view, after) = (Arc::clone(&self.service), self.mailbox, self.view, self.cursor);
+        Box::pin(async move { service.page(mailbox, view, after).await })
+    }
+
+    fn turn(&mut self, page: Page) -> Step {
+        self.cursor = page.next;
+        self.page = page.blobs.into();
+        // A wake that came while this page was read is still marked, and is taken when idle.
+        if page.more { Step::Look } else { Step::Idle }
+    }
+}

@@ -1,0 +1,287 @@
+//! One connected client, from hello to goodbye.
+//!
+//! `state` decides (pure), `reader` and `writer` carry out, each in a loop of its own within one
+//! task, so that neither can block the other. Between them lie the `outbox` (the answer lane) and
+//! the `feed` (the delivery lane). `window` knows what is in flight, `keepalive` when to ping.
+
+pub mod feed;
+pub mod keepalive;
+pub mod outbox;
+mod reader;
+pub mod state;
+pub mod window;
+mod writer;
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tracing::Instrument as _;
+
+use crate::auth;
+use crate::clock::Clock;
+use crate::hub::Wakes;
+use crate::ids::{ConnectionId, MailboxId, SessionLabel};
+use crate::metrics::Metrics;
+use crate::protocol::close::Close;
+use crate::protocol::message::{Handshake, Incoming, Outgoing};
+use crate::protocol::v1;
+use crate::service::Service;
+use crate::service::subscribe::Subscription;
+use crate::shutdown::Shutdown;
+use crate::socket::{Connection, Message, Socket, linger};
+use crate::store::model::View;
+use feed::Feed;
+use keepalive::Keepalive;
+use outbox::{Outbox, Owed};
+use reader::{Reader, Received, receive};
+use state::{State, Step};
+use writer::Writer;
+
+/// How long we try to hand a close frame to a client.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What every session stands on.
+pub struct Parts {
+    /// The rules.
+    pub service: Arc<Service>,
+    /// The time.
+    pub clock: Clock,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Whether the relay is on its way out.
+    pub shutdown: Shutdown,
+    /// The bounds of a session.
+    pub settings: Settings,
+}
+
+/// The bounds of a session.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `RELAY_MAX_MESSAGE_SIZE`.
+    pub message_bytes_max: usize,
+    /// The first frame must have come within this time.
+    pub first_frame_timeout: Duration,
+    /// A frame must be taken by the client within this time, and a second for each 64 KiB.
+    pub write_timeout: Duration,
+    /// `RELAY_KEEPALIVE_SECS`.
+    pub keepalive: Duration,
+    /// `RELAY_IDLE_TIMEOUT_SECS`.
+    pub idle_timeout: Duration,
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The client closed it.
+    ByClient,
+    /// The connection broke.
+    Lost,
+    /// We close it.
+    ByRelay(Close),
+    /// The relay stops at once.
+    Stopped,
+}
+
+/// What the handshake settled.
+struct Opened {
+    client_id: MailboxId,
+    mailbox_as_spelt: Arc<str>,
+    subscription: Subscription,
+}
+
+/// What the two loops share.
+struct Shared {
+    outbox: Outbox,
+    /// Nothing awaits inside.
+    state: Mutex<State>,
+    /// When the client was last heard. Nothing awaits inside.
+    heard: Mutex<Instant>,
+    /// Told whenever a draining session may have become free to go.
+    settled: tokio::sync::Notify,
+}
+
+/// Serves a client until it leaves, breaks a rule or the relay stops.
+pub async fn run(connection: Connection, parts: Arc<Parts>) {
+    let label = SessionLabel::random();
+    parts.metrics.connections_total.increment(1);
+    parts.metrics.connections_active.increment(1.0);
+    let Connection { socket, address, permit } = connection;
+    let ended = async {
+        let ended = serve(socket, address, &parts).await;
+        tracing::debug!(?ended, "session ended");
+        ended
+    }
+    .instrument(tracing::info_span!("session", %label))
+    .await;
+    if !matches!(ended, Ended::ByClient | Ended::Stopped | Ended::ByRelay(Close::Drain)) {
+        parts.metrics.connection_errors_total.increment(1);
+    }
+    parts.metrics.connections_active.decrement(1.0);
+    drop(permit);
+}
+
+async fn serve(socket: Socket, address: IpAddr, parts: &Arc<Parts>) -> Ended {
+    let (mut sink, mut stream) = socket.split();
+    let stopped = parts.shutdown.stopped();
+    tokio::pin!(stopped);
+    let ended = tokio::select! {
+        ended = converse(&mut sink, &mut stream, address, parts) => ended,
+        () = &mut stopped => Ended::Stopped,
+    };
+    tokio::select! {
+        () = say_goodbye(sink, stream, ended) => {}
+        () = stopped => {}
+    }
+    ended
+}
+
+async fn converse(
+    sink: &mut SplitSink<Socket, Message>,
+    stream: &mut SplitStream<Socket>,
+    address: IpAddr,
+    parts: &Arc<Parts>,
+) -> Ended {
+    let mut state = State::default();
+    let handshake = match first_frame(stream, &mut state, parts).await {
+        Ok(handshake) => handshake,
+        Err(ended) => return ended,
+    };
+    let wakes = Arc::new(Wakes::default());
+    let opened = match open(&handshake, address, Arc::clone(&wakes), parts) {
+        Ok(opened) => opened,
+        Err(close) => return Ended::ByRelay(close),
+    };
+    drop(handshake);
+    state.opened();
+    let shared = Shared::new(state);
+    shared.outbox.push(Owed::Answer(Outgoing::Welcome));
+
+    let feed = Feed::new(Arc::clone(&parts.service), opened.subscription.mailbox, View::V1, wakes);
+    let settings = &parts.settings;
+    let keepalive = Keepalive::new(settings.keepalive, settings.idle_timeout, rand::random(), Instant::now());
+    let mut reader = Reader { stream, parts, shared: &shared, opened: &opened };
+    let mut writer =
+        Writer { sink, parts, shared: &shared, opened: &opened, feed, keepalive, unflushed: 0 };
+    tokio::select! {
+        ended = reader.run() => ended,
+        ended = writer.run() => ended,
+    }
+}
+
+/// Waits for the first frame, which must be a handshake.
+async fn first_frame(
+    stream: &mut SplitStream<Socket>,
+    state: &mut State,
+    parts: &Parts,
+) -> Result<Box<Handshake>, Ended> {
+    let reading = async {
+        loop {
+            match receive(stream).await {
+                Received::Sign => {}
+                other => return other,
+            }
+        }
+    };
+    let received = tokio::select! {
+        received = reading => received,
+        () = tokio::time::sleep(parts.settings.first_frame_timeout) => return Err(Ended::ByRelay(Close::FirstFrameLate)),
+        () = parts.shutdown.draining() => return Err(Ended::ByRelay(Close::Drain)),
+    };
+    let step = match received {
+        Received::Over(ended) => return Err(ended),
+        Received::Frame(frame) if is_noise(&frame) => return Err(Ended::ByRelay(Close::NotOffered)),
+        Received::Frame(frame) => {
+            parts.metrics.messages_received_total.increment(1);
+            if frame.len() > parts.settings.message_bytes_max {
+                state.on_oversize(None, parts.settings.message_bytes_max)
+            } else {
+                state.on_frame(v1::decode(&frame))
+            }
+        }
+        Received::Text | Received::Sign => state.on_frame(Incoming::Garbage { why: "a text message" }),
+    };
+    match step {
+        Step::Greet(handshake) => Ok(handshake),
+        Step::Close(_, close) => Err(Ended::ByRelay(close)),
+        _ => Err(Ended::ByRelay(Close::Protocol("the first frame must be a Handshake"))),
+    }
+}
+
+/// The start of a Noise handshake (`protocol-v1.md`, 6), which this relay does not offer.
+fn is_noise(frame: &[u8]) -> bool {
+    frame.starts_with(&[0x00, 0x56, 0x32])
+}
+
+/// Checks the proof and joins the mailbox.
+fn open(handshake: &Handshake, address: IpAddr, wakes: Arc<Wakes>, parts: &Parts) -> Result<Opened, Close> {
+    if let Err(error) = auth::verify_v1_handshake(handshake, parts.clock.now()) {
+        tracing::debug!(%error, "handshake refused");
+        return Err(Close::NotProven);
+    }
+    let mailbox = handshake.mailbox();
+    Ok(Opened {
+        client_id: handshake.client_id,
+        mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
+        subscription: parts.service.subscribe(&mailbox, address, ConnectionId::next(), wakes),
+    })
+}
+
+/// Sends the close frame, if it is ours to send, and lets the client read it.
+async fn say_goodbye(mut sink: SplitSink<Socket, Message>, stream: SplitStream<Socket>, ended: Ended) {
+    let frame = match ended {
+        Ended::ByRelay(close) => Some(CloseFrame { code: close.code().into(), reason: close.reason().into() }),
+        Ended::ByClient => None,
+        Ended::Lost | Ended::Stopped => return,
+    };
+    // A client that does not take it within this time does not want it; the connection ends anyway.
+    let goodbye = async {
+        match frame {
+            Some(frame) => sink.send(Message::Close(Some(frame))).await,
+            None => sink.flush().await,
+        }
+    };
+    drop(tokio::time::timeout(GOODBYE, goodbye).await);
+    if let Ok(socket) = sink.reunite(stream) {
+        linger(socket).await;
+    }
+}
+
+impl Shared {
+    fn new(state: State) -> Self {
+        Self {
+            outbox: Outbox::default(),
+            state: Mutex::new(state),
+            heard: Mutex::new(Instant::now()),
+            settled: tokio::sync::Notify::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heard(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.settled.notify_one();
+    }
+
+    fn last_heard(&self) -> Instant {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_drained(&self) -> bool {
+        self.state().is_drained(self.outbox.len())
+    }
+
+    /// By when this session must have ended, once the relay drains.
+    fn drain_deadline(&self, parts: &Parts) -> Option<Instant> {
+        let deadlines = parts.shutdown.deadlines()?;
+        self.state().drain();
+        Some(deadlines.sessions)
+    }
+}

@@ -1,0 +1,168 @@
+//! Socket → state → service. Only a full answer lane, or a full commit queue, stops the reading.
+
+use std::future::pending;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::SplitStream;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Error as WsError;
+
+use super::outbox::Owed;
+use super::state::Step;
+use super::{Ended, Opened, Parts, Shared};
+use crate::protocol::close::Close;
+use crate::protocol::message::{Outgoing, Refused, Submit, Tag};
+use crate::protocol::v1;
+use crate::service::refusal::Refusal;
+use crate::service::submit::Submission;
+use crate::socket::{Message, Socket};
+use crate::store::model::Class;
+
+/// The reading half of a session.
+pub(super) struct Reader<'a> {
+    pub(super) stream: &'a mut SplitStream<Socket>,
+    pub(super) parts: &'a Arc<Parts>,
+    pub(super) shared: &'a Shared,
+    pub(super) opened: &'a Opened,
+}
+
+/// What the socket gave.
+pub(super) enum Received {
+    /// A binary message, whole.
+    Frame(Bytes),
+    /// A text message, which no client of this relay sends.
+    Text,
+    /// A ping, a pong or the beginning of a close.
+    Sign,
+    /// The connection is over, or must be.
+    Over(Ended),
+}
+
+/// Reads the next message, whatever it is.
+pub(super) async fn receive(stream: &mut SplitStream<Socket>) -> Received {
+    match stream.next().await {
+        Some(Ok(Message::Binary(frame))) => Received::Frame(frame),
+        Some(Ok(Message::Text(_))) => Received::Text,
+        Some(Ok(_)) => Received::Sign,
+        None | Some(Err(WsError::ConnectionClosed)) => Received::Over(Ended::ByClient),
+        Some(Err(error)) => Received::Over(ended_by(&error)),
+    }
+}
+
+fn ended_by(error: &WsError) -> Ended {
+    match error {
+        WsError::Capacity(_) => Ended::ByRelay(Close::TooLarge),
+        WsError::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+            Ended::ByRelay(Close::Slow("a message was not complete in time"))
+        }
+        WsError::Protocol(tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)
+        | WsError::Io(_) => Ended::Lost,
+        _ => Ended::ByRelay(Close::Protocol("the WebSocket frames are not as RFC 6455 has them")),
+    }
+}
+
+impl Reader<'_> {
+    /// Reads until the connection is over. When the session is to end with a close frame, that is
+    /// put behind what is still owed, and the writer ends the session.
+    pub(super) async fn run(&mut self) -> Ended {
+        loop {
+            if self.shared.outbox.is_full() {
+                self.parts.metrics.answer_lane_full_total.increment(1);
+                self.shared.outbox.room().await;
+            }
+            let received = receive(self.stream).await;
+            self.shared.heard();
+            let step = match received {
+                Received::Sign => continue,
+                Received::Over(Ended::ByRelay(close)) => {
+                    self.shared.state().closing();
+                    Step::Close(None, close)
+                }
+                Received::Over(ended) => return ended,
+                Received::Frame(frame) => self.judge(&frame),
+                Received::Text => {
+                    let why = "this is a text message; protocol v1 speaks in binary ones";
+                    self.shared.state().on_frame(crate::protocol::message::Incoming::Garbage { why })
+                }
+            };
+            self.carry_out(step, Instant::now()).await;
+        }
+    }
+
+    fn judge(&self, frame: &Bytes) -> Step {
+        self.parts.metrics.messages_received_total.increment(1);
+        let bytes_max = self.parts.settings.message_bytes_max;
+        if frame.len() > bytes_max {
+            return self.shared.state().on_oversize(v1::tag_of(frame), bytes_max);
+        }
+        let incoming = v1::decode(frame);
+        self.shared.state().on_frame(incoming)
+    }
+
+    async fn carry_out(&self, step: Step, read_at: Instant) {
+        match step {
+            Step::Submit(tag, submit) => match self.submit(&tag, submit).await {
+                Ok(submitted) => self.shared.outbox.push(Owed::Commit { tag, submitted, read_at }),
+                Err(refusal) => self.refuse(Some(tag), refusal),
+            },
+            Step::Acknowledge { tag, id, charged } => {
+                if let Err(refusal) = self.acknowledge(id, charged).await {
+                    self.refuse(Some(tag), refusal);
+                }
+            }
+            Step::Refuse(tag, refusal) => {
+                // It is refused already; the charge only makes the next ones dearer.
+                let refusal = self.charge().err().unwrap_or(refusal);
+                self.refuse(tag, refusal);
+            }
+            Step::Ignore => {
+                self.parts.metrics.messages_ignored_total.increment(1);
+                // v1 clients expect no answer here, so a spent rate shows at their next request.
+                drop(self.charge());
+            }
+            // The state lets only the first frame greet, and that was read before this loop.
+            Step::Greet(_) => {}
+            Step::Close(refusal, close) => {
+                if let Some(refusal) = refusal {
+                    self.refuse(None, refusal);
+                }
+                self.shared.outbox.push(Owed::Close(close));
+                pending::<()>().await;
+            }
+        }
+    }
+
+    async fn submit(&self, tag: &Tag, submit: Submit) -> Result<crate::service::submit::Submitted, Refusal> {
+        self.charge()?;
+        let service = &self.parts.service;
+        let id = service.v1_blob_id(&tag.0, &self.opened.client_id, &submit.recipient, &submit.body);
+        let Submit { recipient, body } = submit;
+        service.submit(Submission { recipient, id, class: Class::SeenByV1, body }).await
+    }
+
+    async fn acknowledge(&self, id: crate::ids::BlobId, charged: bool) -> Result<(), Refusal> {
+        if charged {
+            self.charge()?;
+        }
+        // v1 acknowledgements are not answered: the deletion goes on without anybody waiting, and
+        // should it fail, the blob comes again.
+        drop(self.parts.service.acknowledge(self.opened.subscription.mailbox, vec![id]).await?);
+        Ok(())
+    }
+
+    fn charge(&self) -> Result<(), Refusal> {
+        self.parts.service.charge(self.opened.subscription.rate_key)
+    }
+
+    fn refuse(&self, tag: Option<Tag>, refusal: Refusal) {
+        self.parts.service.count_refusal(&refusal);
+        self.shared.outbox.push(Owed::Answer(Outgoing::Refused { tag, refused: worded(&refusal) }));
+    }
+}
+
+/// A refusal in the words of the wire.
+pub(super) fn worded(refusal: &Refusal) -> Refused {
+    Refused { code: refusal.code(), message: refusal.message(), retry_after: refusal.retry_after() }
+}

@@ -1,0 +1,163 @@
+//! Outbox and mailbox → socket, each write under a deadline.
+//!
+//! The writer sends all answers that may leave, then one delivery, then looks again. When there is
+//! nothing to send it flushes and waits.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::SinkExt as _;
+use futures_util::stream::SplitSink;
+use tokio::time::Instant;
+
+use super::feed::Feed;
+use super::keepalive::{Due, Keepalive};
+use super::outbox::Ready;
+use super::reader::worded;
+use super::{Ended, Opened, Parts, Shared};
+use crate::protocol::close::Close;
+use crate::protocol::message::{Delivery, Outgoing};
+use crate::protocol::v1;
+use crate::socket::{Message, Socket, binary};
+use crate::store::model::StoredBlob;
+
+/// A frame may take the write timeout and a second for each of these.
+const BYTES_PER_SECOND: u64 = 64 * 1024;
+
+/// The writing half of a session.
+pub(super) struct Writer<'a> {
+    pub(super) sink: &'a mut SplitSink<Socket, Message>,
+    pub(super) parts: &'a Arc<Parts>,
+    pub(super) shared: &'a Shared,
+    pub(super) opened: &'a Opened,
+    pub(super) feed: Feed,
+    pub(super) keepalive: Keepalive,
+    /// Bytes written since the last flush.
+    pub(super) unflushed: u64,
+}
+
+/// What comes next.
+enum Next {
+    Answer(Ready),
+    Delivery(StoredBlob),
+    /// Nothing now, and bytes wait to be flushed.
+    Flush,
+    Ping,
+    Close(Close),
+}
+
+impl Writer<'_> {
+    /// Writes until the session is over.
+    pub(super) async fn run(&mut self) -> Ended {
+        loop {
+            let next = self.next().await;
+            let written = match next {
+                Next::Answer(Ready::Answer(answer)) => self.write(&answer).await,
+                Next::Answer(Ready::Outcome { tag, outcome, read_at }) => {
+                    self.parts.metrics.message_duration_seconds.record(read_at.elapsed());
+                    self.write(&match outcome {
+                        Ok(_) => Outgoing::Stored { tag },
+                        Err(refusal) => {
+                            self.parts.service.count_refusal(&refusal);
+                            Outgoing::Refused { tag: Some(tag), refused: worded(&refusal) }
+                        }
+                    })
+                    .await
+                }
+                Next::Delivery(blob) => self.deliver(blob).await,
+                Next::Flush => self.flush().await,
+                Next::Ping => {
+                    self.keepalive.pinged(Instant::now());
+                    self.send(Message::Ping(bytes::Bytes::new()), 0).await
+                }
+                Next::Answer(Ready::Close(close)) | Next::Close(close) => Err(Ended::ByRelay(close)),
+            };
+            if let Err(ended) = written {
+                self.shared.state().closing();
+                return ended;
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Next {
+        loop {
+            let drain_by = self.shared.drain_deadline(self.parts);
+            if drain_by.is_some_and(|by| self.shared.is_drained() || Instant::now() >= by) {
+                return Next::Close(Close::Drain);
+            }
+            // Most often something is there, and then no timer is touched.
+            if let Poll::Ready(next) = poll_fn(|context| Poll::Ready(self.poll_ready(context))).await {
+                return next;
+            }
+            let until = match self.keepalive.due(Instant::now(), self.shared.last_heard()) {
+                Due::Ping => return Next::Ping,
+                Due::Silent => return Next::Close(Close::Silent),
+                Due::At(at) => drain_by.map_or(at, |by| by.min(at)),
+            };
+            let (shutdown, shared) = (&self.parts.shutdown, self.shared);
+            tokio::select! {
+                biased;
+                next = poll_fn(|context| self.poll_ready(context)) => return next,
+                () = tokio::time::sleep_until(until) => {}
+                () = shutdown.draining(), if drain_by.is_none() => {}
+                () = shared.settled.notified(), if drain_by.is_some() => {}
+            }
+        }
+    }
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Next> {
+        if let Poll::Ready(ready) = self.shared.outbox.poll_take(context) {
+            return Poll::Ready(Next::Answer(ready));
+        }
+        if self.shared.state().may_deliver()
+            && let Poll::Ready(blob) = self.feed.poll_next(context)
+        {
+            return Poll::Ready(Next::Delivery(blob));
+        }
+        if self.unflushed > 0 { Poll::Ready(Next::Flush) } else { Poll::Pending }
+    }
+
+    async fn deliver(&mut self, blob: StoredBlob) -> Result<(), Ended> {
+        // Noted before it is written: the acknowledgement may be read before this returns.
+        self.shared.state().delivered(blob.id);
+        let mailbox_as_spelt = Arc::clone(&self.opened.mailbox_as_spelt);
+        self.write(&Outgoing::Delivery(Delivery { id: blob.id, mailbox_as_spelt, body: blob.body })).await?;
+        self.parts.metrics.blobs_delivered_total.increment(1);
+        Ok(())
+    }
+
+    async fn write(&mut self, outgoing: &Outgoing) -> Result<(), Ended> {
+        let frame = v1::encode(outgoing, self.parts.clock.now());
+        let bytes = frame.len() as u64;
+        self.send(binary(frame), bytes).await?;
+        self.parts.metrics.messages_sent_total.increment(1);
+        Ok(())
+    }
+
+    async fn send(&mut self, message: Message, bytes: u64) -> Result<(), Ended> {
+        self.unflushed += bytes.max(1);
+        let deadline = self.deadline();
+        within(deadline, self.sink.feed(message)).await
+    }
+
+    async fn flush(&mut self) -> Result<(), Ended> {
+        let deadline = self.deadline();
+        within(deadline, self.sink.flush()).await?;
+        self.unflushed = 0;
+        Ok(())
+    }
+
+    fn deadline(&self) -> Duration {
+        self.parts.settings.write_timeout + Duration::from_secs(self.unflushed / BYTES_PER_SECOND)
+    }
+}
+
+async fn within<E>(deadline: Duration, writing: impl Future<Output = Result<(), E>>) -> Result<(), Ended> {
+    match tokio::time::timeout(deadline, writing).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Ended::Lost),
+        Err(_) => Err(Ended::ByRelay(Close::Slow("the client does not take what is sent"))),
+    }
+}

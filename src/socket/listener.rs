@@ -1,0 +1,196 @@
+//! Accepts connections and speaks HTTP on them until they are upgraded, answered or too slow.
+//!
+//! `axum::serve` has no timeout for headers, so this is an accept loop of our own on hyper. Sockets
+//! that have not become a session yet wait in the [`Lobby`], which is bounded: when it is full, the
+//! one that has been there longest must leave. So silent sockets never shut anybody out.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use super::RemoteAddress;
+use crate::metrics::Metrics;
+
+/// Bytes of an HTTP request head: cookies and proxy headers fit, floods do not.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Rest after accepting failed: out of file descriptors does not get better by asking at once.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// One listening port.
+pub struct Listener {
+    /// Bound and listening.
+    pub socket: TcpListener,
+    /// What is served on it.
+    pub routes: Router,
+    /// A request's head must have come within this time.
+    pub header_timeout: Duration,
+    /// Whether a connection may be used for several requests.
+    pub keep_alive: bool,
+    /// Connections that are not sessions, at the most.
+    pub lobby_max: usize,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Listener {
+    /// Accepts until `until` is cancelled; then requests that are being answered are finished, by
+    /// `tasks`.
+    pub async fn run(self, until: CancellationToken, tasks: TaskTracker) {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(self.header_timeout)
+            .keep_alive(self.keep_alive)
+            .max_buf_size(HEAD_BYTES_MAX);
+        let lobby = Arc::new(Lobby {
+            max: self.lobby_max,
+            waiting: Mutex::default(),
+        });
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.socket.accept() => accepted,
+                () = until.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    let place = lobby.enter();
+                    tasks.spawn(serve(
+                        http.clone(),
+                        stream,
+                        address,
+                        self.routes.clone(),
+                        place,
+                        until.clone(),
+                    ));
+                }
+                Err(error) => {
+                    self.metrics.accept_errors_total.increment(1);
+                    if !is_about_one_connection(&error) {
+                        tracing::error!(%error, "can not accept connections; trying again");
+                        tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn serve(
+    http: http1::Builder,
+    stream: TcpStream,
+    address: SocketAddr,
+    routes: Router,
+    place: Place,
+    until: CancellationToken,
+) {
+    // Small frames must not wait for the peer's acknowledgement; if the option can not be set, they do.
+    drop(stream.set_nodelay(true));
+    let service = routes.map_request(
+        move |mut request: axum::http::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(RemoteAddress(address));
+            request.map(axum::body::Body::new)
+        },
+    );
+    let connection = http
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .with_upgrades();
+    tokio::pin!(connection);
+    // A connection that fails before it is a session concerns nobody but its client.
+    tokio::select! {
+        _ended = connection.as_mut() => return,
+        () = place.must_leave.cancelled() => return,
+        () = until.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    drop(tokio::time::timeout(Duration::from_secs(1), connection).await);
+}
+
+/// A connection that was already gone when it was accepted says nothing about the next one.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    )
+}
+
+/// Connections that have not become a session yet.
+struct Lobby {
+    max: usize,
+    /// By order of arrival. Nothing awaits inside.
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    by_arrival: BTreeMap<u64, CancellationToken>,
+}
+
+/// A place in the lobby; given back by dropping it.
+struct Place {
+    lobby: Arc<Lobby>,
+    number: u64,
+    must_leave: CancellationToken,
+}
+
+impl Lobby {
+    fn enter(self: &Arc<Self>) -> Place {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.by_arrival.len() >= self.max
+            && let Some((_, longest)) = waiting.by_arrival.pop_first()
+        {
+            longest.cancel();
+        }
+        let number = waiting.next;
+        waiting.next += 1;
+        let must_leave = CancellationToken::new();
+        waiting.by_arrival.insert(number, must_leave.clone());
+        Place {
+            lobby: Arc::clone(self),
+            number,
+            must_leave,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut waiting = self
+            .lobby
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        waiting.by_arrival.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_lobby_shows_the_longest_waiting_the_door() {
+        let lobby = Arc::new(Lobby {
+            max: 2,
+            waiting: Mutex::default(),
+        });
+        let (first, second) = (lobby.enter(), lobby.enter());
+        drop(second);
+        let third = lobby.enter();
+        assert!(!first.must_leave.is_cancelled());
+        let _fourth = lobby.enter();
+        assert!(first.must_leave.is_cancelled() && !third.must_leave.is_cancelled());
+    }
+}

@@ -1,0 +1,64 @@
+//! Connections as such: accepting them, upgrading them, and judging frames before they are buffered.
+//!
+//! `listener` accepts and speaks HTTP until the upgrade, `websocket` turns a request into a
+//! [`Connection`], `watch` sits under the WebSocket and sees every byte first.
+
+pub mod listener;
+pub mod watch;
+pub mod websocket;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+
+use crate::limits::connections::ConnectionPermit;
+use watch::Watched;
+
+/// A WebSocket over TCP with the frame watcher beneath.
+pub type Socket = WebSocketStream<Watched<TcpStream>>;
+
+/// Where a request comes from; the listener puts it into the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct RemoteAddress(pub SocketAddr);
+
+/// A client's connection after the upgrade.
+#[derive(Debug)]
+pub struct Connection {
+    /// Reads and writes WebSocket messages.
+    pub socket: Socket,
+    /// Where it comes from.
+    pub address: IpAddr,
+    /// Given back when the session is over.
+    pub permit: ConnectionPermit,
+}
+
+/// How long a closed connection is still read, so that the client gets our close frame: closing a
+/// socket with unread bytes in it makes the system reset it, and a reset overtakes what we sent.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Bytes that are thrown away while lingering, at the most.
+const LINGER_BYTES: u64 = 8 << 20;
+
+/// Ends a connection politely: no more writes, then wait until the client is done, within bounds.
+pub async fn linger(socket: Socket) {
+    let mut stream = socket.into_inner().into_inner();
+    let goodbye = async {
+        stream.shutdown().await?;
+        let mut rest = (&mut stream).take(LINGER_BYTES);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    // However it ends, the connection is over and nobody is left to tell.
+    drop(tokio::time::timeout(LINGER, goodbye).await);
+}
+
+/// The bytes of a message from and to a client.
+pub(crate) type Message = tokio_tungstenite::tungstenite::Message;
+
+/// A binary message with these bytes.
+pub(crate) fn binary(bytes: Bytes) -> Message {
+    Message::Binary(bytes)
+}

@@ -1,0 +1,82 @@
+//! Any engine, timed and counted.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::model::{Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View};
+use super::{Pending, Store, StoreError};
+use crate::clock::Timestamp;
+use crate::ids::{BlobId, MailboxHash};
+use crate::metrics::Metrics;
+
+/// Wraps an engine. What happens inside a commit is counted by the engine itself.
+pub struct Observed {
+    inner: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+}
+
+impl Observed {
+    /// Counts the calls to `inner`.
+    pub fn new(inner: Arc<dyn Store>, metrics: Arc<Metrics>) -> Self {
+        Self { inner, metrics }
+    }
+
+    fn counted<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        if outcome.is_err() {
+            self.metrics.store_errors_total.increment(1);
+        }
+        outcome
+    }
+}
+
+#[async_trait]
+impl Store for Observed {
+    async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError> {
+        self.counted(self.inner.append(envelope).await)
+    }
+
+    async fn acknowledge(
+        &self,
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+        now: Timestamp,
+    ) -> Result<Pending<Removed>, StoreError> {
+        self.counted(self.inner.acknowledge(mailbox, ids, now).await)
+    }
+
+    async fn purge(&self, mailbox: MailboxHash, view: View, now: Timestamp) -> Result<Removed, StoreError> {
+        self.counted(self.inner.purge(mailbox, view, now).await)
+    }
+
+    async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
+        self.counted(self.inner.expire(limit, now).await)
+    }
+
+    async fn page(
+        &self,
+        mailbox: MailboxHash,
+        view: View,
+        after: OrderKey,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page, StoreError> {
+        let began = Instant::now();
+        let page = self.inner.page(mailbox, view, after, bounds, now).await;
+        self.metrics.page_duration_seconds.record(began.elapsed());
+        self.counted(page)
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.usage()
+    }
+
+    async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.counted(self.inner.probe(now).await)
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
