@@ -5,6 +5,7 @@
 //! engine. Reading order: `model` (what is kept), `quota` (how much), `commit` (how writes become
 //! durable together), then the engines `memory` and `sqlite`.
 
+pub mod memory;
 pub mod model;
 pub mod quota;
 
