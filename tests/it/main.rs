@@ -1,1 +1,3 @@
+//! Behaviour of the relay, by topic.
 
+mod settings;
