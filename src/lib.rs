@@ -12,3 +12,4 @@ pub mod config;
 pub mod ids;
 pub mod metrics;
 pub mod secrets;
+pub mod telemetry;
