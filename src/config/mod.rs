@@ -1,8 +1,26 @@
-//! Every setting: its name, its unit, its default and its bounds.
+//! Every setting, validated: where the relay listens, what it keeps, what it allows.
+//!
+//! Settings come from `RELAY_*` variables only. All faults are reported at once, each in a line
+//! that says what to write instead. Reading order: [`Config`] (what the rest of the relay sees),
+//! `settings` (the table that the documents show), `load` (variables to a [`Config`]), `read` (one
+//! text to one value), `names` (variables that are no settings of ours).
+
+mod load;
+mod names;
+mod read;
+mod settings;
+
+pub use settings::{Accepts, SETTINGS, Setting, setting};
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Bytes.
+const KIB: u64 = 1024;
+
+/// The data directory of the guide, where it exists.
+const DATA_DIR: &str = "/data";
 
 /// All settings, validated. A limit of zero means that there is none.
 #[derive(Debug, Clone)]
@@ -27,6 +45,12 @@ pub struct Config {
     pub storage: StorageBackend,
     /// `RELAY_DATA_DIR`: database, secret and lock.
     pub data_dir: PathBuf,
+    /// `RELAY_DATA_DIR` is not set and there is no `/data`: the folder is `./data`, and it is made.
+    pub data_dir_is_fallback: bool,
+    /// `RELAY_SECRET_FILE`: where the secret is, when it is not in the data directory.
+    pub secret_file: Option<PathBuf>,
+    /// `RELAY_ALLOW_NETWORK_FS`: a data directory on a network file system is accepted.
+    pub allow_network_fs: bool,
     /// `RELAY_MAX_STORAGE_BYTES`: bytes kept in all.
     pub storage_bytes_max: u64,
     /// `RELAY_MIN_FREE_BYTES`: new blobs are refused while the disk has less free.
@@ -84,6 +108,11 @@ pub enum LogFormat {
 pub struct Token(String);
 
 impl Token {
+    /// The secret word `word`.
+    pub fn new(word: impl Into<String>) -> Self {
+        Self(word.into())
+    }
+
     /// The word itself.
     pub fn expose(&self) -> &str {
         &self.0
@@ -108,7 +137,10 @@ impl Default for Config {
             rate_limit_per_min: 60,
             cleanup_interval: Duration::from_secs(3_600),
             storage: StorageBackend::Sqlite,
-            data_dir: PathBuf::from("/data"),
+            data_dir: PathBuf::from(DATA_DIR),
+            data_dir_is_fallback: false,
+            secret_file: None,
+            allow_network_fs: false,
             storage_bytes_max: 10 << 30,
             free_bytes_min: 64 << 20,
             mailbox_blobs_max: 1_000,
@@ -126,5 +158,50 @@ impl Default for Config {
             message_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(20),
         }
+    }
+}
+
+/// Settings that hold, and what the operator should know about them.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// One line each, to be logged once logging is set up.
+    pub warnings: Vec<String>,
+}
+
+/// Everything that is wrong with the settings, one line each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", faults.join("\n"))]
+pub struct ConfigError {
+    faults: Vec<String>,
+}
+
+impl ConfigError {
+    /// The lines.
+    pub fn faults(&self) -> &[String] {
+        &self.faults
+    }
+}
+
+impl Config {
+    /// The limits that are switched off by a zero, by the names of their settings.
+    pub fn limits_off(&self) -> Vec<&'static str> {
+        [
+            ("RELAY_MAX_CONNECTIONS", u64::from(self.connections_max)),
+            (
+                "RELAY_RATE_LIMIT_PER_MIN",
+                u64::from(self.rate_limit_per_min),
+            ),
+            ("RELAY_MAX_STORAGE_BYTES", self.storage_bytes_max),
+            ("RELAY_MIN_FREE_BYTES", self.free_bytes_min),
+            ("RELAY_MAX_UNFINISHED_BYTES", self.unfinished_bytes_max),
+            ("RELAY_MAILBOX_MAX_BLOBS", self.mailbox_blobs_max),
+            ("RELAY_MAILBOX_MAX_BYTES", self.mailbox_bytes_max),
+        ]
+        .into_iter()
+        .filter(|(_, limit)| *limit == 0)
+        .map(|(name, _)| name)
+        .collect()
     }
 }

@@ -1,0 +1,248 @@
+//! From the environment to a [`Config`], or to the whole list of what is wrong with it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use super::names::{self, Name};
+use super::read::Reader;
+use super::{Config, ConfigError, DATA_DIR, KIB, Loaded, LogFormat, StorageBackend};
+
+/// What the memory engine keeps in all unless it is told otherwise: it comes out of the machine's
+/// memory, which is smaller than its disk.
+const MEMORY_STORAGE_BYTES_MAX: u64 = 512 * KIB * KIB;
+
+impl Config {
+    /// Reads the environment of this process.
+    pub fn from_env() -> Result<Loaded, ConfigError> {
+        Self::from_vars(std::env::vars_os())
+    }
+
+    /// Reads these variables; the ones that do not begin with `RELAY_` are passed over.
+    pub fn from_vars(
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Loaded, ConfigError> {
+        Self::from_vars_on(variables, Path::new(DATA_DIR).is_dir())
+    }
+
+    /// As [`Config::from_vars`], on a machine that has or has not a `/data`.
+    fn from_vars_on(
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+        has_data: bool,
+    ) -> Result<Loaded, ConfigError> {
+        // In order of their names, so that the same settings are always spoken of alike.
+        let ours: BTreeMap<_, _> = variables
+            .into_iter()
+            .filter(|(name, _)| name.as_bytes().starts_with(b"RELAY_"))
+            .collect();
+        let mut sorted = Sorted::default();
+        for (name, value) in ours {
+            sorted.add(&name.to_string_lossy(), value);
+        }
+        let Sorted {
+            settings,
+            mut warnings,
+            vauchi_only,
+            mut faults,
+        } = sorted;
+        if !vauchi_only.is_empty() {
+            let names = vauchi_only.join(", ");
+            warnings.push(format!("{names}: known to the Vauchi relay, not used here"));
+        }
+
+        let mut reader = Reader::new(settings.into_iter().collect());
+        let config = Self::read(&mut reader, has_data);
+        faults.extend(config.contradictions(&reader));
+        faults.append(&mut reader.faults);
+        if !faults.is_empty() {
+            return Err(ConfigError { faults });
+        }
+        warnings.extend(config.warnings());
+        Ok(Loaded { config, warnings })
+    }
+
+    fn read(reader: &mut Reader, has_data: bool) -> Self {
+        let mut c = Self::default();
+        reader.address("RELAY_LISTEN_ADDR", &mut c.listen_addr);
+        reader.address("RELAY_HTTP_ADDR", &mut c.http_addr);
+        c.metrics_token = reader.token("RELAY_METRICS_TOKEN", "RELAY_METRICS_TOKEN_FILE");
+        reader.number("RELAY_MAX_CONNECTIONS", &mut c.connections_max);
+        reader.number("RELAY_MAX_MESSAGE_SIZE", &mut c.message_bytes_max);
+        reader.days_or_seconds("RELAY_BLOB_TTL_DAYS", &mut c.blob_ttl);
+        reader.number("RELAY_RATE_LIMIT_PER_MIN", &mut c.rate_limit_per_min);
+        reader.seconds("RELAY_CLEANUP_INTERVAL_SECS", &mut c.cleanup_interval);
+        let engines = [
+            ("sqlite", StorageBackend::Sqlite),
+            ("memory", StorageBackend::Memory),
+        ];
+        reader.word("RELAY_STORAGE_BACKEND", &engines, &mut c.storage);
+        match reader.path("RELAY_DATA_DIR") {
+            Some(path) => c.data_dir = path,
+            None if has_data => {}
+            None => {
+                // Only fails without a working directory; then the relative path is all there is.
+                c.data_dir = std::path::absolute("data").unwrap_or_else(|_| "data".into());
+                c.data_dir_is_fallback = true;
+            }
+        }
+        c.secret_file = reader.path("RELAY_SECRET_FILE");
+        reader.flag("RELAY_ALLOW_NETWORK_FS", &mut c.allow_network_fs);
+        if c.storage == StorageBackend::Memory {
+            c.storage_bytes_max = MEMORY_STORAGE_BYTES_MAX;
+        }
+        reader.number("RELAY_MAX_STORAGE_BYTES", &mut c.storage_bytes_max);
+        reader.number("RELAY_MIN_FREE_BYTES", &mut c.free_bytes_min);
+        reader.number("RELAY_MAX_UNFINISHED_BYTES", &mut c.unfinished_bytes_max);
+        reader.number("RELAY_MAILBOX_MAX_BLOBS", &mut c.mailbox_blobs_max);
+        reader.number("RELAY_MAILBOX_MAX_BYTES", &mut c.mailbox_bytes_max);
+        reader.seconds("RELAY_DEDUP_SECS", &mut c.dedup);
+        reader.number("RELAY_DEDUP_MAX", &mut c.dedup_max);
+        reader.seconds("RELAY_IDLE_TIMEOUT_SECS", &mut c.idle_timeout);
+        reader.seconds("RELAY_KEEPALIVE_SECS", &mut c.keepalive);
+        reader.seconds("RELAY_DRAIN_DELAY_SECS", &mut c.drain_delay);
+        reader.seconds("RELAY_DRAIN_TIMEOUT_SECS", &mut c.drain_timeout);
+        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        reader.word("RELAY_LOG_FORMAT", &formats, &mut c.log_format);
+        c
+    }
+
+    /// Settings that are each right and do not go together.
+    fn contradictions(&self, reader: &Reader) -> Vec<String> {
+        let mut faults = Vec::new();
+        let addresses_are_read =
+            !reader.is_faulty("RELAY_LISTEN_ADDR") && !reader.is_faulty("RELAY_HTTP_ADDR");
+        if addresses_are_read && would_collide(self.listen_addr, self.http_addr) {
+            faults.push(format!(
+                "RELAY_LISTEN_ADDR {} and RELAY_HTTP_ADDR {} cannot share a port; \
+                 give one of them another (defaults 8080 and 8081)",
+                self.listen_addr, self.http_addr
+            ));
+        }
+        // A message over the limit is read up to twice its size, so that it can be refused by name.
+        let one_message = 2 * self.message_bytes_max as u64 + 4 * KIB;
+        let sizes_are_read = !reader.is_faulty("RELAY_MAX_MESSAGE_SIZE")
+            && !reader.is_faulty("RELAY_MAX_UNFINISHED_BYTES");
+        if sizes_are_read && (1..one_message).contains(&self.unfinished_bytes_max) {
+            faults.push(format!(
+                "RELAY_MAX_UNFINISHED_BYTES: {} has no room for one message; use at least {} \
+                 (2 × RELAY_MAX_MESSAGE_SIZE + 4096)",
+                self.unfinished_bytes_max, one_message
+            ));
+        }
+        faults
+    }
+
+    /// What holds and should yet be known.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<_> = self
+            .limits_off()
+            .into_iter()
+            .map(|name| format!("{name} is 0: this limit is off"))
+            .collect();
+        if self.dedup.is_zero() {
+            warnings.push(
+                "RELAY_DEDUP_SECS is 0: a blob that is sent again after it was acknowledged is \
+                 delivered again"
+                    .to_owned(),
+            );
+        }
+        if self.data_dir_is_fallback && self.storage == StorageBackend::Sqlite {
+            warnings.push(format!(
+                "RELAY_DATA_DIR is not set and there is no /data: blobs are kept in {}",
+                self.data_dir.display()
+            ));
+        }
+        warnings
+    }
+}
+
+/// The variables that begin with `RELAY_`, sorted by what they are.
+#[derive(Default)]
+struct Sorted {
+    settings: BTreeMap<String, String>,
+    vauchi_only: Vec<String>,
+    warnings: Vec<String>,
+    faults: Vec<String>,
+}
+
+impl Sorted {
+    fn add(&mut self, name: &str, value: OsString) {
+        match names::classify(name, &value.to_string_lossy()) {
+            Name::Setting => match value.into_string() {
+                Ok(text) => {
+                    self.settings.insert(name.to_owned(), text);
+                }
+                Err(_) => self
+                    .faults
+                    .push(format!("{name}: the value is not valid Unicode")),
+            },
+            Name::VauchiOnly => self.vauchi_only.push(name.to_owned()),
+            Name::RequireNoise => self.require_noise(name, &value.to_string_lossy()),
+            Name::Kubernetes => {}
+            Name::Unknown => {
+                let hint = names::nearest(name)
+                    .map(|known| format!("; did you mean {known}?"))
+                    .unwrap_or_default();
+                self.warnings
+                    .push(format!("{name:?}: there is no such setting{hint}"));
+            }
+        }
+    }
+
+    fn require_noise(&mut self, name: &str, value: &str) {
+        match value.trim().to_ascii_lowercase().as_str() {
+            // The Vauchi relay takes everything else for false.
+            "true" | "1" => self.faults.push(format!(
+                "{name}: this relay has no Noise encryption and would take unencrypted \
+                 connections; remove the variable and let a proxy in front speak TLS"
+            )),
+            _ => self.vauchi_only.push(name.to_owned()),
+        }
+    }
+}
+
+/// Whether the two cannot be bound at once. An unspecified address takes its port everywhere.
+fn would_collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_address = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && same_address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_without_data(variables: &[(&str, &str)]) -> Loaded {
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        Config::from_vars_on(variables, false).unwrap()
+    }
+
+    #[test]
+    fn without_data_folder_and_setting_the_fallback_is_named_in_full() {
+        let loaded = load_without_data(&[]);
+        let path = std::env::current_dir().unwrap().join("data");
+        assert!(loaded.config.data_dir_is_fallback);
+        assert_eq!(loaded.config.data_dir, path);
+        let [warning] = &loaded.warnings[..] else {
+            panic!("one warning, not {:?}", loaded.warnings);
+        };
+        assert!(warning.contains(&*path.to_string_lossy()), "{warning}");
+    }
+
+    #[test]
+    fn a_data_folder_that_is_set_is_taken_as_it_is() {
+        let loaded = load_without_data(&[("RELAY_DATA_DIR", "/nowhere/at/all")]);
+        assert!(!loaded.config.data_dir_is_fallback);
+        assert_eq!(loaded.config.data_dir, Path::new("/nowhere/at/all"));
+        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    }
+
+    #[test]
+    fn the_memory_engine_says_nothing_about_folders() {
+        let loaded = load_without_data(&[("RELAY_STORAGE_BACKEND", "memory")]);
+        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    }
+}

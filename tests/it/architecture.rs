@@ -1,0 +1,272 @@
+//! The tree keeps the arrows and the names that `docs/architecture.md` promises.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Modules by name, each with the modules that it may use.
+type Arrows = BTreeMap<String, BTreeSet<String>>;
+
+/// Words for a file that nobody knew a place for.
+const NAMES_THAT_SAY_NOTHING: [&str; 5] = ["util", "common", "helper", "manager", "handler"];
+
+#[test]
+fn every_import_follows_the_arrows() {
+    let arrows = arrows();
+    let mut wrong = Vec::new();
+    for file in source_files() {
+        let module = module_of(&file);
+        if module == "lib" {
+            continue;
+        }
+        let Some(allowed) = arrows.get(&module) else {
+            wrong.push(format!("{}: {module} has no row", file.display()));
+            continue;
+        };
+        let text = product_code(&file);
+        let mut used = used_modules(&text, "crate::");
+        used.extend(used_modules(&text, "vauchi_relay::"));
+        for other in used {
+            if other != module && !allowed.contains(&other) {
+                wrong.push(format!("{}: {module} may not use {other}", file.display()));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "against the table in docs/architecture.md:\n{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn no_two_modules_wait_for_each_other() {
+    let mut left = arrows();
+    while !left.is_empty() {
+        let free: Vec<_> = left
+            .iter()
+            .filter(|(_, uses)| uses.iter().all(|used| !left.contains_key(used)))
+            .map(|(module, _)| module.clone())
+            .collect();
+        assert!(!free.is_empty(), "a cycle among {:?}", left.keys());
+        for module in free {
+            left.remove(&module);
+        }
+    }
+}
+
+#[test]
+#[ignore = "modules of the table are being written"]
+fn the_table_names_no_module_that_is_not_there() {
+    let there: BTreeSet<_> = source_files().iter().map(|file| module_of(file)).collect();
+    let gone: Vec<_> = arrows()
+        .into_keys()
+        .filter(|module| !there.contains(module))
+        .collect();
+    assert!(gone.is_empty(), "{gone:?}");
+}
+
+#[test]
+fn files_are_named_by_what_they_hold_and_lie_on_one_floor() {
+    for file in source_files() {
+        let inside = file.strip_prefix(source()).unwrap();
+        let floors = inside.components().count();
+        assert!(floors <= 2, "{} is on a third floor", file.display());
+        for part in inside.iter() {
+            let name = Path::new(part).file_stem().unwrap().to_string_lossy();
+            let says_nothing = name
+                .split('_')
+                .any(|word| NAMES_THAT_SAY_NOTHING.iter().any(|no| word.starts_with(no)));
+            assert!(!says_nothing, "{}: find a better name", file.display());
+        }
+    }
+}
+
+#[test]
+#[ignore = "parts that move these metrics are being written"]
+fn every_metric_is_moved_somewhere() {
+    let declaration = fs::read_to_string(source().join("metrics.rs")).unwrap();
+    let code: Vec<String> = source_files()
+        .iter()
+        .filter(|file| module_of(file) != "metrics")
+        .map(|file| product_code(file))
+        .collect();
+    let metrics = metric_fields(&declaration);
+    assert!(metrics.len() > 14, "only {metrics:?} found");
+    let still: Vec<_> = metrics
+        .into_iter()
+        .filter(|field| !code.iter().any(|text| moves(text, field)))
+        .collect();
+    assert!(still.is_empty(), "never moved: {still:?}");
+}
+
+#[test]
+fn imports_are_found_in_groups_and_paths_but_not_in_comments() {
+    let text = "use crate::{a::b, c::{d, e}, f};\nuse crate::g;\nlet x = crate::h::i();\n";
+    let found: Vec<_> = used_modules(text, "crate::").into_iter().collect();
+    assert_eq!(found, ["a", "c", "f", "g", "h"]);
+    let commented = "/// See [`crate::store`].\nfn f() {} // crate::hub\n";
+    assert!(used_modules(&without_comments(commented), "crate::").is_empty());
+}
+
+#[test]
+fn a_moved_metric_is_found_across_a_line_break() {
+    assert!(moves("metrics.seen_total.increment(1)", "seen_total"));
+    assert!(moves("self\n  .seen_total\n  .absolute(1)", "seen_total"));
+    assert!(!moves("metrics.unseen_total.increment(1)", "seen_total"));
+    assert!(!moves("let x = &metrics.seen_total;", "seen_total"));
+}
+
+/// The table under "Who may import whom", with `ground` written out.
+fn arrows() -> Arrows {
+    let page = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let section = page
+        .split("\n## ")
+        .find(|section| section.starts_with("Who may import whom"))
+        .unwrap();
+    let ground = section
+        .lines()
+        .find_map(|line| line.strip_prefix("Ground: "))
+        .map(names_in_backticks)
+        .unwrap();
+    let arrows: Arrows = section
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| {
+            let mut cells = line.trim_matches('|').split('|');
+            let module = cells.next().unwrap().trim().trim_matches('`').to_owned();
+            let uses = cells.next().unwrap();
+            let mut allowed = names_in_backticks(uses);
+            if uses.split([',', ' ']).any(|word| word == "ground") {
+                allowed.extend(ground.iter().cloned());
+            }
+            (module, allowed)
+        })
+        .collect();
+    assert!(arrows.len() > 5, "the table was not found");
+    arrows
+}
+
+fn names_in_backticks(text: &str) -> BTreeSet<String> {
+    text.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The first segments after each `prefix`: `crate::a::b` and `crate::{a, c::d}`.
+fn used_modules(text: &str, prefix: &str) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    for (at, _) in text.match_indices(prefix) {
+        if text[..at].ends_with(is_word) {
+            continue;
+        }
+        let rest = &text[at + prefix.len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => used.extend(first_words_of_group(group)),
+            None => used.extend(first_word(rest)),
+        }
+    }
+    used
+}
+
+/// `a::b, c::{d, e}, f}` gives a, c, f.
+fn first_words_of_group(group: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut depth = 0;
+    let mut item = String::new();
+    for letter in group.chars() {
+        match letter {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => words.extend(first_word(&std::mem::take(&mut item))),
+            _ if depth == 0 => item.push(letter),
+            _ => {}
+        }
+    }
+    words.extend(first_word(&item));
+    words
+}
+
+fn first_word(text: &str) -> Option<String> {
+    let word: String = text.trim().chars().take_while(|&c| is_word(c)).collect();
+    (!word.is_empty()).then_some(word)
+}
+
+fn is_word(letter: char) -> bool {
+    letter.is_alphanumeric() || letter == '_'
+}
+
+/// The names of the handles in `pub struct Metrics`.
+fn metric_fields(declaration: &str) -> Vec<String> {
+    let kinds = [": Counter,", ": Gauge,", ": Histogram,"];
+    declaration
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pub "))
+        .filter_map(|line| kinds.iter().find_map(|kind| line.strip_suffix(kind)))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Whether `text` counts, sets or records into `field`.
+fn moves(text: &str, field: &str) -> bool {
+    let verbs = [
+        ".increment(",
+        ".decrement(",
+        ".set(",
+        ".record(",
+        ".absolute(",
+    ];
+    text.match_indices(field).any(|(at, _)| {
+        let rest = text[at + field.len()..].trim_start();
+        !text[..at].ends_with(is_word) && verbs.iter().any(|verb| rest.starts_with(verb))
+    })
+}
+
+/// The file without its comments and without the tests at its bottom.
+fn product_code(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    let product = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    without_comments(product)
+}
+
+fn without_comments(text: &str) -> String {
+    text.lines()
+        .map(|line| line.split("//").next().unwrap())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// `src/store/sqlite.rs` belongs to `store`, `src/hub.rs` to `hub`.
+fn module_of(file: &Path) -> String {
+    let inside = file.strip_prefix(source()).unwrap();
+    let first = Path::new(inside.iter().next().unwrap());
+    first.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+fn source_files() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![source()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+fn source() -> PathBuf {
+    root().join("src")
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
