@@ -66,7 +66,9 @@ pub enum StartError {
         source: io::Error,
     },
     /// `./data` could not be made.
-    #[error("cannot make the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user may write to")]
+    #[error(
+        "cannot make the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user may write to"
+    )]
     DataDir {
         /// The folder.
         path: String,
@@ -211,7 +213,13 @@ impl Running {
         ending
     }
 
-    fn serve_clients(&mut self, config: &Config, service: &Arc<Service>, clock: &Clock, socket: TcpListener) {
+    fn serve_clients(
+        &mut self,
+        config: &Config,
+        service: &Arc<Service>,
+        clock: &Clock,
+        socket: TcpListener,
+    ) {
         let parts = Arc::new(session::Parts {
             service: Arc::clone(service),
             clock: clock.clone(),
@@ -232,7 +240,10 @@ impl Running {
         );
         let upgrader = Upgrader {
             message_bytes_max: config.message_bytes_max,
-            watch: WatchRules { message_timeout: config.message_timeout, unfinished },
+            watch: WatchRules {
+                message_timeout: config.message_timeout,
+                unfinished,
+            },
             connections: Connections::new(config.connections_max),
             run: Arc::new(move |connection| Box::pin(session::run(connection, Arc::clone(&parts)))),
             sessions: self.sessions.clone(),
@@ -254,9 +265,18 @@ impl Running {
         });
     }
 
-    fn serve_operators(&mut self, config: &Config, service: &Arc<Service>, clock: &Clock, socket: TcpListener) {
+    fn serve_operators(
+        &mut self,
+        config: &Config,
+        service: &Arc<Service>,
+        clock: &Clock,
+        socket: TcpListener,
+    ) {
         let health = Health::new(Arc::clone(service), self.shutdown.clone(), clock.clone());
-        let scrape = Scrape { metrics: Arc::clone(&self.metrics), token: config.metrics_token.clone() };
+        let scrape = Scrape {
+            metrics: Arc::clone(&self.metrics),
+            token: config.metrics_token.clone(),
+        };
         let listener = Listener {
             socket,
             routes: operator_routes(health, scrape),
@@ -276,7 +296,9 @@ impl Running {
     fn keep_house(&mut self, cleanup_interval: Duration, service: Arc<Service>) {
         let (until, sweeping) = (self.end_upkeep.clone(), Arc::clone(&service));
         self.core.spawn(async move {
-            until.run_until_cancelled(sweep_for_ever(sweeping, cleanup_interval)).await;
+            until
+                .run_until_cancelled(sweep_for_ever(sweeping, cleanup_interval))
+                .await;
             "the sweep"
         });
         let (until, metrics) = (self.end_upkeep.clone(), Arc::clone(&self.metrics));
@@ -299,7 +321,9 @@ async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
         match service.sweep().await {
             Ok(0) => {}
             Ok(blobs) => tracing::info!(blobs, "deleted {blobs} expired blobs"),
-            Err(error) => tracing::warn!(%error, "the sweep of expired blobs stopped; it goes on at the next interval"),
+            Err(error) => {
+                tracing::warn!(%error, "the sweep of expired blobs stopped; it goes on at the next interval")
+            }
         }
         tokio::time::sleep(interval).await;
     }
@@ -311,9 +335,11 @@ fn load_secret(config: &Config) -> Result<Secret, StartError> {
         (None, StorageBackend::Memory) => Ok(Secret::random()),
         (None, StorageBackend::Sqlite) => {
             if config.data_dir_is_fallback {
-                std::fs::create_dir_all(&config.data_dir).map_err(|source| StartError::DataDir {
-                    path: config.data_dir.display().to_string(),
-                    source,
+                std::fs::create_dir_all(&config.data_dir).map_err(|source| {
+                    StartError::DataDir {
+                        path: config.data_dir.display().to_string(),
+                        source,
+                    }
                 })?;
             }
             SqliteStore::check_data_dir(&config.data_dir)?;
@@ -334,7 +360,9 @@ async fn open_store(
         mailbox_bytes_max: config.mailbox_bytes_max,
         relay_bytes_max: config.storage_bytes_max,
     };
-    metrics.storage_limit_bytes.set(config.storage_bytes_max as f64);
+    metrics
+        .storage_limit_bytes
+        .set(config.storage_bytes_max as f64);
     let waking = Arc::clone(hub);
     let on_stored: OnStored = Arc::new(move |mailbox| waking.wake(mailbox));
     Ok(match config.storage {
@@ -364,8 +392,15 @@ async fn open_store(
     })
 }
 
-async fn bind(variable: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let fault = |source| StartError::Bind { variable, address, source };
+async fn bind(
+    variable: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let fault = |source| StartError::Bind {
+        variable,
+        address,
+        source,
+    };
     let listener = TcpListener::bind(address).await.map_err(fault)?;
     let bound = listener.local_addr().map_err(fault)?;
     Ok((listener, bound))
@@ -375,20 +410,24 @@ async fn bind(variable: &'static str, address: SocketAddr) -> Result<(TcpListene
 /// path a WebSocket or a hint.
 fn client_routes(upgrader: Upgrader, health: Health) -> Router {
     let not_yet = any(|| async { (StatusCode::NOT_FOUND, "this relay does not federate\n") });
-    Router::new()
+    let sockets = Router::new()
         .route("/federation", not_yet.clone())
         .route("/ws/federation", not_yet.clone())
         .route("/ws/peers", not_yet)
-        .merge(health::routes(health))
         .fallback(upgrade_or_hint)
-        .with_state(upgrader)
+        .with_state(upgrader);
+    sockets.merge(health::routes(health))
 }
 
 async fn upgrade_or_hint(State(upgrader): State<Upgrader>, request: Request) -> Response {
     if is_upgrade(request.headers()) {
         return upgrader.upgrade(request);
     }
-    let status = if request.uri().path() == "/" { StatusCode::OK } else { StatusCode::NOT_FOUND };
+    let status = if request.uri().path() == "/" {
+        StatusCode::OK
+    } else {
+        StatusCode::NOT_FOUND
+    };
     let hint = concat!(
         "This is a vauchi-relay ",
         env!("CARGO_PKG_VERSION"),

@@ -2,6 +2,7 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::banner::{Banner, Facts, banner};
 use super::exit;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
@@ -17,11 +18,17 @@ pub fn run() -> u8 {
             return exit::SETTINGS;
         }
     };
-    telemetry::init(config.log_format);
+    if let Err(error) = telemetry::init(config.log_format) {
+        eprintln!("{error}");
+        return exit::FAILED;
+    }
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime.block_on(serve(&config)),
         Err(error) => {
             tracing::error!(%error, "cannot start the runtime");
@@ -31,7 +38,10 @@ pub fn run() -> u8 {
 }
 
 async fn serve(config: &Config) -> u8 {
-    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+    let (mut terminate, mut interrupt) = match (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "cannot listen for signals");
@@ -45,7 +55,7 @@ async fn serve(config: &Config) -> u8 {
             return exit::FAILED;
         }
     };
-    telemetry::banner(config, running.clients, running.operators).iter().for_each(|line| tracing::info!("{line}"));
+    say_hello(config, &running);
     tokio::select! {
         () = signalled(&mut terminate, &mut interrupt) => {}
         task = running.broken() => {
@@ -56,6 +66,25 @@ async fn serve(config: &Config) -> u8 {
         }
     }
     drain(running, &mut terminate, &mut interrupt).await
+}
+
+fn say_hello(config: &Config, running: &Running) {
+    let facts = Facts {
+        listen_addr: running.clients,
+        http_addr: running.operators,
+        stored_bytes: running.store.usage().bytes,
+        disk_free_bytes: disk_free_bytes(&config.data_dir),
+    };
+    let Banner { lines, warnings } = banner(config, &facts);
+    lines.iter().for_each(|line| tracing::info!("{line}"));
+    warnings
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
+}
+
+fn disk_free_bytes(folder: &std::path::Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 async fn drain(running: Running, terminate: &mut Signal, interrupt: &mut Signal) -> u8 {
@@ -77,7 +106,9 @@ async fn drain(running: Running, terminate: &mut Signal, interrupt: &mut Signal)
             exit::DRAINED
         }
         Ending::Cut => {
-            tracing::warn!("stopped; some sessions were cut off, their clients come back for what is kept");
+            tracing::warn!(
+                "stopped; some sessions were cut off, their clients come back for what is kept"
+            );
             exit::CUT
         }
     }

@@ -35,7 +35,13 @@ impl Health {
     /// Probes for one port.
     pub fn new(service: Arc<Service>, shutdown: Shutdown, clock: Clock) -> Self {
         let started = clock.monotonic();
-        Self { service, shutdown, clock, started, permits: Arc::new(Semaphore::new(PROBES_MAX)) }
+        Self {
+            service,
+            shutdown,
+            clock,
+            started,
+            permits: Arc::new(Semaphore::new(PROBES_MAX)),
+        }
     }
 
     fn body(&self, status: &str, reason: Option<&str>) -> Json<serde_json::Value> {
@@ -52,7 +58,11 @@ impl Health {
     }
 
     fn not_ready(&self, reason: &str) -> Response {
-        (StatusCode::SERVICE_UNAVAILABLE, self.body("not ready", Some(reason))).into_response()
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            self.body("not ready", Some(reason)),
+        )
+            .into_response()
     }
 }
 

@@ -22,22 +22,39 @@ pub struct Scrape {
 }
 
 pub(super) fn routes(scrape: Scrape) -> Router {
-    Router::new().route("/metrics", get(render)).with_state(scrape)
+    Router::new()
+        .route("/metrics", get(render))
+        .with_state(scrape)
 }
 
 async fn render(State(scrape): State<Scrape>, headers: HeaderMap) -> Response {
     if !scrape.admits(&headers) {
         let body = "metrics need the bearer token of RELAY_METRICS_TOKEN\n";
-        return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], body).into_response();
+        return (
+            StatusCode::UNAUTHORIZED,
+            [(WWW_AUTHENTICATE, "Bearer")],
+            body,
+        )
+            .into_response();
     }
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], scrape.metrics.render()).into_response()
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        scrape.metrics.render(),
+    )
+        .into_response()
 }
 
 impl Scrape {
     fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(token) = &self.token else { return true };
-        let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        given.and_then(|value| value.strip_prefix("Bearer ")).is_some_and(|given| is_same(given, token.expose()))
+        let Some(token) = &self.token else {
+            return true;
+        };
+        let given = headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        given
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .is_some_and(|given| is_same(given, token.expose()))
     }
 }
 

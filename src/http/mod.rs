@@ -15,7 +15,11 @@ pub use metrics::Scrape;
 
 /// What the operators' port serves.
 pub fn operator_routes(health: Health, scrape: Scrape) -> Router {
-    Router::new().route("/", get(index)).merge(metrics::routes(scrape)).merge(health::routes(health)).fallback(not_here)
+    Router::new()
+        .route("/", get(index))
+        .merge(metrics::routes(scrape))
+        .merge(health::routes(health))
+        .fallback(not_here)
 }
 
 async fn index() -> Response {
@@ -28,5 +32,9 @@ async fn index() -> Response {
 }
 
 async fn not_here() -> Response {
-    (StatusCode::NOT_FOUND, "nothing here; see /health, /ready and /metrics\n").into_response()
+    (
+        StatusCode::NOT_FOUND,
+        "nothing here; see /health, /ready and /metrics\n",
+    )
+        .into_response()
 }

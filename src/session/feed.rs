@@ -49,7 +49,15 @@ enum Step {
 impl Feed {
     /// A feed from the first blob on. The caller has joined the hub with `wakes`.
     pub fn new(service: Arc<Service>, mailbox: MailboxHash, view: View, wakes: Arc<Wakes>) -> Self {
-        Self { service, mailbox, view, wakes, cursor: OrderKey::START, page: VecDeque::new(), step: Step::Look }
+        Self {
+            service,
+            mailbox,
+            view,
+            wakes,
+            cursor: OrderKey::START,
+            page: VecDeque::new(),
+            step: Step::Look,
+        }
     }
 
     /// The next blob; pending until there is one.
@@ -80,7 +88,12 @@ impl Feed {
     }
 
     fn read(&self) -> Reading {
-        let (service, mailbox, view, after) = (Arc::clone(&self.service), self.mailbox, self.view, self.cursor);
+        let (service, mailbox, view, after) = (
+            Arc::clone(&self.service),
+            self.mailbox,
+            self.view,
+            self.cursor,
+        );
         Box::pin(async move { service.page(mailbox, view, after).await })
     }
 

@@ -29,7 +29,11 @@ impl Keepalive {
     /// is silent for `idle` is given up; zero for never.
     pub fn new(interval: Duration, idle: Duration, jitter: f64, now: Instant) -> Self {
         let interval = interval.mul_f64(0.9 + 0.2 * jitter.clamp(0.0, 1.0));
-        Self { interval, idle, next_ping: now + interval }
+        Self {
+            interval,
+            idle,
+            next_ping: now + interval,
+        }
     }
 
     /// What is due at `now` for a client that was last heard at `heard`.
@@ -64,9 +68,16 @@ mod tests {
         assert_eq!(keepalive.due(start, start), Due::At(start + PING));
         assert_eq!(keepalive.due(start + PING, start), Due::Ping);
         keepalive.pinged(start + PING);
-        assert_eq!(keepalive.due(start + PING, start), Due::At(start + 2 * PING));
+        assert_eq!(
+            keepalive.due(start + PING, start),
+            Due::At(start + 2 * PING)
+        );
         assert_eq!(keepalive.due(start + IDLE, start), Due::Silent);
-        assert_eq!(keepalive.due(start + IDLE, start + PING), Due::Ping, "it was heard in between");
+        assert_eq!(
+            keepalive.due(start + IDLE, start + PING),
+            Due::Ping,
+            "it was heard in between"
+        );
     }
 
     #[test]
@@ -81,7 +92,10 @@ mod tests {
         let start = Instant::now();
         for (jitter, secs) in [(0.0, 27), (1.0, 33), (7.0, 33)] {
             let keepalive = Keepalive::new(PING, IDLE, jitter, start);
-            assert_eq!(keepalive.due(start, start), Due::At(start + Duration::from_secs(secs)));
+            assert_eq!(
+                keepalive.due(start, start),
+                Due::At(start + Duration::from_secs(secs))
+            );
         }
     }
 }

@@ -110,7 +110,11 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
     let label = SessionLabel::random();
     parts.metrics.connections_total.increment(1);
     parts.metrics.connections_active.increment(1.0);
-    let Connection { socket, address, permit } = connection;
+    let Connection {
+        socket,
+        address,
+        permit,
+    } = connection;
     let ended = async {
         let ended = serve(socket, address, &parts).await;
         tracing::debug!(?ended, "session ended");
@@ -118,7 +122,10 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
     }
     .instrument(tracing::info_span!("session", %label))
     .await;
-    if !matches!(ended, Ended::ByClient | Ended::Stopped | Ended::ByRelay(Close::Drain)) {
+    if !matches!(
+        ended,
+        Ended::ByClient | Ended::Stopped | Ended::ByRelay(Close::Drain)
+    ) {
         parts.metrics.connection_errors_total.increment(1);
     }
     parts.metrics.connections_active.decrement(1.0);
@@ -161,12 +168,34 @@ async fn converse(
     let shared = Shared::new(state);
     shared.outbox.push(Owed::Answer(Outgoing::Welcome));
 
-    let feed = Feed::new(Arc::clone(&parts.service), opened.subscription.mailbox, View::V1, wakes);
+    let feed = Feed::new(
+        Arc::clone(&parts.service),
+        opened.subscription.mailbox,
+        View::V1,
+        wakes,
+    );
     let settings = &parts.settings;
-    let keepalive = Keepalive::new(settings.keepalive, settings.idle_timeout, rand::random(), Instant::now());
-    let mut reader = Reader { stream, parts, shared: &shared, opened: &opened };
-    let mut writer =
-        Writer { sink, parts, shared: &shared, opened: &opened, feed, keepalive, unflushed: 0 };
+    let keepalive = Keepalive::new(
+        settings.keepalive,
+        settings.idle_timeout,
+        rand::random(),
+        Instant::now(),
+    );
+    let mut reader = Reader {
+        stream,
+        parts,
+        shared: &shared,
+        opened: &opened,
+    };
+    let mut writer = Writer {
+        sink,
+        parts,
+        shared: &shared,
+        opened: &opened,
+        feed,
+        keepalive,
+        unflushed: 0,
+    };
     tokio::select! {
         ended = reader.run() => ended,
         ended = writer.run() => ended,
@@ -194,7 +223,9 @@ async fn first_frame(
     };
     let step = match received {
         Received::Over(ended) => return Err(ended),
-        Received::Frame(frame) if is_noise(&frame) => return Err(Ended::ByRelay(Close::NotOffered)),
+        Received::Frame(frame) if is_noise(&frame) => {
+            return Err(Ended::ByRelay(Close::NotOffered));
+        }
         Received::Frame(frame) => {
             parts.metrics.messages_received_total.increment(1);
             if frame.len() > parts.settings.message_bytes_max {
@@ -203,12 +234,16 @@ async fn first_frame(
                 state.on_frame(v1::decode(&frame))
             }
         }
-        Received::Text | Received::Sign => state.on_frame(Incoming::Garbage { why: "a text message" }),
+        Received::Text | Received::Sign => state.on_frame(Incoming::Garbage {
+            why: "a text message",
+        }),
     };
     match step {
         Step::Greet(handshake) => Ok(handshake),
         Step::Close(_, close) => Err(Ended::ByRelay(close)),
-        _ => Err(Ended::ByRelay(Close::Protocol("the first frame must be a Handshake"))),
+        _ => Err(Ended::ByRelay(Close::Protocol(
+            "the first frame must be a Handshake",
+        ))),
     }
 }
 
@@ -218,7 +253,12 @@ fn is_noise(frame: &[u8]) -> bool {
 }
 
 /// Checks the proof and joins the mailbox.
-fn open(handshake: &Handshake, address: IpAddr, wakes: Arc<Wakes>, parts: &Parts) -> Result<Opened, Close> {
+fn open(
+    handshake: &Handshake,
+    address: IpAddr,
+    wakes: Arc<Wakes>,
+    parts: &Parts,
+) -> Result<Opened, Close> {
     if let Err(error) = auth::verify_v1_handshake(handshake, parts.clock.now()) {
         tracing::debug!(%error, "handshake refused");
         return Err(Close::NotProven);
@@ -227,14 +267,23 @@ fn open(handshake: &Handshake, address: IpAddr, wakes: Arc<Wakes>, parts: &Parts
     Ok(Opened {
         client_id: handshake.client_id,
         mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
-        subscription: parts.service.subscribe(&mailbox, address, ConnectionId::next(), wakes),
+        subscription: parts
+            .service
+            .subscribe(&mailbox, address, ConnectionId::next(), wakes),
     })
 }
 
 /// Sends the close frame, if it is ours to send, and lets the client read it.
-async fn say_goodbye(mut sink: SplitSink<Socket, Message>, stream: SplitStream<Socket>, ended: Ended) {
+async fn say_goodbye(
+    mut sink: SplitSink<Socket, Message>,
+    stream: SplitStream<Socket>,
+    ended: Ended,
+) {
     let frame = match ended {
-        Ended::ByRelay(close) => Some(CloseFrame { code: close.code().into(), reason: close.reason().into() }),
+        Ended::ByRelay(close) => Some(CloseFrame {
+            code: close.code().into(),
+            reason: close.reason().into(),
+        }),
         Ended::ByClient => None,
         Ended::Lost | Ended::Stopped => return,
     };

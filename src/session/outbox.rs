@@ -111,7 +111,11 @@ impl Outbox {
     pub async fn room(&self) {
         poll_fn(|context| {
             self.reader.register(context.waker());
-            if self.lane().is_full() { Poll::Pending } else { Poll::Ready(()) }
+            if self.lane().is_full() {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
         })
         .await;
     }
@@ -128,18 +132,26 @@ impl Outbox {
             },
             Some(_) => None,
         };
-        let Some(first) = lane.owed.pop_front() else { return Poll::Pending };
+        let Some(first) = lane.owed.pop_front() else {
+            return Poll::Pending;
+        };
         lane.bytes -= cost(&first);
         drop(lane);
         self.reader.wake();
         Poll::Ready(match (first, outcome) {
-            (Owed::Commit { tag, read_at, .. }, Some(outcome)) => Ready::Outcome { tag, outcome, read_at },
+            (Owed::Commit { tag, read_at, .. }, Some(outcome)) => Ready::Outcome {
+                tag,
+                outcome,
+                read_at,
+            },
             (Owed::Close(close), _) => Ready::Close(close),
             (Owed::Answer(answer), _) => Ready::Answer(answer),
             // A commit is taken only with its outcome; said as a refusal rather than a panic.
-            (Owed::Commit { tag, read_at, .. }, None) => {
-                Ready::Outcome { tag, outcome: Err(Refusal::Unavailable), read_at }
-            }
+            (Owed::Commit { tag, read_at, .. }, None) => Ready::Outcome {
+                tag,
+                outcome: Err(Refusal::Unavailable),
+                read_at,
+            },
         })
     }
 
@@ -151,7 +163,9 @@ impl Outbox {
 fn cost(owed: &Owed) -> usize {
     let name = match owed {
         Owed::Commit { tag, .. }
-        | Owed::Answer(Outgoing::Stored { tag } | Outgoing::Refused { tag: Some(tag), .. }) => tag.0.len(),
+        | Owed::Answer(Outgoing::Stored { tag } | Outgoing::Refused { tag: Some(tag), .. }) => {
+            tag.0.len()
+        }
         Owed::Answer(_) | Owed::Close(_) => 0,
     };
     ANSWER_BYTES + name
@@ -163,7 +177,9 @@ mod tests {
     use std::task::Waker;
 
     fn answer(name: &str) -> Owed {
-        Owed::Answer(Outgoing::Stored { tag: Tag(name.into()) })
+        Owed::Answer(Outgoing::Stored {
+            tag: Tag(name.into()),
+        })
     }
 
     fn take(outbox: &Outbox) -> Option<Ready> {
@@ -180,7 +196,9 @@ mod tests {
         outbox.push(answer("second"));
         outbox.push(Owed::Close(Close::Drain));
         for name in ["first", "second"] {
-            let Some(Ready::Answer(Outgoing::Stored { tag })) = take(&outbox) else { panic!("{name}") };
+            let Some(Ready::Answer(Outgoing::Stored { tag })) = take(&outbox) else {
+                panic!("{name}")
+            };
             assert_eq!(&*tag.0, name);
         }
         assert!(matches!(take(&outbox), Some(Ready::Close(Close::Drain))));

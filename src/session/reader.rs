@@ -57,9 +57,13 @@ fn ended_by(error: &WsError) -> Ended {
         WsError::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
             Ended::ByRelay(Close::Slow("a message was not complete in time"))
         }
-        WsError::Protocol(tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)
+        WsError::Protocol(
+            tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        )
         | WsError::Io(_) => Ended::Lost,
-        _ => Ended::ByRelay(Close::Protocol("the WebSocket frames are not as RFC 6455 has them")),
+        _ => Ended::ByRelay(Close::Protocol(
+            "the WebSocket frames are not as RFC 6455 has them",
+        )),
     }
 }
 
@@ -84,7 +88,9 @@ impl Reader<'_> {
                 Received::Frame(frame) => self.judge(&frame),
                 Received::Text => {
                     let why = "this is a text message; protocol v1 speaks in binary ones";
-                    self.shared.state().on_frame(crate::protocol::message::Incoming::Garbage { why })
+                    self.shared
+                        .state()
+                        .on_frame(crate::protocol::message::Incoming::Garbage { why })
                 }
             };
             self.carry_out(step, Instant::now()).await;
@@ -95,7 +101,10 @@ impl Reader<'_> {
         self.parts.metrics.messages_received_total.increment(1);
         let bytes_max = self.parts.settings.message_bytes_max;
         if frame.len() > bytes_max {
-            return self.shared.state().on_oversize(v1::tag_of(frame), bytes_max);
+            return self
+                .shared
+                .state()
+                .on_oversize(v1::tag_of(frame), bytes_max);
         }
         let incoming = v1::decode(frame);
         self.shared.state().on_frame(incoming)
@@ -104,7 +113,11 @@ impl Reader<'_> {
     async fn carry_out(&self, step: Step, read_at: Instant) {
         match step {
             Step::Submit(tag, submit) => match self.submit(&tag, submit).await {
-                Ok(submitted) => self.shared.outbox.push(Owed::Commit { tag, submitted, read_at }),
+                Ok(submitted) => self.shared.outbox.push(Owed::Commit {
+                    tag,
+                    submitted,
+                    read_at,
+                }),
                 Err(refusal) => self.refuse(Some(tag), refusal),
             },
             Step::Acknowledge { tag, id, charged } => {
@@ -134,12 +147,28 @@ impl Reader<'_> {
         }
     }
 
-    async fn submit(&self, tag: &Tag, submit: Submit) -> Result<crate::service::submit::Submitted, Refusal> {
+    async fn submit(
+        &self,
+        tag: &Tag,
+        submit: Submit,
+    ) -> Result<crate::service::submit::Submitted, Refusal> {
         self.charge()?;
         let service = &self.parts.service;
-        let id = service.v1_blob_id(&tag.0, &self.opened.client_id, &submit.recipient, &submit.body);
+        let id = service.v1_blob_id(
+            &tag.0,
+            &self.opened.client_id,
+            &submit.recipient,
+            &submit.body,
+        );
         let Submit { recipient, body } = submit;
-        service.submit(Submission { recipient, id, class: Class::SeenByV1, body }).await
+        service
+            .submit(Submission {
+                recipient,
+                id,
+                class: Class::SeenByV1,
+                body,
+            })
+            .await
     }
 
     async fn acknowledge(&self, id: crate::ids::BlobId, charged: bool) -> Result<(), Refusal> {
@@ -148,7 +177,12 @@ impl Reader<'_> {
         }
         // v1 acknowledgements are not answered: the deletion goes on without anybody waiting, and
         // should it fail, the blob comes again.
-        drop(self.parts.service.acknowledge(self.opened.subscription.mailbox, vec![id]).await?);
+        drop(
+            self.parts
+                .service
+                .acknowledge(self.opened.subscription.mailbox, vec![id])
+                .await?,
+        );
         Ok(())
     }
 
@@ -158,11 +192,18 @@ impl Reader<'_> {
 
     fn refuse(&self, tag: Option<Tag>, refusal: Refusal) {
         self.parts.service.count_refusal(&refusal);
-        self.shared.outbox.push(Owed::Answer(Outgoing::Refused { tag, refused: worded(&refusal) }));
+        self.shared.outbox.push(Owed::Answer(Outgoing::Refused {
+            tag,
+            refused: worded(&refusal),
+        }));
     }
 }
 
 /// A refusal in the words of the wire.
 pub(super) fn worded(refusal: &Refusal) -> Refused {
-    Refused { code: refusal.code(), message: refusal.message(), retry_after: refusal.retry_after() }
+    Refused {
+        code: refusal.code(),
+        message: refusal.message(),
+        retry_after: refusal.retry_after(),
+    }
 }

@@ -60,7 +60,11 @@ pub struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { phase: Phase::Greeting, garbage: 0, in_flight: InFlight::default() }
+        Self {
+            phase: Phase::Greeting,
+            garbage: 0,
+            in_flight: InFlight::default(),
+        }
     }
 }
 
@@ -125,21 +129,38 @@ impl State {
 
     fn on_first_frame(&mut self, incoming: Incoming) -> Step {
         match incoming {
-            Incoming::Request { request: Request::Handshake(handshake), .. } => Step::Greet(handshake),
-            _ => self.close(None, Close::Protocol("the first frame must be a Handshake with a client_id of 64 hex digits")),
+            Incoming::Request {
+                request: Request::Handshake(handshake),
+                ..
+            } => Step::Greet(handshake),
+            _ => self.close(
+                None,
+                Close::Protocol(
+                    "the first frame must be a Handshake with a client_id of 64 hex digits",
+                ),
+            ),
         }
     }
 
     fn on_later_frame(&mut self, incoming: Incoming) -> Step {
         match incoming {
-            Incoming::Request { tag, request: Request::Submit(submit) } => Step::Submit(tag, submit),
-            Incoming::Request { tag, request: Request::Acknowledge(Some(id)) } => {
+            Incoming::Request {
+                tag,
+                request: Request::Submit(submit),
+            } => Step::Submit(tag, submit),
+            Incoming::Request {
+                tag,
+                request: Request::Acknowledge(Some(id)),
+            } => {
                 let charged = !self.in_flight.acknowledged(&id);
                 Step::Acknowledge { tag, id, charged }
             }
             // No blob has an id of another shape, and a second handshake is ignored as by the
             // relays that v1 clients know.
-            Incoming::Request { request: Request::Acknowledge(None) | Request::Handshake(_), .. }
+            Incoming::Request {
+                request: Request::Acknowledge(None) | Request::Handshake(_),
+                ..
+            }
             | Incoming::Ignored => Step::Ignore,
             Incoming::Invalid { tag, why } => Step::Refuse(Some(tag), Refusal::Invalid(why)),
             Incoming::Garbage { why } => self.on_garbage(Refusal::Invalid(why)),
@@ -151,7 +172,10 @@ impl State {
         if self.garbage < GARBAGE_MAX {
             return Step::Refuse(None, refusal);
         }
-        self.close(Some(refusal), Close::Protocol("ten frames could not be read"))
+        self.close(
+            Some(refusal),
+            Close::Protocol("ten frames could not be read"),
+        )
     }
 
     fn close(&mut self, refusal: Option<Refusal>, close: Close) -> Step {
@@ -179,7 +203,10 @@ mod tests {
     }
 
     fn request(request: Request) -> Incoming {
-        Incoming::Request { tag: tag(), request }
+        Incoming::Request {
+            tag: tag(),
+            request,
+        }
     }
 
     fn tag() -> Tag {
@@ -187,12 +214,18 @@ mod tests {
     }
 
     fn submit() -> Submit {
-        Submit { recipient: MailboxId::from_bytes([2; 32]), body: Bytes::from_static(b"blob") }
+        Submit {
+            recipient: MailboxId::from_bytes([2; 32]),
+            body: Bytes::from_static(b"blob"),
+        }
     }
 
     fn open() -> State {
         let mut state = State::default();
-        assert!(matches!(state.on_frame(request(Request::Handshake(handshake()))), Step::Greet(_)));
+        assert!(matches!(
+            state.on_frame(request(Request::Handshake(handshake()))),
+            Step::Greet(_)
+        ));
         state.opened();
         state
     }
@@ -203,10 +236,16 @@ mod tests {
             request(Request::Submit(submit())),
             Incoming::Ignored,
             Incoming::Garbage { why: "no JSON" },
-            Incoming::Invalid { tag: tag(), why: "client_id" },
+            Incoming::Invalid {
+                tag: tag(),
+                why: "client_id",
+            },
         ] {
             let mut state = State::default();
-            assert!(matches!(state.on_frame(first), Step::Close(None, Close::Protocol(_))));
+            assert!(matches!(
+                state.on_frame(first),
+                Step::Close(None, Close::Protocol(_))
+            ));
             assert_eq!(state.phase(), Phase::Closed);
         }
     }
@@ -214,7 +253,10 @@ mod tests {
     #[test]
     fn a_second_handshake_and_unknown_types_are_ignored() {
         let mut state = open();
-        assert_eq!(state.on_frame(request(Request::Handshake(handshake()))), Step::Ignore);
+        assert_eq!(
+            state.on_frame(request(Request::Handshake(handshake()))),
+            Step::Ignore
+        );
         assert_eq!(state.on_frame(Incoming::Ignored), Step::Ignore);
         assert_eq!(state.phase(), Phase::Open);
     }
@@ -225,8 +267,22 @@ mod tests {
         let id = BlobId::from_bytes([9; 16]);
         state.delivered(id);
         let acknowledge = || request(Request::Acknowledge(Some(id)));
-        assert_eq!(state.on_frame(acknowledge()), Step::Acknowledge { tag: tag(), id, charged: false });
-        assert_eq!(state.on_frame(acknowledge()), Step::Acknowledge { tag: tag(), id, charged: true });
+        assert_eq!(
+            state.on_frame(acknowledge()),
+            Step::Acknowledge {
+                tag: tag(),
+                id,
+                charged: false
+            }
+        );
+        assert_eq!(
+            state.on_frame(acknowledge()),
+            Step::Acknowledge {
+                tag: tag(),
+                id,
+                charged: true
+            }
+        );
     }
 
     #[test]
@@ -237,18 +293,33 @@ mod tests {
             assert_eq!(step, Step::Refuse(None, Refusal::Invalid("no JSON")));
         }
         let last = state.on_oversize(None, 100);
-        assert!(matches!(last, Step::Close(Some(Refusal::TooLarge { bytes_max: 100 }), Close::Protocol(_))));
+        assert!(matches!(
+            last,
+            Step::Close(
+                Some(Refusal::TooLarge { bytes_max: 100 }),
+                Close::Protocol(_)
+            )
+        ));
     }
 
     #[test]
     fn frames_that_can_be_named_are_refused_without_end() {
         let mut state = open();
         for _ in 0..100 {
-            let invalid = Incoming::Invalid { tag: tag(), why: "recipient_id" };
-            assert_eq!(state.on_frame(invalid), Step::Refuse(Some(tag()), Refusal::Invalid("recipient_id")));
+            let invalid = Incoming::Invalid {
+                tag: tag(),
+                why: "recipient_id",
+            };
+            assert_eq!(
+                state.on_frame(invalid),
+                Step::Refuse(Some(tag()), Refusal::Invalid("recipient_id"))
+            );
         }
         let oversize = state.on_oversize(Some(tag()), 100);
-        assert_eq!(oversize, Step::Refuse(Some(tag()), Refusal::TooLarge { bytes_max: 100 }));
+        assert_eq!(
+            oversize,
+            Step::Refuse(Some(tag()), Refusal::TooLarge { bytes_max: 100 })
+        );
     }
 
     #[test]
@@ -259,7 +330,10 @@ mod tests {
         assert!(!state.is_drained(0), "it is not draining");
         state.drain();
         assert!(!state.may_deliver());
-        assert!(matches!(state.on_frame(request(Request::Submit(submit()))), Step::Submit(..)));
+        assert!(matches!(
+            state.on_frame(request(Request::Submit(submit()))),
+            Step::Submit(..)
+        ));
         assert!(!state.is_drained(1) && !state.is_drained(0));
         state.on_frame(request(Request::Acknowledge(Some(id))));
         assert!(!state.is_drained(1), "an answer is owed");

@@ -36,7 +36,11 @@ impl InFlight {
     /// The client has it. Returns whether it was in flight here.
     pub fn acknowledged(&mut self, id: &BlobId) -> bool {
         let was_in_flight = self.ids.remove(id);
-        while self.order.front().is_some_and(|oldest| !self.ids.contains(oldest)) {
+        while self
+            .order
+            .front()
+            .is_some_and(|oldest| !self.ids.contains(oldest))
+        {
             self.order.pop_front();
         }
         was_in_flight
@@ -75,7 +79,10 @@ mod tests {
         for number in 0..3 * IN_FLIGHT_MAX as u32 {
             flight.delivered(id(number));
         }
-        assert_eq!((flight.ids.len(), flight.order.len()), (IN_FLIGHT_MAX, IN_FLIGHT_MAX));
+        assert_eq!(
+            (flight.ids.len(), flight.order.len()),
+            (IN_FLIGHT_MAX, IN_FLIGHT_MAX)
+        );
         assert!(!flight.acknowledged(&id(0)));
         assert!(flight.acknowledged(&id(3 * IN_FLIGHT_MAX as u32 - 1)));
     }

@@ -55,13 +55,23 @@ impl Writer<'_> {
             let next = self.next().await;
             let written = match next {
                 Next::Answer(Ready::Answer(answer)) => self.write(&answer).await,
-                Next::Answer(Ready::Outcome { tag, outcome, read_at }) => {
-                    self.parts.metrics.message_duration_seconds.record(read_at.elapsed());
+                Next::Answer(Ready::Outcome {
+                    tag,
+                    outcome,
+                    read_at,
+                }) => {
+                    self.parts
+                        .metrics
+                        .message_duration_seconds
+                        .record(read_at.elapsed());
                     self.write(&match outcome {
                         Ok(_) => Outgoing::Stored { tag },
                         Err(refusal) => {
                             self.parts.service.count_refusal(&refusal);
-                            Outgoing::Refused { tag: Some(tag), refused: worded(&refusal) }
+                            Outgoing::Refused {
+                                tag: Some(tag),
+                                refused: worded(&refusal),
+                            }
                         }
                     })
                     .await
@@ -72,7 +82,9 @@ impl Writer<'_> {
                     self.keepalive.pinged(Instant::now());
                     self.send(Message::Ping(bytes::Bytes::new()), 0).await
                 }
-                Next::Answer(Ready::Close(close)) | Next::Close(close) => Err(Ended::ByRelay(close)),
+                Next::Answer(Ready::Close(close)) | Next::Close(close) => {
+                    Err(Ended::ByRelay(close))
+                }
             };
             if let Err(ended) = written {
                 self.shared.state().closing();
@@ -88,7 +100,9 @@ impl Writer<'_> {
                 return Next::Close(Close::Drain);
             }
             // Most often something is there, and then no timer is touched.
-            if let Poll::Ready(next) = poll_fn(|context| Poll::Ready(self.poll_ready(context))).await {
+            if let Poll::Ready(next) =
+                poll_fn(|context| Poll::Ready(self.poll_ready(context))).await
+            {
                 return next;
             }
             let until = match self.keepalive.due(Instant::now(), self.shared.last_heard()) {
@@ -116,14 +130,23 @@ impl Writer<'_> {
         {
             return Poll::Ready(Next::Delivery(blob));
         }
-        if self.unflushed > 0 { Poll::Ready(Next::Flush) } else { Poll::Pending }
+        if self.unflushed > 0 {
+            Poll::Ready(Next::Flush)
+        } else {
+            Poll::Pending
+        }
     }
 
     async fn deliver(&mut self, blob: StoredBlob) -> Result<(), Ended> {
         // Noted before it is written: the acknowledgement may be read before this returns.
         self.shared.state().delivered(blob.id);
         let mailbox_as_spelt = Arc::clone(&self.opened.mailbox_as_spelt);
-        self.write(&Outgoing::Delivery(Delivery { id: blob.id, mailbox_as_spelt, body: blob.body })).await?;
+        self.write(&Outgoing::Delivery(Delivery {
+            id: blob.id,
+            mailbox_as_spelt,
+            body: blob.body,
+        }))
+        .await?;
         self.parts.metrics.blobs_delivered_total.increment(1);
         Ok(())
     }
@@ -154,10 +177,15 @@ impl Writer<'_> {
     }
 }
 
-async fn within<E>(deadline: Duration, writing: impl Future<Output = Result<(), E>>) -> Result<(), Ended> {
+async fn within<E>(
+    deadline: Duration,
+    writing: impl Future<Output = Result<(), E>>,
+) -> Result<(), Ended> {
     match tokio::time::timeout(deadline, writing).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Ended::Lost),
-        Err(_) => Err(Ended::ByRelay(Close::Slow("the client does not take what is sent"))),
+        Err(_) => Err(Ended::ByRelay(Close::Slow(
+            "the client does not take what is sent",
+        ))),
     }
 }

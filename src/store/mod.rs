@@ -7,7 +7,9 @@
 
 pub mod memory;
 pub mod model;
+pub mod observed;
 pub mod quota;
+pub mod sqlite;
 
 use std::future::Future;
 use std::pin::Pin;

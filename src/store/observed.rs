@@ -46,7 +46,12 @@ impl Store for Observed {
         self.counted(self.inner.acknowledge(mailbox, ids, now).await)
     }
 
-    async fn purge(&self, mailbox: MailboxHash, view: View, now: Timestamp) -> Result<Removed, StoreError> {
+    async fn purge(
+        &self,
+        mailbox: MailboxHash,
+        view: View,
+        now: Timestamp,
+    ) -> Result<Removed, StoreError> {
         self.counted(self.inner.purge(mailbox, view, now).await)
     }
 

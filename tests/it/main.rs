@@ -8,3 +8,5 @@
 
 mod architecture;
 mod settings;
+mod harness;
+mod submit_and_deliver;
