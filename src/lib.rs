@@ -6,6 +6,7 @@ pub mod protocol;
 pub mod store;
 
 // Beside the way.
+pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;
