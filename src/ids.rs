@@ -23,6 +23,11 @@ impl MailboxId {
         Self(bytes)
     }
 
+    /// A mailbox that nobody knows yet.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+
     /// Parses 64 hexadecimal digits of either case.
     pub fn parse(text: &str) -> Result<Self, InvalidId> {
         parse_hex(text).map(Self)

@@ -1,3 +1,21 @@
 //! What travels: values and bytes. No socket, no clock, no rule.
+//!
+//! The exchange, in v1: the client's first frame is a handshake; the relay answers with a welcome and
+//! sends what waits in the mailbox, then what comes. The client submits blobs, each answered `Stored`
+//! or refused, and acknowledges deliveries, which is not answered. It ends with a close frame.
+//!
+//! - [`message`]: the values, the same for every version
+//! - [`v1`]: Vauchi's length-prefixed JSON, the relay's side; [`v1_client`]: the client's side
+//! - `v1_frame`: what both share; `json`, `int_array`: how frames are read and written without a
+//!   general parser
+//! - [`proof`]: the exact bytes that are signed
+//! - [`close`]: how a connection ends
 
+pub mod close;
+mod int_array;
+mod json;
 pub mod message;
+pub mod proof;
+pub mod v1;
+pub mod v1_client;
+mod v1_frame;

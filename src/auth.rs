@@ -1,0 +1,235 @@
+//! Is this proof good? Remembers nothing: whether a nonce was seen before is somebody else's question.
+
+use std::time::Duration;
+
+use ed25519_dalek::{Signature, VerifyingKey};
+
+use crate::clock::Timestamp;
+use crate::protocol::message::{Handshake, HandshakeProof};
+use crate::protocol::proof;
+
+/// How far a client's clock may be from ours, to either side.
+pub const SKEW_MAX: Duration = Duration::from_secs(60);
+
+/// What is known of the client after its handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    /// It said who it is and proved nothing.
+    Unproven,
+    /// It holds the key that `client_id` names.
+    Proven,
+}
+
+/// Why a proof is not good. For our logs and tests; a client gets one text for all of them, so that
+/// it can not feel its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// Some of the four fields are missing or have the wrong shape.
+    #[error("the signature is incomplete")]
+    Partial,
+    /// The client's clock is too far from ours, or the handshake was recorded some time ago.
+    #[error("the handshake's time is more than {} s from ours", SKEW_MAX.as_secs())]
+    Skewed,
+    /// The signing key is not the one that `client_id` names.
+    #[error("the key is not the client's id")]
+    ForeignKey,
+    /// The key is no point of the curve, or one that lets anybody sign.
+    #[error("the key is unusable")]
+    BadKey,
+    /// The signature does not fit the key and the signed bytes.
+    #[error("the signature is wrong")]
+    BadSignature,
+}
+
+/// Checks who a client says it is.
+pub fn verify_v1_handshake(handshake: &Handshake, now: Timestamp) -> Result<Verified, AuthError> {
+    let (public_key, nonce, timestamp_secs, signature) = match &handshake.proof {
+        HandshakeProof::Unsigned => return Ok(Verified::Unproven),
+        HandshakeProof::Partial => return Err(AuthError::Partial),
+        HandshakeProof::Signed {
+            public_key,
+            nonce,
+            timestamp_secs,
+            signature,
+        } => (public_key, nonce, *timestamp_secs, signature),
+    };
+    if now.secs().abs_diff(timestamp_secs) > SKEW_MAX.as_secs() {
+        return Err(AuthError::Skewed);
+    }
+    if public_key != handshake.client_id.as_bytes() {
+        return Err(AuthError::ForeignKey);
+    }
+    let key = VerifyingKey::from_bytes(public_key).map_err(|_| AuthError::BadKey)?;
+    // `verify_strict` refuses weak keys as well, but does not say that it was the key.
+    if key.is_weak() {
+        return Err(AuthError::BadKey);
+    }
+    let signed = proof::v1_handshake(nonce, timestamp_secs);
+    key.verify_strict(&signed, &Signature::from_bytes(signature))
+        .map_err(|_| AuthError::BadSignature)?;
+    Ok(Verified::Proven)
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::{Signer, SigningKey};
+
+    use super::*;
+    use crate::ids::MailboxId;
+
+    const NOW_SECS: u64 = 1_795_220_095;
+
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[5; 32])
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_millis(NOW_SECS * 1000 + 999)
+    }
+
+    fn handshake(client_id: [u8; 32], proof: HandshakeProof) -> Handshake {
+        Handshake {
+            client_id: MailboxId::from_bytes(client_id),
+            device_id: None,
+            routing_token: None,
+            mailbox_as_spelt: "".into(),
+            suppress_presence: false,
+            proof,
+        }
+    }
+
+    fn signed_at(timestamp_secs: u64) -> Handshake {
+        let nonce = [9; 32];
+        let signature = key().sign(&proof::v1_handshake(&nonce, timestamp_secs));
+        let public_key = key().verifying_key().to_bytes();
+        let proof = HandshakeProof::Signed {
+            public_key,
+            nonce,
+            timestamp_secs,
+            signature: signature.to_bytes(),
+        };
+        handshake(public_key, proof)
+    }
+
+    #[test]
+    fn a_good_signature_proves_and_none_proves_nothing() {
+        assert_eq!(
+            verify_v1_handshake(&signed_at(NOW_SECS), now()),
+            Ok(Verified::Proven)
+        );
+        assert_eq!(
+            verify_v1_handshake(&handshake([1; 32], HandshakeProof::Unsigned), now()),
+            Ok(Verified::Unproven)
+        );
+    }
+
+    #[test]
+    fn half_a_signature_is_not_taken_as_none() {
+        assert_eq!(
+            verify_v1_handshake(&handshake([1; 32], HandshakeProof::Partial), now()),
+            Err(AuthError::Partial)
+        );
+    }
+
+    #[test]
+    fn clocks_may_differ_by_sixty_seconds() {
+        for secs in [NOW_SECS - 60, NOW_SECS + 60] {
+            assert_eq!(
+                verify_v1_handshake(&signed_at(secs), now()),
+                Ok(Verified::Proven)
+            );
+        }
+        for secs in [NOW_SECS - 61, NOW_SECS + 61, 0, u64::MAX] {
+            assert_eq!(
+                verify_v1_handshake(&signed_at(secs), now()),
+                Err(AuthError::Skewed)
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_opens_only_its_own_id() {
+        let mut foreign = signed_at(NOW_SECS);
+        foreign.client_id = MailboxId::from_bytes([1; 32]);
+        assert_eq!(
+            verify_v1_handshake(&foreign, now()),
+            Err(AuthError::ForeignKey)
+        );
+    }
+
+    #[test]
+    fn every_signed_byte_counts() {
+        for broken in ["nonce", "time", "signature"] {
+            let mut handshake = signed_at(NOW_SECS);
+            if let HandshakeProof::Signed {
+                nonce,
+                timestamp_secs,
+                signature,
+                ..
+            } = &mut handshake.proof
+            {
+                match broken {
+                    "nonce" => nonce[31] ^= 1,
+                    "time" => *timestamp_secs += 1,
+                    _ => signature[0] ^= 1,
+                }
+            }
+            assert_eq!(
+                verify_v1_handshake(&handshake, now()),
+                Err(AuthError::BadSignature),
+                "{broken}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_for_which_anybody_can_sign_is_refused() {
+        // The neutral element, and a point of order two; with such a key R = identity, S = 0 fits
+        // every text.
+        let mut neutral = [0; 32];
+        neutral[0] = 1;
+        let mut order_two = [0xff; 32];
+        (order_two[0], order_two[31]) = (0xec, 0x7f);
+        for weak in [neutral, order_two, [0; 32]] {
+            let mut signature = [0; 64];
+            signature[0] = 1;
+            let proof = HandshakeProof::Signed {
+                public_key: weak,
+                nonce: [0; 32],
+                timestamp_secs: NOW_SECS,
+                signature,
+            };
+            assert_eq!(
+                verify_v1_handshake(&handshake(weak, proof), now()),
+                Err(AuthError::BadKey)
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_off_the_curve_is_refused() {
+        let off = (0..=255)
+            .map(|byte| [byte; 32])
+            .find(|bytes| VerifyingKey::from_bytes(bytes).is_err())
+            .unwrap();
+        let HandshakeProof::Signed {
+            nonce,
+            timestamp_secs,
+            signature,
+            ..
+        } = signed_at(NOW_SECS).proof
+        else {
+            panic!()
+        };
+        let proof = HandshakeProof::Signed {
+            public_key: off,
+            nonce,
+            timestamp_secs,
+            signature,
+        };
+        assert_eq!(
+            verify_v1_handshake(&handshake(off, proof), now()),
+            Err(AuthError::BadKey)
+        );
+    }
+}
