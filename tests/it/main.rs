@@ -1,4 +1,4 @@
-//! Behaviour of the relay, by topic.
+//! Behaviour of the relay, by topic: one binary, which links once and shares its harness.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,7 +6,11 @@
     reason = "a test that fails may panic; clippy.toml covers only functions marked as tests"
 )]
 
-mod architecture;
-mod settings;
 mod harness;
+
+mod architecture;
+mod faulty;
+mod settings;
+mod store_contract;
+mod store_model;
 mod submit_and_deliver;
