@@ -10,7 +10,7 @@ use crate::server::{self, Ending, Running};
 use crate::telemetry;
 
 /// Reads the settings, serves, drains.
-pub fn run() -> u8 {
+pub(super) fn run() -> u8 {
     let Loaded { config, warnings } = match Config::from_env() {
         Ok(loaded) => loaded,
         Err(faults) => {

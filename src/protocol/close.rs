@@ -43,7 +43,9 @@ impl Close {
             Self::Drain => "the relay is going away; reconnect in a moment",
             Self::TooLarge => "the message is too large (over twice RELAY_MAX_MESSAGE_SIZE)",
             Self::Slow(why) | Self::Protocol(why) => why,
-            Self::NotProven => "the handshake does not prove that this client_id is yours; check the key and the clock",
+            Self::NotProven => {
+                "the handshake does not prove that this client_id is yours; check the key and the clock"
+            }
             Self::NotOffered => "Noise is not offered here; speak plain protocol v1 through TLS",
             Self::FirstFrameLate => "the first frame did not come in time",
             Self::Silent => "nothing was heard for too long",

@@ -4,6 +4,7 @@
 //! a clock or a rule.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -68,7 +69,7 @@ pub struct Handshake {
     /// When present, the mailbox to open instead of `client_id`.
     pub routing_token: Option<MailboxId>,
     /// The opened mailbox as the client spelt it; deliveries repeat this spelling.
-    pub mailbox_as_spelt: Box<str>,
+    pub mailbox_as_spelt: Arc<str>,
     /// Senders get no notice because of this connection.
     pub suppress_presence: bool,
     /// Whether and how the client proves that `client_id` is its own.
@@ -155,7 +156,7 @@ pub struct Delivery {
     /// Its id; acknowledging it deletes the blob.
     pub id: BlobId,
     /// The mailbox as the recipient spelt it.
-    pub mailbox_as_spelt: Box<str>,
+    pub mailbox_as_spelt: Arc<str>,
     /// The blob.
     pub body: Bytes,
 }

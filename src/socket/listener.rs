@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -36,7 +39,8 @@ pub struct Listener {
     pub routes: Router,
     /// A request's head must have come within this time.
     pub header_timeout: Duration,
-    /// Whether a connection may be used for several requests.
+    /// Whether a connection may be used for several requests. If not, each answer says so; the
+    /// server's own switch would say it to upgrades too, and break them.
     pub keep_alive: bool,
     /// Connections that are not sessions, at the most.
     pub lobby_max: usize,
@@ -47,12 +51,16 @@ pub struct Listener {
 impl Listener {
     /// Accepts until `until` is cancelled; then requests that are being answered are finished, by
     /// `tasks`.
-    pub async fn run(self, until: CancellationToken, tasks: TaskTracker) {
+    pub async fn run(mut self, until: CancellationToken, tasks: TaskTracker) {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
-            .keep_alive(self.keep_alive)
             .max_buf_size(HEAD_BYTES_MAX);
+        if !self.keep_alive {
+            self.routes = self
+                .routes
+                .layer(tower::util::MapResponseLayer::new(last_answer));
+        }
         let lobby = Arc::new(Lobby {
             max: self.lobby_max,
             waiting: Mutex::default(),
@@ -84,6 +92,15 @@ impl Listener {
             }
         }
     }
+}
+
+fn last_answer(mut response: Response) -> Response {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 async fn serve(

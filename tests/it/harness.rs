@@ -22,22 +22,22 @@ use vauchi_relay::store::Store;
 
 /// How long a test waits for what must come. Long, because the machine may be busy; a test that
 /// passes never waits for it.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a test listens for what must not come.
-pub const SILENCE: Duration = Duration::from_millis(150);
+pub(crate) const SILENCE: Duration = Duration::from_millis(150);
 
 /// A relay in this process.
-pub struct Relay {
-    pub running: Running,
-    pub config: Config,
+pub(crate) struct Relay {
+    pub(crate) running: Running,
+    pub(crate) config: Config,
     /// Moves the relay's clock, which otherwise stands still.
-    pub time: ManualClock,
+    pub(crate) time: ManualClock,
     folder: Option<tempfile::TempDir>,
 }
 
 /// Settings for a test: ports of its own, a folder of its own, no rate limit unless it is asked for.
-pub fn settings(variables: &[(&str, &str)]) -> HashMap<String, String> {
+pub(crate) fn settings(variables: &[(&str, &str)]) -> HashMap<String, String> {
     let mut settings: HashMap<String, String> = [
         ("RELAY_LISTEN_ADDR", "127.0.0.1:0"),
         ("RELAY_HTTP_ADDR", "127.0.0.1:0"),
@@ -48,31 +48,37 @@ pub fn settings(variables: &[(&str, &str)]) -> HashMap<String, String> {
     .chain(variables.iter().copied())
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect();
-    settings.entry("RELAY_STORAGE_BACKEND".to_owned()).or_insert_with(|| "sqlite".to_owned());
+    settings
+        .entry("RELAY_STORAGE_BACKEND".to_owned())
+        .or_insert_with(|| "sqlite".to_owned());
     settings
 }
 
 /// The configuration that these settings make.
-pub fn config(settings: HashMap<String, String>) -> Config {
-    let variables = settings.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+pub(crate) fn config(settings: HashMap<String, String>) -> Config {
+    let variables = settings
+        .into_iter()
+        .map(|(name, value)| (OsString::from(name), OsString::from(value)));
     Config::from_vars(variables).unwrap().config
 }
 
 impl Relay {
     /// A relay on SQLite in a folder of its own, with these settings.
-    pub async fn start(variables: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start(variables: &[(&str, &str)]) -> Self {
         Self::start_with(variables, |_| {}, |store| store).await
     }
 
     /// A relay whose configuration and store are changed by the test.
-    pub async fn start_with(
+    pub(crate) async fn start_with(
         variables: &[(&str, &str)],
         change: impl FnOnce(&mut Config),
         wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = settings(variables);
-        settings.entry("RELAY_DATA_DIR".to_owned()).or_insert_with(|| folder.path().display().to_string());
+        settings
+            .entry("RELAY_DATA_DIR".to_owned())
+            .or_insert_with(|| folder.path().display().to_string());
         let mut config = config(settings);
         change(&mut config);
         Self::launch(config, Some(folder), wrap).await
@@ -86,28 +92,42 @@ impl Relay {
         // 2026-11-21, so that times look like times.
         let (clock, time) = Clock::manual(Timestamp::from_millis(1_795_220_095_000));
         let running = server::start_with(&config, clock, wrap).await.unwrap();
-        Self { running, config, time, folder }
+        Self {
+            running,
+            config,
+            time,
+            folder,
+        }
     }
 
     /// Where clients connect.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("ws://{}", self.running.clients)
     }
 
     /// Where the database is.
-    pub fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.config.data_dir.clone()
     }
 
     /// Drains the relay.
-    pub async fn stop(self) -> Ending {
-        tokio::time::timeout(PATIENCE, self.running.drain()).await.expect("the relay ends")
+    pub(crate) async fn stop(self) -> Ending {
+        tokio::time::timeout(PATIENCE, self.running.drain())
+            .await
+            .expect("the relay ends")
     }
 
     /// Drains the relay and starts another one on the same folder, at the same time of day.
-    pub async fn restart(self) -> Self {
-        let Self { running, config, time, folder } = self;
-        tokio::time::timeout(PATIENCE, running.drain()).await.expect("the relay ends");
+    pub(crate) async fn restart(self) -> Self {
+        let Self {
+            running,
+            config,
+            time,
+            folder,
+        } = self;
+        tokio::time::timeout(PATIENCE, running.drain())
+            .await
+            .expect("the relay ends");
         let elapsed = time.elapsed();
         let relay = Self::launch(config, folder, |store| store).await;
         relay.time.advance(elapsed);
@@ -115,42 +135,58 @@ impl Relay {
     }
 
     /// A client that has opened the mailbox `id`.
-    pub async fn client(&self, id: &str) -> Peer {
+    pub(crate) async fn client(&self, id: &str) -> Peer {
         let mut peer = Peer::connect(self.running.clients).await;
         peer.handshake(json!({ "client_id": id })).await;
         peer
     }
 
     /// The value of a series of `/metrics`, with its labels if it has any; zero when it is absent.
-    pub async fn metric(&self, series: &str) -> f64 {
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
         let (status, body) = http_get(self.running.operators, "/metrics", &[]).await;
         assert_eq!(status, 200, "{body}");
         value_of(&body, series).unwrap_or_default()
     }
 
     /// Waits until a series has a value.
-    pub async fn metric_becomes(&self, series: &str, value: f64) {
-        eventually(&format!("{series} = {value}"), async || self.metric(series).await == value).await;
+    pub(crate) async fn metric_becomes(&self, series: &str, value: f64) {
+        eventually(&format!("{series} = {value}"), async || {
+            self.metric(series).await == value
+        })
+        .await;
     }
 }
 
 /// The value of a series in a scrape.
-pub fn value_of(scrape: &str, series: &str) -> Option<f64> {
-    scrape.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.trim().parse().ok())
+pub(crate) fn value_of(scrape: &str, series: &str) -> Option<f64> {
+    scrape.lines().find_map(|line| {
+        line.strip_prefix(series)?
+            .strip_prefix(' ')?
+            .trim()
+            .parse()
+            .ok()
+    })
 }
 
 /// Waits until `holds` says so.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "never: {what}");
+    assert!(
+        tokio::time::timeout(PATIENCE, waiting).await.is_ok(),
+        "never: {what}"
+    );
 }
 
 /// GETs a path: status and body.
-pub async fn http_get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+pub(crate) async fn http_get(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> (u16, String) {
     let mut request = format!("GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n");
     for (name, value) in headers {
         request += &format!("{name}: {value}\r\n");
@@ -159,100 +195,127 @@ pub async fn http_get(address: SocketAddr, path: &str, headers: &[(&str, &str)])
 }
 
 /// Sends an HTTP request as it is: status and body.
-pub async fn http(address: SocketAddr, request: &str) -> (u16, String) {
+pub(crate) async fn http(address: SocketAddr, request: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut response = Vec::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut response)).await.expect("an answer").unwrap();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut response))
+        .await
+        .expect("an answer")
+        .unwrap();
     let response = String::from_utf8_lossy(&response).into_owned();
-    let status = response.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
-    let body = response.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    let status = response
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .unwrap_or_default();
+    let body = response
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .unwrap_or_default();
     (status, body)
 }
 
 /// A client of 64 hex digits, all made of this byte.
-pub fn id(byte: u8) -> String {
+pub(crate) fn id(byte: u8) -> String {
     format!("{byte:02x}").repeat(32)
 }
 
 /// A v1 frame around this JSON.
-pub fn frame(json: &Value) -> Vec<u8> {
+pub(crate) fn frame(json: &Value) -> Vec<u8> {
     prefixed(json.to_string().as_bytes())
 }
 
 /// These bytes behind their length.
-pub fn prefixed(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn prefixed(bytes: &[u8]) -> Vec<u8> {
     let mut frame = (bytes.len() as u32).to_be_bytes().to_vec();
     frame.extend(bytes);
     frame
 }
 
 /// An envelope around a payload.
-pub fn envelope(message_id: &str, payload: Value) -> Value {
+pub(crate) fn envelope(message_id: &str, payload: Value) -> Value {
     json!({ "version": 1, "message_id": message_id, "timestamp": 1_795_220_095_u64, "payload": payload })
 }
 
 /// A submit of this blob.
-pub fn update(message_id: &str, to: &str, blob: &[u8]) -> Value {
-    envelope(message_id, json!({ "type": "EncryptedUpdate", "recipient_id": to, "ciphertext": blob }))
+pub(crate) fn update(message_id: &str, to: &str, blob: &[u8]) -> Value {
+    envelope(
+        message_id,
+        json!({ "type": "EncryptedUpdate", "recipient_id": to, "ciphertext": blob }),
+    )
 }
 
 /// What a client sees of the end of its connection.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Goodbye {
+pub(crate) enum Goodbye {
     Frame(u16, String),
     Bare,
 }
 
 /// A WebSocket client.
-pub struct Peer {
-    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+pub(crate) struct Peer {
+    pub(crate) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     sent: u64,
 }
 
 /// A delivered blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Delivered {
-    pub id: String,
-    pub blob: Vec<u8>,
+pub(crate) struct Delivered {
+    pub(crate) id: String,
+    pub(crate) blob: Vec<u8>,
 }
 
 impl Peer {
     /// Connected, and nothing said yet.
-    pub async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         Self::try_connect(address).await.unwrap()
     }
 
     /// As `connect`, for relays that may say no.
-    pub async fn try_connect(address: SocketAddr) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
-        let config = WebSocketConfig::default().read_buffer_size(16 * 1024).max_message_size(None).max_frame_size(None);
-        let connecting =
-            tokio_tungstenite::connect_async_with_config(format!("ws://{address}/"), Some(config), true);
-        let (socket, _) = tokio::time::timeout(PATIENCE, connecting).await.expect("an answer")?;
+    pub(crate) async fn try_connect(
+        address: SocketAddr,
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(16 * 1024)
+            .max_message_size(None)
+            .max_frame_size(None);
+        let connecting = tokio_tungstenite::connect_async_with_config(
+            format!("ws://{address}/"),
+            Some(config),
+            true,
+        );
+        let (socket, _) = tokio::time::timeout(PATIENCE, connecting)
+            .await
+            .expect("an answer")?;
         Ok(Self { socket, sent: 0 })
     }
 
     /// Sends a handshake with these fields and expects the welcome.
-    pub async fn handshake(&mut self, mut fields: Value) -> Value {
+    pub(crate) async fn handshake(&mut self, mut fields: Value) -> Value {
         fields["type"] = "Handshake".into();
-        self.send(&envelope("11111111-1111-4111-8111-111111111111", fields)).await;
+        self.send(&envelope("11111111-1111-4111-8111-111111111111", fields))
+            .await;
         let welcome = self.receive().await;
         assert_eq!(welcome["payload"]["type"], "HandshakeAck", "{welcome}");
         welcome
     }
 
     /// Sends this JSON as a frame.
-    pub async fn send(&mut self, json: &Value) {
+    pub(crate) async fn send(&mut self, json: &Value) {
         self.send_bytes(frame(json)).await;
     }
 
     /// Sends these bytes as a binary message.
-    pub async fn send_bytes(&mut self, bytes: Vec<u8>) {
-        self.socket.send(Message::Binary(bytes.into())).await.unwrap();
+    pub(crate) async fn send_bytes(&mut self, bytes: Vec<u8>) {
+        self.socket
+            .send(Message::Binary(bytes.into()))
+            .await
+            .unwrap();
     }
 
     /// Submits a blob without waiting; returns the message id.
-    pub async fn submit(&mut self, to: &str, blob: &[u8]) -> String {
+    pub(crate) async fn submit(&mut self, to: &str, blob: &[u8]) -> String {
         self.sent += 1;
         let message_id = format!("22222222-2222-4222-8222-{:012}", self.sent);
         self.send(&update(&message_id, to, blob)).await;
@@ -260,20 +323,20 @@ impl Peer {
     }
 
     /// Submits a blob and expects it to be stored.
-    pub async fn store(&mut self, to: &str, blob: &[u8]) {
+    pub(crate) async fn store(&mut self, to: &str, blob: &[u8]) {
         let message_id = self.submit(to, blob).await;
         self.expect_stored(&message_id).await;
     }
 
     /// Expects the answer `Stored` to this request, next.
-    pub async fn expect_stored(&mut self, message_id: &str) {
+    pub(crate) async fn expect_stored(&mut self, message_id: &str) {
         let answer = self.receive().await;
         assert_eq!(answer["payload"]["status"], "Stored", "{answer}");
         assert_eq!(answer["payload"]["message_id"], message_id);
     }
 
     /// Expects a refusal of this request, next; returns its payload.
-    pub async fn expect_refusal(&mut self, message_id: &str, code: &str) -> Value {
+    pub(crate) async fn expect_refusal(&mut self, message_id: &str, code: &str) -> Value {
         let answer = self.receive().await;
         assert_eq!(answer["payload"]["status"], "Failed", "{answer}");
         assert_eq!(answer["payload"]["message_id"], message_id, "{answer}");
@@ -282,25 +345,33 @@ impl Peer {
     }
 
     /// The next blob.
-    pub async fn delivery(&mut self) -> Delivered {
+    pub(crate) async fn delivery(&mut self) -> Delivered {
         let delivery = self.receive().await;
         assert_eq!(delivery["payload"]["type"], "EncryptedUpdate", "{delivery}");
         let blob = serde_json::from_value(delivery["payload"]["ciphertext"].clone()).unwrap();
-        Delivered { id: delivery["message_id"].as_str().unwrap().to_owned(), blob }
+        Delivered {
+            id: delivery["message_id"].as_str().unwrap().to_owned(),
+            blob,
+        }
     }
 
     /// Acknowledges a blob; v1 has no answer to that.
-    pub async fn acknowledge(&mut self, id: &str) {
-        let payload = json!({ "type": "Acknowledgment", "message_id": id, "status": "ReceivedByRecipient" });
-        self.send(&envelope("44444444-4444-4444-8444-444444444444", payload)).await;
+    pub(crate) async fn acknowledge(&mut self, id: &str) {
+        let payload =
+            json!({ "type": "Acknowledgment", "message_id": id, "status": "ReceivedByRecipient" });
+        self.send(&envelope("44444444-4444-4444-8444-444444444444", payload))
+            .await;
     }
 
     /// The next frame, its prefix checked.
-    pub async fn receive(&mut self) -> Value {
+    pub(crate) async fn receive(&mut self) -> Value {
         match self.next().await {
             Ok(frame) => {
                 let (prefix, json) = frame.split_at(4);
-                assert_eq!(u32::from_be_bytes(prefix.try_into().unwrap()) as usize, json.len());
+                assert_eq!(
+                    u32::from_be_bytes(prefix.try_into().unwrap()) as usize,
+                    json.len()
+                );
                 serde_json::from_slice(json).unwrap()
             }
             Err(goodbye) => panic!("closed: {goodbye:?}"),
@@ -308,7 +379,7 @@ impl Peer {
     }
 
     /// The next binary message, or how the connection ended.
-    pub async fn next(&mut self) -> Result<Vec<u8>, Goodbye> {
+    pub(crate) async fn next(&mut self) -> Result<Vec<u8>, Goodbye> {
         let waiting = async {
             loop {
                 match self.socket.next().await {
@@ -321,11 +392,13 @@ impl Peer {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, waiting).await.expect("something from the relay")
+        tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("something from the relay")
     }
 
     /// Expects the connection to be closed with this code; whatever comes before is passed over.
-    pub async fn expect_close(&mut self, code: u16) -> String {
+    pub(crate) async fn expect_close(&mut self, code: u16) -> String {
         loop {
             match self.next().await {
                 Ok(_) => {}
@@ -339,14 +412,14 @@ impl Peer {
     }
 
     /// Expects nothing to come.
-    pub async fn expect_silence(&mut self) {
+    pub(crate) async fn expect_silence(&mut self) {
         if let Ok(message) = tokio::time::timeout(SILENCE, self.socket.next()).await {
             panic!("unexpected: {message:?}");
         }
     }
 
     /// Leaves politely and waits until the relay has, too.
-    pub async fn leave(mut self) {
+    pub(crate) async fn leave(mut self) {
         self.socket.close(None).await.ok();
         while let Ok(Some(Ok(_))) = tokio::time::timeout(PATIENCE, self.socket.next()).await {}
     }

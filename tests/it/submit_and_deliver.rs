@@ -15,7 +15,9 @@ async fn a_blob_waits_for_its_recipient_and_is_gone_after_the_acknowledgement() 
     let delivered = recipient.delivery().await;
     assert_eq!(delivered.blob, b"hello");
     recipient.acknowledge(&delivered.id).await;
-    relay.metric_becomes("relay_blobs_acknowledged_total", 1.0).await;
+    relay
+        .metric_becomes("relay_blobs_acknowledged_total", 1.0)
+        .await;
     recipient.leave().await;
 
     let mut again = relay.client(&id(2)).await;
@@ -34,7 +36,10 @@ async fn a_connected_recipient_gets_a_blob_at_once() {
         let stored = began.elapsed();
         let delivered = recipient.delivery().await;
         assert_eq!(delivered.blob, [round]);
-        println!("round {round}: stored after {stored:?}, delivered after {:?}", began.elapsed());
+        println!(
+            "round {round}: stored after {stored:?}, delivered after {:?}",
+            began.elapsed()
+        );
         recipient.acknowledge(&delivered.id).await;
     }
 }
@@ -56,7 +61,9 @@ async fn the_order_holds_over_reconnects_and_restarts() {
     for delivered in &first[..10] {
         recipient.acknowledge(&delivered.id).await;
     }
-    relay.metric_becomes("relay_blobs_acknowledged_total", 10.0).await;
+    relay
+        .metric_becomes("relay_blobs_acknowledged_total", 10.0)
+        .await;
     recipient.leave().await;
 
     let relay = relay.restart().await;
@@ -64,7 +71,11 @@ async fn the_order_holds_over_reconnects_and_restarts() {
     sender.store(&id(2), &[30]).await;
     let mut recipient = relay.client(&id(2)).await;
     for expected in &first[10..] {
-        assert_eq!(&recipient.delivery().await, expected, "the same blob under the same id");
+        assert_eq!(
+            &recipient.delivery().await,
+            expected,
+            "the same blob under the same id"
+        );
     }
     assert_eq!(recipient.delivery().await.blob, [30]);
 }
@@ -94,7 +105,9 @@ async fn answers_come_in_the_order_of_the_requests() {
     let mut expected = Vec::new();
     for number in 0..200_u8 {
         if number % 7 == 0 {
-            sender.send(&update("an invalid recipient", "nobody", &[number])).await;
+            sender
+                .send(&update("an invalid recipient", "nobody", &[number]))
+                .await;
             expected.push(("an invalid recipient".to_owned(), "Failed"));
         } else {
             expected.push((sender.submit(&id(2), &[number]).await, "Stored"));
@@ -117,7 +130,9 @@ async fn a_repeated_submit_is_confirmed_and_stored_once() {
         sender.expect_stored("the same submit").await;
     }
     // The same name with other bytes is another blob: clients with constant ids exist.
-    sender.send(&update("the same submit", &id(2), b"twice")).await;
+    sender
+        .send(&update("the same submit", &id(2), b"twice"))
+        .await;
     sender.expect_stored("the same submit").await;
 
     let mut recipient = relay.client(&id(2)).await;
@@ -125,8 +140,12 @@ async fn a_repeated_submit_is_confirmed_and_stored_once() {
     let twice = recipient.delivery().await;
     assert_eq!(twice.blob, b"twice");
     recipient.acknowledge(&twice.id).await;
-    relay.metric_becomes("relay_blobs_acknowledged_total", 1.0).await;
-    sender.send(&update("the same submit", &id(2), b"twice")).await;
+    relay
+        .metric_becomes("relay_blobs_acknowledged_total", 1.0)
+        .await;
+    sender
+        .send(&update("the same submit", &id(2), b"twice"))
+        .await;
     sender.expect_stored("the same submit").await;
     recipient.expect_silence().await;
     assert_eq!(relay.metric("relay_duplicates_total").await, 3.0);
@@ -154,7 +173,9 @@ async fn a_routing_token_is_the_mailbox_and_is_echoed_as_it_was_spelt() {
     let relay = Relay::start(&[]).await;
     let spelt = id(0xAB).to_uppercase();
     let mut recipient = Peer::connect(relay.running.clients).await;
-    recipient.handshake(json!({ "client_id": id(9), "routing_token": spelt })).await;
+    recipient
+        .handshake(json!({ "client_id": id(9), "routing_token": spelt }))
+        .await;
     let mut sender = relay.client(&id(1)).await;
     sender.store(&id(0xAB), b"by token").await;
     let delivery = recipient.receive().await;
@@ -183,7 +204,12 @@ async fn unknown_types_are_ignored_and_counted() {
     let relay = Relay::start(&[]).await;
     let mut client = relay.client(&id(1)).await;
     for kind in ["SomethingNew", "HandshakeAck", "Handshake", "PurgeResponse"] {
-        client.send(&envelope("a frame of another kind", json!({ "type": kind, "client_id": id(1) }))).await;
+        client
+            .send(&envelope(
+                "a frame of another kind",
+                json!({ "type": kind, "client_id": id(1) }),
+            ))
+            .await;
     }
     client.store(&id(2), b"still served").await;
     assert_eq!(relay.metric("relay_messages_ignored_total").await, 4.0);
