@@ -191,10 +191,15 @@ impl Running {
         self.close_clients.cancel();
         self.shutdown.begin_drain(self.drain_timeout);
         self.sessions.close();
-        let ending = tokio::select! {
-            () = self.sessions.wait() => Ending::Drained,
-            () = tokio::time::sleep(self.drain_timeout) => Ending::Cut,
-            () = self.shutdown.stopped() => Ending::Cut,
+        tokio::select! {
+            () = self.sessions.wait() => {}
+            () = tokio::time::sleep(self.drain_timeout) => self.shutdown.stop(),
+            () = self.shutdown.stopped() => {}
+        }
+        let ending = if self.shutdown.is_stopped() {
+            Ending::Cut
+        } else {
+            Ending::Drained
         };
         self.shutdown.stop();
         self.end_upkeep.cancel();

@@ -49,9 +49,9 @@ impl Shutdown {
 
     /// Everything ends now.
     pub fn stop(&self) {
-        self.announced.cancel();
-        self.drain.cancel();
         self.stop.cancel();
+        // Whoever sees the drain begin finds its deadlines.
+        self.begin_drain(Duration::ZERO);
     }
 
     /// Whether the relay is on its way out.
@@ -59,9 +59,9 @@ impl Shutdown {
         self.announced.is_cancelled()
     }
 
-    /// Whether sessions are being ended.
-    pub fn is_draining(&self) -> bool {
-        self.drain.is_cancelled()
+    /// Whether everything must end.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_cancelled()
     }
 
     /// Resolves when the drain begins.

@@ -49,6 +49,10 @@ pub struct Service {
 impl Service {
     /// A service on these parts.
     pub fn new(parts: Parts) -> Self {
+        // Every code is a series from the first scrape on, so that a rate over it has a beginning.
+        Refusal::CODES
+            .iter()
+            .for_each(|code| parts.metrics.refusals(code).absolute(0));
         let rate = Rate::per_minute(parts.rate_limit_per_min, parts.clock.clone());
         Self { parts, rate }
     }

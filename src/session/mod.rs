@@ -45,6 +45,9 @@ use writer::Writer;
 /// How long we try to hand a close frame to a client.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// How long a closed connection is still read, so that the client gets our close frame.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// What every session stands on.
 pub struct Parts {
     /// The rules.
@@ -141,7 +144,7 @@ async fn serve(socket: Socket, address: IpAddr, parts: &Arc<Parts>) -> Ended {
         () = &mut stopped => Ended::Stopped,
     };
     tokio::select! {
-        () = say_goodbye(sink, stream, ended) => {}
+        () = say_goodbye(sink, stream, ended, parts) => {}
         () = stopped => {}
     }
     ended
@@ -278,6 +281,7 @@ async fn say_goodbye(
     mut sink: SplitSink<Socket, Message>,
     stream: SplitStream<Socket>,
     ended: Ended,
+    parts: &Parts,
 ) {
     let frame = match ended {
         Ended::ByRelay(close) => Some(CloseFrame {
@@ -296,7 +300,12 @@ async fn say_goodbye(
     };
     drop(tokio::time::timeout(GOODBYE, goodbye).await);
     if let Ok(socket) = sink.reunite(stream) {
-        linger(socket).await;
+        // In a drain the client has half of the time that is left: it was told, and that is enough.
+        let left = parts
+            .shutdown
+            .deadlines()
+            .map(|by| by.all.saturating_duration_since(Instant::now()) / 2);
+        linger(socket, left.map_or(LINGER, |left| left.min(LINGER))).await;
     }
 }
 

@@ -118,17 +118,17 @@ impl Reader<'_> {
                     submitted,
                     read_at,
                 }),
-                Err(refusal) => self.refuse(Some(tag), refusal),
+                Err(refusal) => self.refuse(Some(tag), refusal, read_at),
             },
             Step::Acknowledge { tag, id, charged } => {
                 if let Err(refusal) = self.acknowledge(id, charged).await {
-                    self.refuse(Some(tag), refusal);
+                    self.refuse(Some(tag), refusal, read_at);
                 }
             }
             Step::Refuse(tag, refusal) => {
                 // It is refused already; the charge only makes the next ones dearer.
                 let refusal = self.charge().err().unwrap_or(refusal);
-                self.refuse(tag, refusal);
+                self.refuse(tag, refusal, read_at);
             }
             Step::Ignore => {
                 self.parts.metrics.messages_ignored_total.increment(1);
@@ -139,7 +139,7 @@ impl Reader<'_> {
             Step::Greet(_) => {}
             Step::Close(refusal, close) => {
                 if let Some(refusal) = refusal {
-                    self.refuse(None, refusal);
+                    self.refuse(None, refusal, read_at);
                 }
                 self.shared.outbox.push(Owed::Close(close));
                 pending::<()>().await;
@@ -190,7 +190,11 @@ impl Reader<'_> {
         self.parts.service.charge(self.opened.subscription.rate_key)
     }
 
-    fn refuse(&self, tag: Option<Tag>, refusal: Refusal) {
+    fn refuse(&self, tag: Option<Tag>, refusal: Refusal, read_at: Instant) {
+        self.parts
+            .metrics
+            .message_duration_seconds
+            .record(read_at.elapsed());
         self.parts.service.count_refusal(&refusal);
         self.shared.outbox.push(Owed::Answer(Outgoing::Refused {
             tag,

@@ -36,15 +36,13 @@ pub struct Connection {
     pub permit: ConnectionPermit,
 }
 
-/// How long a closed connection is still read, so that the client gets our close frame: closing a
-/// socket with unread bytes in it makes the system reset it, and a reset overtakes what we sent.
-const LINGER: Duration = Duration::from_secs(2);
-
 /// Bytes that are thrown away while lingering, at the most.
 const LINGER_BYTES: u64 = 8 << 20;
 
-/// Ends a connection politely: no more writes, then wait until the client is done, within bounds.
-pub async fn linger(socket: Socket) {
+/// Ends a connection politely: no more writes, then wait until the client is done, for `at_most`
+/// this time. Closing a socket with unread bytes in it makes the system reset it, and a reset
+/// overtakes the close frame.
+pub async fn linger(socket: Socket, at_most: Duration) {
     let mut stream = socket.into_inner().into_inner();
     let goodbye = async {
         stream.shutdown().await?;
@@ -52,7 +50,7 @@ pub async fn linger(socket: Socket) {
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
     };
     // However it ends, the connection is over and nobody is left to tell.
-    drop(tokio::time::timeout(LINGER, goodbye).await);
+    drop(tokio::time::timeout(at_most, goodbye).await);
 }
 
 /// The bytes of a message from and to a client.

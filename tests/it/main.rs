@@ -9,7 +9,10 @@
 mod harness;
 
 mod architecture;
+mod drain;
+mod expiry;
 mod faulty;
+mod ops_http;
 mod settings;
 mod store_contract;
 mod store_model;
