@@ -86,10 +86,6 @@ impl Default for Metrics {
 impl Metrics {
     /// A recorder of its own with every series at zero.
     #[expect(clippy::too_many_lines, reason = "one table: a line per metric")]
-    #[expect(
-        clippy::missing_panics_doc,
-        reason = "the bucket lists are constants and not empty"
-    )]
     pub fn new() -> Self {
         let recorder = Arc::new(recorder());
         metrics::with_local_recorder(&*recorder, || {
