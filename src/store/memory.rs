@@ -538,19 +538,11 @@ impl Books {
         forgotten
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a gauge is an f64, exact up to 2^53"
-    )]
     fn show_usage(&self) {
         self.metrics.blobs_stored.set(self.usage.stored as f64);
         self.metrics.stored_bytes.set(self.usage.bytes as f64);
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a gauge is an f64, exact up to 2^53"
-    )]
     fn show_departures(&self, now: Timestamp) {
         let remembered = self.departures.by_age.len() as f64;
         self.metrics.dedup_remembered.set(remembered);
@@ -642,5 +634,60 @@ impl Departures {
 
     fn is_remembered(&self, departed: &Departed, now: Timestamp) -> bool {
         now.since(departed.left_at) < self.dedup
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(body: &'static [u8]) -> Row {
+        Row {
+            id: BlobId::from_bytes([1; 16]),
+            class: Class::SeenByV1,
+            stored_at: Timestamp::default(),
+            expires_at: Timestamp::from_millis(9),
+            checksum: [body[0]; 16],
+            sealed: Bytes::new(),
+            body: Bytes::from_static(body),
+        }
+    }
+
+    /// Between two sweeps a blob may leave, be forgotten, be stored again and leave again.
+    #[test]
+    fn sweeping_away_an_old_departure_does_not_forget_a_new_one_of_the_same_name() {
+        let hour = Duration::from_secs(3_600);
+        let mailbox = MailboxHash::from_bytes([1; 32]);
+        let name = (mailbox, row(b"a").id);
+        let mut departures = Departures::new(hour, 10);
+        let first = Timestamp::from_millis(1);
+        departures.remember(mailbox, &row(b"a"), first);
+        let second = first.plus(2 * hour);
+        assert!(departures.recall(&name, second).is_none());
+        departures.remember(mailbox, &row(b"b"), second);
+        departures.forget(SLICE, second);
+        let recalled = departures.recall(&name, second).unwrap();
+        assert_eq!(recalled.checksum, [b'b'; 16]);
+        assert_eq!(departures.by_age.len(), 1);
+        assert_eq!(departures.by_name.len(), 1);
+    }
+
+    /// A blob of a few bytes must not keep the read buffer alive that it came in.
+    #[test]
+    fn what_is_kept_is_a_copy_of_its_own_size() {
+        let buffer = Bytes::from(vec![7; 1_000_000]);
+        let envelope = Envelope {
+            mailbox: MailboxHash::from_bytes([1; 32]),
+            id: BlobId::from_bytes([1; 16]),
+            class: Class::SeenByV1,
+            stored_at: Timestamp::default(),
+            expires_at: Timestamp::default(),
+            sealed: buffer.slice(..3),
+            body: buffer.slice(5..9),
+        };
+        let row = Row::new(&envelope, [0; 16]);
+        drop(envelope);
+        assert!(buffer.is_unique());
+        assert_eq!((row.sealed.len(), row.body.len()), (3, 4));
     }
 }

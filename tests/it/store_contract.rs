@@ -1246,17 +1246,17 @@ async fn a_mailbox_is_woken_after_its_blob_is_visible() {
         let reader = Arc::clone(&store);
         let runtime = tokio::runtime::Handle::current();
         let on_stored: OnStored = Arc::new(move |mailbox: &MailboxHash| {
-            let store = reader.get().unwrap();
-            let read = async {
-                let page = store.page(*mailbox, View::Proven, OrderKey::START, EVERYTHING, NOW);
-                tokio::time::timeout(Duration::from_secs(20), page).await
-            };
-            let page = std::thread::scope(|threads| {
-                let reading = threads.spawn(|| runtime.block_on(read));
-                tokio::task::block_in_place(|| reading.join().unwrap())
+            // On a thread of its own, because a lock that is held would not yield to a timeout.
+            let (store, mailbox) = (Arc::clone(reader.get().unwrap()), *mailbox);
+            let (answer, answered) = std::sync::mpsc::channel();
+            let runtime = runtime.clone();
+            std::thread::spawn(move || {
+                let page = store.page(mailbox, View::Proven, OrderKey::START, EVERYTHING, NOW);
+                answer.send(runtime.block_on(page).map(|page| page.blobs.len()))
             });
-            let blobs = page.expect("the store is locked").unwrap().blobs.len();
-            seen.send((*mailbox, blobs)).unwrap();
+            let patience = Duration::from_secs(20);
+            let blobs = tokio::task::block_in_place(|| answered.recv_timeout(patience));
+            seen.send((mailbox, blobs)).unwrap();
         });
         let settings = Settings {
             on_stored,
@@ -1267,8 +1267,10 @@ async fn a_mailbox_is_woken_after_its_blob_is_visible() {
 
         for count in 1..=3 {
             rig.stores(blob(1, count)).await;
-            let woken = wakes.recv().await.unwrap();
-            assert_eq!(woken, (mailbox(1), count as usize));
+            let (woken, blobs) = wakes.recv().await.unwrap();
+            assert_eq!(woken, mailbox(1));
+            let blobs = blobs.expect("the store is locked while it wakes");
+            assert_eq!(blobs.unwrap(), count as usize);
         }
     }
 }
