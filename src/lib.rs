@@ -8,6 +8,7 @@ pub mod store;
 // Beside the way.
 pub mod auth;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod ids;
