@@ -21,7 +21,7 @@ pub enum ClientError {
         retry_after: Option<Duration>,
     },
     /// The relay refused a request. An unchanged repeat helps only if `retry_after` is there.
-    #[error("refused ({code}): {message}")]
+    #[error("refused{}", stated(.code, .message))]
     Refused {
         /// One word saying why; empty with relays that do not say.
         code: String,
@@ -55,4 +55,14 @@ pub enum ClientError {
     /// No answer in time.
     #[error("the relay did not answer in time")]
     Timeout,
+}
+
+/// A relay other than ours gives no reason.
+fn stated(code: &str, message: &str) -> String {
+    match (code, message) {
+        ("", "") => " without a reason".to_owned(),
+        ("", message) => format!(": {message}"),
+        (code, "") => format!(": {code}"),
+        (code, message) => format!(" ({code}): {message}"),
+    }
 }

@@ -33,6 +33,8 @@
 mod connection;
 mod error;
 mod options;
+#[cfg(test)]
+pub(crate) mod played_relay;
 
 use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -227,79 +229,19 @@ mod tests {
     use std::time::Duration;
 
     use futures_util::{SinkExt, StreamExt, future::join_all};
-    use tokio::net::{TcpListener, TcpStream};
-    use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-    use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
-    use tokio_tungstenite::{WebSocketStream, accept_async};
+    use tokio::net::TcpListener;
+    use tokio_tungstenite::tungstenite::protocol::Message;
 
+    use super::played_relay::{Relay, listen};
     use super::*;
     use crate::auth::{Verified, verify_v1_handshake};
     use crate::clock::Timestamp;
     use crate::ids::BlobId;
-    use crate::protocol::message::{self, Handshake, Incoming, Outgoing, Refused, Request};
+    use crate::protocol::message::{self, Outgoing, Refused, Request};
     use crate::protocol::v1;
-
-    /// The relay's end of one connection, played by the test.
-    struct Relay(WebSocketStream<TcpStream>);
-
-    impl Relay {
-        async fn send(&mut self, outgoing: Outgoing) {
-            let frame = v1::encode(&outgoing, Timestamp::default());
-            self.0.send(Message::Binary(frame)).await.unwrap();
-        }
-
-        async fn deliver(&mut self, id: u8) {
-            let delivery = message::Delivery {
-                id: BlobId::from_bytes([id; 16]),
-                mailbox_as_spelt: mine().to_hex().into(),
-                body: Bytes::from(vec![id; 3]),
-            };
-            self.send(Outgoing::Delivery(delivery)).await;
-        }
-
-        /// The next request; `None` when the client says goodbye.
-        async fn request(&mut self) -> Option<(Tag, Request)> {
-            loop {
-                // A goodbye is answered by reading on, which then finds the end.
-                if let Message::Binary(frame) = self.0.next().await?.unwrap() {
-                    match v1::decode(&frame) {
-                        Incoming::Request { tag, request } => return Some((tag, request)),
-                        other => panic!("{other:?}"),
-                    }
-                }
-            }
-        }
-
-        async fn handshake(&mut self) -> Handshake {
-            match self.request().await.unwrap().1 {
-                Request::Handshake(handshake) => *handshake,
-                other => panic!("{other:?}"),
-            }
-        }
-
-        async fn close(&mut self, code: u16, reason: &str) {
-            let frame = CloseFrame {
-                code: CloseCode::from(code),
-                reason: reason.to_owned().into(),
-            };
-            self.0.close(Some(frame)).await.unwrap();
-            while let Some(Ok(_)) = self.0.next().await {}
-        }
-    }
 
     fn mine() -> MailboxId {
         MailboxId::from_bytes([0xAB; 32])
-    }
-
-    /// Accepts one connection and leaves the rest to the test.
-    async fn listen() -> (String, impl Future<Output = Relay>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("ws://{}", listener.local_addr().unwrap());
-        let accept = async move {
-            let (stream, _) = listener.accept().await.unwrap();
-            Relay(accept_async(stream).await.unwrap())
-        };
-        (url, accept)
     }
 
     /// A client and the relay's end, with the handshake done.
