@@ -20,6 +20,7 @@ pub mod hub;
 
 pub mod auth;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod http;

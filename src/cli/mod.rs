@@ -1,7 +1,13 @@
 //! The commands of the `vauchi-relay` binary: a file each.
+//!
+//! `serve` runs the relay and begins with what `banner` says; `send` and `receive` talk to one, so
+//! that a newcomer sees it work by hand; `healthcheck` is for probes. `exit` lists the exit codes.
 
 pub mod banner;
 pub mod exit;
+mod healthcheck;
+mod receive;
+mod send;
 mod serve;
 
 use std::process::ExitCode;
@@ -11,6 +17,9 @@ use clap::{Parser, Subcommand};
 /// A store-and-forward relay for end-to-end encrypted blobs.
 ///
 /// Without a command it serves. Settings come from RELAY_* variables; README lists them.
+///
+/// Exit codes: 0 done, or drained and stopped; 1 could not start, or what was asked failed;
+/// 2 settings or arguments wrong; 3 stopped before the drain was complete.
 #[derive(Debug, Parser)]
 #[command(name = "vauchi-relay", version)]
 struct Arguments {
@@ -20,14 +29,38 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the relay (the default).
+    /// Run the relay (the default)
     Serve,
+    Send(send::Args),
+    Receive(receive::Args),
+    Healthcheck(healthcheck::Args),
 }
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
     let code = match Arguments::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(),
+        Command::Send(args) => client(send::run(args)),
+        Command::Receive(args) => client(receive::run(args)),
+        Command::Healthcheck(args) => client(healthcheck::run(args)),
     };
     ExitCode::from(code)
+}
+
+/// Runs a command that talks to a relay; one thread is enough for it.
+fn client(command: impl Future<Output = anyhow::Result<()>>) -> u8 {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => exit::DRAINED,
+        Err(error) => {
+            eprintln!("vauchi-relay: {error:#}");
+            exit::FAILED
+        }
+    }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::ids::{BlobId, MailboxId};
 
 /// The name a client gave to its request; the answer carries it back.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Tag(pub Box<str>);
 
 impl std::fmt::Debug for Tag {

@@ -12,6 +12,7 @@ mod architecture;
 mod drain;
 mod expiry;
 mod faulty;
+mod golden_v1;
 mod ops_http;
 mod settings;
 mod store_contract;

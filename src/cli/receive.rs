@@ -1,0 +1,264 @@
+//! `vauchi-relay receive`: takes what waits in a mailbox, for trying out and for scripts.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use data_encoding::HEXLOWER;
+use tokio::io::AsyncWriteExt;
+
+use super::send::{connect, explained, parse_mailbox};
+use crate::client::{Client, ClientError, Delivery, MailboxId, Options};
+
+/// Take the blobs that wait in a mailbox, oldest first.
+///
+/// Each blob is acknowledged, and so deleted at the relay, after it has been written. Without
+/// --follow the command ends when nothing has come for the time that --wait names.
+///
+/// Exit codes: 0 all that waited is written; 1 an error, with the reason on stderr. What had been
+/// written by then is acknowledged; the rest comes again next time.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The relay's address
+    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080")]
+    relay: String,
+
+    /// Which mailbox: 64 hexadecimal digits
+    #[arg(long, value_parser = parse_mailbox)]
+    mailbox: MailboxId,
+
+    /// Go on waiting for what comes, until interrupted
+    #[arg(long)]
+    follow: bool,
+
+    /// Leave the blobs at the relay; they come again next time
+    #[arg(long)]
+    no_ack: bool,
+
+    /// Write each blob to a file of its own in this folder, instead of to standard output
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// How long nothing must come before the mailbox counts as empty
+    #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_seconds)]
+    wait: Duration,
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+/// Takes what waits, and with `--follow` what comes.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(folder) = &args.out {
+        tokio::fs::create_dir_all(folder)
+            .await
+            .with_context(|| format!("can not make the folder {}", folder.display()))?;
+    }
+    let client = connect(&args.relay, Options::unsigned(args.mailbox)).await?;
+    let taken = take_all(&client, &args).await;
+    // Said even after a fault, so that the acknowledgements of what was written leave.
+    let goodbye = client.close().await;
+    taken?;
+    goodbye.map_err(|error| explained("the last acknowledgements may be lost", error))
+}
+
+async fn take_all(client: &Client, args: &Args) -> anyhow::Result<()> {
+    let mut count: u64 = 0;
+    while let Some(delivery) = next(client, args).await? {
+        count += 1;
+        match &args.out {
+            Some(folder) => {
+                write_file(folder, &file_name(&delivery, count), &delivery.body).await?
+            }
+            None => print(&delivery.body).context("can not write to standard output")?,
+        }
+        if !args.no_ack {
+            client
+                .acknowledge(&delivery)
+                .await
+                .map_err(|error| explained("a written blob is not acknowledged", error))?;
+        }
+    }
+    Ok(())
+}
+
+/// The next blob; `None` when the mailbox counts as empty. v1 does not say that it is.
+async fn next(client: &Client, args: &Args) -> anyhow::Result<Option<Delivery>> {
+    let next = client.next_delivery();
+    let delivery = if args.follow {
+        next.await
+    } else {
+        match tokio::time::timeout(args.wait, next).await {
+            Ok(delivery) => delivery,
+            Err(_quiet) => return Ok(None),
+        }
+    };
+    if delivery.is_none() {
+        let why = client.ended().unwrap_or(ClientError::Timeout);
+        return Err(explained("receiving ended early", why));
+    }
+    Ok(delivery)
+}
+
+/// To a terminal text gets a line of its own, and what is not text is shown in hexadecimal, because
+/// raw bytes could change the terminal; anything else gets the bytes as they are.
+fn print(blob: &[u8]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if !out.is_terminal() {
+        out.write_all(blob)?;
+    } else if let Some(text) = printable(blob) {
+        writeln!(out, "{text}")?;
+    } else {
+        writeln!(out, "{}", HEXLOWER.encode(blob))?;
+    }
+    out.flush()
+}
+
+fn printable(blob: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(blob).ok()?;
+    let is_plain = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    text.chars().all(is_plain).then_some(text)
+}
+
+/// The blob's id if it can be a file name; a relay may send anything as an id, paths too.
+fn file_name(delivery: &Delivery, count: u64) -> String {
+    let id = delivery.id();
+    let is_harmless = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if (1..=64).contains(&id.len()) && !id.starts_with('-') && id.chars().all(is_harmless) {
+        id.to_owned()
+    } else {
+        format!("blob-{count}")
+    }
+}
+
+/// Writes a file that is whole and on the disk when this returns: the blob is deleted at the relay
+/// next. A file of that name is replaced; a blob that comes again is the same.
+async fn write_file(folder: &Path, name: &str, blob: &[u8]) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    let unfinished = folder.join(format!("{name}.part"));
+    let write = async {
+        let mut file = tokio::fs::File::create(&unfinished).await?;
+        file.write_all(blob).await?;
+        file.sync_all().await?;
+        tokio::fs::rename(&unfinished, &path).await?;
+        // The name is on the disk only when the folder is.
+        tokio::fs::File::open(folder).await?.sync_all().await
+    };
+    write
+        .await
+        .with_context(|| format!("can not write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, FromArgMatches};
+
+    use super::*;
+    use crate::client::played_relay::{Relay, listen};
+    use crate::ids::BlobId;
+    use crate::protocol::message::{Outgoing, Request};
+
+    fn args(relay: &str, more: &[&str]) -> Args {
+        let command = Args::augment_args(clap::Command::new("receive"));
+        command.clone().debug_assert();
+        let mailbox = "ab".repeat(32);
+        let words = ["receive", "--relay", relay, "--mailbox", &mailbox];
+        let matches = command.get_matches_from(words.iter().chain(more));
+        Args::from_arg_matches(&matches).unwrap()
+    }
+
+    /// Runs the command against a relay that delivers blobs 1 and 2; gives its outcome and what the
+    /// relay heard from it.
+    async fn received(
+        more: &[&str],
+        then: impl AsyncFnOnce(&mut Relay),
+    ) -> (anyhow::Result<()>, Vec<Request>) {
+        let (url, accept) = listen().await;
+        let play = async {
+            let mut relay = accept.await;
+            relay.handshake().await;
+            relay.send(Outgoing::Welcome).await;
+            relay.deliver(1).await;
+            relay.deliver(2).await;
+            then(&mut relay).await;
+            let mut heard = Vec::new();
+            while let Some((_, request)) = relay.request().await {
+                heard.push(request);
+            }
+            heard
+        };
+        tokio::join!(run(args(&url, more)), play)
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_acknowledged_and_the_end_is_quiet() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("new").display().to_string();
+        let (outcome, heard) = received(&["--out", &out, "--wait", "0.2"], async |_| {}).await;
+        outcome.unwrap();
+        let acknowledged = |n: u8| Request::Acknowledge(Some(BlobId::from_bytes([n; 16])));
+        assert_eq!(heard, [acknowledged(1), acknowledged(2)]);
+        for n in [1, 2] {
+            let name =
+                format!("0{n}0{n}0{n}0{n}-0{n}0{n}-0{n}0{n}-0{n}0{n}-0{n}0{n}0{n}0{n}0{n}0{n}");
+            assert_eq!(
+                std::fs::read(folder.path().join("new").join(name)).unwrap(),
+                [n; 3]
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn no_ack_leaves_the_blobs_at_the_relay() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().display().to_string();
+        let (outcome, heard) =
+            received(&["--out", &out, "--wait", "0.2", "--no-ack"], async |_| {}).await;
+        outcome.unwrap();
+        assert_eq!(heard, []);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_ends_it_is_an_error_with_its_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().display().to_string();
+        let (outcome, _) = received(&["--out", &out, "--follow"], async |relay| {
+            relay.close(1001, "going away").await;
+        })
+        .await;
+        let text = format!("{:#}", outcome.unwrap_err());
+        assert!(text.contains("1001 going away"), "{text}");
+    }
+
+    #[test]
+    fn only_plain_text_is_shown_as_text() {
+        assert_eq!(printable("grüße\n\t!".as_bytes()), Some("grüße\n\t!"));
+        assert_eq!(printable(b"\x1b[2J"), None);
+        assert_eq!(printable(b"\xff"), None);
+    }
+
+    #[test]
+    fn seconds_may_be_fractions_but_not_negative() {
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "x", "-1", "inf", "NaN"] {
+            assert!(parse_seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_written_whole_and_leaves_nothing_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        for blob in [&b"first and longer"[..], b"second"] {
+            write_file(folder.path(), "name", blob).await.unwrap();
+            assert_eq!(std::fs::read(folder.path().join("name")).unwrap(), blob);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        let missing = folder.path().join("missing");
+        let error = write_file(&missing, "name", b"").await.unwrap_err();
+        assert!(error.to_string().contains("missing/name"), "{error}");
+    }
+}

@@ -1,0 +1,73 @@
+//! A relay whose every step is played by a test.
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
+use tokio_tungstenite::{WebSocketStream, accept_async};
+
+use super::MailboxId;
+use crate::clock::Timestamp;
+use crate::ids::BlobId;
+use crate::protocol::message::{self, Handshake, Incoming, Outgoing, Request, Tag};
+use crate::protocol::v1;
+
+/// The relay's end of one connection, played by a test.
+pub(crate) struct Relay(pub(crate) WebSocketStream<TcpStream>);
+
+impl Relay {
+    pub(crate) async fn send(&mut self, outgoing: Outgoing) {
+        let frame = v1::encode(&outgoing, Timestamp::default());
+        self.0.send(Message::Binary(frame)).await.unwrap();
+    }
+
+    pub(crate) async fn deliver(&mut self, id: u8) {
+        let delivery = message::Delivery {
+            id: BlobId::from_bytes([id; 16]),
+            mailbox_as_spelt: MailboxId::from_bytes([0xAB; 32]).to_hex().into(),
+            body: Bytes::from(vec![id; 3]),
+        };
+        self.send(Outgoing::Delivery(delivery)).await;
+    }
+
+    /// The next request; `None` when the client says goodbye.
+    pub(crate) async fn request(&mut self) -> Option<(Tag, Request)> {
+        loop {
+            // A goodbye is answered by reading on, which then finds the end.
+            if let Message::Binary(frame) = self.0.next().await?.unwrap() {
+                match v1::decode(&frame) {
+                    Incoming::Request { tag, request } => return Some((tag, request)),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    pub(crate) async fn handshake(&mut self) -> Handshake {
+        match self.request().await.unwrap().1 {
+            Request::Handshake(handshake) => *handshake,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn close(&mut self, code: u16, reason: &str) {
+        let frame = CloseFrame {
+            code: CloseCode::from(code),
+            reason: reason.to_owned().into(),
+        };
+        self.0.close(Some(frame)).await.unwrap();
+        while let Some(Ok(_)) = self.0.next().await {}
+    }
+}
+
+/// Accepts one connection and leaves the rest to the test.
+pub(crate) async fn listen() -> (String, impl Future<Output = Relay>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let accept = async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        Relay(accept_async(stream).await.unwrap())
+    };
+    (url, accept)
+}
