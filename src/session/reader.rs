@@ -160,7 +160,9 @@ impl Reader<'_> {
             &submit.recipient,
             &submit.body,
         );
-        let Submit { recipient, body } = submit;
+        let Submit {
+            recipient, body, ..
+        } = submit;
         service
             .submit(Submission {
                 recipient,

@@ -144,6 +144,7 @@ impl Writer<'_> {
         self.write(&Outgoing::Delivery(Delivery {
             id: blob.id,
             mailbox_as_spelt,
+            sender_id: None,
             body: blob.body,
         }))
         .await?;

@@ -50,7 +50,9 @@ fn handshake() {
     let name = tag("11111111-1111-4111-8111-111111111111");
     let request = Request::Handshake(Box::new(Handshake {
         client_id: mailbox(CLIENT),
+        client_as_spelt: CLIENT.into(),
         device_id: None,
+        device_as_spelt: None,
         routing_token: None,
         mailbox_as_spelt: CLIENT.into(),
         suppress_presence: false,
@@ -102,6 +104,7 @@ fn update() {
         tag: name.clone(),
         request: Request::Submit(Submit {
             recipient,
+            sender_id: None,
             body: BODY.to_vec().into(),
         }),
     };
@@ -144,6 +147,7 @@ fn delivery() {
     let delivery = Delivery {
         id,
         mailbox_as_spelt: RECIPIENT.into(),
+        sender_id: None,
         body: BODY.to_vec().into(),
     };
     assert_eq!(v1::encode(&Outgoing::Delivery(delivery), NOW), DELIVERY);
