@@ -22,6 +22,10 @@ use crate::secrets::Secret;
 use crate::store::Store;
 use refusal::Refusal;
 
+// What sessions handle: they know the store's values, and neither its engines nor its SQL.
+pub use crate::store::StoreError;
+pub use crate::store::model::{Class, OrderKey, Page, StoredBlob, View};
+
 /// What the service stands on.
 pub struct Parts {
     /// Where blobs are kept.

@@ -15,10 +15,10 @@ use super::{Ended, Opened, Parts, Shared};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Outgoing, Refused, Submit, Tag};
 use crate::protocol::v1;
+use crate::service::Class;
 use crate::service::refusal::Refusal;
 use crate::service::submit::Submission;
 use crate::socket::{Message, Socket};
-use crate::store::model::Class;
 
 /// The reading half of a session.
 pub(super) struct Reader<'a> {

@@ -20,8 +20,8 @@ use super::{Ended, Opened, Parts, Shared};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Delivery, Outgoing};
 use crate::protocol::v1;
+use crate::service::StoredBlob;
 use crate::socket::{Message, Socket, binary};
-use crate::store::model::StoredBlob;
 
 /// A frame may take the write timeout and a second for each of these.
 const BYTES_PER_SECOND: u64 = 64 * 1024;

@@ -301,6 +301,22 @@ impl Peer {
         welcome
     }
 
+    /// As `handshake`, for relays that may be killed in the middle.
+    pub(crate) async fn try_handshake(&mut self, id: &str) -> bool {
+        let payload = json!({ "type": "Handshake", "client_id": id });
+        self.try_send(&envelope("11111111-1111-4111-8111-111111111111", payload))
+            .await
+            && self.next().await.is_ok()
+    }
+
+    /// As `send`, for relays that may be killed in the middle.
+    pub(crate) async fn try_send(&mut self, json: &Value) -> bool {
+        self.socket
+            .send(Message::Binary(frame(json).into()))
+            .await
+            .is_ok()
+    }
+
     /// Sends this JSON as a frame.
     pub(crate) async fn send(&mut self, json: &Value) {
         self.send_bytes(frame(json)).await;
