@@ -10,6 +10,7 @@ mod harness;
 
 mod architecture;
 mod faulty;
+mod refusals;
 mod settings;
 mod store_contract;
 mod store_model;
