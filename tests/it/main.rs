@@ -10,6 +10,7 @@ mod harness;
 
 mod architecture;
 mod faulty;
+mod limits;
 mod refusals;
 mod settings;
 mod store_contract;
