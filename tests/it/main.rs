@@ -13,6 +13,7 @@ mod faulty;
 mod limits;
 mod refusals;
 mod settings;
+mod slow_and_hostile;
 mod store_contract;
 mod store_model;
 mod submit_and_deliver;
