@@ -276,19 +276,32 @@ impl Peer {
     pub(crate) async fn try_connect(
         address: SocketAddr,
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        Self::over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    /// A WebSocket on this connection, for tests that choose its address or its buffers.
+    pub(crate) async fn over(
+        stream: TcpStream,
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
         let config = WebSocketConfig::default()
             .read_buffer_size(16 * 1024)
             .max_message_size(None)
             .max_frame_size(None);
-        let connecting = tokio_tungstenite::connect_async_with_config(
-            format!("ws://{address}/"),
+        stream.set_nodelay(true).unwrap();
+        let connecting = tokio_tungstenite::client_async_with_config(
+            "ws://relay/",
+            MaybeTlsStream::Plain(stream),
             Some(config),
-            true,
         );
         let (socket, _) = tokio::time::timeout(PATIENCE, connecting)
             .await
             .expect("an answer")?;
         Ok(Self { socket, sent: 0 })
+    }
+
+    /// Writes these bytes as they are, beneath the WebSocket.
+    pub(crate) async fn write_raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.socket.get_mut().write_all(bytes).await
     }
 
     /// Sends a handshake with these fields and expects the welcome.
