@@ -7,6 +7,7 @@
 pub mod acknowledge;
 pub mod deliver;
 pub mod expire;
+mod notices;
 pub mod refusal;
 pub mod submit;
 pub mod subscribe;
@@ -21,6 +22,10 @@ use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::Store;
 use refusal::Refusal;
+
+// What sessions handle: they know the store's values, and neither its engines nor its SQL.
+pub use crate::store::StoreError;
+pub use crate::store::model::{Class, OrderKey, Page, StoredBlob, View};
 
 /// What the service stands on.
 pub struct Parts {

@@ -15,9 +15,7 @@ use tokio::time::Sleep;
 
 use crate::hub::Wakes;
 use crate::ids::MailboxHash;
-use crate::service::Service;
-use crate::store::StoreError;
-use crate::store::model::{OrderKey, Page, StoredBlob, View};
+use crate::service::{OrderKey, Page, Service, StoreError, StoredBlob, View};
 
 /// Rest after a page could not be read. The client sees a pause, not an error: its blobs are kept.
 const RETRY: Duration = Duration::from_secs(1);

@@ -15,10 +15,13 @@ use super::{Ended, Opened, Parts, Shared};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Outgoing, Refused, Submit, Tag};
 use crate::protocol::v1;
+use crate::service::Class;
 use crate::service::refusal::Refusal;
 use crate::service::submit::Submission;
 use crate::socket::{Message, Socket};
-use crate::store::model::Class;
+
+/// Bytes that are no WebSocket.
+const BROKEN: Close = Close::Protocol("the WebSocket frames are not as RFC 6455 has them");
 
 /// The reading half of a session.
 pub(super) struct Reader<'a> {
@@ -57,13 +60,14 @@ fn ended_by(error: &WsError) -> Ended {
         WsError::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
             Ended::ByRelay(Close::Slow("a message was not complete in time"))
         }
+        WsError::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Ended::ByRelay(BROKEN)
+        }
         WsError::Protocol(
             tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
         )
         | WsError::Io(_) => Ended::Lost,
-        _ => Ended::ByRelay(Close::Protocol(
-            "the WebSocket frames are not as RFC 6455 has them",
-        )),
+        _ => Ended::ByRelay(BROKEN),
     }
 }
 

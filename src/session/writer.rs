@@ -20,8 +20,8 @@ use super::{Ended, Opened, Parts, Shared};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Delivery, Outgoing};
 use crate::protocol::v1;
+use crate::service::StoredBlob;
 use crate::socket::{Message, Socket, binary};
-use crate::store::model::StoredBlob;
 
 /// A frame may take the write timeout and a second for each of these.
 const BYTES_PER_SECOND: u64 = 64 * 1024;
@@ -34,7 +34,7 @@ pub(super) struct Writer<'a> {
     pub(super) opened: &'a Opened,
     pub(super) feed: Feed,
     pub(super) keepalive: Keepalive,
-    /// Bytes written since the last flush.
+    /// Bytes of the last frame while it may not have left whole (a ping counts one), else zero.
     pub(super) unflushed: u64,
 }
 
@@ -161,8 +161,10 @@ impl Writer<'_> {
     }
 
     async fn send(&mut self, message: Message, bytes: u64) -> Result<(), Ended> {
-        self.unflushed += bytes.max(1);
+        // The sink takes a frame only when the one before it has left: that one is waited for, and
+        // not everything since the last flush, or a long backlog would make the deadline endless.
         let deadline = self.deadline();
+        self.unflushed = bytes.max(1);
         within(deadline, self.sink.feed(message)).await
     }
 

@@ -22,6 +22,9 @@ use tokio::time::{Instant, Sleep};
 /// 1,000 connections × 64 KiB = 64 MiB beside the bound.
 const UNCOUNTED_BYTES: u64 = 64 * 1024;
 
+/// What a ping, a pong or a close frame may carry (RFC 6455, 5.5).
+const CONTROL_BYTES_MAX: u64 = 125;
+
 /// What a message may take beside its base time: a second for each of these.
 const BYTES_PER_SECOND: u64 = 64 * 1024;
 
@@ -70,6 +73,8 @@ pub struct Watched<S> {
     early: Bytes,
     rules: WatchRules,
     frames: Frames,
+    /// A control frame announced more than it may carry. The library would read it to its end.
+    is_broken: bool,
     unfinished: Option<Pin<Box<UnfinishedMessage>>>,
 }
 
@@ -113,6 +118,7 @@ impl<S> Watched<S> {
             early,
             rules,
             frames: Frames::default(),
+            is_broken: false,
             unfinished: None,
         }
     }
@@ -127,6 +133,7 @@ impl<S> Watched<S> {
         for event in self.frames.observe(bytes) {
             match event {
                 FrameEvent::MessageEnded => self.unfinished = None,
+                FrameEvent::Broken => self.is_broken = true,
                 FrameEvent::Announced(bytes) => {
                     let message = self
                         .unfinished
@@ -139,6 +146,12 @@ impl<S> Watched<S> {
 
     /// Ready with `Ok` when reading may go on.
     fn poll_may_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_broken {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a control frame announced more than it may carry",
+            )));
+        }
         let Some(message) = self.unfinished.as_mut() else {
             return Poll::Ready(Ok(()));
         };
@@ -261,6 +274,8 @@ enum FrameEvent {
     Announced(u64),
     /// The last frame of a data message is whole.
     MessageEnded,
+    /// A control frame announced more than it may carry.
+    Broken,
 }
 
 impl Frames {
@@ -316,6 +331,8 @@ impl Frames {
         self.ends_message = !is_control && first & 0x80 != 0;
         if !is_control {
             events.push(FrameEvent::Announced(self.payload_left));
+        } else if self.payload_left > CONTROL_BYTES_MAX {
+            events.push(FrameEvent::Broken);
         }
         if self.payload_left == 0 {
             self.end_frame(events);
@@ -422,6 +439,20 @@ mod tests {
         let more =
             tokio::time::timeout(Duration::from_secs(3600), watched.read_exact(&mut buffer)).await;
         assert!(more.is_err(), "the read waits");
+    }
+
+    #[tokio::test]
+    async fn a_control_frame_that_announces_too_much_is_not_read() {
+        for (first, payload, is_fine) in
+            [(0x89, 125, true), (0x89, 126, false), (0x88, 70_000, false)]
+        {
+            let (mut client, server) = tokio::io::duplex(1 << 20);
+            let mut watched = Watched::new(server, Bytes::new(), rules(0));
+            client.write_all(&frame(first, payload)).await.unwrap();
+            let mut buffer = [0; 14];
+            watched.read_exact(&mut buffer).await.unwrap();
+            assert_eq!(watched.read_u8().await.is_ok(), is_fine, "{payload}");
+        }
     }
 
     #[tokio::test]

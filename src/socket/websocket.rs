@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::{RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::header::{RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -70,8 +70,7 @@ impl Upgrader {
         let Some(RemoteAddress(address)) = request.extensions().get().copied() else {
             return self.turn_away(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "the client's address is not known
-",
+                "the client's address is not known\n",
             );
         };
         if request.headers().contains_key(SEC_WEBSOCKET_PROTOCOL) {
@@ -83,10 +82,13 @@ impl Upgrader {
         let response = match create_response_with_body(&request, Body::empty) {
             Ok(response) => response,
             Err(fault) => {
-                return self.turn_away(
-                    StatusCode::BAD_REQUEST,
-                    &format!("bad WebSocket handshake: {fault}\n"),
-                );
+                let why = format!("bad WebSocket handshake: {fault}\n");
+                let mut response = self.turn_away(StatusCode::BAD_REQUEST, &why);
+                // RFC 6455, 4.4: who speaks another version is told which one is spoken here.
+                response
+                    .headers_mut()
+                    .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                return response;
             }
         };
         let Some(permit) = self.connections.admit() else {

@@ -276,19 +276,32 @@ impl Peer {
     pub(crate) async fn try_connect(
         address: SocketAddr,
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        Self::over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    /// A WebSocket on this connection, for tests that choose its address or its buffers.
+    pub(crate) async fn over(
+        stream: TcpStream,
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
         let config = WebSocketConfig::default()
             .read_buffer_size(16 * 1024)
             .max_message_size(None)
             .max_frame_size(None);
-        let connecting = tokio_tungstenite::connect_async_with_config(
-            format!("ws://{address}/"),
+        stream.set_nodelay(true).unwrap();
+        let connecting = tokio_tungstenite::client_async_with_config(
+            "ws://relay/",
+            MaybeTlsStream::Plain(stream),
             Some(config),
-            true,
         );
         let (socket, _) = tokio::time::timeout(PATIENCE, connecting)
             .await
             .expect("an answer")?;
         Ok(Self { socket, sent: 0 })
+    }
+
+    /// Writes these bytes as they are, beneath the WebSocket.
+    pub(crate) async fn write_raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.socket.get_mut().write_all(bytes).await
     }
 
     /// Sends a handshake with these fields and expects the welcome.
@@ -299,6 +312,22 @@ impl Peer {
         let welcome = self.receive().await;
         assert_eq!(welcome["payload"]["type"], "HandshakeAck", "{welcome}");
         welcome
+    }
+
+    /// As `handshake`, for relays that may be killed in the middle.
+    pub(crate) async fn try_handshake(&mut self, id: &str) -> bool {
+        let payload = json!({ "type": "Handshake", "client_id": id });
+        self.try_send(&envelope("11111111-1111-4111-8111-111111111111", payload))
+            .await
+            && self.next().await.is_ok()
+    }
+
+    /// As `send`, for relays that may be killed in the middle.
+    pub(crate) async fn try_send(&mut self, json: &Value) -> bool {
+        self.socket
+            .send(Message::Binary(frame(json).into()))
+            .await
+            .is_ok()
     }
 
     /// Sends this JSON as a frame.

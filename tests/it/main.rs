@@ -7,14 +7,20 @@
 )]
 
 mod harness;
+mod process;
 
 mod architecture;
 mod drain;
 mod expiry;
 mod faulty;
 mod golden_v1;
+mod kill;
+mod limits;
 mod ops_http;
+mod refusals;
 mod settings;
+mod slow_and_hostile;
+mod start_and_stop;
 mod store_contract;
 mod store_model;
 mod submit_and_deliver;

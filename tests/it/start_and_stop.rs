@@ -1,0 +1,167 @@
+//! What an operator sees when the relay starts, does not start, and stops.
+
+use serde_json::json;
+
+use crate::harness::{Peer, http_get, id};
+use crate::process::{Process, command, run};
+
+#[tokio::test]
+async fn the_first_signal_drains_and_the_exit_code_is_zero() {
+    for name in ["TERM", "INT"] {
+        let folder = tempfile::tempdir().unwrap();
+        let relay = Process::start(folder.path()).await;
+        let mut client = Peer::connect(relay.clients).await;
+        client.handshake(json!({ "client_id": id(1) })).await;
+        relay.signal(name).await;
+        client.expect_close(1001).await;
+        client.leave().await;
+        let (status, log) = relay.ended().await;
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.contains("draining") && log.contains("stopped"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn the_second_signal_stops_at_once_with_exit_code_three() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::spawn(command(folder.path()).env("RELAY_DRAIN_TIMEOUT_SECS", "600")).await;
+    let mut client = Peer::connect(relay.clients).await;
+    client.handshake(json!({ "client_id": id(1) })).await;
+    client.store(&id(1), b"never acknowledged").await;
+    client.delivery().await;
+    relay.signal("TERM").await;
+    crate::harness::eventually("not ready", async || {
+        http_get(relay.operators, "/ready", &[]).await.0 == 503
+    })
+    .await;
+    relay.signal("TERM").await;
+    let (status, log) = relay.ended().await;
+    assert_eq!(status.code(), Some(3), "{log}");
+}
+
+#[tokio::test]
+async fn wrong_settings_are_told_all_at_once_with_exit_code_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut relay = command(folder.path());
+    relay
+        .env("RELAY_MAX_CONNECTIONS", "10k")
+        .env("RELAY_STORAGE_BACKEND", "floppy");
+    let (code, _, errors) = run(&mut relay).await;
+    assert_eq!(code, Some(2), "{errors}");
+    assert!(
+        errors.contains("RELAY_MAX_CONNECTIONS: \"10k\"") && errors.contains("\"floppy\""),
+        "{errors}"
+    );
+    assert!(
+        std::fs::read_dir(folder.path()).unwrap().next().is_none(),
+        "nothing was touched"
+    );
+}
+
+#[tokio::test]
+async fn a_taken_port_is_told_in_the_system_s_own_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for variable in ["RELAY_LISTEN_ADDR", "RELAY_HTTP_ADDR"] {
+        let (code, _, errors) = run(command(folder.path()).env(variable, &address)).await;
+        assert_eq!(code, Some(1), "{errors}");
+        assert!(
+            errors.contains("Address already in use") && errors.contains(variable),
+            "{errors}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_that_is_not_there_is_told_in_the_system_s_own_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("not here");
+    let (code, _, errors) = run(&mut command(&missing)).await;
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(
+        errors.contains("No such file or directory") && errors.contains("not here"),
+        "{errors}"
+    );
+}
+
+#[tokio::test]
+async fn a_second_relay_on_the_same_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::start(folder.path()).await;
+    let (code, _, errors) = run(&mut command(folder.path())).await;
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("another relay"), "{errors}");
+    drop(relay);
+}
+
+#[tokio::test]
+async fn the_first_lines_of_the_log_answer_what_an_operator_asks_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::spawn(command(folder.path()).env("RELAY_LOG_FORMAT", "json")).await;
+    let (clients, operators) = (relay.clients.to_string(), relay.operators.to_string());
+    relay.signal("TERM").await;
+    let (_, log) = relay.ended().await;
+    for line in log.lines() {
+        let json: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(
+            json["level"].is_string() && json["timestamp"].is_string(),
+            "{line}"
+        );
+    }
+    for fact in [
+        env!("CARGO_PKG_VERSION"),
+        &clients,
+        &operators,
+        "90 days",
+        folder.path().to_str().unwrap(),
+    ] {
+        assert!(log.contains(fact), "{fact} in\n{log}");
+    }
+}
+
+#[tokio::test]
+async fn send_and_receive_work_by_hand_and_healthcheck_tells() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::start(folder.path()).await;
+    let url = format!("ws://{}", relay.clients);
+    let mailbox = id(7);
+    let send = [
+        "send",
+        "--relay",
+        &url,
+        "--to",
+        &mailbox,
+        "--text",
+        "hello from a terminal",
+    ];
+    let (code, output, errors) = run(command(folder.path()).args(send)).await;
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(output.starts_with("stored "), "{output}");
+
+    let receive = ["receive", "--relay", &url, "--mailbox", &mailbox];
+    let (code, output, errors) = run(command(folder.path()).args(receive)).await;
+    assert_eq!(
+        (code, output.trim_end()),
+        (Some(0), "hello from a terminal"),
+        "{errors}"
+    );
+    let (code, output, _) = run(command(folder.path()).args(receive)).await;
+    assert_eq!(
+        (code, output.as_str()),
+        (Some(0), ""),
+        "it was acknowledged"
+    );
+
+    let probe = [
+        "healthcheck",
+        "--ready",
+        "--addr",
+        &relay.operators.to_string(),
+    ];
+    assert_eq!(run(command(folder.path()).args(probe)).await.0, Some(0));
+    relay.kill().await;
+
+    let (code, _, errors) = run(command(folder.path()).args(probe)).await;
+    assert_eq!((code, errors.lines().count()), (Some(1), 1), "{errors}");
+}
