@@ -238,11 +238,7 @@ impl Running {
                 idle_timeout: config.idle_timeout,
             },
         });
-        let unfinished = Unfinished::new(
-            config.unfinished_bytes_max,
-            self.metrics.unfinished_bytes.clone(),
-            self.metrics.unfinished_waits_total.clone(),
-        );
+        let unfinished = Unfinished::new(config.unfinished_bytes_max, Arc::clone(&self.metrics));
         let upgrader = Upgrader {
             message_bytes_max: config.message_bytes_max,
             watch: WatchRules {

@@ -83,6 +83,7 @@ impl<E: Engine> Committer<E> {
             self.commit(Batch::new(items)).await;
         }
         self.engine.close().await;
+        self.metrics.store_up.set(0.0);
     }
 
     async fn commit(&mut self, mut batch: Batch) {
