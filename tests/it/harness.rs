@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,16 +97,6 @@ impl Relay {
             time,
             folder,
         }
-    }
-
-    /// Where clients connect.
-    pub(crate) fn url(&self) -> String {
-        format!("ws://{}", self.running.clients)
-    }
-
-    /// Where the database is.
-    pub(crate) fn data_dir(&self) -> PathBuf {
-        self.config.data_dir.clone()
     }
 
     /// Drains the relay.
