@@ -65,9 +65,9 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
-    /// `./data` could not be made.
+    /// The data directory is missing, or `./data` could not be made.
     #[error(
-        "cannot make the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user may write to"
+        "cannot use the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user may write to"
     )]
     DataDir {
         /// The folder.
@@ -238,11 +238,7 @@ impl Running {
                 idle_timeout: config.idle_timeout,
             },
         });
-        let unfinished = Unfinished::new(
-            config.unfinished_bytes_max,
-            self.metrics.unfinished_bytes.clone(),
-            self.metrics.unfinished_waits_total.clone(),
-        );
+        let unfinished = Unfinished::new(config.unfinished_bytes_max, Arc::clone(&self.metrics));
         let upgrader = Upgrader {
             message_bytes_max: config.message_bytes_max,
             watch: WatchRules {
@@ -347,10 +343,19 @@ fn load_secret(config: &Config) -> Result<Secret, StartError> {
                     }
                 })?;
             }
-            SqliteStore::check_data_dir(&config.data_dir)?;
+            look_at_data_dir(config)?;
             Ok(Secret::load_or_create(&config.data_dir.join(SECRET_FILE))?)
         }
     }
+}
+
+/// Says what is wrong with the folder itself before a file in it is missed.
+fn look_at_data_dir(config: &Config) -> Result<(), StartError> {
+    let looked = std::fs::read_dir(&config.data_dir).map(drop);
+    looked.map_err(|source| StartError::DataDir {
+        path: config.data_dir.display().to_string(),
+        source,
+    })
 }
 
 async fn open_store(
@@ -379,7 +384,7 @@ async fn open_store(
             on_stored,
             metrics: Arc::clone(metrics),
         })),
-        StorageBackend::Sqlite => Arc::new(
+        StorageBackend::Sqlite => {
             SqliteStore::open(SqliteOptions {
                 data_dir: config.data_dir.clone(),
                 secret: secret.clone(),
@@ -392,8 +397,8 @@ async fn open_store(
                 now: clock.now(),
                 allow_network_fs: config.allow_network_fs,
             })
-            .await?,
-        ),
+            .await?
+        }
     })
 }
 

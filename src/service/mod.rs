@@ -7,7 +7,6 @@
 pub mod acknowledge;
 pub mod deliver;
 pub mod expire;
-mod notices;
 pub mod refusal;
 pub mod submit;
 pub mod subscribe;

@@ -13,10 +13,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use metrics::{Counter, Gauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
+
+use crate::metrics::Metrics;
 
 /// Messages up to this size are not counted: a connection may always hold one of them.
 /// 1,000 connections × 64 KiB = 64 MiB beside the bound.
@@ -34,13 +35,12 @@ pub struct Unfinished {
     /// One permit a KiB, because a semaphore counts in 32 bits.
     kib: Arc<Semaphore>,
     kib_max: u32,
-    bytes: Gauge,
-    waits: Counter,
+    metrics: Arc<Metrics>,
 }
 
 impl Unfinished {
     /// At most `bytes_max` (`RELAY_MAX_UNFINISHED_BYTES`); zero for no limit.
-    pub fn new(bytes_max: u64, bytes: Gauge, waits: Counter) -> Self {
+    pub fn new(bytes_max: u64, metrics: Arc<Metrics>) -> Self {
         let kib_max = match bytes_max {
             0 => u32::MAX >> 3,
             bytes_max => u32::try_from(bytes_max.div_ceil(1024))
@@ -50,8 +50,7 @@ impl Unfinished {
         Self {
             kib: Arc::new(Semaphore::new(kib_max as usize)),
             kib_max,
-            bytes,
-            waits,
+            metrics,
         }
     }
 }
@@ -92,13 +91,15 @@ struct UnfinishedMessage {
 #[derive(Debug)]
 struct Granted {
     kib: u32,
-    bytes: Gauge,
+    metrics: Arc<Metrics>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Granted {
     fn drop(&mut self) {
-        self.bytes.decrement(f64::from(self.kib) * 1024.0);
+        self.metrics
+            .unfinished_bytes
+            .decrement(f64::from(self.kib) * 1024.0);
     }
 }
 
@@ -205,15 +206,17 @@ impl Unfinished {
         let permit = match Arc::clone(&self.kib).try_acquire_many_owned(kib) {
             Ok(permit) => permit,
             Err(_) => {
-                self.waits.increment(1);
+                self.metrics.unfinished_waits_total.increment(1);
                 // Fails only when the semaphore is closed, which it never is.
                 self.kib.acquire_many_owned(kib).await.ok()?
             }
         };
-        self.bytes.increment(f64::from(kib) * 1024.0);
+        self.metrics
+            .unfinished_bytes
+            .increment(f64::from(kib) * 1024.0);
         Some(Granted {
             kib,
-            bytes: self.bytes,
+            metrics: self.metrics,
             _permit: permit,
         })
     }
@@ -356,7 +359,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn rules(bytes_max: u64) -> WatchRules {
-        let unfinished = Unfinished::new(bytes_max, Gauge::noop(), Counter::noop());
+        let unfinished = Unfinished::new(bytes_max, Arc::new(Metrics::new()));
         WatchRules {
             message_timeout: Duration::from_secs(30),
             unfinished,

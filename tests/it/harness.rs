@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,16 +97,6 @@ impl Relay {
             time,
             folder,
         }
-    }
-
-    /// Where clients connect.
-    pub(crate) fn url(&self) -> String {
-        format!("ws://{}", self.running.clients)
-    }
-
-    /// Where the database is.
-    pub(crate) fn data_dir(&self) -> PathBuf {
-        self.config.data_dir.clone()
     }
 
     /// Drains the relay.
@@ -266,6 +255,13 @@ pub(crate) struct Delivered {
     pub(crate) blob: Vec<u8>,
 }
 
+fn delivered(frame: &Value) -> Delivered {
+    Delivered {
+        id: frame["message_id"].as_str().unwrap().to_owned(),
+        blob: serde_json::from_value(frame["payload"]["ciphertext"].clone()).unwrap(),
+    }
+}
+
 impl Peer {
     /// Connected, and nothing said yet.
     pub(crate) async fn connect(address: SocketAddr) -> Self {
@@ -276,7 +272,7 @@ impl Peer {
     pub(crate) async fn try_connect(
         address: SocketAddr,
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
-        Self::over(TcpStream::connect(address).await.unwrap()).await
+        Self::over(TcpStream::connect(address).await?).await
     }
 
     /// A WebSocket on this connection, for tests that choose its address or its buffers.
@@ -377,11 +373,23 @@ impl Peer {
     pub(crate) async fn delivery(&mut self) -> Delivered {
         let delivery = self.receive().await;
         assert_eq!(delivery["payload"]["type"], "EncryptedUpdate", "{delivery}");
-        let blob = serde_json::from_value(delivery["payload"]["ciphertext"].clone()).unwrap();
-        Delivered {
-            id: delivery["message_id"].as_str().unwrap().to_owned(),
-            blob,
-        }
+        delivered(&delivery)
+    }
+
+    /// Sends a blob to its own mailbox `own` and gets it back. The delivery may overtake `Stored`:
+    /// what is durable may be read before its sender is told.
+    pub(crate) async fn round_trip(&mut self, own: &str, blob: &[u8]) -> Delivered {
+        let message_id = self.submit(own, blob).await;
+        let frames = [self.receive().await, self.receive().await];
+        let is_delivery = |frame: &Value| frame["payload"]["type"] == "EncryptedUpdate";
+        let [answer, delivery] = match is_delivery(&frames[0]) {
+            true => [&frames[1], &frames[0]],
+            false => [&frames[0], &frames[1]],
+        };
+        assert_eq!(answer["payload"]["status"], "Stored", "{answer}");
+        assert_eq!(answer["payload"]["message_id"], message_id);
+        assert_eq!(delivered(delivery).blob, blob);
+        delivered(delivery)
     }
 
     /// Acknowledges a blob; v1 has no answer to that.

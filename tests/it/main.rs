@@ -20,6 +20,7 @@ mod ops_http;
 mod refusals;
 mod settings;
 mod slow_and_hostile;
+mod sqlite_open;
 mod start_and_stop;
 mod store_contract;
 mod store_model;
