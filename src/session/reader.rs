@@ -161,13 +161,14 @@ impl Reader<'_> {
             &submit.body,
         );
         let Submit { recipient, body } = submit;
+        let submission = Submission {
+            recipient,
+            id,
+            class: Class::SeenByV1,
+            body,
+        };
         service
-            .submit(Submission {
-                recipient,
-                id,
-                class: Class::SeenByV1,
-                body,
-            })
+            .submit(&self.opened.subscription.client, submission)
             .await
     }
 
@@ -187,7 +188,7 @@ impl Reader<'_> {
     }
 
     fn charge(&self) -> Result<(), Refusal> {
-        self.parts.service.charge(self.opened.subscription.rate_key)
+        self.parts.service.charge(&self.opened.subscription.client)
     }
 
     fn refuse(&self, tag: Option<Tag>, refusal: Refusal, read_at: Instant) {
