@@ -8,6 +8,7 @@
 
 mod harness;
 
+mod address_limits;
 mod architecture;
 mod drain;
 mod expiry;
