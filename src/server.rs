@@ -24,12 +24,14 @@ use crate::clock::Clock;
 use crate::config::{Config, StorageBackend};
 use crate::http::{Health, Scrape, health, operator_routes};
 use crate::hub::Hub;
+use crate::limits::budgets::Budgets;
 use crate::limits::connections::Connections;
 use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret, SecretError};
 use crate::service::{self, Service};
 use crate::session;
 use crate::shutdown::Shutdown;
+use crate::socket::forwarded::Proxies;
 use crate::socket::listener::Listener;
 use crate::socket::watch::{Unfinished, WatchRules};
 use crate::socket::websocket::{Upgrader, is_upgrade};
@@ -141,6 +143,7 @@ pub async fn start_with(
         }
     };
 
+    let budgets = Arc::new(Budgets::new(config, clock.clone(), &metrics));
     let service = Arc::new(Service::new(service::Parts {
         store: Arc::clone(&store),
         hub,
@@ -148,7 +151,7 @@ pub async fn start_with(
         clock: clock.clone(),
         metrics: Arc::clone(&metrics),
         blob_ttl: config.blob_ttl,
-        rate_limit_per_min: config.rate_limit_per_min,
+        budgets: Arc::clone(&budgets),
     }));
     let mut running = Running {
         clients: clients_addr,
@@ -165,7 +168,8 @@ pub async fn start_with(
         close_operators: CancellationToken::new(),
         end_upkeep: CancellationToken::new(),
     };
-    running.serve_clients(config, &service, &clock, clients);
+    let connections = Connections::new(config, budgets);
+    running.serve_clients(config, &service, &clock, connections, clients);
     running.serve_operators(config, &service, &clock, operators);
     running.keep_house(config.cleanup_interval, service);
     Ok(running)
@@ -223,6 +227,7 @@ impl Running {
         config: &Config,
         service: &Arc<Service>,
         clock: &Clock,
+        connections: Connections,
         socket: TcpListener,
     ) {
         let parts = Arc::new(session::Parts {
@@ -245,7 +250,8 @@ impl Running {
                 message_timeout: config.message_timeout,
                 unfinished,
             },
-            connections: Connections::new(config.connections_max),
+            proxies: Arc::new(Proxies::new(config.trusted_proxies.clone())),
+            connections,
             run: Arc::new(move |connection| Box::pin(session::run(connection, Arc::clone(&parts)))),
             sessions: self.sessions.clone(),
             metrics: Arc::clone(&self.metrics),

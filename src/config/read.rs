@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Token;
 use super::settings::{Accepts, Setting, setting};
+use super::{Networks, Share, Token};
 
 /// The variables that are set, and the faults found so far.
 pub(super) struct Reader {
@@ -81,6 +81,27 @@ impl Reader {
     /// Reads an IP address with a port.
     pub(super) fn address(&mut self, name: &str, target: &mut SocketAddr) {
         if let Some(value) = self.value(row(name), |_, text| parse_address(text)) {
+            *target = value;
+        }
+    }
+
+    /// Reads a decimal number from 0 to 1.
+    pub(super) fn share(&mut self, name: &str, target: &mut Share) {
+        let wrong = || Wrong::new("is not a decimal number from 0 to 1");
+        if let Some(value) = self.value(row(name), |_, text| Share::parse(text).ok_or_else(wrong)) {
+            *target = value;
+        }
+    }
+
+    /// Reads a list of networks.
+    pub(super) fn networks(&mut self, name: &str, target: &mut Networks) {
+        let wrong = |part: String| {
+            Wrong::new(format!(
+                "has {} in it, which is no IP address and no network",
+                quoted(&part)
+            ))
+        };
+        if let Some(value) = self.value(row(name), |_, text| Networks::parse(text).map_err(wrong)) {
             *target = value;
         }
     }

@@ -167,13 +167,14 @@ impl Reader<'_> {
         let Submit {
             recipient, body, ..
         } = submit;
+        let submission = Submission {
+            recipient,
+            id,
+            class: Class::SeenByV1,
+            body,
+        };
         service
-            .submit(Submission {
-                recipient,
-                id,
-                class: Class::SeenByV1,
-                body,
-            })
+            .submit(&self.opened.subscription.client, submission)
             .await
     }
 
@@ -193,7 +194,7 @@ impl Reader<'_> {
     }
 
     fn charge(&self) -> Result<(), Refusal> {
-        self.parts.service.charge(self.opened.subscription.rate_key)
+        self.parts.service.charge(&self.opened.subscription.client)
     }
 
     fn refuse(&self, tag: Option<Tag>, refusal: Refusal, read_at: Instant) {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use vauchi_relay::clock::{Clock, ManualClock, Timestamp};
@@ -35,12 +36,21 @@ pub(crate) struct Relay {
     folder: Option<tempfile::TempDir>,
 }
 
-/// Settings for a test: ports of its own, a folder of its own, no rate limit unless it is asked for.
+/// Settings for a test: ports of its own, a folder of its own, no rates and no limits per address
+/// unless they are asked for.
 pub(crate) fn settings(variables: &[(&str, &str)]) -> HashMap<String, String> {
     let mut settings: HashMap<String, String> = [
         ("RELAY_LISTEN_ADDR", "127.0.0.1:0"),
         ("RELAY_HTTP_ADDR", "127.0.0.1:0"),
         ("RELAY_RATE_LIMIT_PER_MIN", "0"),
+        ("RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN", "0"),
+        ("RELAY_MAILBOX_SHARE_PER_HOUR", "0"),
+        ("RELAY_ADDRESS_SHARE_PER_DAY", "0"),
+        ("RELAY_MAX_CONNECTIONS_PER_ADDRESS", "0"),
+        ("RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN", "0"),
+        ("RELAY_OPENINGS_PER_MIN", "0"),
+        ("RELAY_FAILED_PROOFS_PER_MIN", "0"),
+        ("RELAY_RECOVERY_RATE_LIMIT", "0"),
         ("RELAY_MIN_FREE_BYTES", "0"),
     ]
     .into_iter()
@@ -128,6 +138,24 @@ impl Relay {
         let mut peer = Peer::connect(self.running.clients).await;
         peer.handshake(json!({ "client_id": id })).await;
         peer
+    }
+
+    /// A client that has opened the mailbox `id` and comes, as the proxy in front says, from
+    /// `address`.
+    pub(crate) async fn client_from(&self, address: &str, id: &str) -> Peer {
+        let connecting = self.connect_from(address).await;
+        let mut peer = connecting.expect("the relay lets it in");
+        peer.handshake(json!({ "client_id": id })).await;
+        peer
+    }
+
+    /// A connection that comes, as the proxy in front says, from `address`.
+    pub(crate) async fn connect_from(
+        &self,
+        address: &str,
+    ) -> Result<Peer, tokio_tungstenite::tungstenite::Error> {
+        let headers = [("x-forwarded-for", address)];
+        Peer::try_connect_with(self.running.clients, &headers).await
     }
 
     /// The value of a series of `/metrics`, with its labels if it has any; zero when it is absent.
@@ -272,12 +300,31 @@ impl Peer {
     pub(crate) async fn try_connect(
         address: SocketAddr,
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
-        Self::over(TcpStream::connect(address).await?).await
+        Self::try_connect_with(address, &[]).await
+    }
+
+    /// As `try_connect`, with these headers in the request.
+    pub(crate) async fn try_connect_with(
+        address: SocketAddr,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        let mut request = format!("ws://{address}/").into_client_request()?;
+        for (name, value) in headers {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        Self::upgraded(TcpStream::connect(address).await?, request).await
     }
 
     /// A WebSocket on this connection, for tests that choose its address or its buffers.
     pub(crate) async fn over(
         stream: TcpStream,
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        Self::upgraded(stream, "ws://relay/".into_client_request()?).await
+    }
+
+    async fn upgraded(
+        stream: TcpStream,
+        request: tokio_tungstenite::tungstenite::handshake::client::Request,
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
         let config = WebSocketConfig::default()
             .read_buffer_size(16 * 1024)
@@ -285,7 +332,7 @@ impl Peer {
             .max_frame_size(None);
         stream.set_nodelay(true).unwrap();
         let connecting = tokio_tungstenite::client_async_with_config(
-            "ws://relay/",
+            request,
             MaybeTlsStream::Plain(stream),
             Some(config),
         );
@@ -301,10 +348,8 @@ impl Peer {
     }
 
     /// Sends a handshake with these fields and expects the welcome.
-    pub(crate) async fn handshake(&mut self, mut fields: Value) -> Value {
-        fields["type"] = "Handshake".into();
-        self.send(&envelope("11111111-1111-4111-8111-111111111111", fields))
-            .await;
+    pub(crate) async fn handshake(&mut self, fields: Value) -> Value {
+        self.say_hello(fields).await;
         let welcome = self.receive().await;
         assert_eq!(welcome["payload"]["type"], "HandshakeAck", "{welcome}");
         welcome
@@ -324,6 +369,13 @@ impl Peer {
             .send(Message::Binary(frame(json).into()))
             .await
             .is_ok()
+    }
+
+    /// Sends a handshake with these fields.
+    pub(crate) async fn say_hello(&mut self, mut fields: Value) {
+        fields["type"] = "Handshake".into();
+        self.send(&envelope("11111111-1111-4111-8111-111111111111", fields))
+            .await;
     }
 
     /// Sends this JSON as a frame.

@@ -9,6 +9,7 @@
 mod harness;
 mod process;
 
+mod address_limits;
 mod architecture;
 mod drain;
 mod expiry;
