@@ -50,6 +50,7 @@ pub struct Metrics {
     pub storage_limit_bytes: Gauge,
     pub blobs_created_total: Counter,
     pub blobs_delivered_total: Counter,
+    pub device_sync_delivered_total: Counter,
     pub blobs_acknowledged_total: Counter,
     pub blobs_purged_total: Counter,
     pub blobs_expired_total: Counter,
@@ -184,6 +185,10 @@ impl Metrics {
                 blobs_created_total: count(
                     "relay_blobs_created_total",
                     "Blobs stored; repeats of a stored blob are not counted.",
+                ),
+                device_sync_delivered_total: count(
+                    "relay_device_sync_delivered_total",
+                    "Device-sync messages written to a socket, repeats included.",
                 ),
                 blobs_delivered_total: count(
                     "relay_blobs_delivered_total",

@@ -15,6 +15,12 @@ pub const CELL_BYTES: u64 = 1024;
 /// How much more an address may open than one of its connections.
 const OPENINGS_PER_ADDRESS: u64 = 4;
 
+/// Of the eight proofs that one hash may have, those that one address may store in a day.
+const SLOTS_A_DAY: u64 = 2;
+
+/// Ids that one address may have pinned in a day.
+const PINS_A_DAY: u64 = 1_000;
+
 /// Which budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -39,6 +45,10 @@ pub enum Budget {
     FailedProofs,
     /// Recovery requests of a mailbox name from an address.
     Recovery,
+    /// Recovery proofs under one hash from an address.
+    RecoverySlots,
+    /// Newly pinned ids from an address.
+    Pins,
 }
 
 /// One budget.
@@ -63,7 +73,7 @@ pub struct Row {
 }
 
 /// Every budget, each at the place of its number.
-pub const TABLE: [Row; 10] = [
+pub const TABLE: [Row; 12] = [
     Row {
         budget: Budget::Client,
         label: "client",
@@ -173,6 +183,26 @@ pub const TABLE: [Row; 10] = [
         setting: "RELAY_RECOVERY_RATE_LIMIT",
         holds: |config| config.recovery_rate_limit.into(),
         refusal: "too many recovery requests; wait as long as retry_after_ms says",
+    },
+    Row {
+        budget: Budget::RecoverySlots,
+        label: "recovery_slots",
+        charged: "recovery proofs stored under one hash",
+        whose: "address and hash",
+        period: DAY,
+        setting: "RELAY_RECOVERY_RATE_LIMIT",
+        holds: |config| SLOTS_A_DAY * u64::from(config.recovery_rate_limit.min(1)),
+        refusal: "your network has stored its two proofs of today under this hash; come back tomorrow",
+    },
+    Row {
+        budget: Budget::Pins,
+        label: "pins",
+        charged: "ids pinned for the first time",
+        whose: "address",
+        period: DAY,
+        setting: "RELAY_PINS_MAX",
+        holds: |_| PINS_A_DAY,
+        refusal: "too many new ids from your network have proved themselves today; come back tomorrow",
     },
 ];
 

@@ -15,6 +15,8 @@ pub enum Close {
     Protocol(&'static str),
     /// The mailbox is not proven to be the client's.
     NotProven,
+    /// This id has proved itself before, and is opened only with a proof since.
+    Pinned,
     /// The relay asks every client for a proof, and this one brought none.
     ProofRequired,
     /// A version or encryption that this relay does not offer.
@@ -37,7 +39,7 @@ impl Close {
             Self::TooLarge => 1009,
             Self::Slow(_) => 1013,
             Self::Protocol(_) => 4400,
-            Self::NotProven | Self::ProofRequired => 4401,
+            Self::NotProven | Self::Pinned | Self::ProofRequired => 4401,
             Self::NotOffered => 4406,
             Self::FirstFrameLate | Self::Silent => 4408,
             Self::TooManyFailedProofs | Self::TooManyOpenings => 4429,
@@ -52,6 +54,9 @@ impl Close {
             Self::Slow(why) | Self::Protocol(why) => why,
             Self::NotProven => {
                 "the handshake does not prove that this client_id is yours; check the key and the clock"
+            }
+            Self::Pinned => {
+                "this id has proved itself before and is opened only with a signature since"
             }
             Self::ProofRequired => {
                 "this relay opens a mailbox only to who signs for it; sign, and name no routing_token"

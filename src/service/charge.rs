@@ -31,7 +31,7 @@ pub struct Client {
 /// The room that a blob takes.
 pub(super) struct Room {
     budgets: Arc<Budgets>,
-    charges: [Charge; 3],
+    charges: Vec<Charge>,
 }
 
 impl Service {
@@ -85,6 +85,46 @@ impl Service {
         Ok(ProofAttempt::begin(&self.parts.budgets, address)?)
     }
 
+    /// Charges the room that a device-sync message is about to take in the relay. It has no mailbox
+    /// that strangers send to, and a quota of its own.
+    pub(super) fn charge_relay_room(
+        &self,
+        client: &Client,
+        envelope: &Envelope,
+    ) -> Result<Room, Refusal> {
+        self.charge_bytes(client, envelope.charged_bytes())
+    }
+
+    /// Charges bytes that are about to be kept to the address's share of the relay.
+    pub(super) fn charge_bytes(&self, client: &Client, bytes: u64) -> Result<Room, Refusal> {
+        let (budgets, address) = (&self.parts.budgets, client.address);
+        let cells = u32::try_from(bytes.div_ceil(CELL_BYTES)).unwrap_or(u32::MAX);
+        let charges = vec![budgets.key(Budget::AddressBytes, address).costs(cells)];
+        budgets.take(&charges, address)?;
+        Ok(Room {
+            budgets: Arc::clone(budgets),
+            charges,
+        })
+    }
+
+    /// Charges one of the places that a recovery key has to the address that takes it.
+    pub(super) fn charge_recovery_slot(
+        &self,
+        client: &Client,
+        key_hash: &[u8; 32],
+    ) -> Result<(), Refusal> {
+        let (budgets, address) = (&self.parts.budgets, client.address);
+        let slot = budgets.key(Budget::RecoverySlots, (address, key_hash));
+        Ok(budgets.take(&[slot.costs(1)], address)?)
+    }
+
+    /// Charges a new pin to its address.
+    pub(super) fn charge_pin(&self, address: IpAddr) -> Result<(), Refusal> {
+        let (budgets, address) = (&self.parts.budgets, Address::of(address));
+        let pin = budgets.key(Budget::Pins, address).costs(1);
+        Ok(budgets.take(&[pin], address)?)
+    }
+
     /// Charges the room that a blob is about to take, all of it or nothing.
     pub(super) fn charge_room(
         &self,
@@ -96,7 +136,7 @@ impl Service {
         // More than 4 TiB in one blob does not exist.
         let cells = u32::try_from(cells).unwrap_or(u32::MAX);
         let share = (address, envelope.mailbox);
-        let charges = [
+        let charges = vec![
             budgets.key(Budget::MailboxBlobs, share).costs(1),
             budgets.key(Budget::MailboxBytes, share).costs(cells),
             budgets.key(Budget::AddressBytes, address).costs(cells),

@@ -7,10 +7,12 @@
 pub mod acknowledge;
 pub mod charge;
 pub mod deliver;
+pub mod device_sync;
 pub mod expire;
 pub mod give_back;
 mod nonces;
 mod notices;
+pub mod recovery;
 pub mod refusal;
 pub mod submit;
 pub mod subscribe;
@@ -31,7 +33,7 @@ use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
 pub use crate::store::StoreError;
-pub use crate::store::model::{Class, OrderKey, Page, StoredBlob, View};
+pub use crate::store::model::{BacklogCursor, Class, OrderKey, Page, StoredBlob, View};
 
 /// What the service stands on.
 pub struct Parts {

@@ -95,6 +95,7 @@ impl Service {
             mailbox: self.parts.secret.mailbox(recipient),
             id: submission.id,
             class: submission.class,
+            owner: None,
             stored_at,
             expires_at: stored_at.plus(self.parts.blob_ttl),
             sealed: sealed.unwrap_or_default(),
@@ -104,6 +105,15 @@ impl Service {
         if let Some(NoticeTo { sender, name }) = submission.notice {
             self.notices.await_fate(envelope.id, sender, &name);
         }
+        self.hand_in(envelope, room).await
+    }
+
+    /// Hands an envelope to the store; its room goes back when the store does not take it.
+    pub(super) async fn hand_in(
+        &self,
+        envelope: Envelope,
+        room: Room,
+    ) -> Result<Submitted, Refusal> {
         match self.parts.store.append(envelope).await {
             Ok(appended) => Ok(Submitted { appended, room }),
             Err(error) => {

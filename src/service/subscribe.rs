@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Service;
 use super::charge::Client;
+use super::refusal::Refusal;
 use crate::hub::{Joined, Wakes};
 use crate::ids::{ConnectionId, MailboxHash, MailboxId};
 
@@ -36,6 +37,29 @@ impl Service {
     /// Whether v1 deliveries tell who says to have sent them.
     pub fn v1_keeps_sender_id(&self) -> bool {
         self.parts.v1_keeps_sender_id
+    }
+
+    /// Whether this id has proved itself, so that it is opened only with a proof.
+    pub async fn is_pinned(&self, id: &MailboxId) -> Result<bool, Refusal> {
+        let (store, mailbox) = (&self.parts.store, self.parts.secret.mailbox(id));
+        let now = self.parts.clock.now();
+        Ok(store.is_pinned(mailbox, self.parts.blob_ttl, now).await?)
+    }
+
+    /// Pins an id that was opened with a proof; from now on it is not opened without. An address
+    /// that has brought too many new ids today gets no more pins, and is served all the same.
+    pub async fn pin(&self, id: &MailboxId, address: IpAddr) -> Result<(), Refusal> {
+        if !self.is_pinned(id).await? && self.charge_pin(address).is_err() {
+            return Ok(());
+        }
+        let (store, mailbox) = (&self.parts.store, self.parts.secret.mailbox(id));
+        Ok(store.pin(mailbox, self.parts.clock.now()).await?)
+    }
+
+    /// Takes the pin off: the id may be opened without a proof again.
+    pub async fn unpin(&self, id: &MailboxId) -> Result<(), Refusal> {
+        let mailbox = self.parts.secret.mailbox(id);
+        Ok(self.parts.store.unpin(mailbox).await?)
     }
 
     /// Burns the nonce of a handshake whose signature is good.

@@ -15,12 +15,28 @@ use tokio::time::Sleep;
 
 use crate::hub::Wakes;
 use crate::ids::MailboxHash;
-use crate::service::{OrderKey, Page, Service, StoreError, StoredBlob, View};
+use crate::service::{BacklogCursor, OrderKey, Service, StoreError, StoredBlob, View};
 
 /// Rest after a page could not be read. The client sees a pause, not an error: its blobs are kept.
 const RETRY: Duration = Duration::from_secs(1);
 
-type Reading = Pin<Box<dyn Future<Output = Result<Page, StoreError>> + Send>>;
+type Reading = Pin<Box<dyn Future<Output = Result<Turn, StoreError>> + Send>>;
+
+/// Where a feed stands.
+#[derive(Debug, Clone, Copy)]
+enum Cursor {
+    /// In the order of arrival.
+    After(OrderKey),
+    /// In what had waited for a device when it connected, which comes by version.
+    Backlog(BacklogCursor),
+}
+
+/// A page, and where the next one begins.
+struct Turn {
+    blobs: Vec<StoredBlob>,
+    next: Cursor,
+    more: bool,
+}
 
 /// Blobs of one opened mailbox, in order, as long as the session lives.
 pub struct Feed {
@@ -28,7 +44,7 @@ pub struct Feed {
     mailbox: MailboxHash,
     view: View,
     wakes: Arc<Wakes>,
-    cursor: OrderKey,
+    cursor: Cursor,
     page: VecDeque<StoredBlob>,
     step: Step,
 }
@@ -52,9 +68,19 @@ impl Feed {
             mailbox,
             view,
             wakes,
-            cursor: OrderKey::START,
+            cursor: Cursor::After(OrderKey::START),
             page: VecDeque::new(),
             step: Step::Look,
+        }
+    }
+
+    /// As [`Feed::new`] for the messages of a device: what waits comes by version, what comes later
+    /// as it arrives.
+    pub fn of_device(service: Arc<Service>, mailbox: MailboxHash, wakes: Arc<Wakes>) -> Self {
+        let feed = Self::new(service, mailbox, View::DeviceSync, wakes);
+        Self {
+            cursor: Cursor::Backlog(BacklogCursor::START),
+            ..feed
         }
     }
 
@@ -86,19 +112,36 @@ impl Feed {
     }
 
     fn read(&self) -> Reading {
-        let (service, mailbox, view, after) = (
-            Arc::clone(&self.service),
-            self.mailbox,
-            self.view,
-            self.cursor,
-        );
-        Box::pin(async move { service.page(mailbox, view, after).await })
+        let (service, mailbox, view) = (Arc::clone(&self.service), self.mailbox, self.view);
+        match self.cursor {
+            Cursor::After(after) => Box::pin(async move {
+                let page = service.page(mailbox, view, after).await?;
+                Ok(Turn {
+                    blobs: page.blobs,
+                    next: Cursor::After(page.next),
+                    more: page.more,
+                })
+            }),
+            Cursor::Backlog(after) => Box::pin(async move {
+                let page = service.device_backlog(mailbox, after).await?;
+                let next = match page.more {
+                    true => Cursor::Backlog(page.next),
+                    false => Cursor::After(page.next.up_to),
+                };
+                // After the backlog something may have come already.
+                Ok(Turn {
+                    blobs: page.blobs,
+                    next,
+                    more: true,
+                })
+            }),
+        }
     }
 
-    fn turn(&mut self, page: Page) -> Step {
-        self.cursor = page.next;
-        self.page = page.blobs.into();
+    fn turn(&mut self, turn: Turn) -> Step {
+        self.cursor = turn.next;
+        self.page = turn.blobs.into();
         // A wake that came while this page was read is still marked, and is taken when idle.
-        if page.more { Step::Look } else { Step::Idle }
+        if turn.more { Step::Look } else { Step::Idle }
     }
 }

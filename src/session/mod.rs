@@ -32,6 +32,7 @@ use crate::protocol::message::{Handshake, HandshakeProof, Incoming, Outgoing};
 use crate::protocol::v1;
 use crate::service::Service;
 use crate::service::View;
+use crate::service::device_sync::DeviceSubscription;
 use crate::service::subscribe::{NonceRefused, Subscription};
 use crate::shutdown::Shutdown;
 use crate::socket::{Connection, Message, Socket, linger};
@@ -94,9 +95,21 @@ enum Ended {
 struct Opened {
     client_id: MailboxId,
     mailbox: MailboxId,
+    /// Whether the handshake proved that `client_id` is the client's own.
+    is_proven: bool,
     tells_senders: bool,
+    device: Option<Device>,
     mailbox_as_spelt: Arc<str>,
     subscription: Subscription,
+}
+
+/// A device that receives messages from the others of its identity.
+struct Device {
+    id: MailboxId,
+    id_as_spelt: Arc<str>,
+    client_as_spelt: Arc<str>,
+    subscription: DeviceSubscription,
+    wakes: Arc<Wakes>,
 }
 
 /// What the two loops share.
@@ -164,7 +177,7 @@ async fn converse(
         Err(ended) => return ended,
     };
     let wakes = Arc::new(Wakes::default());
-    let opened = match open(&handshake, address, Arc::clone(&wakes), parts) {
+    let opened = match open(&handshake, address, Arc::clone(&wakes), parts).await {
         Ok(opened) => opened,
         Err(close) => return Ended::ByRelay(close),
     };
@@ -198,6 +211,14 @@ async fn converse(
         shared: &shared,
         opened: &opened,
         feed,
+        device_feed: opened.device.as_ref().map(|device| {
+            let mailbox = device.subscription.mailbox;
+            Feed::of_device(
+                Arc::clone(&parts.service),
+                mailbox,
+                Arc::clone(&device.wakes),
+            )
+        }),
         wakes,
         keepalive,
         unflushed: 0,
@@ -259,7 +280,7 @@ fn is_noise(frame: &[u8]) -> bool {
 }
 
 /// Charges the opening, checks the proof and joins the mailbox.
-fn open(
+async fn open(
     handshake: &Handshake,
     address: IpAddr,
     wakes: Arc<Wakes>,
@@ -269,27 +290,67 @@ fn open(
     service
         .charge_openings(connection, address, 1)
         .map_err(|_| Close::TooManyOpenings)?;
-    verify(handshake, address, parts)?;
+    let is_proven = verify(handshake, address, parts)?;
+    may_open(handshake, is_proven, address, service)
+        .await
+        .map_err(|refusal| refusal.unwrap_or(Close::Slow("storage does not answer; try again")))?;
     let mailbox = handshake.mailbox();
     Ok(Opened {
         client_id: handshake.client_id,
         mailbox,
+        is_proven,
         tells_senders: !handshake.suppress_presence,
+        device: device(handshake, connection, service),
         mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
         subscription: service.subscribe(&mailbox, address, connection, wakes),
     })
 }
 
+/// Refuses what is pinned and not proven, and pins what is proven. `None` when the store fails.
+async fn may_open(
+    handshake: &Handshake,
+    is_proven: bool,
+    address: IpAddr,
+    service: &Service,
+) -> Result<(), Option<Close>> {
+    // A signature proves the client_id; a routing_token is always unproven.
+    let unproven_id = (!is_proven).then_some(handshake.client_id);
+    for id in unproven_id.into_iter().chain(handshake.routing_token) {
+        if service.is_pinned(&id).await.map_err(|_| None)? {
+            return Err(Some(Close::Pinned));
+        }
+    }
+    if is_proven {
+        let pinned = service.pin(&handshake.client_id, address).await;
+        pinned.map_err(|_| None)?;
+    }
+    Ok(())
+}
+
+fn device(handshake: &Handshake, connection: ConnectionId, service: &Service) -> Option<Device> {
+    let id = handshake.device_id?;
+    let wakes = Arc::new(Wakes::default());
+    let client = &handshake.client_id;
+    Some(Device {
+        id,
+        id_as_spelt: Arc::clone(handshake.device_as_spelt.as_ref()?),
+        client_as_spelt: Arc::clone(&handshake.client_as_spelt),
+        subscription: service.subscribe_device(client, &id, connection, Arc::clone(&wakes)),
+        wakes,
+    })
+}
+
 /// Checks the proof of a handshake, if it brings one. An address with too many bad ones is refused
 /// before the check; a handshake without a proof has nothing to check and costs nothing here.
-fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<(), Close> {
+/// Tells whether the `client_id` is proven.
+fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<bool, Close> {
     let allows_unverified = parts.service.v1_allows_unverified();
     // A signature proves the client_id, never a routing_token.
     if !allows_unverified && handshake.routing_token.is_some() {
         return Err(Close::ProofRequired);
     }
     let nonce = match &handshake.proof {
-        HandshakeProof::Unsigned if allows_unverified => return Ok(()),
+        HandshakeProof::Unsigned if allows_unverified => return Ok(false),
         HandshakeProof::Unsigned => return Err(Close::ProofRequired),
         HandshakeProof::Partial => None,
         HandshakeProof::Signed { nonce, .. } => Some(*nonce),
@@ -312,7 +373,7 @@ fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<(), C
         }
     }
     attempt.succeeded();
-    Ok(())
+    Ok(true)
 }
 
 /// Sends the close frame, if it is ours to send, and lets the client read it.

@@ -12,10 +12,15 @@ use tokio_tungstenite::tungstenite::Error as WsError;
 use super::outbox::Owed;
 use super::state::Step;
 use super::{Ended, Opened, Parts, Shared};
+use crate::ids::BlobId;
 use crate::protocol::close::Close;
-use crate::protocol::message::{AccountRevoked, Outgoing, Purge, Refused, Submit, Tag};
+use crate::protocol::message::{
+    AccountRevoked, DeviceSync, Outgoing, Purge, RecoveryProof, RecoveryQuery, Refused, Submit, Tag,
+};
 use crate::protocol::v1;
+use crate::service::device_sync::DeviceMessage;
 use crate::service::give_back::GiveBack;
+use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
 use crate::service::submit::{NoticeTo, Submission, Submitted};
 use crate::service::{Class, View};
@@ -128,6 +133,27 @@ impl Reader<'_> {
                 }),
                 Err(refusal) => self.refuse(Some(tag), refusal, read_at),
             },
+            Step::DeviceSync(tag, message) => match self.submit_device_sync(&tag, message).await {
+                Ok(submitted) => self.shared.outbox.push(Owed::Commit {
+                    tag,
+                    submitted,
+                    read_at,
+                }),
+                Err(refusal) => self.refuse(Some(tag), refusal, read_at),
+            },
+            Step::AcknowledgeDeviceSync { tag, id, charged } => {
+                if let Err(refusal) = self.acknowledge_device_sync(id, charged).await {
+                    self.refuse(Some(tag), refusal, read_at);
+                }
+            }
+            Step::PutRecovery(tag, proof) => match self.put_recovery(proof).await {
+                Ok(()) => self.answer(Outgoing::Stored { tag }, read_at),
+                Err(refusal) => self.refuse(Some(tag), refusal, read_at),
+            },
+            Step::GetRecovery(tag, query) => match self.get_recovery(query).await {
+                Ok(proofs) => self.answer(proofs, read_at),
+                Err(refusal) => self.refuse(Some(tag), refusal, read_at),
+            },
             Step::AccountRevoked(tag, revoked) => match self.revoke(&tag, revoked).await {
                 Ok(submitted) => self.shared.outbox.push(Owed::Commit {
                     tag,
@@ -222,19 +248,105 @@ impl Reader<'_> {
         service.submit(client, submission).await
     }
 
-    async fn purge(&self, tag: &Tag, _purge: Purge) -> Result<Outgoing, Refusal> {
+    async fn submit_device_sync(
+        &self,
+        tag: &Tag,
+        message: DeviceSync,
+    ) -> Result<Submitted, Refusal> {
         self.charge()?;
-        let mailbox = self.opened.subscription.mailbox;
-        let blobs_deleted = self.parts.service.purge(mailbox, View::V1).await?;
+        if message.identity != self.opened.client_id {
+            return Err(Refusal::Invalid(
+                "identity_id is not the client_id of this connection",
+            ));
+        }
+        let service = &self.parts.service;
+        let DeviceSync {
+            identity,
+            target_device,
+            sender_device,
+            version,
+            body,
+        } = message;
+        let id = service.v1_blob_id(&tag.0, &identity, &target_device, &body);
+        let message = DeviceMessage {
+            identity,
+            target_device,
+            sender_device,
+            version,
+            id,
+            body,
+        };
+        let client = &self.opened.subscription.client;
+        service.submit_device_message(client, message).await
+    }
+
+    async fn acknowledge_device_sync(&self, id: BlobId, charged: bool) -> Result<(), Refusal> {
+        if charged {
+            self.charge()?;
+        }
+        // Without a device nothing of the kind was delivered here.
+        let Some(device) = &self.opened.device else {
+            return Ok(());
+        };
+        let mailbox = device.subscription.mailbox;
+        drop(self.parts.service.acknowledge(mailbox, vec![id]).await?);
+        Ok(())
+    }
+
+    async fn put_recovery(
+        &self,
+        RecoveryProof { key_hash, proof }: RecoveryProof,
+    ) -> Result<(), Refusal> {
+        let (service, opened) = (&self.parts.service, self.opened);
+        let client = &opened.subscription.client;
+        service.charge_recovery(client)?;
+        let proof = Proof { key_hash, proof };
+        service
+            .put_recovery(client, &opened.client_id, opened.is_proven, proof)
+            .await
+    }
+
+    async fn get_recovery(&self, query: RecoveryQuery) -> Result<Outgoing, Refusal> {
+        let service = &self.parts.service;
+        service.charge_recovery(&self.opened.subscription.client)?;
+        let frame_bytes_max = self.parts.settings.message_bytes_max;
+        let found = service
+            .get_recovery(&query.key_hashes, frame_bytes_max as u64)
+            .await?;
+        let mut proofs: Vec<_> = found
+            .into_iter()
+            .map(|Proof { key_hash, proof }| RecoveryProof { key_hash, proof })
+            .collect();
+        // v1 can not say that there is more; what does not fit is left out.
+        proofs.truncate(v1::proofs_that_fit(&proofs, frame_bytes_max));
+        Ok(Outgoing::RecoveryProofs { proofs })
+    }
+
+    async fn purge(&self, tag: &Tag, purge: Purge) -> Result<Outgoing, Refusal> {
+        self.charge()?;
+        let (service, opened) = (&self.parts.service, self.opened);
+        let blobs_deleted = service.purge(opened.subscription.mailbox, View::V1).await?;
+        let device_sync_deleted = match purge.device_sync {
+            true => service.purge_devices(&opened.client_id).await?,
+            false => 0,
+        };
+        let recovery_proofs_deleted = match &purge.recovery {
+            Some(key_hash) => service.remove_recovery(&opened.client_id, key_hash).await?,
+            None => 0,
+        };
+        // Who signed may give the id up; whoever comes next need not.
+        if opened.is_proven {
+            service.unpin(&opened.client_id).await?;
+        }
         Ok(Outgoing::Purged {
             tag: tag.clone(),
             blobs_deleted,
-            device_sync_deleted: 0,
-            recovery_proofs_deleted: 0,
+            device_sync_deleted,
+            recovery_proofs_deleted,
         })
     }
 
-    async fn acknowledge(&self, id: crate::ids::BlobId, charged: bool) -> Result<(), Refusal> {
+    async fn acknowledge(&self, id: BlobId, charged: bool) -> Result<(), Refusal> {
         if charged {
             self.charge()?;
         }

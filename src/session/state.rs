@@ -5,7 +5,10 @@
 
 use crate::ids::BlobId;
 use crate::protocol::close::Close;
-use crate::protocol::message::{AccountRevoked, Handshake, Incoming, Purge, Request, Submit, Tag};
+use crate::protocol::message::{
+    AccountRevoked, DeviceSync, Handshake, Incoming, Purge, RecoveryProof, RecoveryQuery, Request,
+    Submit, Tag,
+};
 use crate::service::refusal::Refusal;
 
 use super::window::InFlight;
@@ -42,6 +45,21 @@ pub enum Step {
         /// Whether it counts against the client's rate.
         charged: bool,
     },
+    /// Charge the client, then store the message for another of its devices.
+    DeviceSync(Tag, DeviceSync),
+    /// As [`Step::Acknowledge`], of a device-sync message.
+    AcknowledgeDeviceSync {
+        /// The name of the request, for a refusal.
+        tag: Tag,
+        /// Which message.
+        id: BlobId,
+        /// Whether it counts against the client's rate.
+        charged: bool,
+    },
+    /// Charge the client, then keep the recovery proof.
+    PutRecovery(Tag, RecoveryProof),
+    /// Charge the client, then answer with the recovery proofs there are.
+    GetRecovery(Tag, RecoveryQuery),
     /// Charge the client, then take the word that an account is no more.
     AccountRevoked(Tag, AccountRevoked),
     /// Charge the client, then delete what is kept for it.
@@ -177,15 +195,25 @@ impl State {
                 tag,
                 request: Request::Purge(purge),
             } => Step::Purge(tag, purge),
-            // Understood, not served, and not among the features of the welcome.
             Incoming::Request {
-                request:
-                    Request::DeviceSync(_)
-                    | Request::DeviceSyncAcknowledge(Some(_))
-                    | Request::RecoveryStore(_)
-                    | Request::RecoveryQuery(_),
-                ..
-            } => Step::Ignore,
+                tag,
+                request: Request::DeviceSync(message),
+            } => Step::DeviceSync(tag, message),
+            Incoming::Request {
+                tag,
+                request: Request::DeviceSyncAcknowledge(Some(id)),
+            } => {
+                let charged = !self.in_flight.acknowledged(&id);
+                Step::AcknowledgeDeviceSync { tag, id, charged }
+            }
+            Incoming::Request {
+                tag,
+                request: Request::RecoveryStore(proof),
+            } => Step::PutRecovery(tag, proof),
+            Incoming::Request {
+                tag,
+                request: Request::RecoveryQuery(query),
+            } => Step::GetRecovery(tag, query),
             Incoming::Invalid { tag, why } => Step::Refuse(Some(tag), Refusal::Invalid(why)),
             Incoming::Garbage { why } => self.on_garbage(Refusal::Invalid(why)),
         }

@@ -19,7 +19,7 @@ use super::reader::worded;
 use super::{Ended, Opened, Parts, Shared};
 use crate::hub::{Fate, Notice, Wakes};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Delivery, NoticeStatus, Outgoing, Tag};
+use crate::protocol::message::{Delivery, DeviceSyncDelivery, NoticeStatus, Outgoing, Tag};
 use crate::protocol::v1;
 use crate::service::StoredBlob;
 use crate::service::give_back::GiveBack;
@@ -35,6 +35,8 @@ pub(super) struct Writer<'a> {
     pub(super) shared: &'a Shared,
     pub(super) opened: &'a Opened,
     pub(super) feed: Feed,
+    /// What other devices of the client sent this one.
+    pub(super) device_feed: Option<Feed>,
     /// Brings the notices.
     pub(super) wakes: Arc<Wakes>,
     pub(super) keepalive: Keepalive,
@@ -47,6 +49,7 @@ enum Next {
     Answer(Ready),
     Notice(Notice),
     Delivery(StoredBlob),
+    DeviceSync(StoredBlob),
     /// Nothing now, and bytes wait to be flushed.
     Flush,
     Ping,
@@ -83,6 +86,7 @@ impl Writer<'_> {
                 }
                 Next::Notice(notice) => self.notify(notice).await,
                 Next::Delivery(blob) => self.deliver(blob).await,
+                Next::DeviceSync(message) => self.deliver_device_sync(message).await,
                 Next::Flush => self.flush().await,
                 Next::Ping => {
                     self.keepalive.pinged(Instant::now());
@@ -139,6 +143,12 @@ impl Writer<'_> {
         {
             return Poll::Ready(Next::Delivery(blob));
         }
+        if let Some(feed) = &mut self.device_feed
+            && self.shared.state().may_deliver()
+            && let Poll::Ready(message) = feed.poll_next(context)
+        {
+            return Poll::Ready(Next::DeviceSync(message));
+        }
         if self.unflushed > 0 {
             Poll::Ready(Next::Flush)
         } else {
@@ -168,6 +178,30 @@ impl Writer<'_> {
         if self.opened.tells_senders {
             self.parts.service.tell_delivered(&blob.id);
         }
+        Ok(())
+    }
+
+    async fn deliver_device_sync(&mut self, message: StoredBlob) -> Result<(), Ended> {
+        // Only a session with a device has a feed for one.
+        let Some(device) = &self.opened.device else {
+            return Ok(());
+        };
+        self.shared.state().delivered(message.id);
+        let service = &self.parts.service;
+        let sender_device = match service.give_back(&device.id, &message.sealed) {
+            Some(GiveBack::SenderDevice(sender)) => sender,
+            _ => Box::default(),
+        };
+        let delivery = DeviceSyncDelivery {
+            id: message.id,
+            identity_as_spelt: Arc::clone(&device.client_as_spelt),
+            target_as_spelt: Arc::clone(&device.id_as_spelt),
+            sender_device,
+            version: message.version.unwrap_or_default(),
+            body: message.body,
+        };
+        self.write(&Outgoing::DeviceSync(delivery)).await?;
+        self.parts.metrics.device_sync_delivered_total.increment(1);
         Ok(())
     }
 

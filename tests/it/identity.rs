@@ -97,3 +97,58 @@ async fn a_relay_that_asks_for_proofs_opens_neither_names_nor_tokens_without() {
         Ok(())
     );
 }
+
+#[tokio::test]
+async fn an_id_that_has_proved_itself_is_not_opened_without_a_proof_again() {
+    let relay = Relay::start(&[]).await;
+    let own = hex(key(1).verifying_key().as_bytes());
+    assert_eq!(try_open(&relay, json!({ "client_id": own })).await, Ok(()));
+    assert_eq!(
+        try_open(&relay, signed(&key(1), [1; 32], NOW)).await,
+        Ok(())
+    );
+    assert_eq!(
+        try_open(&relay, json!({ "client_id": own })).await,
+        Err(4401)
+    );
+    let by_token = json!({ "client_id": id(7), "routing_token": own });
+    assert_eq!(try_open(&relay, by_token).await, Err(4401));
+    // Under another token it would still get the device sync of the pinned id.
+    let beside = json!({ "client_id": own, "routing_token": id(8), "device_id": id(9) });
+    assert_eq!(try_open(&relay, beside).await, Err(4401));
+    let relay = relay.restart().await;
+    assert_eq!(
+        try_open(&relay, json!({ "client_id": own })).await,
+        Err(4401)
+    );
+    assert_eq!(
+        try_open(&relay, json!({ "client_id": id(7) })).await,
+        Ok(())
+    );
+}
+
+#[tokio::test]
+async fn a_pin_ends_when_it_is_unused_for_the_maximum_ttl_or_its_holder_purges() {
+    let relay = Relay::start(&[("RELAY_BLOB_TTL_DAYS", "30")]).await;
+    let own = hex(key(1).verifying_key().as_bytes());
+    assert_eq!(
+        try_open(&relay, signed(&key(1), [1; 32], NOW)).await,
+        Ok(())
+    );
+    relay.time.advance(Duration::from_secs(31 * 86_400));
+    assert_eq!(try_open(&relay, json!({ "client_id": own })).await, Ok(()));
+
+    let now = NOW + 31 * 86_400;
+    let mut holder = Peer::connect(relay.running.clients).await;
+    holder.handshake(signed(&key(1), [2; 32], now)).await;
+    assert_eq!(
+        try_open(&relay, json!({ "client_id": own })).await,
+        Err(4401)
+    );
+    let purge = json!({ "type": "PurgeRequest" });
+    holder
+        .send(&crate::harness::envelope("a purge request", purge))
+        .await;
+    holder.receive().await;
+    assert_eq!(try_open(&relay, json!({ "client_id": own })).await, Ok(()));
+}

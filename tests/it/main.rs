@@ -11,6 +11,7 @@ mod process;
 
 mod address_limits;
 mod architecture;
+mod device_sync;
 mod drain;
 mod expiry;
 mod faulty;
@@ -20,6 +21,7 @@ mod kill;
 mod limits;
 mod notices;
 mod ops_http;
+mod recovery;
 mod refusals;
 mod settings;
 mod slow_and_hostile;
