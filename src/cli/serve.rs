@@ -6,6 +6,7 @@ use super::banner::{Banner, Facts, banner};
 use super::exit;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
+use crate::filesystem;
 use crate::server::{self, Ending, Running};
 use crate::telemetry;
 
@@ -73,18 +74,13 @@ fn say_hello(config: &Config, running: &Running) {
         listen_addr: running.clients,
         http_addr: running.operators,
         stored_bytes: running.store.usage().bytes,
-        disk_free_bytes: disk_free_bytes(&config.data_dir),
+        disk_free_bytes: filesystem::free_bytes(&config.data_dir).ok(),
     };
     let Banner { lines, warnings } = banner(config, &facts);
     lines.iter().for_each(|line| tracing::info!("{line}"));
     warnings
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
-}
-
-fn disk_free_bytes(folder: &std::path::Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(folder).ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 async fn drain(running: Running, terminate: &mut Signal, interrupt: &mut Signal) -> u8 {
