@@ -56,7 +56,10 @@ const AFTER_THE_END: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A port could not be bound.
-    #[error("cannot listen on {address} ({variable}): {source}; see who has the port with: lsof -i :{}", address.port())]
+    #[error(
+        "cannot listen on {address} ({variable}): {source}{}",
+        bind_hint(source, address)
+    )]
     Bind {
         /// The setting that names the address.
         variable: &'static str,
@@ -75,12 +78,30 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
-    /// The secret could not be read or made.
+    /// The secret in the data directory could not be read or made.
     #[error("cannot use the relay's secret: {0}")]
-    Secret(#[from] SecretError),
+    Secret(SecretError),
+    /// The secret that `RELAY_SECRET_FILE` names could not be read.
+    #[error("RELAY_SECRET_FILE: cannot use the relay's secret: {0}")]
+    SecretFile(SecretError),
     /// The database could not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+}
+
+/// What to do about an address that cannot be bound, where that can be told.
+fn bind_hint(error: &io::Error, address: &SocketAddr) -> String {
+    let port = address.port();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!("; see who has the port with: lsof -i :{port}"),
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE, use a higher one".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => format!(
+            "; no interface of this machine has this address, use 0.0.0.0:{port} for every one"
+        ),
+        _ => String::new(),
+    }
 }
 
 /// How the relay came to its end.
@@ -336,7 +357,7 @@ async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
 
 fn load_secret(config: &Config) -> Result<Secret, StartError> {
     match (&config.secret_file, config.storage) {
-        (Some(path), _) => Ok(Secret::load_or_create(path)?),
+        (Some(path), _) => Secret::load(path).map_err(StartError::SecretFile),
         (None, StorageBackend::Memory) => Ok(Secret::random()),
         (None, StorageBackend::Sqlite) => {
             if config.data_dir_is_fallback {
@@ -348,7 +369,7 @@ fn load_secret(config: &Config) -> Result<Secret, StartError> {
                 })?;
             }
             SqliteStore::check_data_dir(&config.data_dir)?;
-            Ok(Secret::load_or_create(&config.data_dir.join(SECRET_FILE))?)
+            Secret::load_or_create(&config.data_dir.join(SECRET_FILE)).map_err(StartError::Secret)
         }
     }
 }

@@ -86,6 +86,33 @@ async fn a_data_directory_that_is_not_there_is_told_in_the_system_s_own_words() 
 }
 
 #[tokio::test]
+async fn a_secret_file_that_is_named_must_be_there_and_hold_a_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("named.secret");
+    let told = async |expected: &str| {
+        let mut relay = command(folder.path());
+        let (code, _, errors) = run(relay.env("RELAY_SECRET_FILE", &path)).await;
+        assert_eq!(code, Some(1), "{errors}");
+        for words in ["RELAY_SECRET_FILE", path.to_str().unwrap(), expected] {
+            assert!(errors.contains(words), "{words} in {errors}");
+        }
+    };
+    told("is not there").await;
+    assert!(!path.exists(), "it is not made up");
+    std::fs::write(&path, "swordfish").unwrap();
+    told("is not a relay secret").await;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    told("Is a directory").await;
+    std::fs::remove_dir(&path).unwrap();
+
+    std::fs::write(&path, "ab".repeat(32)).unwrap();
+    let relay = Process::spawn(command(folder.path()).env("RELAY_SECRET_FILE", &path)).await;
+    assert!(!folder.path().join("relay.secret").exists());
+    relay.kill().await;
+}
+
+#[tokio::test]
 async fn a_second_relay_on_the_same_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let relay = Process::start(folder.path()).await;
