@@ -12,7 +12,9 @@ use crate::telemetry;
 
 /// Reads the settings, serves, drains.
 pub(super) fn run() -> u8 {
-    let Loaded { config, warnings } = match Config::from_env() {
+    let Loaded {
+        config, warnings, ..
+    } = match Config::from_env() {
         Ok(loaded) => loaded,
         Err(faults) => {
             eprintln!("{faults}");
