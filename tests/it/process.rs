@@ -3,18 +3,20 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::harness::PATIENCE;
+use crate::harness::{PATIENCE, eventually};
 
 /// A running `vauchi-relay`; killed when it is dropped.
 pub(crate) struct Process {
     child: Child,
     pub(crate) clients: SocketAddr,
     pub(crate) operators: SocketAddr,
-    log: tokio::task::JoinHandle<String>,
+    log: Arc<Mutex<String>>,
+    reading: tokio::task::JoinHandle<()>,
 }
 
 /// The binary with ports and a folder of its own, and no other setting of this machine's.
@@ -48,27 +50,32 @@ impl Process {
     pub(crate) async fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let (mut clients, mut operators, mut log) = (None, None, String::new());
+        let log = Arc::new(Mutex::new(String::new()));
+        let note = |log: &Mutex<String>, line: &str| {
+            let mut log = log.lock().unwrap();
+            log.push_str(line);
+            log.push('\n');
+        };
+        let (mut clients, mut operators) = (None, None);
         let listening = async {
             while clients.is_none() || operators.is_none() {
                 let line = lines.next_line().await.unwrap();
-                let line = line.unwrap_or_else(|| panic!("the relay ended:\n{log}"));
+                let line =
+                    line.unwrap_or_else(|| panic!("the relay ended:\n{}", log.lock().unwrap()));
                 clients = clients.or_else(|| address_after(&line, "ws://"));
                 operators = operators.or_else(|| address_after(&line, "http://"));
-                log += &line;
-                log.push('\n');
+                note(&log, &line);
             }
         };
         tokio::time::timeout(PATIENCE, listening)
             .await
             .expect("the relay listens");
         // Whoever does not read the log stops the relay once the pipe is full.
-        let log = tokio::spawn(async move {
+        let page = Arc::clone(&log);
+        let reading = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                log += &line;
-                log.push('\n');
+                note(&page, &line);
             }
-            log
         });
         let (Some(clients), Some(operators)) = (clients, operators) else {
             unreachable!()
@@ -78,7 +85,21 @@ impl Process {
             clients,
             operators,
             log,
+            reading,
         }
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until it has logged `words` so many times.
+    pub(crate) async fn logs(&self, words: &str, times: usize) {
+        eventually(&format!("{words} × {times}"), async || {
+            self.log().matches(words).count() >= times
+        })
+        .await;
     }
 
     /// As a power cut for the process: no handler runs.
@@ -103,7 +124,9 @@ impl Process {
             .await
             .expect("the relay ends")
             .unwrap();
-        (status, self.log.await.unwrap())
+        self.reading.await.unwrap();
+        let log = self.log.lock().unwrap().clone();
+        (status, log)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Peer, http_get, id};
+use crate::harness::{Peer, http_get, id, value_of};
 use crate::process::{Process, command, run};
 
 #[tokio::test]
@@ -37,6 +37,87 @@ async fn the_second_signal_stops_at_once_with_exit_code_three() {
     relay.signal("TERM").await;
     let (status, log) = relay.ended().await;
     assert_eq!(status.code(), Some(3), "{log}");
+}
+
+/// One session from hello to goodbye, which a relay that logs debug lines mentions.
+async fn visit(relay: &Process) {
+    let mut client = Peer::connect(relay.clients).await;
+    client.handshake(json!({ "client_id": id(1) })).await;
+    client.leave().await;
+    crate::harness::eventually("the session is over", async || {
+        let (_, scrape) = http_get(relay.operators, "/metrics", &[]).await;
+        value_of(&scrape, "relay_connections_active") == Some(0.0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hanging_up_switches_debug_lines_on_and_off_and_never_ends_the_relay() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::start(folder.path()).await;
+    visit(&relay).await;
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=debug", 1).await;
+    assert!(!relay.log().contains("DEBUG"), "{}", relay.log());
+    visit(&relay).await;
+    relay.logs("session ended", 1).await;
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=info", 1).await;
+    visit(&relay).await;
+    assert_eq!(relay.log().matches("session ended").count(), 1);
+    for _ in 0..20 {
+        relay.signal("HUP").await;
+    }
+    visit(&relay).await;
+    relay.signal("TERM").await;
+    let (status, log) = relay.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[tokio::test]
+async fn hanging_up_a_draining_relay_does_not_hurry_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::spawn(command(folder.path()).env("RELAY_DRAIN_DELAY_SECS", "600")).await;
+    relay.signal("TERM").await;
+    relay.logs("draining", 1).await;
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=debug", 1).await;
+    assert_eq!(http_get(relay.operators, "/health", &[]).await.0, 200);
+    relay.signal("TERM").await;
+    let (status, log) = relay.ended().await;
+    assert_eq!(status.code(), Some(3), "{log}");
+}
+
+#[tokio::test]
+async fn hanging_up_reads_the_filter_file_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("filter");
+    std::fs::write(&path, "vauchi_relay=debug\n").unwrap();
+    let mut started = command(folder.path());
+    started.env("RELAY_LOG_FILTER_FILE", &path);
+    let relay = Process::spawn(&mut started).await;
+    visit(&relay).await;
+    relay.logs("session ended", 1).await;
+
+    std::fs::write(&path, "vauchi_relay=loud").unwrap();
+    relay.signal("HUP").await;
+    relay
+        .logs("the log filter stays vauchi_relay=debug", 1)
+        .await;
+    visit(&relay).await;
+    relay.logs("session ended", 2).await;
+
+    std::fs::remove_file(&path).unwrap();
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=info", 1).await;
+    visit(&relay).await;
+
+    std::fs::write(&path, "vauchi_relay=trace").unwrap();
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=trace", 1).await;
+    let log = relay.log();
+    assert_eq!(log.matches("session ended").count(), 2, "{log}");
+    relay.kill().await;
 }
 
 #[tokio::test]
