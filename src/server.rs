@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::{Config, StorageBackend};
-use crate::http::{Health, Scrape, health, operator_routes};
+use crate::http::{Detailed, Health, health, operator_routes};
 use crate::hub::Hub;
 use crate::limits::connections::Connections;
 use crate::metrics::Metrics;
@@ -299,13 +299,12 @@ impl Running {
         socket: TcpListener,
     ) {
         let health = Health::new(Arc::clone(service), self.shutdown.clone(), clock.clone());
-        let scrape = Scrape {
-            metrics: Arc::clone(&self.metrics),
-            token: config.metrics_token.clone(),
-        };
+        let metrics = Arc::clone(&self.metrics);
+        let detailed = Detailed::new(health.clone(), Arc::clone(&metrics), config);
+        let token = config.metrics_token.clone();
         let listener = Listener {
             socket,
-            routes: operator_routes(health, scrape),
+            routes: operator_routes(health, detailed, metrics, token),
             header_timeout: config.header_timeout,
             keep_alive: true,
             lobby_max: OPERATORS_MAX,
