@@ -135,6 +135,13 @@ pub struct Running {
     end_upkeep: CancellationToken,
 }
 
+/// Sockets that the settings let clients and operators open; `None` is without a limit.
+pub fn sockets_max(config: &Config) -> Option<u64> {
+    let sessions = u64::from(config.connections_max);
+    let others = (lobby_max(config) + OPERATORS_MAX) as u64;
+    (sessions > 0).then_some(sessions + others)
+}
+
 /// Opens the store, binds both ports and starts to serve.
 pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError> {
     start_with(config, clock, |store| store).await
@@ -281,7 +288,7 @@ impl Running {
             routes: client_routes(upgrader, health),
             header_timeout: config.header_timeout,
             keep_alive: false,
-            lobby_max: LOBBY_MIN.max(config.connections_max as usize),
+            lobby_max: lobby_max(config),
             metrics: Arc::clone(&self.metrics),
         };
         let (until, requests) = (self.close_clients.clone(), self.requests.clone());
@@ -339,6 +346,10 @@ impl Running {
             "housekeeping"
         });
     }
+}
+
+fn lobby_max(config: &Config) -> usize {
+    LOBBY_MIN.max(config.connections_max as usize)
 }
 
 async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {

@@ -1,9 +1,11 @@
 //! The commands of the `vauchi-relay` binary: a file each.
 //!
 //! `serve` runs the relay and begins with what `banner` says; `send` and `receive` talk to one, so
-//! that a newcomer sees it work by hand; `healthcheck` is for probes. `exit` lists the exit codes.
+//! that a newcomer sees it work by hand; `healthcheck` is for probes. `exit` lists the exit codes,
+//! `descriptors` counts what connections take of the system.
 
 pub mod banner;
+pub mod descriptors;
 pub mod exit;
 mod healthcheck;
 mod receive;

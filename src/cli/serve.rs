@@ -3,6 +3,7 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::banner::{Banner, Facts, banner};
+use super::descriptors::{self, Descriptors};
 use super::exit;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
@@ -31,6 +32,7 @@ pub(super) fn run() -> u8 {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    descriptors::raise(&config);
     match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -114,6 +116,7 @@ fn say_hello(config: &Config, running: &Running) {
         http_addr: running.operators,
         stored_bytes: running.store.usage().bytes,
         disk_free_bytes: filesystem::free_bytes(&config.data_dir).ok(),
+        descriptors: Descriptors::of(config),
     };
     let Banner { lines, warnings } = banner(config, &facts);
     lines.iter().for_each(|line| tracing::info!("{line}"));

@@ -21,7 +21,18 @@ pub(crate) struct Process {
 
 /// The binary with ports and a folder of its own, and no other setting of this machine's.
 pub(crate) fn command(data_dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vauchi-relay"));
+    prepared(Command::new(env!("CARGO_BIN_EXE_vauchi-relay")), data_dir)
+}
+
+/// As [`command`], after a shell has done what `before` says to itself.
+pub(crate) fn command_after(before: &str, data_dir: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    let script = format!("{before} && exec \"$0\"");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_vauchi-relay")]);
+    prepared(shell, data_dir)
+}
+
+fn prepared(mut command: Command, data_dir: &Path) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("RELAY_") || name == "RUST_LOG" {
             command.env_remove(name);

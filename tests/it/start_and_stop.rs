@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::harness::{Peer, http_get, id, value_of};
-use crate::process::{Process, command, run};
+use crate::process::{Process, command, command_after, run};
 
 #[tokio::test]
 async fn the_first_signal_drains_and_the_exit_code_is_zero() {
@@ -37,6 +37,25 @@ async fn the_second_signal_stops_at_once_with_exit_code_three() {
     relay.signal("TERM").await;
     let (status, log) = relay.ended().await;
     assert_eq!(status.code(), Some(3), "{log}");
+}
+
+#[tokio::test]
+async fn file_descriptors_are_raised_as_far_as_they_go_and_too_few_are_warned_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let allowed = async |relay: &Process| {
+        let (_, scrape) = http_get(relay.operators, "/metrics", &[]).await;
+        value_of(&scrape, "process_max_fds")
+    };
+    let relay = Process::spawn(&mut command_after("ulimit -Sn 256", folder.path())).await;
+    // 1,000 sessions, as many strangers, 64 operators, 64 for files.
+    assert_eq!(allowed(&relay).await, Some(2128.0));
+    assert!(!relay.log().contains("file descriptors"), "{}", relay.log());
+    relay.kill().await;
+
+    let relay = Process::spawn(&mut command_after("ulimit -n 512", folder.path())).await;
+    assert_eq!(allowed(&relay).await, Some(512.0));
+    relay.logs("512 file descriptors are allowed", 1).await;
+    relay.kill().await;
 }
 
 /// One session from hello to goodbye, which a relay that logs debug lines mentions.
