@@ -5,6 +5,14 @@
 //! transactions into the same schema, and the memory of an idle connection. Both are measured in
 //! the same run, so what counts is the ratio. `cargo bench --bench load -- SECONDS` runs longer.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a measurement that fails may panic, and its output is its purpose"
+)]
+
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;

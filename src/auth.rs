@@ -92,6 +92,8 @@ mod tests {
             client_id: MailboxId::from_bytes(client_id),
             device_id: None,
             routing_token: None,
+            client_as_spelt: "".into(),
+            device_as_spelt: None,
             mailbox_as_spelt: "".into(),
             suppress_presence: false,
             proof,

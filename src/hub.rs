@@ -2,19 +2,44 @@
 //!
 //! A wake carries no blob, only "look": it names the mailbox, coalesces with the wakes before it
 //! and so cannot overflow. A session joins before its first read and leaves by its connection id, so
-//! a late goodbye never removes a newcomer.
+//! a late goodbye never removes a newcomer. Notices tell a sender what became of a blob; they live
+//! in memory only, and each session holds a bounded number of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
-use crate::ids::{ConnectionId, MailboxHash};
+use crate::ids::{BlobId, ConnectionId, MailboxHash};
 
 /// Enough that two cores seldom meet; each shard costs 100 bytes.
 const SHARDS: usize = 64;
+
+/// Notices that wait in one session, at the most; what comes beyond is dropped and counted. At 100
+/// bytes each that is 25 KiB for a client that does not read.
+const NOTICES_MAX: usize = 256;
+
+/// What became of a blob, for its sender.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The sender's own name for the submit.
+    pub name: Arc<str>,
+    /// The blob.
+    pub blob: BlobId,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// What may become of a blob while its sender is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It was written to a recipient's connection.
+    Delivered,
+    /// A recipient acknowledged it.
+    Acknowledged,
+}
 
 /// What one session has been woken for. Held by the session and, for each mailbox it joined, by the hub.
 #[derive(Debug, Default)]
@@ -22,6 +47,9 @@ pub struct Wakes {
     /// Mailboxes that have something; bounded by what the session joined. Nothing awaits inside.
     marked: Mutex<HashSet<MailboxHash>>,
     waker: AtomicWaker,
+    /// Bounded by [`NOTICES_MAX`]. Nothing awaits inside.
+    notices: Mutex<VecDeque<Notice>>,
+    notice_waker: AtomicWaker,
 }
 
 impl Wakes {
@@ -42,6 +70,25 @@ impl Wakes {
         } else {
             Poll::Ready(std::mem::take(&mut *marked))
         }
+    }
+
+    /// Takes the next notice; pending while there is none. One task at a time may wait here.
+    pub fn poll_notice(&self, context: &mut Context<'_>) -> Poll<Notice> {
+        self.notice_waker.register(context.waker());
+        lock(&self.notices)
+            .pop_front()
+            .map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn tell(&self, notice: Notice) -> bool {
+        let mut notices = lock(&self.notices);
+        let has_room = notices.len() < NOTICES_MAX;
+        if has_room {
+            notices.push_back(notice);
+        }
+        drop(notices);
+        self.notice_waker.wake();
+        has_room
     }
 }
 
@@ -90,6 +137,16 @@ impl Hub {
                 wakes.mark(*mailbox);
             }
         }
+    }
+
+    /// Tells every session of a sender's mailbox what became of a blob; returns how many had no
+    /// room for it.
+    pub fn tell(&self, sender: &MailboxHash, notice: &Notice) -> usize {
+        let shard = self.shard(sender);
+        let sessions = shard.get(sender).into_iter().flatten();
+        sessions
+            .filter(|(_, wakes)| !wakes.tell(notice.clone()))
+            .count()
     }
 
     /// How many subscriptions there are.
@@ -180,6 +237,32 @@ mod tests {
         drop(old);
         hub.wake(&mailbox);
         assert_eq!((taken(&wakes), hub.count()), (1, 1));
+    }
+
+    #[test]
+    fn notices_reach_every_session_of_the_sender_and_are_bounded() {
+        let hub = Arc::new(Hub::default());
+        let sender = MailboxHash::from_bytes([1; 32]);
+        let sessions: Vec<Arc<Wakes>> = (0..2).map(|_| Arc::default()).collect();
+        let _joined: Vec<_> = sessions
+            .iter()
+            .map(|wakes| hub.join(sender, ConnectionId::next(), Arc::clone(wakes)))
+            .collect();
+        let notice = |number: u8| Notice {
+            name: "a submit".into(),
+            blob: BlobId::from_bytes([number; 16]),
+            fate: Fate::Delivered,
+        };
+        assert_eq!(hub.tell(&sender, &notice(1)), 0);
+        for wakes in &sessions {
+            let context = &mut Context::from_waker(Waker::noop());
+            assert_eq!(wakes.poll_notice(context), Poll::Ready(notice(1)));
+            assert_eq!(wakes.poll_notice(context), Poll::Pending);
+        }
+        for _ in 0..NOTICES_MAX {
+            assert_eq!(hub.tell(&sender, &notice(2)), 0);
+        }
+        assert_eq!(hub.tell(&sender, &notice(3)), 2, "both are full");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Each server has its own recorder, so that two relays in one process (tests) do not count into
 //! each other. All series exist from the first scrape on, at zero. Labels carry only words from
-//! this file and from `service::refusal`, never anything that a client sent.
+//! this file, `service::refusal` and `limits::table`, never anything that a client sent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -112,6 +112,10 @@ impl Metrics {
                 "relay_refusals_total",
                 "Requests answered with a refusal, by its code."
             );
+            describe_counter!(
+                "relay_rate_limited_by_total",
+                "What relay_rate_limited_total counts, by the budget that was spent."
+            );
 
             Self {
                 process,
@@ -126,7 +130,7 @@ impl Metrics {
                 ),
                 connections_refused_total: count(
                     "relay_connections_refused_total",
-                    "Connections turned away before a session began, because the house was full.",
+                    "Connections turned away before a session began: full house, or too many of one address.",
                 ),
                 accept_errors_total: count(
                     "relay_accept_errors_total",
@@ -263,11 +267,11 @@ impl Metrics {
 
                 rate_limited_total: count(
                     "relay_rate_limited_total",
-                    "Requests refused because a client was too fast.",
+                    "Requests, openings and connections refused because somebody was too fast.",
                 ),
                 rate_limit_clients: level(
                     "relay_rate_limit_clients",
-                    "Clients that the rate limiter remembers.",
+                    "Clients and addresses that the rate limiters remember, over all budgets.",
                 ),
                 draining: level(
                     "relay_draining",
@@ -283,6 +287,14 @@ impl Metrics {
         metrics::with_local_recorder(
             &*self.recorder,
             || counter!("relay_refusals_total", "code" => code),
+        )
+    }
+
+    /// The counter of refusals by the budget with this label, a word from `limits::table`.
+    pub fn rate_limited_by(&self, budget: &'static str) -> Counter {
+        metrics::with_local_recorder(
+            &*self.recorder,
+            || counter!("relay_rate_limited_by_total", "budget" => budget),
         )
     }
 

@@ -9,10 +9,18 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use chacha20poly1305::aead::Aead as _;
+use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
+
 use crate::ids::{BlobId, MailboxHash, MailboxId};
 
 /// The file of the secret in the data directory: 64 hexadecimal digits.
 pub const SECRET_FILE: &str = "relay.secret";
+
+/// Random, so 24 bytes are enough never to repeat one.
+const NONCE_BYTES: usize = 24;
+const TAG_BYTES: usize = 16;
 
 /// The relay's 32-byte secret. Its `Debug` prints nothing of it.
 #[derive(Clone)]
@@ -22,7 +30,13 @@ pub struct Secret {
     index_key: [u8; 32],
     checksum_key: [u8; 32],
     v1_blob_key: [u8; 32],
+    seal_key: [u8; 32],
 }
+
+/// Sealed bytes that do not open: another mailbox, another secret, or a damaged row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("sealed bytes do not open under this mailbox and secret")]
+pub struct NotSealedHere;
 
 /// Why the secret could not be read or made.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +68,7 @@ impl Secret {
             index_key: key("vauchi-relay 2026-11 index prefix of blob ids"),
             checksum_key: key("vauchi-relay 2026-11 checksum of rows"),
             v1_blob_key: key("vauchi-relay 2026-11 blob id of protocol v1"),
+            seal_key: key("vauchi-relay 2026-11 sealing under a plain id"),
         }
     }
 
@@ -143,6 +158,34 @@ impl Secret {
         truncated(hasher.finalize())
     }
 
+    /// Seals what must be given back, under a key from a *plain* id (a mailbox, or the hash of a
+    /// recovery key) and the secret: only who names that id again, and this relay, open it. A
+    /// stolen database with its secret, but without the ids, does not.
+    pub fn seal(&self, id: &[u8; 32], plain: &[u8]) -> Bytes {
+        let nonce: [u8; NONCE_BYTES] = rand::random();
+        let mut sealed = Vec::with_capacity(NONCE_BYTES + plain.len() + TAG_BYTES);
+        sealed.extend_from_slice(&nonce);
+        // Encryption fails only for plaintexts of 256 GiB.
+        let body = self.sealer(id).encrypt(&XNonce::from(nonce), plain);
+        sealed.extend_from_slice(&body.unwrap_or_default());
+        sealed.into()
+    }
+
+    /// Opens what [`Secret::seal`] sealed under this id.
+    pub fn unseal(&self, id: &[u8; 32], sealed: &[u8]) -> Result<Vec<u8>, NotSealedHere> {
+        let (nonce, body) = sealed
+            .split_first_chunk::<NONCE_BYTES>()
+            .ok_or(NotSealedHere)?;
+        self.sealer(id)
+            .decrypt(&XNonce::from(*nonce), body)
+            .map_err(|_| NotSealedHere)
+    }
+
+    fn sealer(&self, id: &[u8; 32]) -> XChaCha20Poly1305 {
+        let key = blake3::keyed_hash(&self.seal_key, id);
+        XChaCha20Poly1305::new(key.as_bytes().into())
+    }
+
     /// The blob id of a v1 submit: the same bytes from the same client to the same mailbox are the
     /// same blob, anything else is another one (`protocol-v1.md`, Idempotency).
     pub fn v1_blob_id(
@@ -215,6 +258,24 @@ mod tests {
         assert!(matches!(error, SecretError::Missing(_)));
         assert!(error.to_string().contains("openssl rand -hex 32 > "));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn sealed_bytes_open_under_their_id_and_secret_only() {
+        let secret = Secret::from_bytes([7; 32]);
+        let sealed = secret.seal(&[1; 32], b"a sender");
+        assert_eq!(secret.unseal(&[1; 32], &sealed).unwrap(), b"a sender");
+        assert_eq!(secret.unseal(&[2; 32], &sealed), Err(NotSealedHere));
+        assert_eq!(
+            Secret::from_bytes([8; 32]).unseal(&[1; 32], &sealed),
+            Err(NotSealedHere)
+        );
+        assert_eq!(secret.unseal(&[1; 32], &sealed[..20]), Err(NotSealedHere));
+        assert_ne!(
+            sealed,
+            secret.seal(&[1; 32], b"a sender"),
+            "a fresh nonce each time"
+        );
     }
 
     #[test]

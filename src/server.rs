@@ -24,12 +24,14 @@ use crate::clock::Clock;
 use crate::config::{Config, StorageBackend};
 use crate::http::{Detailed, Health, health, operator_routes};
 use crate::hub::Hub;
+use crate::limits::budgets::Budgets;
 use crate::limits::connections::Connections;
 use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret, SecretError};
 use crate::service::{self, Service};
 use crate::session;
 use crate::shutdown::Shutdown;
+use crate::socket::forwarded::Proxies;
 use crate::socket::listener::Listener;
 use crate::socket::watch::{Unfinished, WatchRules};
 use crate::socket::websocket::{Upgrader, is_upgrade};
@@ -68,9 +70,9 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
-    /// `./data` could not be made.
+    /// The data directory is missing, or `./data` could not be made.
     #[error(
-        "cannot make the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user may write to"
+        "cannot use the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user may write to"
     )]
     DataDir {
         /// The folder.
@@ -169,6 +171,7 @@ pub async fn start_with(
         }
     };
 
+    let budgets = Arc::new(Budgets::new(config, clock.clone(), &metrics));
     let service = Arc::new(Service::new(service::Parts {
         store: Arc::clone(&store),
         hub,
@@ -176,7 +179,7 @@ pub async fn start_with(
         clock: clock.clone(),
         metrics: Arc::clone(&metrics),
         blob_ttl: config.blob_ttl,
-        rate_limit_per_min: config.rate_limit_per_min,
+        budgets: Arc::clone(&budgets),
     }));
     let mut running = Running {
         clients: clients_addr,
@@ -193,7 +196,8 @@ pub async fn start_with(
         close_operators: CancellationToken::new(),
         end_upkeep: CancellationToken::new(),
     };
-    running.serve_clients(config, &service, &clock, clients);
+    let connections = Connections::new(config, budgets);
+    running.serve_clients(config, &service, &clock, connections, clients);
     running.serve_operators(config, &service, &clock, operators);
     running.keep_house(config.cleanup_interval, service);
     Ok(running)
@@ -251,6 +255,7 @@ impl Running {
         config: &Config,
         service: &Arc<Service>,
         clock: &Clock,
+        connections: Connections,
         socket: TcpListener,
     ) {
         let parts = Arc::new(session::Parts {
@@ -266,18 +271,15 @@ impl Running {
                 idle_timeout: config.idle_timeout,
             },
         });
-        let unfinished = Unfinished::new(
-            config.unfinished_bytes_max,
-            self.metrics.unfinished_bytes.clone(),
-            self.metrics.unfinished_waits_total.clone(),
-        );
+        let unfinished = Unfinished::new(config.unfinished_bytes_max, Arc::clone(&self.metrics));
         let upgrader = Upgrader {
             message_bytes_max: config.message_bytes_max,
             watch: WatchRules {
                 message_timeout: config.message_timeout,
                 unfinished,
             },
-            connections: Connections::new(config.connections_max),
+            proxies: Arc::new(Proxies::new(config.trusted_proxies.clone())),
+            connections,
             run: Arc::new(move |connection| Box::pin(session::run(connection, Arc::clone(&parts)))),
             sessions: self.sessions.clone(),
             metrics: Arc::clone(&self.metrics),
@@ -378,10 +380,19 @@ fn load_secret(config: &Config) -> Result<Secret, StartError> {
                     }
                 })?;
             }
-            SqliteStore::check_data_dir(&config.data_dir)?;
+            look_at_data_dir(config)?;
             Secret::load_or_create(&config.data_dir.join(SECRET_FILE)).map_err(StartError::Secret)
         }
     }
+}
+
+/// Says what is wrong with the folder itself before a file in it is missed.
+fn look_at_data_dir(config: &Config) -> Result<(), StartError> {
+    let looked = std::fs::read_dir(&config.data_dir).map(drop);
+    looked.map_err(|source| StartError::DataDir {
+        path: config.data_dir.display().to_string(),
+        source,
+    })
 }
 
 async fn open_store(
@@ -410,7 +421,7 @@ async fn open_store(
             on_stored,
             metrics: Arc::clone(metrics),
         })),
-        StorageBackend::Sqlite => Arc::new(
+        StorageBackend::Sqlite => {
             SqliteStore::open(SqliteOptions {
                 data_dir: config.data_dir.clone(),
                 secret: secret.clone(),
@@ -423,8 +434,8 @@ async fn open_store(
                 now: clock.now(),
                 allow_network_fs: config.allow_network_fs,
             })
-            .await?,
-        ),
+            .await?
+        }
     })
 }
 

@@ -405,6 +405,7 @@ mod tests {
             &Outgoing::Delivery(message::Delivery {
                 id: BlobId::from_bytes([1; 16]),
                 mailbox_as_spelt: mine().to_hex().into(),
+                sender_id: None,
                 body: body.clone(),
             }),
             Timestamp::default(),

@@ -26,6 +26,7 @@ impl Relay {
         let delivery = message::Delivery {
             id: BlobId::from_bytes([id; 16]),
             mailbox_as_spelt: MailboxId::from_bytes([0xAB; 32]).to_hex().into(),
+            sender_id: None,
             body: Bytes::from(vec![id; 3]),
         };
         self.send(Outgoing::Delivery(delivery)).await;

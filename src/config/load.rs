@@ -8,7 +8,9 @@ use std::path::Path;
 
 use super::names::{self, Name};
 use super::read::Reader;
-use super::{Config, ConfigError, DATA_DIR, KIB, Loaded, LogFormat, StorageBackend};
+use super::{
+    CLIENTS_PER_ADDRESS, Config, ConfigError, DATA_DIR, KIB, Loaded, LogFormat, StorageBackend,
+};
 
 /// What the memory engine keeps in all unless it is told otherwise: it comes out of the machine's
 /// memory, which is smaller than its disk.
@@ -104,6 +106,7 @@ impl Config {
         reader.number("RELAY_MAILBOX_MAX_BYTES", &mut c.mailbox_bytes_max);
         reader.seconds("RELAY_DEDUP_SECS", &mut c.dedup);
         reader.number("RELAY_DEDUP_MAX", &mut c.dedup_max);
+        c.read_limits_per_address(reader);
         reader.seconds("RELAY_IDLE_TIMEOUT_SECS", &mut c.idle_timeout);
         reader.seconds("RELAY_KEEPALIVE_SECS", &mut c.keepalive);
         reader.seconds("RELAY_DRAIN_DELAY_SECS", &mut c.drain_delay);
@@ -112,6 +115,27 @@ impl Config {
         reader.word("RELAY_LOG_FORMAT", &formats, &mut c.log_format);
         c.log_filter_file = reader.path("RELAY_LOG_FILTER_FILE");
         c
+    }
+
+    fn read_limits_per_address(&mut self, reader: &mut Reader) {
+        let mut per_address = self.rate_limit_per_min.saturating_mul(CLIENTS_PER_ADDRESS);
+        reader.number("RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN", &mut per_address);
+        self.rate_limit_per_address_per_min = per_address;
+        let share = &mut self.mailbox_share_per_hour;
+        reader.share("RELAY_MAILBOX_SHARE_PER_HOUR", share);
+        let share = &mut self.address_share_per_day;
+        reader.share("RELAY_ADDRESS_SHARE_PER_DAY", share);
+        let max = &mut self.connections_per_address_max;
+        reader.number("RELAY_MAX_CONNECTIONS_PER_ADDRESS", max);
+        let per_min = &mut self.connections_per_address_per_min;
+        reader.number("RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN", per_min);
+        reader.number("RELAY_OPENINGS_PER_MIN", &mut self.openings_per_min);
+        reader.number(
+            "RELAY_FAILED_PROOFS_PER_MIN",
+            &mut self.failed_proofs_per_min,
+        );
+        reader.number("RELAY_RECOVERY_RATE_LIMIT", &mut self.recovery_rate_limit);
+        reader.networks("RELAY_TRUSTED_PROXIES", &mut self.trusted_proxies);
     }
 
     /// Settings that are each right and do not go together.

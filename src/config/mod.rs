@@ -3,14 +3,19 @@
 //! Settings come from `RELAY_*` variables only. All faults are reported at once, each in a line
 //! that says what to write instead. Reading order: [`Config`] (what the rest of the relay sees),
 //! `settings` (the table that the documents show), `load` (variables to a [`Config`]), `read` (one
-//! text to one value), `names` (variables that are no settings of ours).
+//! text to one value), `share` and `networks` (values that are no numbers), `names` (variables that
+//! are no settings of ours).
 
 mod load;
 mod names;
+mod networks;
 mod read;
 mod settings;
+mod share;
 
+pub use networks::Networks;
 pub use settings::{Accepts, SETTINGS, Setting, setting};
+pub use share::Share;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -21,6 +26,9 @@ const KIB: u64 = 1024;
 
 /// The data directory of the guide, where it exists.
 const DATA_DIR: &str = "/data";
+
+/// An address may make as many requests as this many clients, unless it is told otherwise.
+const CLIENTS_PER_ADDRESS: u32 = 10;
 
 /// All settings, validated. A limit of zero means that there is none.
 #[derive(Debug, Clone)]
@@ -39,6 +47,24 @@ pub struct Config {
     pub blob_ttl: Duration,
     /// `RELAY_RATE_LIMIT_PER_MIN`: requests a minute of one client.
     pub rate_limit_per_min: u32,
+    /// `RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN`: requests a minute of one address.
+    pub rate_limit_per_address_per_min: u32,
+    /// `RELAY_RECOVERY_RATE_LIMIT`: recovery requests a minute of one client.
+    pub recovery_rate_limit: u32,
+    /// `RELAY_MAILBOX_SHARE_PER_HOUR`: what one address may store in one mailbox in an hour.
+    pub mailbox_share_per_hour: Share,
+    /// `RELAY_ADDRESS_SHARE_PER_DAY`: what one address may store in the relay in a day.
+    pub address_share_per_day: Share,
+    /// `RELAY_OPENINGS_PER_MIN`: mailboxes opened on one connection.
+    pub openings_per_min: u32,
+    /// `RELAY_MAX_CONNECTIONS_PER_ADDRESS`: sessions of one address at once.
+    pub connections_per_address_max: u32,
+    /// `RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN`: new sessions of one address.
+    pub connections_per_address_per_min: u32,
+    /// `RELAY_FAILED_PROOFS_PER_MIN`: bad proofs of one address.
+    pub failed_proofs_per_min: u32,
+    /// `RELAY_TRUSTED_PROXIES`: whose word on a client's address is believed.
+    pub trusted_proxies: Networks,
     /// `RELAY_CLEANUP_INTERVAL_SECS`: between two sweeps of expired blobs.
     pub cleanup_interval: Duration,
     /// `RELAY_STORAGE_BACKEND`.
@@ -137,6 +163,15 @@ impl Default for Config {
             message_bytes_max: 1_048_576,
             blob_ttl: Duration::from_secs(90 * 86_400),
             rate_limit_per_min: 60,
+            rate_limit_per_address_per_min: 60 * CLIENTS_PER_ADDRESS,
+            recovery_rate_limit: 10,
+            mailbox_share_per_hour: Share::percent(50),
+            address_share_per_day: Share::percent(5),
+            openings_per_min: 1_024,
+            connections_per_address_max: 100,
+            connections_per_address_per_min: 300,
+            failed_proofs_per_min: 20,
+            trusted_proxies: Networks::loopback(),
             cleanup_interval: Duration::from_secs(3_600),
             storage: StorageBackend::Sqlite,
             data_dir: PathBuf::from(DATA_DIR),
@@ -232,8 +267,41 @@ impl Config {
             ("RELAY_MAILBOX_MAX_BYTES", self.mailbox_bytes_max),
         ]
         .into_iter()
+        .chain(self.limits_per_address())
         .filter(|(_, limit)| *limit == 0)
         .map(|(name, _)| name)
         .collect()
+    }
+
+    fn limits_per_address(&self) -> [(&'static str, u64); 8] {
+        let share = |share: Share| u64::from(!share.is_zero());
+        [
+            (
+                "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
+                self.rate_limit_per_address_per_min.into(),
+            ),
+            (
+                "RELAY_MAILBOX_SHARE_PER_HOUR",
+                share(self.mailbox_share_per_hour),
+            ),
+            (
+                "RELAY_ADDRESS_SHARE_PER_DAY",
+                share(self.address_share_per_day),
+            ),
+            (
+                "RELAY_MAX_CONNECTIONS_PER_ADDRESS",
+                self.connections_per_address_max.into(),
+            ),
+            (
+                "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
+                self.connections_per_address_per_min.into(),
+            ),
+            ("RELAY_OPENINGS_PER_MIN", self.openings_per_min.into()),
+            (
+                "RELAY_FAILED_PROOFS_PER_MIN",
+                self.failed_proofs_per_min.into(),
+            ),
+            ("RELAY_RECOVERY_RATE_LIMIT", self.recovery_rate_limit.into()),
+        ]
     }
 }

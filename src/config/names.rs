@@ -50,7 +50,7 @@ pub(super) fn nearest(name: &str) -> Option<&'static str> {
 }
 
 fn is_vauchi_only(name: &str) -> bool {
-    matches!(name, "RELAY_TLS_VERIFIED" | "RELAY_RECOVERY_RATE_LIMIT")
+    name == "RELAY_TLS_VERIFIED"
         || name.starts_with("RELAY_NOISE_")
         || name.starts_with("RELAY_FEDERATION_")
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::settings::{Accepts, SETTINGS, Setting, setting};
-use super::{InForce, Origin, Token};
+use super::{InForce, Networks, Origin, Share, Token};
 
 /// The variables that are set, and the faults found so far.
 pub(super) struct Reader {
@@ -123,6 +123,27 @@ impl Reader {
             *target = value;
         }
         self.note(name, target);
+    }
+
+    /// Reads a decimal number from 0 to 1.
+    pub(super) fn share(&mut self, name: &str, target: &mut Share) {
+        let wrong = || Wrong::new("is not a decimal number from 0 to 1");
+        if let Some(value) = self.value(row(name), |_, text| Share::parse(text).ok_or_else(wrong)) {
+            *target = value;
+        }
+    }
+
+    /// Reads a list of networks.
+    pub(super) fn networks(&mut self, name: &str, target: &mut Networks) {
+        let wrong = |part: String| {
+            Wrong::new(format!(
+                "has {} in it, which is no IP address and no network",
+                quoted(&part)
+            ))
+        };
+        if let Some(value) = self.value(row(name), |_, text| Networks::parse(text).map_err(wrong)) {
+            *target = value;
+        }
     }
 
     /// Reads one of the words that `meanings` gives a value.

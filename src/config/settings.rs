@@ -33,6 +33,10 @@ pub enum Accepts {
         /// The most.
         max: u64,
     },
+    /// A decimal number from 0 to 1.
+    Share,
+    /// IP addresses and networks, separated by commas, or `none`.
+    Networks,
     /// One of these words.
     Word(&'static [&'static str]),
     /// `true` or `1`, `false` or `0`.
@@ -177,6 +181,67 @@ pub const SETTINGS: &[Setting] = &[
         "How many such blobs are remembered (about 64 bytes of memory each)",
     ),
     number(
+        "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
+        0..=u32::MAX as u64,
+        "600",
+        "6000",
+        "Requests a minute from one address (10 × `RELAY_RATE_LIMIT_PER_MIN` where that is set)",
+    ),
+    share(
+        "RELAY_MAILBOX_SHARE_PER_HOUR",
+        "0.5",
+        "0.25",
+        "Share of a mailbox's bounds that one address may fill in an hour",
+    ),
+    share(
+        "RELAY_ADDRESS_SHARE_PER_DAY",
+        "0.05",
+        "0.2",
+        "Share of `RELAY_MAX_STORAGE_BYTES` that one address may store in a day",
+    ),
+    number(
+        "RELAY_MAX_CONNECTIONS_PER_ADDRESS",
+        0..=u32::MAX as u64,
+        "100",
+        "1000",
+        "Connections of one address at once",
+    ),
+    number(
+        "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
+        0..=u32::MAX as u64,
+        "300",
+        "3000",
+        "New connections of one address in a minute",
+    ),
+    number(
+        "RELAY_OPENINGS_PER_MIN",
+        0..=1_000_000,
+        "1024",
+        "4096",
+        "Mailboxes opened in a minute on one connection; four times that from one address",
+    ),
+    number(
+        "RELAY_FAILED_PROOFS_PER_MIN",
+        0..=u32::MAX as u64,
+        "20",
+        "100",
+        "Proofs of one address in a minute that are not good",
+    ),
+    number(
+        "RELAY_RECOVERY_RATE_LIMIT",
+        0..=u32::MAX as u64,
+        "10",
+        "60",
+        "Recovery requests of one client in a minute",
+    ),
+    row(
+        "RELAY_TRUSTED_PROXIES",
+        Accepts::Networks,
+        "127.0.0.0/8,::1",
+        "172.16.0.0/12",
+        "Proxies whose `Forwarded` or `X-Forwarded-For` is believed",
+    ),
+    number(
         "RELAY_IDLE_TIMEOUT_SECS",
         1..=SECS_MAX,
         "300",
@@ -257,6 +322,8 @@ impl std::fmt::Display for Accepts {
         match self {
             Self::Address => f.write_str("IP address and port"),
             Self::Number { min, max } => write!(f, "{min} to {max}"),
+            Self::Share => f.write_str("0 to 1, as a decimal"),
+            Self::Networks => f.write_str("addresses and networks, separated by commas, or none"),
             Self::Word(words) => f.write_str(&words.join(", ")),
             Self::Flag => f.write_str("true, false"),
             Self::Path => f.write_str("path"),
@@ -294,6 +361,15 @@ const fn number(
         max: *bounds.end(),
     };
     row(name, accepts, default, example, what)
+}
+
+const fn share(
+    name: &'static str,
+    default: &'static str,
+    example: &'static str,
+    what: &'static str,
+) -> Setting {
+    row(name, Accepts::Share, default, example, what)
 }
 
 const fn address(

@@ -1,7 +1,14 @@
 //! How many and how fast. How much (quotas) lives in the store, because only the append itself can
 //! check it without letting two senders slip in together.
 //!
-//! `connections` bounds sessions, `rate` bounds requests over time.
+//! `table` has the budgets, one row each: what is charged, whose bucket, how much in which time.
+//! `budgets` charges them, `rate` is one budget's buckets and `memory` what they remember, within a
+//! fixed amount of it. `connections` bounds sessions; `address` says whom an address counts as.
+//! `docs/limits.md` is the same for operators, and a test compares it with the table.
 
+pub mod address;
+pub mod budgets;
 pub mod connections;
-pub mod rate;
+pub mod memory;
+mod rate;
+pub mod table;

@@ -1,37 +1,22 @@
-//! How fast: a token bucket per client.
-//!
-//! The bucket holds a minute's worth and refills evenly. A key is a client's mailbox name together
-//! with its address, so that nobody can spend another's rate by claiming its name.
+//! How fast: one budget's buckets, which refill evenly.
 
-use std::hash::{BuildHasher as _, RandomState};
-use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use governor::clock::Clock as _;
-use governor::state::keyed::DashMapStateStore;
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
+use governor::state::StateStore as _;
 use governor::{Quota, RateLimiter};
 
+use super::memory::{Memory, RateKey};
 use crate::clock::Clock;
-use crate::ids::MailboxHash;
 
-/// Clients remembered at once. An entry is 8 bytes of key, 8 of state and the map's overhead:
-/// about 40 MB at the bound. A client whose bucket is full again is forgotten by [`Rate::tidy`].
-pub const CLIENTS_MAX: usize = 1_000_000;
-
-/// Buckets that newcomers share while the memory for clients is used up. Only a flood of made-up
-/// clients gets there; then everyone is limited together by chance, instead of nobody at all.
-const SHARED_BUCKETS: u64 = 65_536;
-
-/// Which bucket a client draws from. A keyed hash: two clients share one with a chance of 2⁻⁶⁴.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct RateKey(u64);
-
-/// The client is too fast; it may come back after this time.
+/// The bucket does not hold as much; it will after this time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooFast(pub Duration);
+pub(super) struct TooFast(pub(super) Duration);
 
+/// The relay's clock as governor wants it.
 #[derive(Debug, Clone)]
 struct RateClock(Clock);
 
@@ -43,117 +28,115 @@ impl governor::clock::Clock for RateClock {
     }
 }
 
-type Limiter = RateLimiter<
-    RateKey,
-    DashMapStateStore<RateKey>,
-    RateClock,
-    governor::middleware::NoOpMiddleware<Duration>,
->;
-
-/// One budget: so many requests a minute for each key.
+/// So much per period for each key. A bucket holds what one period gives, and refills evenly.
 #[derive(Debug)]
-pub struct Rate {
-    hasher: RandomState,
+pub(super) struct Rate {
+    limiter: RateLimiter<RateKey, Memory, RateClock, NoOpMiddleware<Duration>>,
+    memory: Memory,
     clock: RateClock,
-    limiter: Option<Limiter>,
-    /// As of the last [`Rate::tidy`]; counting at each request would lock the whole map.
-    is_full: AtomicBool,
+    holds: NonZeroU32,
+    one_per: Duration,
 }
 
 impl Rate {
-    /// `per_min` requests a minute, all of which may come at once; zero for no limit.
-    pub fn per_minute(per_min: u32, clock: Clock) -> Self {
+    /// Buckets that hold `holds` and refill within `period`.
+    pub(super) fn new(holds: NonZeroU32, period: Duration, memory: Memory, clock: Clock) -> Self {
         let clock = RateClock(clock);
-        let limiter = NonZeroU32::new(per_min).map(|per_min| {
-            RateLimiter::dashmap_with_clock(Quota::per_minute(per_min), clock.clone())
-        });
+        // A minute through the largest number is 13 ns; only a period of zero would not do.
+        let one_per = (period / holds.get()).max(Duration::from_nanos(1));
+        let quota = Quota::with_period(one_per)
+            .unwrap_or_else(|| Quota::per_minute(holds))
+            .allow_burst(holds);
         Self {
-            hasher: RandomState::new(),
+            limiter: RateLimiter::new(quota, memory.clone(), clock.clone()),
+            memory,
             clock,
-            limiter,
-            is_full: AtomicBool::new(false),
+            holds,
+            one_per,
         }
     }
 
-    /// The bucket of this mailbox name from this address.
-    pub fn key(&self, mailbox: &MailboxHash, address: IpAddr) -> RateKey {
-        RateKey(self.hasher.hash_one((mailbox, address)))
-    }
-
-    /// Takes one request from the bucket, or says when there will be one.
-    pub fn admit(&self, key: RateKey) -> Result<(), TooFast> {
-        let Some(limiter) = &self.limiter else {
+    /// Takes `cost` from the bucket, or nothing and says when there will be as much. What is more
+    /// than a whole bucket costs a whole bucket: a small budget makes nothing impossible, only rare.
+    pub(super) fn take(&self, key: RateKey, cost: u32) -> Result<(), TooFast> {
+        let Some(cost) = NonZeroU32::new(cost.min(self.holds.get())) else {
             return Ok(());
         };
-        let is_full = self.is_full.load(Ordering::Relaxed);
-        let key = if is_full {
-            RateKey(key.0 % SHARED_BUCKETS)
-        } else {
-            key
-        };
-        limiter
-            .check_key(&key)
-            .map_err(|not_yet| TooFast(not_yet.wait_time_from(self.clock.now())))
-    }
-
-    /// Forgets clients whose bucket is full again. Call it now and then.
-    pub fn tidy(&self) {
-        if let Some(limiter) = &self.limiter {
-            limiter.retain_recent();
-            limiter.shrink_to_fit();
-            self.is_full
-                .store(limiter.len() >= CLIENTS_MAX, Ordering::Relaxed);
+        match self.limiter.check_key_n(&key, cost) {
+            Ok(taken) => taken.map_err(|not_yet| TooFast(not_yet.wait_time_from(self.clock.now()))),
+            // Cut to what the bucket holds above.
+            Err(_) => Ok(()),
         }
     }
 
-    /// Clients remembered now.
-    pub fn clients(&self) -> usize {
-        self.limiter.as_ref().map_or(0, RateLimiter::len)
+    /// Puts back what was taken.
+    pub(super) fn give_back(&self, key: RateKey, cost: u32) {
+        let back = Nanos::from(self.one_per * cost.min(self.holds.get()));
+        let returned: Result<(), ()> = self.memory.measure_and_replace(&key, |state| match state {
+            Some(state) => Ok(((), state.saturating_sub(back))),
+            // Forgotten in between, because it is full.
+            None => Err(()),
+        });
+        returned.ok();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
+    use crate::clock::{ManualClock, Timestamp};
+    use crate::limits::table::Budget;
 
-    const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const MINUTE: Duration = Duration::from_secs(60);
 
-    #[test]
-    fn a_minute_s_worth_may_come_at_once_and_comes_back_evenly() {
-        let (clock, time) = Clock::manual(Timestamp::from_millis(0));
-        let rate = Rate::per_minute(60, clock);
-        let key = rate.key(&MailboxHash::from_bytes([1; 32]), HOME);
-        assert!((0..60).all(|_| rate.admit(key).is_ok()));
-        let TooFast(wait) = rate.admit(key).unwrap_err();
-        assert!(
-            wait <= Duration::from_secs(1) && wait > Duration::ZERO,
-            "{wait:?}"
-        );
-        time.advance(wait);
-        assert_eq!(rate.admit(key), Ok(()));
-        assert!(rate.admit(key).is_err());
+    fn rate(holds: u32, period: Duration) -> (Rate, ManualClock, RateKey) {
+        let (clock, time) = Clock::manual(Timestamp::from_millis(1_000));
+        let holds = NonZeroU32::new(holds).unwrap();
+        let rate = Rate::new(holds, period, Memory::new(10), clock);
+        (rate, time, RateKey::new(Budget::Client, 1))
     }
 
     #[test]
-    fn nobody_spends_the_rate_of_a_name_from_another_address() {
-        let rate = Rate::per_minute(1, Clock::system());
-        let mailbox = MailboxHash::from_bytes([1; 32]);
-        let stranger = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(rate.admit(rate.key(&mailbox, stranger)), Ok(()));
-        assert!(rate.admit(rate.key(&mailbox, stranger)).is_err());
-        assert_eq!(rate.admit(rate.key(&mailbox, HOME)), Ok(()));
+    fn a_period_s_worth_may_come_at_once_and_comes_back_evenly() {
+        let (rate, time, key) = rate(60, MINUTE);
+        assert!((0..60).all(|_| rate.take(key, 1).is_ok()));
+        assert_eq!(rate.take(key, 1), Err(TooFast(Duration::from_secs(1))));
+        assert_eq!(rate.take(key, 5), Err(TooFast(Duration::from_secs(5))));
+        time.advance(Duration::from_secs(1));
+        assert_eq!(rate.take(key, 1), Ok(()));
+        assert!(rate.take(key, 1).is_err());
     }
 
     #[test]
-    fn quiet_clients_are_forgotten() {
-        let (clock, time) = Clock::manual(Timestamp::from_millis(0));
-        let rate = Rate::per_minute(60, clock);
-        let key = rate.key(&MailboxHash::from_bytes([1; 32]), HOME);
-        rate.admit(key).unwrap();
-        assert_eq!(rate.clients(), 1);
-        time.advance(Duration::from_secs(120));
-        rate.tidy();
-        assert_eq!(rate.clients(), 0);
+    fn what_is_more_than_the_bucket_costs_the_whole_bucket() {
+        let (rate, time, key) = rate(10, MINUTE);
+        assert_eq!(rate.take(key, 1_000_000), Ok(()));
+        assert_eq!(rate.take(key, u32::MAX), Err(TooFast(MINUTE)));
+        time.advance(MINUTE);
+        assert_eq!(rate.take(key, u32::MAX), Ok(()));
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again_and_not_more() {
+        let (rate, time, key) = rate(10, MINUTE);
+        rate.take(key, 10).unwrap();
+        rate.give_back(key, 4);
+        assert_eq!(rate.take(key, 4), Ok(()));
+        assert!(rate.take(key, 1).is_err());
+        rate.give_back(key, 10);
+        time.advance(MINUTE);
+        rate.give_back(key, 10);
+        assert_eq!(rate.take(key, 10), Ok(()));
+        assert!(rate.take(key, 1).is_err());
+    }
+
+    #[test]
+    fn the_largest_numbers_do_not_overflow() {
+        let (rate, time, key) = rate(u32::MAX, Duration::from_secs(86_400));
+        assert_eq!(rate.take(key, u32::MAX), Ok(()));
+        assert!(rate.take(key, u32::MAX).is_err());
+        time.advance(Duration::from_secs(10 * 365 * 86_400));
+        assert_eq!(rate.take(key, u32::MAX), Ok(()));
+        rate.give_back(key, u32::MAX);
     }
 }

@@ -21,6 +21,10 @@ pub enum Close {
     FirstFrameLate,
     /// Nothing was heard for too long.
     Silent,
+    /// Too many proofs from the client's address were not good; this one was not looked at.
+    TooManyFailedProofs,
+    /// Too many mailboxes were opened from the client's address.
+    TooManyOpenings,
 }
 
 impl Close {
@@ -34,6 +38,7 @@ impl Close {
             Self::NotProven => 4401,
             Self::NotOffered => 4406,
             Self::FirstFrameLate | Self::Silent => 4408,
+            Self::TooManyFailedProofs | Self::TooManyOpenings => 4429,
         }
     }
 
@@ -49,6 +54,10 @@ impl Close {
             Self::NotOffered => "Noise is not offered here; speak plain protocol v1 through TLS",
             Self::FirstFrameLate => "the first frame did not come in time",
             Self::Silent => "nothing was heard for too long",
+            Self::TooManyFailedProofs => {
+                "too many proofs from your network were not good; wait a minute"
+            }
+            Self::TooManyOpenings => "too many mailboxes opened from your network; wait a minute",
         }
     }
 }
@@ -68,6 +77,8 @@ mod tests {
             (Close::NotOffered, 4406),
             (Close::FirstFrameLate, 4408),
             (Close::Silent, 4408),
+            (Close::TooManyFailedProofs, 4429),
+            (Close::TooManyOpenings, 4429),
         ];
         for (close, code) in all {
             assert_eq!(close.code(), code);

@@ -79,6 +79,24 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads an array and calls `each` before each element, which must read it.
+    pub(super) fn array(
+        &mut self,
+        mut each: impl FnMut(&mut Self) -> Result<(), Why>,
+    ) -> Result<(), Why> {
+        self.expect(b'[')?;
+        if self.take(b']') {
+            return Ok(());
+        }
+        loop {
+            each(self)?;
+            if self.take(b']') {
+                return Ok(());
+            }
+            self.expect(b',')?;
+        }
+    }
+
     /// Reads a string.
     pub(super) fn string(&mut self) -> Result<Cow<'a, str>, Why> {
         self.peek();
@@ -112,25 +130,14 @@ impl<'a> Reader<'a> {
                 let depth_left = depth_left.checked_sub(1).ok_or(TOO_DEEP)?;
                 self.object(|reader, _| reader.skip(depth_left))
             }
-            b'[' => self.skip_array(depth_left.checked_sub(1).ok_or(TOO_DEEP)?),
+            b'[' => {
+                let depth_left = depth_left.checked_sub(1).ok_or(TOO_DEEP)?;
+                self.array(|reader| reader.skip(depth_left))
+            }
             b't' => self.skip_word("true"),
             b'f' => self.skip_word("false"),
             b'n' => self.skip_word("null"),
             _ => self.skip_number(),
-        }
-    }
-
-    fn skip_array(&mut self, depth_left: u32) -> Result<(), Why> {
-        self.expect(b'[')?;
-        if self.take(b']') {
-            return Ok(());
-        }
-        loop {
-            self.skip(depth_left)?;
-            if self.take(b']') {
-                return Ok(());
-            }
-            self.expect(b',')?;
         }
     }
 

@@ -57,6 +57,19 @@ pub enum Request {
     Submit(Submit),
     /// The blob with this id has arrived. `None` when the id is none that the relay ever made.
     Acknowledge(Option<BlobId>),
+    /// Take this blob for another device of the same identity.
+    DeviceSync(DeviceSync),
+    /// The device-sync blob with this id has arrived. `None` when the id is none that the relay ever
+    /// made.
+    DeviceSyncAcknowledge(Option<BlobId>),
+    /// Keep this recovery proof.
+    RecoveryStore(RecoveryProof),
+    /// Say which recovery proofs are kept under these hashes.
+    RecoveryQuery(RecoveryQuery),
+    /// Delete what is kept for this client.
+    Purge(Purge),
+    /// Tell this mailbox that an account is no more.
+    AccountRevoked(AccountRevoked),
 }
 
 /// A v1 handshake.
@@ -64,8 +77,12 @@ pub enum Request {
 pub struct Handshake {
     /// Who is there.
     pub client_id: MailboxId,
-    /// Which of its devices.
+    /// `client_id` as the client spelt it; device sync repeats this spelling.
+    pub client_as_spelt: Arc<str>,
+    /// Which of its devices; without it there is no device sync.
     pub device_id: Option<MailboxId>,
+    /// `device_id` as the client spelt it; device sync repeats this spelling.
+    pub device_as_spelt: Option<Arc<str>>,
     /// When present, the mailbox to open instead of `client_id`.
     pub routing_token: Option<MailboxId>,
     /// The opened mailbox as the client spelt it; deliveries repeat this spelling.
@@ -108,6 +125,9 @@ pub enum HandshakeProof {
 pub struct Submit {
     /// Whose mailbox.
     pub recipient: MailboxId,
+    /// Who says to have sent it, as it stands in the frame, for clients that can not read a delivery
+    /// without it. Never empty.
+    pub sender_id: Option<Box<str>>,
     /// The blob.
     pub body: Bytes,
 }
@@ -115,6 +135,94 @@ pub struct Submit {
 impl std::fmt::Debug for Submit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Submit({} bytes)", self.body.len())
+    }
+}
+
+/// A blob handed in by one device for another of the same identity.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DeviceSync {
+    /// Whose devices they are. Whether it is the client's own identity is for the session to see.
+    pub identity: MailboxId,
+    /// The device that shall have it.
+    pub target_device: MailboxId,
+    /// The device that hands it in, as it stands in the frame; any text.
+    pub sender_device: Box<str>,
+    /// The client's own count, by which what waits is ordered.
+    pub version: u64,
+    /// The blob.
+    pub body: Bytes,
+}
+
+impl std::fmt::Debug for DeviceSync {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DeviceSync({} bytes)", self.body.len())
+    }
+}
+
+/// A proof kept for whoever lost the key and knows the hash.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RecoveryProof {
+    /// The hash of the lost key.
+    pub key_hash: [u8; 32],
+    /// The proof; as opaque as a blob.
+    pub proof: Bytes,
+}
+
+impl std::fmt::Debug for RecoveryProof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RecoveryProof({} bytes)", self.proof.len())
+    }
+}
+
+/// Hashes in one query, at the most; those behind are left out.
+pub const RECOVERY_HASHES_MAX: usize = 50;
+
+/// A question for recovery proofs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RecoveryQuery {
+    /// The hashes asked for, each once, in the order of the frame; at most [`RECOVERY_HASHES_MAX`].
+    pub key_hashes: Vec<[u8; 32]>,
+    /// Whether more hashes were asked for.
+    pub is_cut: bool,
+}
+
+impl std::fmt::Debug for RecoveryQuery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RecoveryQuery({} hashes)", self.key_hashes.len())
+    }
+}
+
+/// What to delete beside the blobs of the opened mailbox.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Purge {
+    /// All that waits for any device of the client.
+    pub device_sync: bool,
+    /// The client's recovery proof under this hash.
+    pub recovery: Option<[u8; 32]>,
+}
+
+impl std::fmt::Debug for Purge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The hash would tell whose proof it is.
+        f.debug_struct("Purge")
+            .field("device_sync", &self.device_sync)
+            .field("recovery", &self.recovery.is_some())
+            .finish()
+    }
+}
+
+/// Word that an account is no more. It travels on as a blob whose body is a frame.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AccountRevoked {
+    /// Whose mailbox.
+    pub recipient: MailboxId,
+    /// The whole frame, written anew, its length prefix included.
+    pub frame: Bytes,
+}
+
+impl std::fmt::Debug for AccountRevoked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AccountRevoked({} bytes)", self.frame.len())
     }
 }
 
@@ -137,6 +245,42 @@ pub enum Outgoing {
     },
     /// A blob for the client.
     Delivery(Delivery),
+    /// A blob from another device of the client.
+    DeviceSync(DeviceSyncDelivery),
+    /// What became of a blob that the client had submitted.
+    Notice {
+        /// The name of the request that submitted it.
+        tag: Tag,
+        /// The blob.
+        blob_id: BlobId,
+        /// What became of it.
+        status: NoticeStatus,
+    },
+    /// The recovery proofs that were found.
+    RecoveryProofs {
+        /// In the order in which the client shall see them.
+        proofs: Vec<RecoveryProof>,
+    },
+    /// What a purge has deleted.
+    Purged {
+        /// The request's name.
+        tag: Tag,
+        /// Blobs of the opened mailbox.
+        blobs_deleted: u64,
+        /// Blobs for the client's devices.
+        device_sync_deleted: u64,
+        /// Recovery proofs.
+        recovery_proofs_deleted: u64,
+    },
+}
+
+/// What became of a blob, as a notice tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoticeStatus {
+    /// It was written to a connection of its recipient.
+    Delivered,
+    /// The recipient has acknowledged it.
+    ReceivedByRecipient,
 }
 
 /// A refusal as it travels.
@@ -157,6 +301,8 @@ pub struct Delivery {
     pub id: BlobId,
     /// The mailbox as the recipient spelt it.
     pub mailbox_as_spelt: Arc<str>,
+    /// What the submitting frame said; `None`, never empty, when it said nothing.
+    pub sender_id: Option<Box<str>>,
     /// The blob.
     pub body: Bytes,
 }
@@ -164,5 +310,28 @@ pub struct Delivery {
 impl std::fmt::Debug for Delivery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Delivery({} bytes)", self.body.len())
+    }
+}
+
+/// A blob on its way from one device to another.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DeviceSyncDelivery {
+    /// Its id; acknowledging it deletes the blob.
+    pub id: BlobId,
+    /// The identity as the recipient spelt it.
+    pub identity_as_spelt: Arc<str>,
+    /// The receiving device as the recipient spelt it.
+    pub target_as_spelt: Arc<str>,
+    /// The device that handed it in, as it was spelt there.
+    pub sender_device: Box<str>,
+    /// The sender's own count.
+    pub version: u64,
+    /// The blob.
+    pub body: Bytes,
+}
+
+impl std::fmt::Debug for DeviceSyncDelivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DeviceSyncDelivery({} bytes)", self.body.len())
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! - [`message`]: the values, the same for every version
 //! - [`v1`]: Vauchi's length-prefixed JSON, the relay's side; [`v1_client`]: the client's side
-//! - `v1_frame`: what both share; `json`, `int_array`: how frames are read and written without a
+//! - `v1_request`: what each of a client's frames asks
+//! - `v1_frame`: what both sides share; `json`, `int_array`: how frames are read and written without a
 //!   general parser
 //! - [`proof`]: the exact bytes that are signed
 //! - [`close`]: how a connection ends
@@ -19,3 +20,4 @@ pub mod proof;
 pub mod v1;
 pub mod v1_client;
 mod v1_frame;
+mod v1_request;

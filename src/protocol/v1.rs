@@ -5,22 +5,22 @@
 //! `timestamp`, and a `payload` whose `type` says what it is. Byte strings are arrays of integers, ids
 //! are hexadecimal. Fields that we do not know are skipped.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use uuid::Uuid;
 
-use super::json::Why;
 use super::message::{
-    Delivery, Handshake, HandshakeProof, Incoming, Outgoing, Refused, Request, Submit, Tag,
+    Delivery, DeviceSyncDelivery, Incoming, NoticeStatus, Outgoing, RecoveryProof, Refused, Tag,
 };
-use super::v1_frame::{Builder, Frame, Payload, message_id_of, room_for_bytes, tag};
+use super::v1_frame::{Builder, Frame, message_id_of, room_for_bytes, tag};
+use super::v1_request;
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxId, parse_hex};
+use crate::ids::BlobId;
 
-/// What the welcome says that this relay serves. A feature is added here when its frames are served,
-/// in the order that Vauchi lists them: routing_token, suppress_presence, purge, device_sync,
-/// recovery_proof, account_revoked, authenticated_handshake.
+/// What the welcome says that this relay serves. A feature is added here when the session serves what
+/// it stands for (reading its frames is not enough), in the order that Vauchi lists them:
+/// routing_token, suppress_presence, purge, device_sync, recovery_proof, account_revoked,
+/// authenticated_handshake.
 pub const FEATURES: &[&str] = &["routing_token", "authenticated_handshake"];
 
 /// The version that the welcome names.
@@ -29,42 +29,12 @@ pub const PROTOCOL_VERSION: u8 = super::v1_frame::VERSION;
 /// Stands for a request whose name could not be read; one old client can not bear a shorter name.
 const UNKNOWN_MESSAGE_ID: &str = "00000000-0000-0000-0000-000000000000";
 
-/// What a frame's `type` means to this relay.
-enum Kind {
-    Handshake,
-    EncryptedUpdate,
-    Acknowledgment,
-    /// Exists in v1, but nothing is done for it.
-    NotServed,
-}
-
-/// Every type of v1.
-const KINDS: [(&str, Kind); 14] = [
-    ("Handshake", Kind::Handshake),
-    ("EncryptedUpdate", Kind::EncryptedUpdate),
-    ("Acknowledgment", Kind::Acknowledgment),
-    // Clients send these; this relay does not serve them yet.
-    ("DeviceSyncMessage", Kind::NotServed),
-    ("DeviceSyncAck", Kind::NotServed),
-    ("RecoveryProofStore", Kind::NotServed),
-    ("RecoveryProofQuery", Kind::NotServed),
-    ("PurgeRequest", Kind::NotServed),
-    ("AccountRevoked", Kind::NotServed),
-    // Only a relay sends these.
-    ("HandshakeAck", Kind::NotServed),
-    ("RecoveryProofResponse", Kind::NotServed),
-    ("PurgeResponse", Kind::NotServed),
-    ("ForwardingHints", Kind::NotServed),
-    // Between relays.
-    ("OffloadBlob", Kind::NotServed),
-];
-
 /// Reads one frame from a client. Never fails: what can not be read is a value too.
 pub fn decode(bytes: &[u8]) -> Incoming {
     let mut frame = Frame::default();
     let outcome = frame
         .read(bytes)
-        .and_then(|()| read_request(&mut frame.payload));
+        .and_then(|()| v1_request::read(&mut frame));
     match (outcome, frame.message_id.as_deref()) {
         (Ok(None), _) => Incoming::Ignored,
         (Ok(Some(request)), Some(message_id)) => Incoming::Request {
@@ -90,106 +60,6 @@ pub fn tag_of(frame: &[u8]) -> Option<Tag> {
     message_id_of(frame).as_deref().map(tag)
 }
 
-/// `None`: well formed, but not served.
-fn read_request(payload: &mut Payload<'_>) -> Result<Option<Request>, Why> {
-    let kind = payload
-        .text("type")
-        .ok_or("type is missing or not a string")?;
-    let kind = KINDS.iter().find(|(name, _)| *name == kind);
-    match kind.map(|(_, kind)| kind) {
-        Some(Kind::Handshake) => read_handshake(payload).map(Some),
-        Some(Kind::EncryptedUpdate) => read_submit(payload).map(Some),
-        Some(Kind::Acknowledgment) => read_acknowledgment(payload).map(Some),
-        Some(Kind::NotServed) | None => Ok(None),
-    }
-}
-
-fn read_handshake(payload: &Payload<'_>) -> Result<Request, Why> {
-    let client = payload.text("client_id").ok_or("client_id is missing")?;
-    let client_id = MailboxId::parse(&client).map_err(|_| "client_id is not 64 hex digits")?;
-    let device = optional_id(payload, "device_id", "device_id is not 64 hex digits")?;
-    let routing = optional_id(
-        payload,
-        "routing_token",
-        "routing_token is not 64 hex digits",
-    )?;
-    let (spelt, routing_token) = match routing {
-        Some((spelt, id)) => (spelt, Some(id)),
-        None => (client, None),
-    };
-    Ok(Request::Handshake(Box::new(Handshake {
-        client_id,
-        device_id: device.map(|(_, id)| id),
-        routing_token,
-        mailbox_as_spelt: spelt.into(),
-        suppress_presence: payload
-            .flag("suppress_presence")
-            .ok_or("suppress_presence is neither true nor false")?,
-        proof: read_proof(payload),
-    })))
-}
-
-fn optional_id<'a>(
-    payload: &Payload<'a>,
-    name: &str,
-    why: Why,
-) -> Result<Option<(Cow<'a, str>, MailboxId)>, Why> {
-    if !payload.has(name) {
-        return Ok(None);
-    }
-    let spelt = payload.text(name).ok_or(why)?;
-    let id = MailboxId::parse(&spelt).map_err(|_| why)?;
-    Ok(Some((spelt, id)))
-}
-
-fn read_proof(payload: &Payload<'_>) -> HandshakeProof {
-    let parts = ["identity_public_key", "nonce", "signature", "timestamp"];
-    if !parts.iter().any(|part| payload.has(part)) {
-        return HandshakeProof::Unsigned;
-    }
-    read_signature(payload).unwrap_or(HandshakeProof::Partial)
-}
-
-fn read_signature(payload: &Payload<'_>) -> Option<HandshakeProof> {
-    Some(HandshakeProof::Signed {
-        public_key: parse_hex(&payload.text("identity_public_key")?).ok()?,
-        nonce: parse_hex(&payload.text("nonce")?).ok()?,
-        timestamp_secs: payload.number("timestamp")?,
-        signature: parse_hex(&payload.text("signature")?).ok()?,
-    })
-}
-
-fn read_submit(payload: &mut Payload<'_>) -> Result<Request, Why> {
-    let recipient = payload
-        .text("recipient_id")
-        .and_then(|spelt| MailboxId::parse(&spelt).ok())
-        .ok_or("recipient_id is not 64 hex digits")?;
-    let body = payload.take_ciphertext()?;
-    Ok(Request::Submit(Submit { recipient, body }))
-}
-
-fn read_acknowledgment(payload: &Payload<'_>) -> Result<Request, Why> {
-    let blob = payload
-        .text("message_id")
-        .ok_or("message_id of the acknowledgment is missing")?;
-    let status = payload.text("status").ok_or("status is missing")?;
-    // Whatever the status, the blob has arrived; but an unknown one may mean something else.
-    if !["Stored", "Delivered", "ReceivedByRecipient", "Failed"].contains(&&*status) {
-        return Err("status is unknown");
-    }
-    Ok(Request::Acknowledge(parse_blob_id(&blob)))
-}
-
-/// Reads 8-4-4-4-12 digits of either case.
-fn parse_blob_id(text: &str) -> Option<BlobId> {
-    // Of the spellings that `Uuid` reads, this is the only one of 36 characters.
-    if text.len() != 36 {
-        return None;
-    }
-    let uuid = Uuid::try_parse(text).ok()?;
-    Some(BlobId::from_bytes(uuid.into_bytes()))
-}
-
 /// Writes one frame to a client.
 pub fn encode(outgoing: &Outgoing, now: Timestamp) -> Bytes {
     match outgoing {
@@ -204,6 +74,25 @@ pub fn encode(outgoing: &Outgoing, now: Timestamp) -> Bytes {
             encode_refused(tag, refused, now)
         }
         Outgoing::Delivery(delivery) => encode_delivery(delivery, now),
+        Outgoing::DeviceSync(delivery) => encode_device_sync(delivery, now),
+        Outgoing::Notice {
+            tag,
+            blob_id,
+            status,
+        } => acknowledgment(now, &tag.0, notice_word(*status))
+            .text("blob_id", &spell_blob_id(blob_id))
+            .finish(),
+        Outgoing::RecoveryProofs { proofs } => encode_recovery_proofs(proofs, now),
+        Outgoing::Purged {
+            tag,
+            blobs_deleted,
+            device_sync_deleted,
+            recovery_proofs_deleted,
+        } => Builder::new(&tag.0, now, "PurgeResponse", 256)
+            .raw("blobs_deleted", blobs_deleted)
+            .raw("device_sync_deleted", device_sync_deleted)
+            .raw("recovery_proofs_deleted", recovery_proofs_deleted)
+            .finish(),
     }
 }
 
@@ -218,12 +107,71 @@ fn encode_refused(tag: &str, refused: &Refused, now: Timestamp) -> Bytes {
 }
 
 fn encode_delivery(delivery: &Delivery, now: Timestamp) -> Bytes {
-    let message_id = Uuid::from_bytes(*delivery.id.as_bytes()).to_string();
-    let room = 64 + delivery.mailbox_as_spelt.len() + room_for_bytes(&delivery.body);
-    Builder::new(&message_id, now, "EncryptedUpdate", room)
-        .text("recipient_id", &delivery.mailbox_as_spelt)
-        .bytes("ciphertext", &delivery.body)
+    let sender_bytes = delivery.sender_id.as_ref().map_or(0, |id| 16 + id.len());
+    let room = 64 + delivery.mailbox_as_spelt.len() + sender_bytes + room_for_bytes(&delivery.body);
+    let mut frame = Builder::new(&spell_blob_id(&delivery.id), now, "EncryptedUpdate", room)
+        .text("recipient_id", &delivery.mailbox_as_spelt);
+    // Left out rather than empty: some clients cut it up, others acknowledge what they can not
+    // attribute, which would destroy the only copy.
+    if let Some(sender_id) = &delivery.sender_id {
+        frame = frame.text("sender_id", sender_id);
+    }
+    frame.bytes("ciphertext", &delivery.body).finish()
+}
+
+fn encode_device_sync(delivery: &DeviceSyncDelivery, now: Timestamp) -> Bytes {
+    let room = 384 + delivery.sender_device.len() + room_for_bytes(&delivery.body);
+    Builder::new(&spell_blob_id(&delivery.id), now, "DeviceSyncMessage", room)
+        .text("identity_id", &delivery.identity_as_spelt)
+        .text("target_device_id", &delivery.target_as_spelt)
+        .text("sender_device_id", &delivery.sender_device)
+        .bytes("encrypted_payload", &delivery.body)
+        .raw("version", delivery.version)
         .finish()
+}
+
+fn encode_recovery_proofs(proofs: &[RecoveryProof], now: Timestamp) -> Bytes {
+    let room = 64 + proofs.iter().map(room_for_proof).sum::<usize>();
+    begin(now, "RecoveryProofResponse", room)
+        .objects("proofs", proofs, |object, proof| {
+            object
+                .text("key_hash", &HEXLOWER.encode(&proof.key_hash))
+                .bytes("proof_data", &proof.proof)
+        })
+        .finish()
+}
+
+/// How many of `proofs`, from the first on, fit into one answer of at most `frame_bytes_max`.
+pub fn proofs_that_fit(proofs: &[RecoveryProof], frame_bytes_max: usize) -> usize {
+    // The envelope with a name of 36 characters, and the empty list.
+    let mut left = frame_bytes_max.saturating_sub(256);
+    proofs
+        .iter()
+        .take_while(|proof| match left.checked_sub(room_for_proof(proof)) {
+            Some(rest) => {
+                left = rest;
+                true
+            }
+            None => false,
+        })
+        .count()
+}
+
+fn room_for_proof(proof: &RecoveryProof) -> usize {
+    // `{"key_hash":"…64…","proof_data":…},` is 94 bytes beside the proof.
+    96 + room_for_bytes(&proof.proof)
+}
+
+fn notice_word(status: NoticeStatus) -> &'static str {
+    match status {
+        NoticeStatus::Delivered => "Delivered",
+        NoticeStatus::ReceivedByRecipient => "ReceivedByRecipient",
+    }
+}
+
+/// A blob's id as v1 spells it, 8-4-4-4-12 digits; `v1_request` reads it back.
+fn spell_blob_id(id: &BlobId) -> String {
+    Uuid::from_bytes(*id.as_bytes()).to_string()
 }
 
 fn acknowledgment(now: Timestamp, request: &str, status: &str) -> Builder {
@@ -238,15 +186,18 @@ fn begin(now: Timestamp, kind: &str, room: usize) -> Builder {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
+    use super::super::message::Request;
     use super::*;
+    use crate::ids::MailboxId;
 
-    const ID: &str = "ABcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789";
+    pub(in crate::protocol) const ID: &str =
+        "ABcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789";
     const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_500);
 
     fn frame(text: &str) -> Vec<u8> {
@@ -255,12 +206,12 @@ mod tests {
         frame
     }
 
-    fn envelope(payload: Value) -> Vec<u8> {
+    pub(in crate::protocol) fn envelope(payload: Value) -> Vec<u8> {
         let whole = json!({"version": 1, "message_id": "m-1", "timestamp": 5, "payload": payload});
         frame(&whole.to_string())
     }
 
-    fn request(payload: Value) -> Request {
+    pub(in crate::protocol) fn request(payload: Value) -> Request {
         match decode(&envelope(payload)) {
             Incoming::Request { tag, request } => {
                 assert_eq!(&*tag.0, "m-1");
@@ -270,7 +221,7 @@ mod tests {
         }
     }
 
-    fn refused_because(bytes: &[u8]) -> &'static str {
+    pub(in crate::protocol) fn refused_because(bytes: &[u8]) -> &'static str {
         match decode(bytes) {
             Incoming::Invalid { tag, why } => {
                 assert_eq!(&*tag.0, "m-1");
@@ -280,15 +231,39 @@ mod tests {
         }
     }
 
-    fn is_garbage(bytes: &[u8]) -> bool {
-        matches!(decode(bytes), Incoming::Garbage { .. })
+    /// Names of fields, of every shape.
+    const NAMES: [&str; 14] = [
+        "client_id",
+        "recipient_id",
+        "sender_id",
+        "ciphertext",
+        "identity_id",
+        "target_device_id",
+        "sender_device_id",
+        "encrypted_payload",
+        "version",
+        "key_hash",
+        "key_hashes",
+        "proof_data",
+        "recovery_key_hash",
+        "include_recovery_proofs",
+    ];
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(json!(null)),
+            any::<bool>().prop_map(|flag| json!(flag)),
+            any::<i64>().prop_map(|number| json!(number)),
+            any::<String>().prop_map(|text| json!(text)),
+            Just(json!(ID)),
+            proptest::collection::vec(any::<u8>(), 0..9).prop_map(|bytes| json!(bytes)),
+            Just(json!([ID, "zz", ID])),
+            Just(json!([[ID], 7])),
+        ]
     }
 
-    fn handshake(payload: Value) -> Handshake {
-        match request(payload) {
-            Request::Handshake(handshake) => *handshake,
-            other => panic!("{other:?}"),
-        }
+    fn is_garbage(bytes: &[u8]) -> bool {
+        matches!(decode(bytes), Incoming::Garbage { .. })
     }
 
     fn parsed(bytes: &[u8]) -> Value {
@@ -301,149 +276,8 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_opens_the_routing_token_or_else_the_client_id() {
-        let plain = handshake(json!({"type": "Handshake", "client_id": ID}));
-        assert_eq!(plain.client_id, MailboxId::parse(ID).unwrap());
-        assert_eq!(&*plain.mailbox_as_spelt, ID);
-        assert_eq!(plain.proof, HandshakeProof::Unsigned);
-        assert!(!plain.suppress_presence);
-
-        let token = "Cd".repeat(32);
-        let routed = handshake(json!({
-            "payload_size": [[{}]], "client_id": ID, "device_id": ID, "routing_token": token,
-            "suppress_presence": true, "type": "Handshake",
-        }));
-        assert_eq!(routed.mailbox(), MailboxId::parse(&token).unwrap());
-        assert_eq!(*routed.mailbox_as_spelt, token);
-        assert_eq!(routed.device_id, Some(routed.client_id));
-        assert!(routed.suppress_presence);
-    }
-
-    #[test]
-    fn null_is_absent_in_a_handshake() {
-        let nothing = json!({
-            "type": "Handshake", "client_id": ID, "device_id": null, "routing_token": null,
-            "suppress_presence": null, "identity_public_key": null, "nonce": null, "signature": null,
-            "timestamp": null,
-        });
-        assert_eq!(
-            handshake(nothing),
-            handshake(json!({"type": "Handshake", "client_id": ID}))
-        );
-    }
-
-    #[test]
-    fn a_signature_is_whole_or_partial() {
-        let signed = json!({
-            "type": "Handshake", "client_id": ID, "identity_public_key": "01".repeat(32),
-            "nonce": "02".repeat(32), "signature": "03".repeat(64), "timestamp": 9,
-        });
-        assert_eq!(
-            handshake(signed.clone()).proof,
-            HandshakeProof::Signed {
-                public_key: [1; 32],
-                nonce: [2; 32],
-                timestamp_secs: 9,
-                signature: [3; 64],
-            }
-        );
-        for part in ["identity_public_key", "nonce", "signature", "timestamp"] {
-            for wrong in [json!(null), json!("zz"), json!(-1), json!([1])] {
-                let mut broken = signed.clone();
-                broken[part] = wrong;
-                assert_eq!(handshake(broken).proof, HandshakeProof::Partial, "{part}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_bad_id_is_invalid() {
-        for wrong in [json!("ab"), json!("zz".repeat(32)), json!(5), json!(["ab"])] {
-            for name in ["client_id", "device_id", "routing_token"] {
-                let mut payload = json!({"type": "Handshake", "client_id": ID});
-                payload[name] = wrong.clone();
-                refused_because(&envelope(payload));
-            }
-            refused_because(&envelope(
-                json!({"type": "EncryptedUpdate", "recipient_id": wrong, "ciphertext": [1]}),
-            ));
-        }
-        refused_because(&envelope(json!({"type": "Handshake"})));
-        refused_because(&envelope(
-            json!({"type": "Handshake", "client_id": ID, "suppress_presence": "yes"}),
-        ));
-    }
-
-    #[test]
-    fn an_update_is_a_submit_whatever_else_old_clients_put_into_it() {
-        let update = request(json!({
-            "type": "EncryptedUpdate", "recipient_id": ID, "sender_id": "x",
-            "ratchet_header": {"ciphertext": [256]}, "ciphertext": [0, 1, 127, 128, 255],
-        }));
-        let Request::Submit(submit) = update else {
-            panic!("{update:?}")
-        };
-        assert_eq!(submit.recipient, MailboxId::parse(ID).unwrap());
-        assert_eq!(submit.body, [0, 1, 127, 128, 255][..]);
-        let empty =
-            request(json!({"type": "EncryptedUpdate", "recipient_id": ID, "ciphertext": []}));
-        assert!(matches!(empty, Request::Submit(submit) if submit.body.is_empty()));
-        for wrong in [
-            json!(null),
-            json!("AAAA"),
-            json!([256]),
-            json!([1.5]),
-            json!([[1]]),
-        ] {
-            refused_because(&envelope(
-                json!({"type": "EncryptedUpdate", "recipient_id": ID, "ciphertext": wrong}),
-            ));
-        }
-        refused_because(&envelope(
-            json!({"type": "EncryptedUpdate", "recipient_id": ID}),
-        ));
-    }
-
-    #[test]
-    fn an_acknowledgment_names_a_blob_or_none_that_we_made() {
-        let acknowledged = |id: &str, status: &str| {
-            decode(&envelope(
-                json!({"type": "Acknowledgment", "message_id": id, "status": status}),
-            ))
-        };
-        let expect = |id, blob| {
-            for status in ["Stored", "Delivered", "ReceivedByRecipient", "Failed"] {
-                let request = Request::Acknowledge(blob);
-                let tag = Tag("m-1".into());
-                assert_eq!(acknowledged(id, status), Incoming::Request { tag, request });
-            }
-        };
-        let blob = BlobId::from_bytes([0xab; 16]);
-        expect("abababab-abab-abab-abab-abababababab", Some(blob));
-        expect("ABABABAB-abab-ABAB-abab-abababababab", Some(blob));
-        for other in [
-            "",
-            "abababababababababababababababab",
-            "{abababab-abab-abab-abab-abababababab}",
-            "abababab-abab-abab-abab-abababababa",
-            "abababababab-abab-abab-abab-abababab",
-            "gbababab-abab-abab-abab-abababababab",
-        ] {
-            expect(other, None);
-        }
-        assert!(matches!(
-            acknowledged("x", "Expired"),
-            Incoming::Invalid { .. }
-        ));
-    }
-
-    #[test]
     fn unknown_and_unserved_types_are_ignored() {
-        let unserved = KINDS
-            .iter()
-            .filter(|(_, kind)| matches!(kind, Kind::NotServed))
-            .map(|(name, _)| *name);
-        for kind in unserved.chain(["", "handshake", "Later"]) {
+        for kind in v1_request::not_served().chain(["", "handshake", "Later"]) {
             let bytes =
                 envelope(json!({"type": kind, "ciphertext": {"any": "shape"}, "client_id": 7}));
             assert_eq!(decode(&bytes), Incoming::Ignored, "{kind}");
@@ -570,6 +404,83 @@ mod tests {
     }
 
     #[test]
+    fn a_notice_names_the_senders_request_and_the_blob() {
+        for (status, word) in [
+            (NoticeStatus::Delivered, "Delivered"),
+            (NoticeStatus::ReceivedByRecipient, "ReceivedByRecipient"),
+        ] {
+            let notice = Outgoing::Notice {
+                tag: Tag("m-1".into()),
+                blob_id: BlobId::from_bytes([0xCD; 16]),
+                status,
+            };
+            assert_eq!(
+                parsed(&encode(&notice, NOW))["payload"],
+                json!({
+                    "type": "Acknowledgment", "message_id": "m-1", "status": word,
+                    "blob_id": "cdcdcdcd-cdcd-cdcd-cdcd-cdcdcdcdcdcd",
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn a_purge_is_answered_under_its_name() {
+        let purged = Outgoing::Purged {
+            tag: Tag("m-1".into()),
+            blobs_deleted: 1,
+            device_sync_deleted: 2,
+            recovery_proofs_deleted: 3,
+        };
+        let answer = parsed(&encode(&purged, NOW));
+        assert_eq!(answer["message_id"], "m-1");
+        assert_eq!(
+            answer["payload"],
+            json!({
+                "type": "PurgeResponse", "blobs_deleted": 1, "device_sync_deleted": 2,
+                "recovery_proofs_deleted": 3,
+            })
+        );
+    }
+
+    #[test]
+    fn a_delivery_names_the_sender_that_the_submit_named_or_nobody() {
+        let delivered = |sender_id: Option<&str>| {
+            let delivery = Delivery {
+                id: BlobId::from_bytes([1; 16]),
+                mailbox_as_spelt: ID.into(),
+                sender_id: sender_id.map(Into::into),
+                body: Bytes::from_static(&[1]),
+            };
+            parsed(&encode(&Outgoing::Delivery(delivery), NOW))["payload"].clone()
+        };
+        assert_eq!(delivered(None).get("sender_id"), None);
+        assert_eq!(delivered(Some("a \"b\"\n"))["sender_id"], "a \"b\"\n");
+    }
+
+    fn proofs(lengths: &[usize]) -> Vec<RecoveryProof> {
+        let proof = |length: &usize| RecoveryProof {
+            key_hash: [0xAB; 32],
+            proof: vec![200; *length].into(),
+        };
+        lengths.iter().map(proof).collect()
+    }
+
+    #[test]
+    fn as_many_proofs_as_fit_are_in_an_answer() {
+        let all = proofs(&[0, 1, 1_000, 10]);
+        for bytes_max in [0, 255, 256, 400, 1_000, 4_000, 4_500, 5_000, 10_000] {
+            let fitting = proofs_that_fit(&all, bytes_max);
+            let proofs = all[..fitting].to_vec();
+            let frame = encode(&Outgoing::RecoveryProofs { proofs }, NOW);
+            assert!(fitting == 0 || frame.len() <= bytes_max, "{bytes_max}");
+        }
+        assert_eq!(proofs_that_fit(&all, 256), 0);
+        assert_eq!(proofs_that_fit(&all, 1_000), 2);
+        assert_eq!(proofs_that_fit(&all, 10_000), 4);
+    }
+
+    #[test]
     fn a_delivery_is_allocated_once() {
         for length in [0, 1, 1_000] {
             let body = vec![200; length];
@@ -608,10 +519,63 @@ mod tests {
         }
 
         #[test]
+        fn any_payload_under_any_type_never_panics(
+            kind in prop::sample::select(v1_request::kinds().collect::<Vec<_>>()),
+            fields in proptest::collection::btree_map(
+                prop::sample::select(NAMES.to_vec()), any_value(), 0..8),
+        ) {
+            let mut payload = json!({"type": kind});
+            for (name, value) in fields {
+                payload[name] = value;
+            }
+            let read = decode(&envelope(payload));
+            prop_assert!(!matches!(read, Incoming::Garbage { .. }), "it has a name");
+        }
+
+        #[test]
+        fn what_one_device_gets_is_what_the_other_handed_in(
+            body in proptest::collection::vec(any::<u8>(), 0..600),
+            sender_device in any::<String>(),
+            version in any::<u64>(),
+        ) {
+            let delivery = DeviceSyncDelivery {
+                id: BlobId::from_bytes([0xCD; 16]),
+                identity_as_spelt: ID.into(),
+                target_as_spelt: ID.to_lowercase().into(),
+                sender_device: sender_device.into(),
+                version,
+                body: body.into(),
+            };
+            let bytes = encode(&Outgoing::DeviceSync(delivery.clone()), NOW);
+            // A delivery has the form of a request.
+            let Incoming::Request { tag, request: Request::DeviceSync(sync) } = decode(&bytes) else {
+                panic!()
+            };
+            prop_assert_eq!(&*tag.0, "cdcdcdcd-cdcd-cdcd-cdcd-cdcdcdcdcdcd");
+            prop_assert_eq!(sync.identity, MailboxId::parse(ID).unwrap());
+            prop_assert_eq!(sync.target_device, sync.identity);
+            prop_assert_eq!(sync.sender_device, delivery.sender_device);
+            prop_assert_eq!(sync.version, version);
+            prop_assert_eq!(sync.body, delivery.body);
+        }
+
+        #[test]
+        fn found_proofs_are_told_whole(lengths in proptest::collection::vec(0usize..200, 0..5)) {
+            let proofs = proofs(&lengths);
+            let answer = parsed(&encode(&Outgoing::RecoveryProofs { proofs: proofs.clone() }, NOW));
+            let told: Vec<Value> = proofs
+                .iter()
+                .map(|found| json!({"key_hash": "ab".repeat(32), "proof_data": found.proof.to_vec()}))
+                .collect();
+            prop_assert_eq!(&answer["payload"], &json!({"type": "RecoveryProofResponse", "proofs": told}));
+        }
+
+        #[test]
         fn what_is_delivered_is_what_was_submitted(body in proptest::collection::vec(any::<u8>(), 0..600)) {
             let delivery = Delivery {
                 id: BlobId::from_bytes([0xCD; 16]),
                 mailbox_as_spelt: ID.into(),
+                sender_id: None,
                 body: body.into(),
             };
             let bytes = encode(&Outgoing::Delivery(delivery.clone()), NOW);

@@ -155,7 +155,9 @@ pub fn decode_server_frame(bytes: &[u8]) -> Result<ServerFrame, BadFrame> {
         "Acknowledgment" => read_acknowledgment(payload),
         "EncryptedUpdate" => Ok(ServerFrame::Delivery {
             delivery: name,
-            body: payload.take_ciphertext().map_err(BadFrame)?,
+            body: payload
+                .take_bytes("ciphertext", "ciphertext is missing")
+                .map_err(BadFrame)?,
         }),
         _ => Ok(ServerFrame::Other),
     }

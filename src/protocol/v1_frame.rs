@@ -12,15 +12,16 @@ use crate::clock::Timestamp;
 /// The only version there is.
 pub(super) const VERSION: u8 = 1;
 
-/// The longest request name that is read, in bytes; a UUID has 36. The name is kept until the answer
-/// is written, so without a bound a client could make answers as large as frames.
-const MESSAGE_ID_BYTES_MAX: usize = 1024;
+/// The longest name of a request, and the longest text of a client's own that is given back to some
+/// client, in bytes; a UUID has 36, an id 64. Without a bound a client could make answers as large as
+/// frames, and names are kept until the answer is written.
+pub(super) const TEXT_BYTES_MAX: usize = 1024;
 
 const NO_OBJECT: Why = "payload is not an object";
 const TWICE: Why = "a field appears twice";
 
-/// The payload's fields that some frame type has; all others are skipped.
-const FIELDS: [&str; 18] = [
+/// The payload's fields that some frame type has, beside [`LONG_FIELDS`]; all others are skipped.
+const FIELDS: [&str; 29] = [
     "type",
     "client_id",
     "device_id",
@@ -31,6 +32,7 @@ const FIELDS: [&str; 18] = [
     "signature",
     "timestamp",
     "recipient_id",
+    "sender_id",
     "message_id",
     "status",
     "protocol_version",
@@ -39,14 +41,28 @@ const FIELDS: [&str; 18] = [
     "error",
     "message",
     "retry_after_ms",
+    "identity_id",
+    "target_device_id",
+    "sender_device_id",
+    "version",
+    "synced_version",
+    "key_hash",
+    "key_hashes",
+    "include_device_sync",
+    "include_recovery_proofs",
+    "recovery_key_hash",
 ];
+
+/// The fields that are nearly all of their frame: bytes, read where they are met, so that the frame
+/// is gone over once.
+const LONG_FIELDS: [&str; 3] = ["ciphertext", "encrypted_payload", "proof_data"];
 
 /// A frame taken apart.
 #[derive(Default)]
 pub(super) struct Frame<'a> {
     pub(super) message_id: Option<Cow<'a, str>>,
     version: Option<u8>,
-    timestamp: Option<u64>,
+    pub(super) timestamp: Option<u64>,
     has_payload: bool,
     pub(super) payload: Payload<'a>,
 }
@@ -55,8 +71,7 @@ pub(super) struct Frame<'a> {
 #[derive(Default)]
 pub(super) struct Payload<'a> {
     fields: [Option<&'a str>; FIELDS.len()],
-    /// Read at once, because it is nearly all of the frame.
-    ciphertext: Option<Result<Vec<u8>, Why>>,
+    long_fields: [Option<Result<Vec<u8>, Why>>; LONG_FIELDS.len()],
 }
 
 impl<'a> Frame<'a> {
@@ -106,8 +121,8 @@ impl<'a> Payload<'a> {
             return Err(NO_OBJECT);
         }
         reader.object(|reader, key| {
-            if key == "ciphertext" {
-                return once(&mut self.ciphertext, read_bytes(reader)?);
+            if let Some(field) = LONG_FIELDS.iter().position(|field| *field == key) {
+                return once(&mut self.long_fields[field], read_bytes(reader)?);
             }
             let value = reader.raw()?;
             match FIELDS.iter().position(|field| *field == key) {
@@ -148,15 +163,33 @@ impl<'a> Payload<'a> {
 
     /// A field that is a list of strings; empty when it is absent or something else.
     pub(super) fn texts(&self, name: &str) -> Vec<String> {
-        self.raw(name)
-            .and_then(|raw| serde_json::from_str(raw).ok())
+        let mut texts = Vec::new();
+        self.each_text(name, |text| texts.push(text.to_owned()))
+            .map(|()| texts)
             .unwrap_or_default()
     }
 
-    /// Takes the ciphertext out.
-    pub(super) fn take_ciphertext(&mut self) -> Result<Bytes, Why> {
-        let bytes = self.ciphertext.take().ok_or("ciphertext is missing")??;
-        Ok(Bytes::from(bytes))
+    /// Hands over each string of a field that is a list of strings; `None` when it is absent or
+    /// something else. What was handed over before the fault was found is void.
+    pub(super) fn each_text(&self, name: &str, mut each: impl FnMut(&str)) -> Option<()> {
+        Reader::new(self.raw(name)?)
+            .array(|reader| {
+                each(&reader.string()?);
+                Ok(())
+            })
+            .ok()
+    }
+
+    /// A short field that is bytes; `None` when it is absent or something else.
+    pub(super) fn bytes(&self, name: &str) -> Option<Vec<u8>> {
+        int_array::read(&mut Reader::new(self.raw(name)?)).ok()
+    }
+
+    /// Takes one of [`LONG_FIELDS`] out. `missing` is what is said when it is not there.
+    pub(super) fn take_bytes(&mut self, name: &str, missing: Why) -> Result<Bytes, Why> {
+        let field = LONG_FIELDS.iter().position(|field| *field == name);
+        let taken = field.and_then(|field| self.long_fields[field].take());
+        taken.ok_or(missing)?.map(Bytes::from)
     }
 }
 
@@ -191,7 +224,7 @@ fn read_message_id<'a>(reader: &mut Reader<'a>) -> Result<Cow<'a, str>, Why> {
         return Err("message_id is not a string");
     }
     let message_id = reader.string()?;
-    if message_id.len() > MESSAGE_ID_BYTES_MAX {
+    if message_id.len() > TEXT_BYTES_MAX {
         return Err("message_id is longer than 1024 bytes");
     }
     Ok(message_id)
@@ -229,13 +262,18 @@ pub(super) struct Builder(Vec<u8>);
 impl Builder {
     /// Begins a frame of the type `kind`. `room` is the size that its fields will take, at least.
     pub(super) fn new(message_id: &str, now: Timestamp, kind: &str, room: usize) -> Self {
+        Self::dated(message_id, now.secs(), kind, room)
+    }
+
+    /// Begins a frame that says to be of `timestamp_secs`, whatever that is.
+    pub(super) fn dated(message_id: &str, timestamp_secs: u64, kind: &str, room: usize) -> Self {
         // 4 prefix, 10 `"version":`, 15 `"message_id":""`, 20 digits, and so on: under 128 in all.
         let mut out = Vec::with_capacity(128 + message_id.len() + room);
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(format!("{{\"version\":{VERSION},\"message_id\":").as_bytes());
         push_string(&mut out, message_id);
         out.extend_from_slice(
-            format!(",\"timestamp\":{},\"payload\":{{\"type\":", now.secs()).as_bytes(),
+            format!(",\"timestamp\":{timestamp_secs},\"payload\":{{\"type\":").as_bytes(),
         );
         push_string(&mut out, kind);
         Self(out)
@@ -276,8 +314,31 @@ impl Builder {
         self
     }
 
+    /// Appends a field that is a list of objects; `fill` appends the fields of one.
+    pub(super) fn objects<T>(
+        mut self,
+        name: &str,
+        values: impl IntoIterator<Item = T>,
+        fill: impl Fn(Self, T) -> Self,
+    ) -> Self {
+        self.name(name);
+        self.0.push(b'[');
+        for (index, value) in values.into_iter().enumerate() {
+            if index > 0 {
+                self.0.push(b',');
+            }
+            self.0.push(b'{');
+            self = fill(self, value);
+            self.0.push(b'}');
+        }
+        self.0.push(b']');
+        self
+    }
+
     fn name(&mut self, name: &str) {
-        self.0.push(b',');
+        if self.0.last() != Some(&b'{') {
+            self.0.push(b',');
+        }
         push_string(&mut self.0, name);
         self.0.push(b':');
     }

@@ -1,10 +1,11 @@
 //! The rules; knows no socket, no wire format and no SQL.
 //!
 //! Sessions ask here for everything a client may ask for. Each verb has its file: `submit`,
-//! `deliver`, `acknowledge`, `subscribe`, and `expire` for the sweep that runs by itself. `refusal`
-//! holds every reason to say no.
+//! `deliver`, `acknowledge`, `subscribe`, and `expire` for the sweep that runs by itself. `charge`
+//! says what each request costs whom, `refusal` holds every reason to say no.
 
 pub mod acknowledge;
+pub mod charge;
 pub mod deliver;
 pub mod expire;
 pub mod refusal;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::hub::Hub;
-use crate::limits::rate::{Rate, RateKey, TooFast};
+use crate::limits::budgets::Budgets;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::Store;
@@ -40,14 +41,13 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// How long a blob lives.
     pub blob_ttl: Duration,
-    /// Requests a minute of one client; zero for no limit.
-    pub rate_limit_per_min: u32,
+    /// How fast clients and addresses may be.
+    pub budgets: Arc<Budgets>,
 }
 
 /// The relay as clients see it, without wire and socket.
 pub struct Service {
     parts: Parts,
-    rate: Rate,
 }
 
 impl Service {
@@ -57,21 +57,12 @@ impl Service {
         Refusal::CODES
             .iter()
             .for_each(|code| parts.metrics.refusals(code).absolute(0));
-        let rate = Rate::per_minute(parts.rate_limit_per_min, parts.clock.clone());
-        Self { parts, rate }
+        Self { parts }
     }
 
     /// The store beneath, for readiness and usage.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.parts.store
-    }
-
-    /// Takes one request from a client's rate, or refuses it.
-    pub fn charge(&self, client: RateKey) -> Result<(), Refusal> {
-        self.rate.admit(client).map_err(|TooFast(retry_after)| {
-            self.parts.metrics.rate_limited_total.increment(1);
-            Refusal::RateLimited { retry_after }
-        })
     }
 
     /// Counts a refusal that is about to be told.
@@ -82,10 +73,6 @@ impl Service {
 
     /// Housekeeping that keeps bounded memory small; called every few seconds.
     pub fn tidy(&self) {
-        self.rate.tidy();
-        self.parts
-            .metrics
-            .rate_limit_clients
-            .set(self.rate.clients() as f64);
+        self.parts.budgets.tidy();
     }
 }

@@ -5,6 +5,8 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::limits::budgets::Spent;
+use crate::limits::table::Budget;
 use crate::store::StoreError;
 
 /// When to come back after a bound that only time or a recipient lifts.
@@ -22,8 +24,10 @@ pub enum Refusal {
         /// `RELAY_MAX_MESSAGE_SIZE`.
         bytes_max: usize,
     },
-    /// The client is too fast.
+    /// Somebody is too fast: the client, or whoever shares its address.
     RateLimited {
+        /// Which budget is spent.
+        budget: Budget,
         /// When the next request would be admitted.
         retry_after: Duration,
     },
@@ -74,9 +78,7 @@ impl Refusal {
                 "the frame is over {bytes_max} bytes (RELAY_MAX_MESSAGE_SIZE); send less at once"
             )
             .into(),
-            Self::RateLimited { .. } => {
-                "too many requests; wait as long as retry_after_ms says".into()
-            }
+            Self::RateLimited { budget, .. } => budget.row().refusal.into(),
             Self::MailboxFull => {
                 "the recipient's mailbox is full; try again when they have collected it".into()
             }
@@ -94,7 +96,7 @@ impl Refusal {
     /// When to try again; `None` when an unchanged repeat can not succeed.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited { retry_after } => Some(*retry_after),
+            Self::RateLimited { retry_after, .. } => Some(*retry_after),
             Self::MailboxFull | Self::RelayFull => Some(RETRY_FULL),
             Self::Unavailable => Some(RETRY_UNAVAILABLE),
             Self::Invalid(_) | Self::TooLarge { .. } | Self::IdReused | Self::Unauthorized => None,
@@ -109,6 +111,15 @@ impl From<StoreError> for Refusal {
     }
 }
 
+impl From<Spent> for Refusal {
+    fn from(spent: Spent) -> Self {
+        Self::RateLimited {
+            budget: spent.budget,
+            retry_after: spent.retry_after,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +130,7 @@ mod tests {
             Refusal::Invalid("why"),
             Refusal::TooLarge { bytes_max: 1 },
             Refusal::RateLimited {
+                budget: Budget::Client,
                 retry_after: Duration::from_secs(1),
             },
             Refusal::MailboxFull,

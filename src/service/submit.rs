@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 use super::Service;
+use super::charge::{Client, Room};
 use super::refusal::Refusal;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
@@ -37,7 +38,10 @@ pub struct Stored {
 
 /// A submission that has its place in the order; resolves when it is durable or refused.
 #[derive(Debug)]
-pub struct Submitted(Pending<Appended>);
+pub struct Submitted {
+    appended: Pending<Appended>,
+    room: Room,
+}
 
 impl Service {
     /// The id of a v1 submit, which makes a repeat of the same bytes a duplicate.
@@ -53,7 +57,14 @@ impl Service {
 
     /// Puts a blob in the queue of the next commit. Waits while that queue is full, which is how a
     /// slow disk slows its senders. The recipient is woken by the committer.
-    pub async fn submit(&self, submission: Submission) -> Result<Submitted, Refusal> {
+    ///
+    /// The request itself has been charged ([`Service::charge`]); here the room is, and it is given
+    /// back when the blob is not stored.
+    pub async fn submit(
+        &self,
+        client: &Client,
+        submission: Submission,
+    ) -> Result<Submitted, Refusal> {
         let stored_at = self.parts.clock.now();
         let envelope = Envelope {
             mailbox: self.parts.secret.mailbox(&submission.recipient),
@@ -64,7 +75,14 @@ impl Service {
             sealed: Bytes::new(),
             body: submission.body,
         };
-        Ok(Submitted(self.parts.store.append(envelope).await?))
+        let room = self.charge_room(client, &envelope)?;
+        match self.parts.store.append(envelope).await {
+            Ok(appended) => Ok(Submitted { appended, room }),
+            Err(error) => {
+                room.give_back();
+                Err(error.into())
+            }
+        }
     }
 }
 
@@ -72,8 +90,11 @@ impl Future for Submitted {
     type Output = Result<Stored, Refusal>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let appended = ready!(Pin::new(&mut self.0).poll(context))?;
-        Poll::Ready(match appended {
+        let appended = ready!(Pin::new(&mut self.appended).poll(context));
+        if !matches!(appended, Ok(Appended::Stored { .. })) {
+            self.room.give_back();
+        }
+        Poll::Ready(match appended? {
             Appended::Stored { expires_at } => Ok(Stored {
                 expires_at,
                 duplicate: false,

@@ -4,17 +4,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Service;
+use super::charge::Client;
 use crate::hub::{Joined, Wakes};
 use crate::ids::{ConnectionId, MailboxHash, MailboxId};
-use crate::limits::rate::RateKey;
 
 /// An opened mailbox; closing it is dropping it.
 #[derive(Debug)]
 pub struct Subscription {
     /// The mailbox as the store knows it.
     pub mailbox: MailboxHash,
-    /// Which rate its requests are charged to.
-    pub rate_key: RateKey,
+    /// Whom its requests are charged to.
+    pub client: Client,
     _joined: Joined,
 }
 
@@ -32,7 +32,7 @@ impl Service {
         let joined = self.parts.hub.join(mailbox, connection, wakes);
         Subscription {
             mailbox,
-            rate_key: self.rate.key(&mailbox, address),
+            client: self.client(&mailbox, address),
             _joined: joined,
         }
     }

@@ -28,7 +28,7 @@ use crate::hub::Wakes;
 use crate::ids::{ConnectionId, MailboxId, SessionLabel};
 use crate::metrics::Metrics;
 use crate::protocol::close::Close;
-use crate::protocol::message::{Handshake, Incoming, Outgoing};
+use crate::protocol::message::{Handshake, HandshakeProof, Incoming, Outgoing};
 use crate::protocol::v1;
 use crate::service::Service;
 use crate::service::View;
@@ -255,25 +255,42 @@ fn is_noise(frame: &[u8]) -> bool {
     frame.starts_with(&[0x00, 0x56, 0x32])
 }
 
-/// Checks the proof and joins the mailbox.
+/// Charges the opening, checks the proof and joins the mailbox.
 fn open(
     handshake: &Handshake,
     address: IpAddr,
     wakes: Arc<Wakes>,
     parts: &Parts,
 ) -> Result<Opened, Close> {
-    if let Err(error) = auth::verify_v1_handshake(handshake, parts.clock.now()) {
-        tracing::debug!(%error, "handshake refused");
-        return Err(Close::NotProven);
-    }
+    let (service, connection) = (&parts.service, ConnectionId::next());
+    service
+        .charge_openings(connection, address, 1)
+        .map_err(|_| Close::TooManyOpenings)?;
+    verify(handshake, address, parts)?;
     let mailbox = handshake.mailbox();
     Ok(Opened {
         client_id: handshake.client_id,
         mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
-        subscription: parts
-            .service
-            .subscribe(&mailbox, address, ConnectionId::next(), wakes),
+        subscription: service.subscribe(&mailbox, address, connection, wakes),
     })
+}
+
+/// Checks the proof of a handshake, if it brings one. An address with too many bad ones is refused
+/// before the check; a handshake without a proof has nothing to check and costs nothing here.
+fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<(), Close> {
+    if handshake.proof == HandshakeProof::Unsigned {
+        return Ok(());
+    }
+    let attempt = parts
+        .service
+        .begin_proof(address)
+        .map_err(|_| Close::TooManyFailedProofs)?;
+    if let Err(error) = auth::verify_v1_handshake(handshake, parts.clock.now()) {
+        tracing::debug!(%error, "handshake refused");
+        return Err(Close::NotProven);
+    }
+    attempt.succeeded();
+    Ok(())
 }
 
 /// Sends the close frame, if it is ours to send, and lets the client read it.

@@ -21,7 +21,7 @@ use crate::service::submit::{Stored, Submitted};
 const ANSWERS_MAX: usize = 1_000;
 /// Bytes of answers that wait, at the most: a client may give its requests long names.
 const BYTES_MAX: usize = 4 << 20;
-/// What an answer costs beside the name that it repeats.
+/// What an answer costs beside what it carries: the name that it repeats, or recovery proofs.
 const ANSWER_BYTES: usize = 256;
 
 /// One thing owed to the client.
@@ -161,14 +161,21 @@ impl Outbox {
 }
 
 fn cost(owed: &Owed) -> usize {
-    let name = match owed {
+    let carried = match owed {
         Owed::Commit { tag, .. }
-        | Owed::Answer(Outgoing::Stored { tag } | Outgoing::Refused { tag: Some(tag), .. }) => {
-            tag.0.len()
-        }
+        | Owed::Answer(
+            Outgoing::Stored { tag }
+            | Outgoing::Refused { tag: Some(tag), .. }
+            | Outgoing::Notice { tag, .. }
+            | Outgoing::Purged { tag, .. },
+        ) => tag.0.len(),
+        Owed::Answer(Outgoing::RecoveryProofs { proofs }) => proofs
+            .iter()
+            .map(|proof| size_of_val(proof) + proof.proof.len())
+            .sum(),
         Owed::Answer(_) | Owed::Close(_) => 0,
     };
-    ANSWER_BYTES + name
+    ANSWER_BYTES + carried
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ use crate::service::refusal::Refusal;
 use crate::service::submit::Submission;
 use crate::socket::{Message, Socket};
 
+/// Bytes that are no WebSocket.
+const BROKEN: Close = Close::Protocol("the WebSocket frames are not as RFC 6455 has them");
+
 /// The reading half of a session.
 pub(super) struct Reader<'a> {
     pub(super) stream: &'a mut SplitStream<Socket>,
@@ -57,13 +60,14 @@ fn ended_by(error: &WsError) -> Ended {
         WsError::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
             Ended::ByRelay(Close::Slow("a message was not complete in time"))
         }
+        WsError::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Ended::ByRelay(BROKEN)
+        }
         WsError::Protocol(
             tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
         )
         | WsError::Io(_) => Ended::Lost,
-        _ => Ended::ByRelay(Close::Protocol(
-            "the WebSocket frames are not as RFC 6455 has them",
-        )),
+        _ => Ended::ByRelay(BROKEN),
     }
 }
 
@@ -160,14 +164,17 @@ impl Reader<'_> {
             &submit.recipient,
             &submit.body,
         );
-        let Submit { recipient, body } = submit;
+        let Submit {
+            recipient, body, ..
+        } = submit;
+        let submission = Submission {
+            recipient,
+            id,
+            class: Class::SeenByV1,
+            body,
+        };
         service
-            .submit(Submission {
-                recipient,
-                id,
-                class: Class::SeenByV1,
-                body,
-            })
+            .submit(&self.opened.subscription.client, submission)
             .await
     }
 
@@ -187,7 +194,7 @@ impl Reader<'_> {
     }
 
     fn charge(&self) -> Result<(), Refusal> {
-        self.parts.service.charge(self.opened.subscription.rate_key)
+        self.parts.service.charge(&self.opened.subscription.client)
     }
 
     fn refuse(&self, tag: Option<Tag>, refusal: Refusal, read_at: Instant) {

@@ -158,10 +158,24 @@ impl State {
             // No blob has an id of another shape, and a second handshake is ignored as by the
             // relays that v1 clients know.
             Incoming::Request {
-                request: Request::Acknowledge(None) | Request::Handshake(_),
+                request:
+                    Request::Acknowledge(None)
+                    | Request::DeviceSyncAcknowledge(None)
+                    | Request::Handshake(_),
                 ..
             }
             | Incoming::Ignored => Step::Ignore,
+            // Understood, not served, and not among the features of the welcome.
+            Incoming::Request {
+                request:
+                    Request::DeviceSync(_)
+                    | Request::DeviceSyncAcknowledge(Some(_))
+                    | Request::RecoveryStore(_)
+                    | Request::RecoveryQuery(_)
+                    | Request::Purge(_)
+                    | Request::AccountRevoked(_),
+                ..
+            } => Step::Ignore,
             Incoming::Invalid { tag, why } => Step::Refuse(Some(tag), Refusal::Invalid(why)),
             Incoming::Garbage { why } => self.on_garbage(Refusal::Invalid(why)),
         }
@@ -194,7 +208,9 @@ mod tests {
     fn handshake() -> Box<Handshake> {
         Box::new(Handshake {
             client_id: MailboxId::from_bytes([1; 32]),
+            client_as_spelt: "01".repeat(32).into(),
             device_id: None,
+            device_as_spelt: None,
             routing_token: None,
             mailbox_as_spelt: "01".repeat(32).into(),
             suppress_presence: false,
@@ -216,6 +232,7 @@ mod tests {
     fn submit() -> Submit {
         Submit {
             recipient: MailboxId::from_bytes([2; 32]),
+            sender_id: None,
             body: Bytes::from_static(b"blob"),
         }
     }

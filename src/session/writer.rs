@@ -34,7 +34,7 @@ pub(super) struct Writer<'a> {
     pub(super) opened: &'a Opened,
     pub(super) feed: Feed,
     pub(super) keepalive: Keepalive,
-    /// Bytes written since the last flush.
+    /// Bytes of the last frame while it may not have left whole (a ping counts one), else zero.
     pub(super) unflushed: u64,
 }
 
@@ -144,6 +144,7 @@ impl Writer<'_> {
         self.write(&Outgoing::Delivery(Delivery {
             id: blob.id,
             mailbox_as_spelt,
+            sender_id: None,
             body: blob.body,
         }))
         .await?;
@@ -160,8 +161,10 @@ impl Writer<'_> {
     }
 
     async fn send(&mut self, message: Message, bytes: u64) -> Result<(), Ended> {
-        self.unflushed += bytes.max(1);
+        // The sink takes a frame only when the one before it has left: that one is waited for, and
+        // not everything since the last flush, or a long backlog would make the deadline endless.
         let deadline = self.deadline();
+        self.unflushed = bytes.max(1);
         within(deadline, self.sink.feed(message)).await
     }
 

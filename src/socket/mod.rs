@@ -1,8 +1,10 @@
 //! Connections as such: accepting them, upgrading them, and judging frames before they are buffered.
 //!
-//! `listener` accepts and speaks HTTP until the upgrade, `websocket` turns a request into a
-//! [`Connection`], `watch` sits under the WebSocket and sees every byte first.
+//! `listener` accepts and speaks HTTP until the upgrade, `forwarded` tells whose request it is,
+//! `websocket` turns it into a [`Connection`], `watch` sits under the WebSocket and sees every byte
+//! first.
 
+pub mod forwarded;
 pub mod listener;
 pub mod watch;
 pub mod websocket;
@@ -21,7 +23,7 @@ use watch::Watched;
 /// A WebSocket over TCP with the frame watcher beneath.
 pub type Socket = WebSocketStream<Watched<TcpStream>>;
 
-/// Where a request comes from; the listener puts it into the request's extensions.
+/// Who is at the other end of a request's connection, be it the client or a proxy; the listener puts it into the request's extensions.
 #[derive(Debug, Clone, Copy)]
 pub struct RemoteAddress(pub SocketAddr);
 
@@ -30,7 +32,7 @@ pub struct RemoteAddress(pub SocketAddr);
 pub struct Connection {
     /// Reads and writes WebSocket messages.
     pub socket: Socket,
-    /// Where it comes from.
+    /// The client's address, as far as it is known.
     pub address: IpAddr,
     /// Given back when the session is over.
     pub permit: ConnectionPermit,

@@ -13,14 +13,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use metrics::{Counter, Gauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
+use crate::metrics::Metrics;
+
 /// Messages up to this size are not counted: a connection may always hold one of them.
 /// 1,000 connections × 64 KiB = 64 MiB beside the bound.
 const UNCOUNTED_BYTES: u64 = 64 * 1024;
+
+/// What a ping, a pong or a close frame may carry (RFC 6455, 5.5).
+const CONTROL_BYTES_MAX: u64 = 125;
 
 /// What a message may take beside its base time: a second for each of these.
 const BYTES_PER_SECOND: u64 = 64 * 1024;
@@ -31,13 +35,12 @@ pub struct Unfinished {
     /// One permit a KiB, because a semaphore counts in 32 bits.
     kib: Arc<Semaphore>,
     kib_max: u32,
-    bytes: Gauge,
-    waits: Counter,
+    metrics: Arc<Metrics>,
 }
 
 impl Unfinished {
     /// At most `bytes_max` (`RELAY_MAX_UNFINISHED_BYTES`); zero for no limit.
-    pub fn new(bytes_max: u64, bytes: Gauge, waits: Counter) -> Self {
+    pub fn new(bytes_max: u64, metrics: Arc<Metrics>) -> Self {
         let kib_max = match bytes_max {
             0 => u32::MAX >> 3,
             bytes_max => u32::try_from(bytes_max.div_ceil(1024))
@@ -47,8 +50,7 @@ impl Unfinished {
         Self {
             kib: Arc::new(Semaphore::new(kib_max as usize)),
             kib_max,
-            bytes,
-            waits,
+            metrics,
         }
     }
 }
@@ -70,6 +72,8 @@ pub struct Watched<S> {
     early: Bytes,
     rules: WatchRules,
     frames: Frames,
+    /// A control frame announced more than it may carry. The library would read it to its end.
+    is_broken: bool,
     unfinished: Option<Pin<Box<UnfinishedMessage>>>,
 }
 
@@ -87,13 +91,15 @@ struct UnfinishedMessage {
 #[derive(Debug)]
 struct Granted {
     kib: u32,
-    bytes: Gauge,
+    metrics: Arc<Metrics>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Granted {
     fn drop(&mut self) {
-        self.bytes.decrement(f64::from(self.kib) * 1024.0);
+        self.metrics
+            .unfinished_bytes
+            .decrement(f64::from(self.kib) * 1024.0);
     }
 }
 
@@ -113,6 +119,7 @@ impl<S> Watched<S> {
             early,
             rules,
             frames: Frames::default(),
+            is_broken: false,
             unfinished: None,
         }
     }
@@ -127,6 +134,7 @@ impl<S> Watched<S> {
         for event in self.frames.observe(bytes) {
             match event {
                 FrameEvent::MessageEnded => self.unfinished = None,
+                FrameEvent::Broken => self.is_broken = true,
                 FrameEvent::Announced(bytes) => {
                     let message = self
                         .unfinished
@@ -139,6 +147,12 @@ impl<S> Watched<S> {
 
     /// Ready with `Ok` when reading may go on.
     fn poll_may_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_broken {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a control frame announced more than it may carry",
+            )));
+        }
         let Some(message) = self.unfinished.as_mut() else {
             return Poll::Ready(Ok(()));
         };
@@ -192,15 +206,17 @@ impl Unfinished {
         let permit = match Arc::clone(&self.kib).try_acquire_many_owned(kib) {
             Ok(permit) => permit,
             Err(_) => {
-                self.waits.increment(1);
+                self.metrics.unfinished_waits_total.increment(1);
                 // Fails only when the semaphore is closed, which it never is.
                 self.kib.acquire_many_owned(kib).await.ok()?
             }
         };
-        self.bytes.increment(f64::from(kib) * 1024.0);
+        self.metrics
+            .unfinished_bytes
+            .increment(f64::from(kib) * 1024.0);
         Some(Granted {
             kib,
-            bytes: self.bytes,
+            metrics: self.metrics,
             _permit: permit,
         })
     }
@@ -261,6 +277,8 @@ enum FrameEvent {
     Announced(u64),
     /// The last frame of a data message is whole.
     MessageEnded,
+    /// A control frame announced more than it may carry.
+    Broken,
 }
 
 impl Frames {
@@ -316,6 +334,8 @@ impl Frames {
         self.ends_message = !is_control && first & 0x80 != 0;
         if !is_control {
             events.push(FrameEvent::Announced(self.payload_left));
+        } else if self.payload_left > CONTROL_BYTES_MAX {
+            events.push(FrameEvent::Broken);
         }
         if self.payload_left == 0 {
             self.end_frame(events);
@@ -339,7 +359,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn rules(bytes_max: u64) -> WatchRules {
-        let unfinished = Unfinished::new(bytes_max, Gauge::noop(), Counter::noop());
+        let unfinished = Unfinished::new(bytes_max, Arc::new(Metrics::new()));
         WatchRules {
             message_timeout: Duration::from_secs(30),
             unfinished,
@@ -422,6 +442,20 @@ mod tests {
         let more =
             tokio::time::timeout(Duration::from_secs(3600), watched.read_exact(&mut buffer)).await;
         assert!(more.is_err(), "the read waits");
+    }
+
+    #[tokio::test]
+    async fn a_control_frame_that_announces_too_much_is_not_read() {
+        for (first, payload, is_fine) in
+            [(0x89, 125, true), (0x89, 126, false), (0x88, 70_000, false)]
+        {
+            let (mut client, server) = tokio::io::duplex(1 << 20);
+            let mut watched = Watched::new(server, Bytes::new(), rules(0));
+            client.write_all(&frame(first, payload)).await.unwrap();
+            let mut buffer = [0; 14];
+            watched.read_exact(&mut buffer).await.unwrap();
+            assert_eq!(watched.read_u8().await.is_ok(), is_fine, "{payload}");
+        }
     }
 
     #[tokio::test]

@@ -4,11 +4,12 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::{RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::header::{RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -18,9 +19,12 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::task::TaskTracker;
 
+use super::forwarded::Proxies;
 use super::watch::{WatchRules, Watched};
 use super::{Connection, RemoteAddress};
-use crate::limits::connections::{ConnectionPermit, Connections};
+use crate::limits::address::Address;
+use crate::limits::connections::{ConnectionPermit, Connections, TurnedAway};
+use crate::limits::table::Budget;
 use crate::metrics::Metrics;
 
 /// Read and write buffers of a connection. The library's 128 KiB would cost 134 kB for each idle
@@ -28,7 +32,11 @@ use crate::metrics::Metrics;
 const BUFFER_BYTES: usize = 4 * 1024;
 
 /// When to try again after "full house".
-const RETRY_FULL_HOUSE_SECS: &str = "5";
+const RETRY_FULL_HOUSE: Duration = Duration::from_secs(5);
+
+/// When to try again after one's address had all of its connections: when one of them ends, which
+/// nobody knows; connections live for minutes.
+const RETRY_ADDRESS_FULL: Duration = Duration::from_secs(30);
 
 /// Runs a session on a connection. The server gives it, so that this file knows no sessions.
 pub type RunSession =
@@ -41,6 +49,8 @@ pub struct Upgrader {
     pub message_bytes_max: usize,
     /// How incoming frames are watched.
     pub watch: WatchRules,
+    /// Whose word on a client's address is believed.
+    pub proxies: Arc<Proxies>,
     /// Permits for sessions.
     pub connections: Connections,
     /// Who runs the sessions.
@@ -67,13 +77,13 @@ pub fn is_upgrade(headers: &HeaderMap) -> bool {
 impl Upgrader {
     /// Answers an upgrade request and, when it is accepted, starts the session.
     pub fn upgrade(&self, mut request: Request) -> Response {
-        let Some(RemoteAddress(address)) = request.extensions().get().copied() else {
+        let Some(RemoteAddress(peer)) = request.extensions().get().copied() else {
             return self.turn_away(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "the client's address is not known
-",
+                "the client's address is not known\n",
             );
         };
+        let address = self.proxies.client(peer.ip(), request.headers());
         if request.headers().contains_key(SEC_WEBSOCKET_PROTOCOL) {
             return self.turn_away(
                 StatusCode::BAD_REQUEST,
@@ -83,21 +93,21 @@ impl Upgrader {
         let response = match create_response_with_body(&request, Body::empty) {
             Ok(response) => response,
             Err(fault) => {
-                return self.turn_away(
-                    StatusCode::BAD_REQUEST,
-                    &format!("bad WebSocket handshake: {fault}\n"),
-                );
+                let why = format!("bad WebSocket handshake: {fault}\n");
+                let mut response = self.turn_away(StatusCode::BAD_REQUEST, &why);
+                // RFC 6455, 4.4: who speaks another version is told which one is spoken here.
+                response
+                    .headers_mut()
+                    .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                return response;
             }
         };
-        let Some(permit) = self.connections.admit() else {
-            self.metrics.connections_refused_total.increment(1);
-            let body = "the relay has as many connections as it may (RELAY_MAX_CONNECTIONS); try again soon\n";
-            return (
-                StatusCode::SERVICE_UNAVAILABLE,
-                [(RETRY_AFTER, RETRY_FULL_HOUSE_SECS)],
-                body,
-            )
-                .into_response();
+        let permit = match self.connections.admit(Address::of(address)) {
+            Ok(permit) => permit,
+            Err(why) => {
+                self.metrics.connections_refused_total.increment(1);
+                return come_back_later(why);
+            }
         };
         let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
             return self.turn_away(
@@ -106,7 +116,7 @@ impl Upgrader {
             );
         };
         self.sessions
-            .spawn(self.clone().begin(upgrade, address.ip(), permit));
+            .spawn(self.clone().begin(upgrade, address, permit));
         response
     }
 
@@ -133,6 +143,32 @@ impl Upgrader {
         self.metrics.connection_errors_total.increment(1);
         (status, why.to_owned()).into_response()
     }
+}
+
+/// 503 when the relay is full, 429 when the client's address has had its share.
+fn come_back_later(why: TurnedAway) -> Response {
+    let (status, body, retry_after) = match why {
+        TurnedAway::FullHouse => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the relay has as many connections as it may (RELAY_MAX_CONNECTIONS); try again soon",
+            RETRY_FULL_HOUSE,
+        ),
+        TurnedAway::AddressFull => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "your network has as many connections as it may (RELAY_MAX_CONNECTIONS_PER_ADDRESS); \
+             close some",
+            RETRY_ADDRESS_FULL,
+        ),
+        TurnedAway::TooMany(retry_after) => (
+            StatusCode::TOO_MANY_REQUESTS,
+            Budget::Connections.row().refusal,
+            retry_after,
+        ),
+    };
+    // Whole seconds, rounded up: one who comes too early is turned away again.
+    let secs = retry_after.as_millis().div_ceil(1_000).max(1);
+    let headers = [(RETRY_AFTER, secs.to_string())];
+    (status, headers, format!("{body}\n")).into_response()
 }
 
 fn websocket_config(message_bytes_max: usize) -> WebSocketConfig {

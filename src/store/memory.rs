@@ -413,7 +413,7 @@ impl Shard {
             .range((Bound::Excluded(after), Bound::Unbounded));
         for (key, row) in rows {
             if view.shows(row.class) && !row.is_expired(now) {
-                bytes = bytes.saturating_add(row.body.len() as u64);
+                bytes = bytes.saturating_add((row.sealed.len() + row.body.len()) as u64);
                 let is_full = page.blobs.len() as u64 >= u64::from(bounds.blobs_max)
                     || bytes > bounds.bytes_max;
                 if is_full && !page.blobs.is_empty() {

@@ -4,12 +4,31 @@
 //! Every engine keeps the same promises; `tests/it/store_contract.rs` runs each promise on each
 //! engine. Reading order: `model` (what is kept), `quota` (how much), `commit` (how writes become
 //! durable together), then the engines `memory` and `sqlite`.
+//!
+//! Behind the pipeline: `committer` is its task. `plan` folds a batch, with `working_set` (what a
+//! mailbox holds) and `departures` (what left lately) as its memory; `disk` and `tally` watch and
+//! count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load` (what a batch must know),
+//! `sqlite_writer` (its transaction), `sqlite_rows` (its statements), `sqlite_errors` (what failed),
+//! `sqlite_pages` (reading).
 
+mod commit;
+mod committer;
+mod departures;
+mod disk;
 pub mod memory;
 pub mod model;
 pub mod observed;
+mod plan;
 pub mod quota;
 pub mod sqlite;
+mod sqlite_errors;
+mod sqlite_load;
+mod sqlite_open;
+mod sqlite_pages;
+mod sqlite_rows;
+mod sqlite_writer;
+mod tally;
+mod working_set;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -133,7 +133,7 @@ pub struct StoredBlob {
 pub struct PageBounds {
     /// Blobs at the most.
     pub blobs_max: u32,
-    /// Bytes of bodies at the most.
+    /// Bytes of bodies and sealed fields at the most.
     pub bytes_max: u64,
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vauchi_relay::server::Ending;
 
-use crate::harness::{Peer, Relay, eventually, http_get, id};
+use crate::harness::{Peer, Relay, SILENCE, eventually, http_get, id};
 
 #[tokio::test]
 async fn an_idle_session_is_closed_going_away_and_the_relay_ends_drained() {
@@ -45,8 +45,7 @@ async fn readiness_says_no_before_anything_else_changes_and_the_operators_port_a
 async fn a_draining_session_stores_what_it_reads_delivers_nothing_and_waits_for_acknowledgements() {
     let relay = Relay::start(&[("RELAY_DRAIN_TIMEOUT_SECS", "120")]).await;
     let mut client = relay.client(&id(1)).await;
-    client.store(&id(1), b"to myself").await;
-    let delivered = client.delivery().await;
+    let delivered = client.round_trip(&id(1), b"to myself").await;
 
     let shutdown = relay.running.shutdown.clone();
     let store = std::sync::Arc::clone(&relay.running.store);
@@ -68,8 +67,7 @@ async fn a_draining_session_stores_what_it_reads_delivers_nothing_and_waits_for_
 async fn a_session_that_never_acknowledges_is_closed_after_half_of_the_drain_time() {
     let relay = Relay::start(&[("RELAY_DRAIN_TIMEOUT_SECS", "2")]).await;
     let mut client = relay.client(&id(1)).await;
-    client.store(&id(1), b"never acknowledged").await;
-    client.delivery().await;
+    client.round_trip(&id(1), b"never acknowledged").await;
     let stopping = tokio::spawn(relay.stop());
     client.expect_close(1001).await;
     assert_eq!(stopping.await.unwrap(), Ending::Drained);
@@ -89,8 +87,14 @@ async fn a_client_that_does_not_read_is_cut_at_the_deadline() {
     }
     sender.leave().await;
     let _deaf = relay.client(&id(2)).await;
-    eventually("deliveries begin", async || {
-        relay.metric("relay_blobs_delivered_total").await > 0.0
+    let mut delivered = 0.0;
+    eventually("the deaf client's buffers are full", async || {
+        tokio::time::sleep(SILENCE).await;
+        let before = std::mem::replace(
+            &mut delivered,
+            relay.metric("relay_blobs_delivered_total").await,
+        );
+        before > 0.0 && before == delivered
     })
     .await;
     assert_eq!(relay.stop().await, Ending::Cut);

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use vauchi_relay::clock::{Clock, ManualClock, Timestamp};
@@ -36,12 +36,21 @@ pub(crate) struct Relay {
     folder: Option<tempfile::TempDir>,
 }
 
-/// Settings for a test: ports of its own, a folder of its own, no rate limit unless it is asked for.
+/// Settings for a test: ports of its own, a folder of its own, no rates and no limits per address
+/// unless they are asked for.
 pub(crate) fn settings(variables: &[(&str, &str)]) -> HashMap<String, String> {
     let mut settings: HashMap<String, String> = [
         ("RELAY_LISTEN_ADDR", "127.0.0.1:0"),
         ("RELAY_HTTP_ADDR", "127.0.0.1:0"),
         ("RELAY_RATE_LIMIT_PER_MIN", "0"),
+        ("RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN", "0"),
+        ("RELAY_MAILBOX_SHARE_PER_HOUR", "0"),
+        ("RELAY_ADDRESS_SHARE_PER_DAY", "0"),
+        ("RELAY_MAX_CONNECTIONS_PER_ADDRESS", "0"),
+        ("RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN", "0"),
+        ("RELAY_OPENINGS_PER_MIN", "0"),
+        ("RELAY_FAILED_PROOFS_PER_MIN", "0"),
+        ("RELAY_RECOVERY_RATE_LIMIT", "0"),
         ("RELAY_MIN_FREE_BYTES", "0"),
     ]
     .into_iter()
@@ -100,16 +109,6 @@ impl Relay {
         }
     }
 
-    /// Where clients connect.
-    pub(crate) fn url(&self) -> String {
-        format!("ws://{}", self.running.clients)
-    }
-
-    /// Where the database is.
-    pub(crate) fn data_dir(&self) -> PathBuf {
-        self.config.data_dir.clone()
-    }
-
     /// Drains the relay.
     pub(crate) async fn stop(self) -> Ending {
         tokio::time::timeout(PATIENCE, self.running.drain())
@@ -139,6 +138,24 @@ impl Relay {
         let mut peer = Peer::connect(self.running.clients).await;
         peer.handshake(json!({ "client_id": id })).await;
         peer
+    }
+
+    /// A client that has opened the mailbox `id` and comes, as the proxy in front says, from
+    /// `address`.
+    pub(crate) async fn client_from(&self, address: &str, id: &str) -> Peer {
+        let connecting = self.connect_from(address).await;
+        let mut peer = connecting.expect("the relay lets it in");
+        peer.handshake(json!({ "client_id": id })).await;
+        peer
+    }
+
+    /// A connection that comes, as the proxy in front says, from `address`.
+    pub(crate) async fn connect_from(
+        &self,
+        address: &str,
+    ) -> Result<Peer, tokio_tungstenite::tungstenite::Error> {
+        let headers = [("x-forwarded-for", address)];
+        Peer::try_connect_with(self.running.clients, &headers).await
     }
 
     /// The value of a series of `/metrics`, with its labels if it has any; zero when it is absent.
@@ -266,6 +283,13 @@ pub(crate) struct Delivered {
     pub(crate) blob: Vec<u8>,
 }
 
+fn delivered(frame: &Value) -> Delivered {
+    Delivered {
+        id: frame["message_id"].as_str().unwrap().to_owned(),
+        blob: serde_json::from_value(frame["payload"]["ciphertext"].clone()).unwrap(),
+    }
+}
+
 impl Peer {
     /// Connected, and nothing said yet.
     pub(crate) async fn connect(address: SocketAddr) -> Self {
@@ -276,14 +300,41 @@ impl Peer {
     pub(crate) async fn try_connect(
         address: SocketAddr,
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        Self::try_connect_with(address, &[]).await
+    }
+
+    /// As `try_connect`, with these headers in the request.
+    pub(crate) async fn try_connect_with(
+        address: SocketAddr,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        let mut request = format!("ws://{address}/").into_client_request()?;
+        for (name, value) in headers {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        Self::upgraded(TcpStream::connect(address).await?, request).await
+    }
+
+    /// A WebSocket on this connection, for tests that choose its address or its buffers.
+    pub(crate) async fn over(
+        stream: TcpStream,
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        Self::upgraded(stream, "ws://relay/".into_client_request()?).await
+    }
+
+    async fn upgraded(
+        stream: TcpStream,
+        request: tokio_tungstenite::tungstenite::handshake::client::Request,
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
         let config = WebSocketConfig::default()
             .read_buffer_size(16 * 1024)
             .max_message_size(None)
             .max_frame_size(None);
-        let connecting = tokio_tungstenite::connect_async_with_config(
-            format!("ws://{address}/"),
+        stream.set_nodelay(true).unwrap();
+        let connecting = tokio_tungstenite::client_async_with_config(
+            request,
+            MaybeTlsStream::Plain(stream),
             Some(config),
-            true,
         );
         let (socket, _) = tokio::time::timeout(PATIENCE, connecting)
             .await
@@ -291,11 +342,14 @@ impl Peer {
         Ok(Self { socket, sent: 0 })
     }
 
+    /// Writes these bytes as they are, beneath the WebSocket.
+    pub(crate) async fn write_raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.socket.get_mut().write_all(bytes).await
+    }
+
     /// Sends a handshake with these fields and expects the welcome.
-    pub(crate) async fn handshake(&mut self, mut fields: Value) -> Value {
-        fields["type"] = "Handshake".into();
-        self.send(&envelope("11111111-1111-4111-8111-111111111111", fields))
-            .await;
+    pub(crate) async fn handshake(&mut self, fields: Value) -> Value {
+        self.say_hello(fields).await;
         let welcome = self.receive().await;
         assert_eq!(welcome["payload"]["type"], "HandshakeAck", "{welcome}");
         welcome
@@ -315,6 +369,13 @@ impl Peer {
             .send(Message::Binary(frame(json).into()))
             .await
             .is_ok()
+    }
+
+    /// Sends a handshake with these fields.
+    pub(crate) async fn say_hello(&mut self, mut fields: Value) {
+        fields["type"] = "Handshake".into();
+        self.send(&envelope("11111111-1111-4111-8111-111111111111", fields))
+            .await;
     }
 
     /// Sends this JSON as a frame.
@@ -364,11 +425,23 @@ impl Peer {
     pub(crate) async fn delivery(&mut self) -> Delivered {
         let delivery = self.receive().await;
         assert_eq!(delivery["payload"]["type"], "EncryptedUpdate", "{delivery}");
-        let blob = serde_json::from_value(delivery["payload"]["ciphertext"].clone()).unwrap();
-        Delivered {
-            id: delivery["message_id"].as_str().unwrap().to_owned(),
-            blob,
-        }
+        delivered(&delivery)
+    }
+
+    /// Sends a blob to its own mailbox `own` and gets it back. The delivery may overtake `Stored`:
+    /// what is durable may be read before its sender is told.
+    pub(crate) async fn round_trip(&mut self, own: &str, blob: &[u8]) -> Delivered {
+        let message_id = self.submit(own, blob).await;
+        let frames = [self.receive().await, self.receive().await];
+        let is_delivery = |frame: &Value| frame["payload"]["type"] == "EncryptedUpdate";
+        let [answer, delivery] = match is_delivery(&frames[0]) {
+            true => [&frames[1], &frames[0]],
+            false => [&frames[0], &frames[1]],
+        };
+        assert_eq!(answer["payload"]["status"], "Stored", "{answer}");
+        assert_eq!(answer["payload"]["message_id"], message_id);
+        assert_eq!(delivered(delivery).blob, blob);
+        delivered(delivery)
     }
 
     /// Acknowledges a blob; v1 has no answer to that.

@@ -9,6 +9,7 @@
 mod harness;
 mod process;
 
+mod address_limits;
 mod architecture;
 mod check;
 mod drain;
@@ -16,8 +17,12 @@ mod expiry;
 mod faulty;
 mod golden_v1;
 mod kill;
+mod limits;
 mod ops_http;
+mod refusals;
 mod settings;
+mod slow_and_hostile;
+mod sqlite_open;
 mod start_and_stop;
 mod store_contract;
 mod store_model;

@@ -178,6 +178,15 @@ fn every_variable_reaches_its_field() {
         ("RELAY_MAILBOX_MAX_BYTES", "11"),
         ("RELAY_DEDUP_SECS", "12"),
         ("RELAY_DEDUP_MAX", "13"),
+        ("RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN", "20"),
+        ("RELAY_MAILBOX_SHARE_PER_HOUR", "0.21"),
+        ("RELAY_ADDRESS_SHARE_PER_DAY", "0.22"),
+        ("RELAY_MAX_CONNECTIONS_PER_ADDRESS", "23"),
+        ("RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN", "24"),
+        ("RELAY_OPENINGS_PER_MIN", "25"),
+        ("RELAY_FAILED_PROOFS_PER_MIN", "26"),
+        ("RELAY_RECOVERY_RATE_LIMIT", "27"),
+        ("RELAY_TRUSTED_PROXIES", "10.28.0.0/16"),
         ("RELAY_IDLE_TIMEOUT_SECS", "14"),
         ("RELAY_KEEPALIVE_SECS", "15"),
         ("RELAY_DRAIN_DELAY_SECS", "16"),
@@ -204,6 +213,16 @@ fn every_variable_reaches_its_field() {
     assert_eq!(config.mailbox_bytes_max, 11);
     assert_eq!(config.dedup, Duration::from_secs(12));
     assert_eq!(config.dedup_max, 13);
+    assert_eq!(config.rate_limit_per_address_per_min, 20);
+    assert_eq!(config.mailbox_share_per_hour.of(100), 21);
+    assert_eq!(config.address_share_per_day.of(100), 22);
+    assert_eq!(config.connections_per_address_max, 23);
+    assert_eq!(config.connections_per_address_per_min, 24);
+    assert_eq!(config.openings_per_min, 25);
+    assert_eq!(config.failed_proofs_per_min, 26);
+    assert_eq!(config.recovery_rate_limit, 27);
+    assert!(config.trusted_proxies.contains([10, 28, 3, 4].into()));
+    assert!(!config.trusted_proxies.contains([127, 0, 0, 1].into()));
     assert_eq!(config.idle_timeout, Duration::from_secs(14));
     assert_eq!(config.keepalive, Duration::from_secs(15));
     assert_eq!(config.drain_delay, Duration::from_secs(16));
@@ -219,6 +238,35 @@ fn the_memory_engine_keeps_less_unless_told_otherwise() {
     assert_eq!(load(&[memory]).storage_bytes_max, 512 << 20);
     let told = load(&[memory, ("RELAY_MAX_STORAGE_BYTES", "1234567")]);
     assert_eq!(told.storage_bytes_max, 1_234_567);
+}
+
+#[test]
+fn an_address_has_ten_times_a_client_s_rate_unless_told_otherwise() {
+    let per_address = |variables: &[_]| load(variables).rate_limit_per_address_per_min;
+    assert_eq!(per_address(&[("RELAY_RATE_LIMIT_PER_MIN", "7")]), 70);
+    let most = u32::MAX.to_string();
+    assert_eq!(per_address(&[("RELAY_RATE_LIMIT", &most)]), u32::MAX);
+    // Without a limit for clients there is none for their address.
+    let off = ("RELAY_RATE_LIMIT_PER_MIN", "0");
+    assert_eq!(per_address(&[off]), 0);
+    let told = ("RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN", "8");
+    assert_eq!(per_address(&[off, told]), 8);
+}
+
+#[test]
+fn shares_and_networks_are_refused_with_what_is_wrong() {
+    assert_eq!(
+        only(faults(&[("RELAY_MAILBOX_SHARE_PER_HOUR", "50%")])),
+        "RELAY_MAILBOX_SHARE_PER_HOUR: \"50%\" is not a decimal number from 0 to 1; use for \
+         example 0.25 (default 0.5)"
+    );
+    assert_eq!(
+        only(faults(&[("RELAY_TRUSTED_PROXIES", "10.0.0.0/8,nginx")])),
+        "RELAY_TRUSTED_PROXIES: \"10.0.0.0/8,nginx\" has \"nginx\" in it, which is no IP address \
+         and no network; use for example 172.16.0.0/12 (default 127.0.0.0/8,::1)"
+    );
+    let nobody = load(&[("RELAY_TRUSTED_PROXIES", "none")]);
+    assert!(!nobody.trusted_proxies.contains([127, 0, 0, 1].into()));
 }
 
 #[test]
@@ -370,6 +418,14 @@ fn a_limit_of_zero_is_off_and_warned_about() {
         "RELAY_MAX_UNFINISHED_BYTES",
         "RELAY_MAILBOX_MAX_BLOBS",
         "RELAY_MAILBOX_MAX_BYTES",
+        "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
+        "RELAY_MAILBOX_SHARE_PER_HOUR",
+        "RELAY_ADDRESS_SHARE_PER_DAY",
+        "RELAY_MAX_CONNECTIONS_PER_ADDRESS",
+        "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
+        "RELAY_OPENINGS_PER_MIN",
+        "RELAY_FAILED_PROOFS_PER_MIN",
+        "RELAY_RECOVERY_RATE_LIMIT",
     ];
     let (config, warnings) = load_with_warnings(&off.map(|name| (name, "0")));
     assert_eq!(config.limits_off(), off);

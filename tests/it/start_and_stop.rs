@@ -27,8 +27,7 @@ async fn the_second_signal_stops_at_once_with_exit_code_three() {
     let relay = Process::spawn(command(folder.path()).env("RELAY_DRAIN_TIMEOUT_SECS", "600")).await;
     let mut client = Peer::connect(relay.clients).await;
     client.handshake(json!({ "client_id": id(1) })).await;
-    client.store(&id(1), b"never acknowledged").await;
-    client.delivery().await;
+    client.round_trip(&id(1), b"never acknowledged").await;
     relay.signal("TERM").await;
     crate::harness::eventually("not ready", async || {
         http_get(relay.operators, "/ready", &[]).await.0 == 503

@@ -1,0 +1,302 @@
+//! Charging: takes from one budget or from several at once, all or nothing.
+
+use std::fmt;
+use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use governor::nanos::Nanos;
+use metrics::{Counter, Gauge};
+
+use super::address::Address;
+use super::memory::{CLIENTS_MAX, Memory, RateKey};
+use super::rate::{Rate, TooFast};
+use super::table::{Budget, TABLE};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::metrics::Metrics;
+
+/// Every budget of the relay.
+pub struct Budgets {
+    hasher: RandomState,
+    clock: Clock,
+    /// What the limiters count their time from.
+    started: Duration,
+    memory: Memory,
+    /// By the number of the budget.
+    limited: Vec<Limited>,
+    refused: Counter,
+    clients: Gauge,
+    /// A private address has been warned about.
+    has_warned: AtomicBool,
+}
+
+/// A budget, its limiter unless it is off, and the count of its refusals.
+struct Limited {
+    rate: Option<Rate>,
+    refused: Counter,
+}
+
+/// Something that costs `amount` of a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Charge {
+    key: RateKey,
+    amount: u32,
+}
+
+/// This budget does not hold as much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spent {
+    /// Which one.
+    pub budget: Budget,
+    /// When it will hold as much, if nothing else is taken.
+    pub retry_after: Duration,
+}
+
+impl Budgets {
+    /// The budgets that these settings give. Each is a series from the first scrape on.
+    pub fn new(config: &Config, clock: Clock, metrics: &Metrics) -> Self {
+        let memory = Memory::new(CLIENTS_MAX);
+        let limited = TABLE
+            .iter()
+            .map(|row| {
+                // More than 2³² KiB a day or requests a minute is as good as that.
+                let holds = u32::try_from((row.holds)(config)).unwrap_or(u32::MAX);
+                let refused = metrics.rate_limited_by(row.label);
+                refused.absolute(0);
+                Limited {
+                    rate: NonZeroU32::new(holds)
+                        .map(|holds| Rate::new(holds, row.period, memory.clone(), clock.clone())),
+                    refused,
+                }
+            })
+            .collect();
+        Self {
+            hasher: RandomState::new(),
+            started: clock.monotonic(),
+            clock,
+            memory,
+            limited,
+            refused: metrics.rate_limited_total.clone(),
+            clients: metrics.rate_limit_clients.clone(),
+            has_warned: AtomicBool::new(false),
+        }
+    }
+
+    /// Which bucket of `budget` belongs to `whose`.
+    pub fn key(&self, budget: Budget, whose: impl Hash) -> RateKey {
+        RateKey::new(budget, self.hasher.hash_one((budget, whose)))
+    }
+
+    /// Takes all of these, in this order, or nothing: what the first ones gave goes back when a
+    /// later one refuses. `address` is who is counted, for the operator's hint.
+    pub fn take(&self, charges: &[Charge], address: Address) -> Result<(), Spent> {
+        for (place, charge) in charges.iter().enumerate() {
+            let Some(rate) = self.rate(charge) else {
+                continue;
+            };
+            if let Err(TooFast(retry_after)) = rate.take(charge.key, charge.amount) {
+                self.give_back(&charges[..place]);
+                return Err(self.spent(charge.key.budget(), retry_after, address));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts back what was taken and not used.
+    pub fn give_back(&self, charges: &[Charge]) {
+        for charge in charges {
+            if let Some(rate) = self.rate(charge) {
+                rate.give_back(charge.key, charge.amount);
+            }
+        }
+    }
+
+    /// Forgets whom it need not remember. Call it now and then.
+    pub fn tidy(&self) {
+        let elapsed = self.clock.monotonic().saturating_sub(self.started);
+        self.memory.tidy(Nanos::from(elapsed));
+        self.clients.set(self.memory.clients() as f64);
+    }
+
+    /// Tells the operator, once, that `setting` hit a private address: behind a proxy that is not
+    /// trusted all clients are one, which nobody would think of at once.
+    pub fn hint_at_proxy(&self, setting: &str, address: Address) {
+        if let Some(hint) = self.first_hint(setting, address) {
+            tracing::warn!("{hint}");
+        }
+    }
+
+    fn first_hint(&self, setting: &str, address: Address) -> Option<String> {
+        let is_first = address.is_private() && !self.has_warned.swap(true, Ordering::Relaxed);
+        is_first.then(|| {
+            format!(
+                "{setting} was reached by a private address. If a proxy or a container network is \
+                 in front, all its clients count as one: name it in RELAY_TRUSTED_PROXIES and let \
+                 it send Forwarded or X-Forwarded-For. Otherwise raise {setting}. This is said once."
+            )
+        })
+    }
+
+    fn rate(&self, charge: &Charge) -> Option<&Rate> {
+        self.limited[charge.key.budget() as usize].rate.as_ref()
+    }
+
+    fn spent(&self, budget: Budget, retry_after: Duration, address: Address) -> Spent {
+        self.refused.increment(1);
+        self.limited[budget as usize].refused.increment(1);
+        // One client's own limit says nothing about the others behind its address.
+        if !matches!(budget, Budget::Client | Budget::Openings | Budget::Recovery) {
+            self.hint_at_proxy(budget.row().setting, address);
+        }
+        Spent {
+            budget,
+            retry_after,
+        }
+    }
+}
+
+impl RateKey {
+    /// As a charge of `amount`.
+    pub fn costs(self, amount: u32) -> Charge {
+        Charge { key: self, amount }
+    }
+}
+
+impl fmt::Debug for Budgets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Budgets")
+    }
+}
+
+/// A proof that is being checked. It is charged as a failed one before the check, so that a spent
+/// address costs no verification; only [`ProofAttempt::succeeded`] gives that back.
+#[derive(Debug)]
+pub struct ProofAttempt {
+    budgets: Arc<Budgets>,
+    charge: Charge,
+}
+
+impl ProofAttempt {
+    /// Begins a check for `address`, or refuses it unchecked.
+    pub fn begin(budgets: &Arc<Budgets>, address: Address) -> Result<Self, Spent> {
+        let charge = budgets.key(Budget::FailedProofs, address).costs(1);
+        budgets.take(&[charge], address)?;
+        Ok(Self {
+            budgets: Arc::clone(budgets),
+            charge,
+        })
+    }
+
+    /// The proof is good.
+    pub fn succeeded(self) {
+        self.budgets.give_back(&[self.charge]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ManualClock, Timestamp};
+
+    fn home() -> Address {
+        Address::of([192, 0, 2, 1].into())
+    }
+
+    fn budgets(change: impl FnOnce(&mut Config)) -> (Arc<Budgets>, ManualClock, Metrics) {
+        let (clock, time) = Clock::manual(Timestamp::from_millis(0));
+        let mut config = Config::default();
+        change(&mut config);
+        let metrics = Metrics::new();
+        let budgets = Arc::new(Budgets::new(&config, clock, &metrics));
+        (budgets, time, metrics)
+    }
+
+    #[test]
+    fn several_budgets_give_all_or_nothing() {
+        let (budgets, time, _) = budgets(|config| {
+            config.rate_limit_per_min = 60;
+            config.rate_limit_per_address_per_min = 2;
+        });
+        let client = budgets.key(Budget::Client, "a name").costs(30);
+        let address = budgets.key(Budget::Address, home()).costs(1);
+        let both = [client, address];
+        assert_eq!(budgets.take(&both, home()), Ok(()));
+        assert_eq!(budgets.take(&[address], home()), Ok(()));
+        let spent = budgets.take(&both, home()).unwrap_err();
+        assert_eq!(spent.budget, Budget::Address);
+        assert_eq!(spent.retry_after, Duration::from_secs(30));
+        assert_eq!(
+            budgets.take(&[client], home()),
+            Ok(()),
+            "nothing was lost of it"
+        );
+        time.advance(spent.retry_after);
+        assert_eq!(budgets.take(&[address], home()), Ok(()));
+    }
+
+    #[test]
+    fn refusals_are_counted_in_all_and_by_budget() {
+        let (budgets, _, metrics) = budgets(|config| config.recovery_rate_limit = 1);
+        let charge = budgets.key(Budget::Recovery, 1).costs(1);
+        budgets.take(&[charge], home()).unwrap();
+        budgets.take(&[charge], home()).unwrap_err();
+        let text = metrics.render();
+        for series in [
+            "relay_rate_limited_total 1",
+            "relay_rate_limited_by_total{budget=\"recovery\"} 1",
+            "relay_rate_limited_by_total{budget=\"address_bytes\"} 0",
+        ] {
+            assert!(text.contains(series), "{series}");
+        }
+    }
+
+    #[test]
+    fn a_budget_that_is_off_takes_everything_and_remembers_nobody() {
+        let (budgets, _, _) = budgets(|config| config.rate_limit_per_min = 0);
+        let charge = budgets.key(Budget::Client, 1).costs(u32::MAX);
+        assert!((0..1_000).all(|_| budgets.take(&[charge], home()).is_ok()));
+        assert_eq!(budgets.memory.clients(), 0);
+    }
+
+    #[test]
+    fn quiet_clients_are_forgotten() {
+        let (budgets, time, _) = budgets(|_| {});
+        let charge = budgets.key(Budget::Client, 1).costs(60);
+        budgets.take(&[charge], home()).unwrap();
+        time.advance(Duration::from_secs(59));
+        budgets.tidy();
+        assert_eq!(budgets.memory.clients(), 1);
+        time.advance(Duration::from_secs(1));
+        budgets.tidy();
+        assert_eq!(budgets.memory.clients(), 0);
+    }
+
+    #[test]
+    fn good_proofs_are_free_and_bad_ones_are_not() {
+        let (budgets, _, _) = budgets(|config| config.failed_proofs_per_min = 2);
+        for _ in 0..100 {
+            ProofAttempt::begin(&budgets, home()).unwrap().succeeded();
+        }
+        drop(ProofAttempt::begin(&budgets, home()).unwrap());
+        drop(ProofAttempt::begin(&budgets, home()).unwrap());
+        let spent = ProofAttempt::begin(&budgets, home()).unwrap_err();
+        assert_eq!(spent.budget, Budget::FailedProofs);
+    }
+
+    #[test]
+    fn the_hint_is_for_private_addresses_and_given_once() {
+        let (budgets, _, _) = budgets(|_| {});
+        let private = Address::of([10, 0, 0, 1].into());
+        assert_eq!(budgets.first_hint("RELAY_A", home()), None);
+        let hint = budgets.first_hint("RELAY_A", private).unwrap();
+        assert!(
+            hint.contains("RELAY_A") && hint.contains("RELAY_TRUSTED_PROXIES"),
+            "{hint}"
+        );
+        assert!(!hint.contains("10.0.0.1"), "{hint}");
+        assert_eq!(budgets.first_hint("RELAY_A", private), None);
+    }
+}

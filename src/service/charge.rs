@@ -1,0 +1,226 @@
+//! What each request costs whom.
+//!
+//! Every request is charged to the client and to its address, whether it is done or refused; only
+//! acknowledging what is in flight is free. A blob is charged for the room it takes as well: to its
+//! address's share of that mailbox and of the relay. That is charged only when the blob goes to the
+//! store, and given back when it is not stored after all, because it is a duplicate, there is no
+//! room, or the store fails.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::Service;
+use super::refusal::Refusal;
+use crate::ids::{ConnectionId, MailboxHash};
+use crate::limits::address::Address;
+use crate::limits::budgets::{Budgets, Charge, ProofAttempt};
+use crate::limits::table::{Budget, CELL_BYTES};
+use crate::store::model::Envelope;
+
+/// Whom requests are charged to: a mailbox name together with the address that uses it, so that
+/// nobody spends another's rate by claiming its name, and that address.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    address: Address,
+    /// The client's own budget, then its address's.
+    request: [Charge; 2],
+    recovery: Charge,
+}
+
+/// The room that a blob takes.
+pub(super) struct Room {
+    budgets: Arc<Budgets>,
+    charges: [Charge; 3],
+}
+
+impl Service {
+    /// The client that uses `mailbox` from `address`.
+    pub fn client(&self, mailbox: &MailboxHash, address: IpAddr) -> Client {
+        let (budgets, address) = (&self.parts.budgets, Address::of(address));
+        let name = (mailbox, address);
+        Client {
+            address,
+            request: [
+                budgets.key(Budget::Client, name).costs(1),
+                budgets.key(Budget::Address, address).costs(1),
+            ],
+            recovery: budgets.key(Budget::Recovery, name).costs(1),
+        }
+    }
+
+    /// Charges one request to the client and its address: to both, or to none when one refuses.
+    pub fn charge(&self, client: &Client) -> Result<(), Refusal> {
+        Ok(self.parts.budgets.take(&client.request, client.address)?)
+    }
+
+    /// Charges one recovery request, which has its own rate in place of the client's.
+    pub fn charge_recovery(&self, client: &Client) -> Result<(), Refusal> {
+        let [_, of_address] = client.request;
+        let charges = [client.recovery, of_address];
+        Ok(self.parts.budgets.take(&charges, client.address)?)
+    }
+
+    /// Charges the opening of `mailboxes` to the connection and its address.
+    pub fn charge_openings(
+        &self,
+        connection: ConnectionId,
+        address: IpAddr,
+        mailboxes: u32,
+    ) -> Result<(), Refusal> {
+        let (budgets, address) = (&self.parts.budgets, Address::of(address));
+        let charges = [
+            budgets.key(Budget::Openings, connection).costs(mailboxes),
+            budgets
+                .key(Budget::AddressOpenings, address)
+                .costs(mailboxes),
+        ];
+        Ok(budgets.take(&charges, address)?)
+    }
+
+    /// Begins to check a proof, or refuses to, because too many from this address were not good.
+    /// Unless it is told that the proof is good, the attempt counts as one that is not.
+    pub fn begin_proof(&self, address: IpAddr) -> Result<ProofAttempt, Refusal> {
+        let address = Address::of(address);
+        Ok(ProofAttempt::begin(&self.parts.budgets, address)?)
+    }
+
+    /// Charges the room that a blob is about to take, all of it or nothing.
+    pub(super) fn charge_room(
+        &self,
+        client: &Client,
+        envelope: &Envelope,
+    ) -> Result<Room, Refusal> {
+        let (budgets, address) = (&self.parts.budgets, client.address);
+        let cells = envelope.charged_bytes().div_ceil(CELL_BYTES);
+        // More than 4 TiB in one blob does not exist.
+        let cells = u32::try_from(cells).unwrap_or(u32::MAX);
+        let share = (address, envelope.mailbox);
+        let charges = [
+            budgets.key(Budget::MailboxBlobs, share).costs(1),
+            budgets.key(Budget::MailboxBytes, share).costs(cells),
+            budgets.key(Budget::AddressBytes, address).costs(cells),
+        ];
+        budgets.take(&charges, address)?;
+        Ok(Room {
+            budgets: Arc::clone(budgets),
+            charges,
+        })
+    }
+}
+
+impl Room {
+    /// The blob is not stored. A submission whose outcome nobody waits for keeps its room: it may
+    /// well be stored.
+    pub(super) fn give_back(&self) {
+        self.budgets.give_back(&self.charges);
+    }
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Room")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::{Clock, ManualClock, Timestamp};
+    use crate::config::Config;
+    use crate::hub::Hub;
+    use crate::metrics::Metrics;
+    use crate::secrets::Secret;
+    use crate::service::Parts;
+    use crate::store::memory::{MemoryOptions, MemoryStore};
+    use crate::store::quota::Quota;
+
+    const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn service(config: &Config) -> (Service, ManualClock) {
+        let (clock, time) = Clock::manual(Timestamp::from_millis(0));
+        let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
+        let store = MemoryStore::new(MemoryOptions {
+            secret: secret.clone(),
+            quota: Quota {
+                mailbox_blobs_max: 0,
+                mailbox_bytes_max: 0,
+                relay_bytes_max: 0,
+            },
+            dedup: Duration::ZERO,
+            dedup_max: 1,
+            on_stored: Arc::new(|_| {}),
+            metrics: Arc::clone(&metrics),
+        });
+        let service = Service::new(Parts {
+            store: Arc::new(store),
+            hub: Arc::new(Hub::default()),
+            secret,
+            budgets: Arc::new(Budgets::new(config, clock.clone(), &metrics)),
+            clock,
+            metrics,
+            blob_ttl: config.blob_ttl,
+        });
+        (service, time)
+    }
+
+    fn spent(result: Result<(), Refusal>) -> Budget {
+        match result {
+            Err(Refusal::RateLimited { budget, .. }) => budget,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn recovery_has_a_rate_of_its_own_and_its_address_pays_too() {
+        let (service, time) = service(&Config {
+            rate_limit_per_min: 2,
+            rate_limit_per_address_per_min: 15,
+            ..Config::default()
+        });
+        let mailbox = |byte| MailboxHash::from_bytes([byte; 32]);
+        let client = service.client(&mailbox(1), HOME);
+        assert!((0..10).all(|_| service.charge_recovery(&client).is_ok()));
+        assert_eq!(spent(service.charge_recovery(&client)), Budget::Recovery);
+        // Ten of the address's fifteen are gone, and none of the client's two.
+        assert!((0..2).all(|_| service.charge(&client).is_ok()));
+        assert_eq!(spent(service.charge(&client)), Budget::Client);
+        let other = service.client(&mailbox(2), HOME);
+        assert!((0..3).all(|_| service.charge_recovery(&other).is_ok()));
+        assert_eq!(spent(service.charge_recovery(&other)), Budget::Address);
+        time.advance(Duration::from_secs(6));
+        assert_eq!(service.charge_recovery(&client), Ok(()));
+    }
+
+    #[test]
+    fn openings_are_counted_by_connection_and_by_address() {
+        let (service, _) = service(&Config {
+            openings_per_min: 10,
+            ..Config::default()
+        });
+        let open = |connection, mailboxes| service.charge_openings(connection, HOME, mailboxes);
+        let first = ConnectionId::next();
+        assert_eq!(open(first, 10), Ok(()));
+        assert_eq!(spent(open(first, 1)), Budget::Openings);
+        assert!((0..3).all(|_| open(ConnectionId::next(), 10).is_ok()));
+        assert_eq!(
+            spent(open(ConnectionId::next(), 1)),
+            Budget::AddressOpenings
+        );
+    }
+
+    #[test]
+    fn nobody_spends_the_rate_of_a_name_from_another_address() {
+        let (service, _) = service(&Config {
+            rate_limit_per_min: 1,
+            ..Config::default()
+        });
+        let mailbox = MailboxHash::from_bytes([1; 32]);
+        let stranger = service.client(&mailbox, [10, 0, 0, 1].into());
+        assert_eq!(service.charge(&stranger), Ok(()));
+        assert_eq!(spent(service.charge(&stranger)), Budget::Client);
+        assert_eq!(service.charge(&service.client(&mailbox, HOME)), Ok(()));
+    }
+}

@@ -1,0 +1,197 @@
+//! What the committer reads: at the start its counters and the departures, and before each batch
+//! what the batch is about.
+
+use std::collections::HashMap;
+
+use futures_util::TryStreamExt as _;
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteConnection;
+
+use super::commit::{CommitError, Write};
+use super::departures::Departures;
+use super::plan::{self, Known};
+use super::quota::{Held, Quota};
+use super::sqlite_errors::classify;
+use super::sqlite_open::SqliteOptions;
+use super::sqlite_rows::{self as rows, SELECT_SETS};
+use super::working_set::{
+    ENTRY_BYTES, Entry, Size, WorkingSet, WorkingSets, expiry_slot, slot_start, to_i64, to_u64,
+};
+use crate::clock::Timestamp;
+use crate::secrets::Secret;
+
+/// Expired rows that a full mailbox loses at once.
+const RELIEF_ROWS_MAX: i64 = 256;
+
+/// The numbers that change with each transaction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Totals {
+    pub(super) next_key: i64,
+    pub(super) held: Held,
+    pub(super) commits: i64,
+}
+
+pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Result<Totals> {
+    let row = sqlx::query(
+        "SELECT blobs, bytes, commits, \
+         max((SELECT value FROM meta WHERE name = 'high_water'), \
+             (SELECT coalesce(max(seq), 0) FROM blob)) \
+         FROM usage WHERE one = 1",
+    )
+    .fetch_one(connection)
+    .await?;
+    let last_key: i64 = row.try_get(3)?;
+    Ok(Totals {
+        held: Held {
+            blobs: to_u64(row.try_get(0)?),
+            bytes: to_u64(row.try_get(1)?),
+        },
+        commits: row.try_get(2)?,
+        next_key: last_key + 1,
+    })
+}
+
+/// The departures that are still remembered.
+pub(super) async fn read_departures(
+    connection: &mut SqliteConnection,
+    options: &SqliteOptions,
+) -> sqlx::Result<Departures> {
+    let mut departures = Departures::new(options.dedup, options.dedup_max);
+    let ends = sqlx::query(
+        "SELECT coalesce((SELECT min(n) FROM departed), 1), \
+         coalesce((SELECT max(n) FROM departed), 0)",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let (first, last): (i64, i64) = (ends.try_get(0)?, ends.try_get(1)?);
+    departures.set_table_from(first);
+    // What is too much for memory is not read at all.
+    let read_from = match options.dedup_max {
+        0 => first,
+        max => first.max(last - to_i64(max) + 1),
+    };
+    departures.skip_to(read_from);
+    let mut table = sqlx::query(
+        "SELECT n, left_at, mailbox64, id, checksum, expires_at FROM departed WHERE n >= ? ORDER BY n",
+    )
+    .bind(read_from)
+    .fetch(connection);
+    while let Some(row) = table.try_next().await? {
+        let (number, departure) = rows::departure(&row)?;
+        departures.load(number, departure);
+    }
+    drop(table);
+    departures.forget(options.now);
+    Ok(departures)
+}
+
+/// Reads the working sets that the batch needs and that are not in memory.
+pub(super) async fn read_sets(
+    connection: &mut SqliteConnection,
+    sets: &mut WorkingSets,
+    batch: &[&Write],
+) -> Result<(), CommitError> {
+    let missing = plan::mailboxes_to_read(batch, sets);
+    let mut left = missing.as_slice();
+    while let Some((query, later)) = SELECT_SETS.cut_keys(left) {
+        let mut read: HashMap<i64, WorkingSet> = left[..left.len() - later.len()]
+            .iter()
+            .map(|mailbox64| (*mailbox64, WorkingSet::default()))
+            .collect();
+        let mut entries = query.fetch(&mut *connection);
+        let mut count = 0;
+        while let Some(row) = entries.try_next().await.map_err(|e| classify(&e))? {
+            let (mailbox64, entry) = set_entry(&row).map_err(|e| classify(&e))?;
+            read.entry(mailbox64).or_default().insert(entry);
+            count += 1;
+            if batch.len() > 1 && is_too_wide(sets, count) {
+                return Err(CommitError::TooWide);
+            }
+        }
+        drop(entries);
+        for (mailbox64, set) in read {
+            sets.put(mailbox64, set);
+        }
+        left = later;
+    }
+    Ok(())
+}
+
+/// Whether what the batch needs at once goes beyond twice the bound of all working sets. The old
+/// ones are only given up after the batch, hence twice.
+fn is_too_wide(sets: &WorkingSets, entries: u64) -> bool {
+    sets.bytes() + entries * ENTRY_BYTES > 2 * sets.bytes_max()
+}
+
+fn set_entry(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<(i64, Entry)> {
+    let entry = Entry {
+        key: row.try_get(0)?,
+        id64: row.try_get(1)?,
+        size: Size(row.try_get(2)?),
+        expires_from: slot_start(row.try_get(3)?),
+    };
+    Ok((row.try_get(4)?, entry))
+}
+
+/// Reads the headers that the batch needs, and what has expired in mailboxes that it would fill.
+pub(super) async fn read_known(
+    connection: &mut SqliteConnection,
+    sets: &mut WorkingSets,
+    secret: &Secret,
+    quota: &Quota,
+    batch: &[&Write],
+) -> sqlx::Result<Known> {
+    let mut known = Known::default();
+    let keys = plan::rows_to_read(batch, sets, secret);
+    known
+        .headers
+        .extend(rows::read_headers(connection, &keys).await?);
+    for (mailbox64, now) in plan::mailboxes_to_relieve(batch, sets, quota) {
+        read_expired(connection, sets, &mut known, mailbox64, now).await?;
+    }
+    Ok(known)
+}
+
+/// Reads what has expired in a full mailbox; when that is nothing, remembers when to look again.
+async fn read_expired(
+    connection: &mut SqliteConnection,
+    sets: &mut WorkingSets,
+    known: &mut Known,
+    mailbox64: i64,
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let slot = expiry_slot(now);
+    let found = sqlx::query(
+        "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
+         WHERE mailbox64 = ? AND expires_slot <= ? ORDER BY seq LIMIT ?",
+    )
+    .bind(mailbox64)
+    .bind(slot)
+    .bind(RELIEF_ROWS_MAX)
+    .fetch_all(&mut *connection)
+    .await?;
+    let keys = found
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<sqlx::Result<Vec<i64>>>()?;
+    let headers = rows::read_headers(connection, &keys).await?;
+    let is_all = to_i64(keys.len() as u64) < RELIEF_ROWS_MAX;
+    let mut expired = Vec::new();
+    let mut earliest = if is_all { slot_start(slot + 1) } else { now };
+    for (key, header) in headers {
+        if header.expires_at <= now {
+            expired.push(key);
+        } else {
+            earliest = earliest.min(header.expires_at);
+        }
+        known.headers.insert(key, header);
+    }
+    if expired.is_empty() {
+        // A second later at the soonest, so that a full mailbox is not searched at every append.
+        let earliest = earliest.max(now.plus(std::time::Duration::from_secs(1)));
+        sets.set_earliest_expiry(mailbox64, earliest);
+    } else {
+        known.expired.insert(mailbox64, expired);
+    }
+    Ok(())
+}

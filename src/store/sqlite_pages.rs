@@ -1,0 +1,250 @@
+//! Reading: pages of mailboxes, and what is due to be removed. Only on read-only connections, so
+//! that no reader waits for the committer and none delays it.
+
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use sqlx::Row as _;
+use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+
+use super::commit::Checksum;
+use super::model::{Class, OrderKey, PageBounds, StoredBlob, View};
+use super::sqlite_open::reader_options;
+use super::sqlite_rows::{Sized, fixed, timestamp};
+use super::working_set::{Size, expiry_slot, to_i64};
+use crate::clock::Timestamp;
+use crate::ids::{BlobId, MailboxHash};
+use crate::secrets::Secret;
+
+/// Connections for pages. Each is a thread with 8 MiB of cache.
+const READERS: u32 = 3;
+
+/// How long a page waits for a connection.
+const READER_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Index entries that one step of a page looks at: as many as are asked for, within these.
+const SCAN_ROWS: (u32, u32) = (128, 1_024);
+
+static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT seq, size, expires_at, stored_at, mailbox, id, checksum, sealed, body FROM blob \
+         WHERE seq IN (",
+        "?",
+        ")",
+    )
+});
+
+/// The read-only connections.
+#[derive(Debug)]
+pub(super) struct Readers {
+    pool: SqlitePool,
+}
+
+/// Which rows the next step of a page reads.
+#[derive(Debug, Default)]
+pub(super) struct Cut {
+    /// In order.
+    pub(super) keys: Vec<i64>,
+    /// Everything up to here was looked at.
+    pub(super) next: OrderKey,
+    /// Whether there is more behind that.
+    pub(super) more: bool,
+    /// Whether the next one is left out because it did not fit.
+    pub(super) is_full: bool,
+}
+
+/// A row, whether it is what it was, and whether it belongs to the mailbox that was asked for.
+pub(super) struct Row {
+    pub(super) blob: StoredBlob,
+    pub(super) is_sound: bool,
+    pub(super) is_ours: bool,
+}
+
+impl Readers {
+    pub(super) fn new(path: &Path) -> Self {
+        // Neither a lifetime nor an idle time: the pool then needs no task of its own.
+        let pool = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .test_before_acquire(false)
+            .acquire_timeout(READER_WAIT_MAX)
+            .connect_lazy_with(reader_options(path));
+        Self { pool }
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Reads something.
+    pub(super) async fn probe(&self) -> sqlx::Result<()> {
+        sqlx::query("SELECT count(*) FROM (SELECT 1 FROM blob LIMIT 1)")
+            .fetch_one(&self.pool)
+            .await
+            .map(drop)
+    }
+
+    /// From the index alone: which rows behind `after` fit within `bounds`. `is_first` says that
+    /// one is taken however large it is.
+    pub(super) async fn cut(
+        &self,
+        mailbox64: i64,
+        view: View,
+        after: OrderKey,
+        bounds: PageBounds,
+        is_first: bool,
+        now: Timestamp,
+    ) -> sqlx::Result<Cut> {
+        let scan = bounds.blobs_max.saturating_add(1);
+        let scan = scan.clamp(SCAN_ROWS.0, SCAN_ROWS.1);
+        let entries = sqlx::query(
+            "SELECT seq, size, expires_slot FROM blob INDEXED BY blob_by_mailbox \
+             WHERE mailbox64 = ? AND seq > ? ORDER BY seq LIMIT ?",
+        )
+        .bind(mailbox64)
+        .bind(after.0)
+        .bind(i64::from(scan))
+        .fetch_all(&self.pool)
+        .await?;
+        let mut cut = Cut {
+            next: after,
+            more: entries.len() >= scan as usize,
+            ..Cut::default()
+        };
+        let mut bytes = 0;
+        for entry in &entries {
+            let (key, slot): (i64, i64) = (entry.try_get(0)?, entry.try_get(2)?);
+            let size = Size(entry.try_get(1)?);
+            let is_shown = size.class().is_some_and(|class| view.shows(class));
+            if is_shown && slot >= expiry_slot(now) {
+                let is_least = is_first && cut.keys.is_empty();
+                let fits = to_i64(cut.keys.len() as u64) < i64::from(bounds.blobs_max)
+                    && bytes + size.bytes() <= bounds.bytes_max;
+                if !fits && !is_least {
+                    (cut.more, cut.is_full) = (true, true);
+                    break;
+                }
+                bytes += size.bytes();
+                cut.keys.push(key);
+            }
+            cut.next = OrderKey(key);
+        }
+        Ok(cut)
+    }
+
+    /// Reads these rows, in order, each checked against its checksum. What is gone is left out.
+    pub(super) async fn rows(
+        &self,
+        mailbox: &MailboxHash,
+        mut keys: &[i64],
+        secret: &Secret,
+    ) -> sqlx::Result<Vec<Row>> {
+        let mut rows = Vec::with_capacity(keys.len());
+        while let Some((query, later)) = SELECT_ROWS.cut_keys(keys) {
+            for row in query.fetch_all(&self.pool).await? {
+                rows.push(stored(&row, mailbox, secret)?);
+            }
+            keys = later;
+        }
+        rows.sort_unstable_by_key(|row| row.blob.key);
+        Ok(rows)
+    }
+
+    /// The keys of a mailbox between two keys, the second one included, that `view` sees.
+    pub(super) async fn keys_of(
+        &self,
+        mailbox64: i64,
+        view: View,
+        after: OrderKey,
+        up_to: OrderKey,
+        limit: u32,
+    ) -> sqlx::Result<Vec<OrderKey>> {
+        let hidden: Vec<_> = Class::ALL
+            .into_iter()
+            .filter(|class| !view.shows(*class))
+            .map(|class| i64::from(class as u8))
+            .collect();
+        // One class at the most is hidden in this build; -1 is none.
+        let rows = sqlx::query(
+            "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
+             WHERE mailbox64 = ? AND seq > ? AND seq <= ? AND (size & 3) <> ? ORDER BY seq LIMIT ?",
+        )
+        .bind(mailbox64)
+        .bind(after.0)
+        .bind(up_to.0)
+        .bind(hidden.first().copied().unwrap_or(-1))
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| row.try_get(0).map(OrderKey))
+            .collect()
+    }
+
+    /// Rows of slots before this one, all of them expired, the oldest slot first.
+    pub(super) async fn expired_before(
+        &self,
+        slot: i64,
+        limit: u32,
+    ) -> sqlx::Result<Vec<OrderKey>> {
+        let rows = sqlx::query(
+            "SELECT seq FROM blob INDEXED BY blob_by_expiry \
+             WHERE expires_slot < ? ORDER BY expires_slot LIMIT ?",
+        )
+        .bind(slot)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| row.try_get(0).map(OrderKey))
+            .collect()
+    }
+
+    /// Rows of one slot behind a key, with their expiries.
+    pub(super) async fn of_slot(
+        &self,
+        slot: i64,
+        after: OrderKey,
+        limit: u32,
+    ) -> sqlx::Result<Vec<(OrderKey, Timestamp)>> {
+        let rows = sqlx::query(
+            "SELECT seq, expires_at FROM blob INDEXED BY blob_by_expiry \
+             WHERE expires_slot = ? AND seq > ? ORDER BY seq LIMIT ?",
+        )
+        .bind(slot)
+        .bind(after.0)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| Ok((OrderKey(row.try_get(0)?), timestamp(row, 1)?)))
+            .collect()
+    }
+}
+
+fn stored(
+    row: &sqlx::sqlite::SqliteRow,
+    mailbox: &MailboxHash,
+    secret: &Secret,
+) -> sqlx::Result<Row> {
+    let size = Size(row.try_get(1)?);
+    let of = MailboxHash::from_bytes(fixed(row, 4)?);
+    let id = BlobId::from_bytes(fixed(row, 5)?);
+    let checksum: Checksum = fixed(row, 6)?;
+    let (sealed, body): (Vec<u8>, Vec<u8>) = (row.try_get(7)?, row.try_get(8)?);
+    Ok(Row {
+        is_sound: secret.checksum(&of, &id, &body) == checksum,
+        is_ours: of == *mailbox,
+        blob: StoredBlob {
+            key: OrderKey(row.try_get(0)?),
+            id,
+            class: size.class().unwrap_or(Class::ProvenOnly),
+            stored_at: timestamp(row, 3)?,
+            expires_at: timestamp(row, 2)?,
+            sealed: sealed.into(),
+            body: body.into(),
+        },
+    })
+}

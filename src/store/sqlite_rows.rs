@@ -1,0 +1,307 @@
+//! The SQL of rows: statements over a fixed number of them, and how columns become values.
+//!
+//! Every statement is a round trip to the connection's thread, so there are few and large ones. A
+//! statement exists for 1, 10 and 100 rows each, so that the cache of prepared statements hits.
+
+use std::sync::LazyLock;
+
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+
+use super::commit::{Checksum, Write};
+use super::departures::Departure;
+use super::plan::{Header, Plan};
+use super::working_set::{Size, expiry_slot, to_i64, to_u64};
+use crate::clock::Timestamp;
+use crate::ids::{BlobId, MailboxHash};
+use crate::secrets::Secret;
+
+/// A query with its arguments.
+pub(super) type Query = sqlx::query::Query<'static, sqlx::Sqlite, SqliteArguments>;
+
+/// One statement in the three sizes.
+pub(super) struct Sized {
+    texts: [(usize, String); 3],
+}
+
+impl Sized {
+    /// `part` once for each row between `head` and `tail`.
+    pub(super) fn new(head: &str, part: &str, tail: &str) -> Self {
+        let texts = [100, 10, 1].map(|rows| {
+            let parts = vec![part; rows].join(",");
+            (rows, format!("{head}{parts}{tail}"))
+        });
+        Self { texts }
+    }
+
+    /// The first rows of `rows` that one statement takes, exactly as many as it is for.
+    fn cut<'a, T>(&'static self, rows: &'a [T]) -> Option<(Query, &'a [T], &'a [T])> {
+        let (size, text) = self.texts.iter().find(|(size, _)| *size <= rows.len())?;
+        let (now, later) = rows.split_at_checked(*size)?;
+        Some((sqlx::query(text.as_str()), now, later))
+    }
+
+    /// The same for a list of keys, where the last statement may be for more keys than there are:
+    /// what is not bound is NULL and equals nothing.
+    pub(super) fn cut_keys<'a>(&'static self, keys: &'a [i64]) -> Option<(Query, &'a [i64])> {
+        let [(most, _), ..] = &self.texts;
+        let (now, later) = keys.split_at_checked(keys.len().min(*most))?;
+        let (_, text) = self
+            .texts
+            .iter()
+            .rev()
+            .find(|(size, _)| *size >= now.len())?;
+        if now.is_empty() {
+            return None;
+        }
+        let query = now
+            .iter()
+            .fold(sqlx::query(text.as_str()), |query, key| query.bind(*key));
+        Some((query, later))
+    }
+}
+
+static INSERT_BLOBS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
+         mailbox, id, checksum, sealed, body) VALUES ",
+        "(?,?,?,?,?,0,?,?,?,?,?,?,?)",
+        "",
+    )
+});
+
+static INSERT_DEPARTED: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "INSERT INTO departed (n, left_at, mailbox64, id, checksum, expires_at) VALUES ",
+        "(?,?,?,?,?,?)",
+        "",
+    )
+});
+
+static DELETE_BLOBS: LazyLock<Sized> =
+    LazyLock::new(|| Sized::new("DELETE FROM blob WHERE seq IN (", "?", ")"));
+
+static COPY_CORRUPT: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, expires_slot, kind, \
+         expires_at, stored_at, mailbox, id, checksum, topic64, owner64, version, sealed, body) \
+         SELECT seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, mailbox, \
+         id, checksum, topic64, owner64, version, sealed, body FROM blob WHERE seq IN (",
+        "?",
+        ")",
+    )
+});
+
+static SELECT_HEADERS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT seq, mailbox64, id64, size, expires_at, mailbox, id, checksum FROM blob \
+         WHERE seq IN (",
+        "?",
+        ")",
+    )
+});
+
+/// The index entries of mailboxes: seq, id64, size, expires_slot and, last, mailbox64.
+pub(super) static SELECT_SETS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT seq, id64, size, expires_slot, mailbox64 FROM blob INDEXED BY blob_by_mailbox \
+         WHERE mailbox64 IN (",
+        "?",
+        ")",
+    )
+});
+
+/// Reads the headers of these rows; what is not there is left out.
+pub(super) async fn read_headers(
+    connection: &mut SqliteConnection,
+    mut keys: &[i64],
+) -> sqlx::Result<Vec<(i64, Header)>> {
+    let mut headers = Vec::with_capacity(keys.len());
+    while let Some((query, later)) = SELECT_HEADERS.cut_keys(keys) {
+        for row in query.fetch_all(&mut *connection).await? {
+            headers.push((row.try_get(0)?, header(&row)?));
+        }
+        keys = later;
+    }
+    Ok(headers)
+}
+
+fn header(row: &SqliteRow) -> sqlx::Result<Header> {
+    Ok(Header {
+        mailbox64: row.try_get(1)?,
+        id64: row.try_get(2)?,
+        size: Size(row.try_get(3)?),
+        expires_at: timestamp(row, 4)?,
+        mailbox: MailboxHash::from_bytes(fixed(row, 5)?),
+        id: BlobId::from_bytes(fixed(row, 6)?),
+        checksum: fixed(row, 7)?,
+    })
+}
+
+/// A column of exactly `N` bytes. A damaged one of another length reads as zeros, which is
+/// nobody's keyed hash or checksum, so its row matches nothing and can still be set aside.
+pub(super) fn fixed<const N: usize>(row: &SqliteRow, column: usize) -> sqlx::Result<[u8; N]> {
+    let bytes: &[u8] = row.try_get(column)?;
+    Ok(bytes.try_into().unwrap_or([0; N]))
+}
+
+/// A column of Unix milliseconds.
+pub(super) fn timestamp(row: &SqliteRow, column: usize) -> sqlx::Result<Timestamp> {
+    let millis = row.try_get(column)?;
+    Ok(Timestamp::from_millis(to_u64(millis)))
+}
+
+/// Inserts the rows that the plan keeps.
+pub(super) async fn insert_blobs(
+    connection: &mut SqliteConnection,
+    plan: &Plan,
+    batch: &[&Write],
+    secret: &Secret,
+) -> sqlx::Result<()> {
+    let rows: Vec<_> = (plan.first_key..)
+        .zip(&plan.inserts)
+        .filter_map(|(key, write)| Some((key, *batch.get((*write)?)?)))
+        .collect();
+    let mut rows = rows.as_slice();
+    while let Some((mut query, now, later)) = INSERT_BLOBS.cut(rows) {
+        for (key, write) in now {
+            if let Write::Append { envelope, checksum } = write {
+                query = bind_blob(query, *key, envelope, checksum, secret);
+            }
+        }
+        query.execute(&mut *connection).await?;
+        rows = later;
+    }
+    Ok(())
+}
+
+fn bind_blob(
+    query: Query,
+    key: i64,
+    envelope: &super::model::Envelope,
+    checksum: &Checksum,
+    secret: &Secret,
+) -> Query {
+    let size = Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class);
+    query
+        .bind(key)
+        .bind(envelope.mailbox.prefix64())
+        .bind(secret.id64(&envelope.id))
+        .bind(size.0)
+        .bind(expiry_slot(envelope.expires_at))
+        .bind(to_i64(envelope.expires_at.millis()))
+        .bind(to_i64(envelope.stored_at.millis()))
+        .bind(envelope.mailbox.as_bytes().to_vec())
+        .bind(envelope.id.as_bytes().to_vec())
+        .bind(checksum.to_vec())
+        .bind(envelope.sealed.to_vec())
+        .bind(envelope.body.to_vec())
+}
+
+/// Deletes these rows.
+pub(super) async fn delete_blobs(
+    connection: &mut SqliteConnection,
+    mut keys: &[i64],
+) -> sqlx::Result<()> {
+    while let Some((query, later)) = DELETE_BLOBS.cut_keys(keys) {
+        query.execute(&mut *connection).await?;
+        keys = later;
+    }
+    Ok(())
+}
+
+/// Corrupt rows that are kept, the newest ones: with bodies of 1 MiB this is 100 MiB.
+const CORRUPT_ROWS_MAX: i64 = 100;
+
+/// Moves these rows to the corrupt ones.
+pub(super) async fn set_aside(
+    connection: &mut SqliteConnection,
+    keys: &[i64],
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let mut copied = keys;
+    while let Some((query, later)) = COPY_CORRUPT.cut_keys(copied) {
+        query.execute(&mut *connection).await?;
+        copied = later;
+    }
+    delete_blobs(connection, keys).await?;
+    sqlx::query("UPDATE corrupt SET set_aside_at = ? WHERE set_aside_at IS NULL")
+        .bind(to_i64(now.millis()))
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(
+        "DELETE FROM corrupt WHERE seq <= \
+         (SELECT seq FROM corrupt ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+    )
+    .bind(CORRUPT_ROWS_MAX)
+    .execute(&mut *connection)
+    .await?;
+    Ok(())
+}
+
+/// Writes down what left; the first gets `first_number`.
+pub(super) async fn insert_departures(
+    connection: &mut SqliteConnection,
+    departures: &[Departure],
+    first_number: i64,
+) -> sqlx::Result<()> {
+    let rows: Vec<_> = (first_number..).zip(departures).collect();
+    let mut rows = rows.as_slice();
+    while let Some((mut query, now, later)) = INSERT_DEPARTED.cut(rows) {
+        for (number, departure) in now {
+            query = query
+                .bind(*number)
+                .bind(to_i64(departure.left_at.millis()))
+                .bind(departure.mailbox64)
+                .bind(departure.id.as_bytes().to_vec())
+                .bind(departure.checksum.to_vec())
+                .bind(to_i64(departure.expires_at.millis()));
+        }
+        query.execute(&mut *connection).await?;
+        rows = later;
+    }
+    Ok(())
+}
+
+/// A departure as the table has it: n, left_at, mailbox64, id, checksum, expires_at.
+pub(super) fn departure(row: &SqliteRow) -> sqlx::Result<(i64, Departure)> {
+    let departure = Departure {
+        left_at: timestamp(row, 1)?,
+        mailbox64: row.try_get(2)?,
+        id: BlobId::from_bytes(fixed(row, 3)?),
+        checksum: fixed(row, 4)?,
+        expires_at: timestamp(row, 5)?,
+    };
+    Ok((row.try_get(0)?, departure))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static KEYS: LazyLock<Sized> = LazyLock::new(|| Sized::new("x IN (", "?", ")"));
+
+    #[test]
+    fn rows_are_cut_into_the_sizes_that_there_are() {
+        let rows: Vec<_> = (0..123).collect();
+        let mut rows = rows.as_slice();
+        let mut sizes = Vec::new();
+        while let Some((_, now, later)) = KEYS.cut(rows) {
+            sizes.push(now.len());
+            rows = later;
+        }
+        assert_eq!(sizes, [100, 10, 10, 1, 1, 1]);
+    }
+
+    #[test]
+    fn keys_are_cut_into_few_statements() {
+        let keys: Vec<_> = (0..113).collect();
+        let mut keys = keys.as_slice();
+        let mut left = Vec::new();
+        while let Some((_, later)) = KEYS.cut_keys(keys) {
+            left.push(later.len());
+            keys = later;
+        }
+        assert_eq!(left, [13, 0]);
+    }
+}
