@@ -34,6 +34,17 @@ const MAILBOXES: usize = 10_000;
 /// Connections for the measurement of memory.
 const IDLE: usize = 2_000;
 
+/// All load comes from one address, which no limit means.
+const LIMITS_OFF: [&str; 7] = [
+    "RELAY_RATE_LIMIT_PER_MIN",
+    "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
+    "RELAY_MAILBOX_SHARE_PER_HOUR",
+    "RELAY_ADDRESS_SHARE_PER_DAY",
+    "RELAY_MAX_CONNECTIONS_PER_ADDRESS",
+    "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
+    "RELAY_OPENINGS_PER_MIN",
+];
+
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 fn main() {
@@ -87,7 +98,7 @@ impl Relay {
             .env("RELAY_LISTEN_ADDR", "127.0.0.1:0")
             .env("RELAY_HTTP_ADDR", "127.0.0.1:0")
             .env("RELAY_DATA_DIR", folder)
-            .env("RELAY_RATE_LIMIT_PER_MIN", "0")
+            .envs(LIMITS_OFF.map(|name| (name, "0")))
             .env("RELAY_MAX_CONNECTIONS", "0")
             .stderr(Stdio::piped())
             .spawn()

@@ -27,8 +27,8 @@ pub struct Budgets {
     memory: Memory,
     /// By the number of the budget.
     limited: Vec<Limited>,
-    refused: Counter,
-    clients: Gauge,
+    rate_limited_total: Counter,
+    rate_limit_clients: Gauge,
     /// A private address has been warned about.
     has_warned: AtomicBool,
 }
@@ -79,8 +79,8 @@ impl Budgets {
             clock,
             memory,
             limited,
-            refused: metrics.rate_limited_total.clone(),
-            clients: metrics.rate_limit_clients.clone(),
+            rate_limited_total: metrics.rate_limited_total.clone(),
+            rate_limit_clients: metrics.rate_limit_clients.clone(),
             has_warned: AtomicBool::new(false),
         }
     }
@@ -118,7 +118,7 @@ impl Budgets {
     pub fn tidy(&self) {
         let elapsed = self.clock.monotonic().saturating_sub(self.started);
         self.memory.tidy(Nanos::from(elapsed));
-        self.clients.set(self.memory.clients() as f64);
+        self.rate_limit_clients.set(self.memory.clients() as f64);
     }
 
     /// Tells the operator, once, that `setting` hit a private address: behind a proxy that is not
@@ -145,7 +145,7 @@ impl Budgets {
     }
 
     fn spent(&self, budget: Budget, retry_after: Duration, address: Address) -> Spent {
-        self.refused.increment(1);
+        self.rate_limited_total.increment(1);
         self.limited[budget as usize].refused.increment(1);
         // One client's own limit says nothing about the others behind its address.
         if !matches!(budget, Budget::Client | Budget::Openings | Budget::Recovery) {

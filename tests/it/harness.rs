@@ -36,24 +36,29 @@ pub(crate) struct Relay {
     folder: Option<tempfile::TempDir>,
 }
 
+/// No limit holds unless a test asks for it: all tests come from one address.
+pub(crate) const LIMITS_OFF: [(&str, &str); 10] = [
+    ("RELAY_RATE_LIMIT_PER_MIN", "0"),
+    ("RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN", "0"),
+    ("RELAY_MAILBOX_SHARE_PER_HOUR", "0"),
+    ("RELAY_ADDRESS_SHARE_PER_DAY", "0"),
+    ("RELAY_MAX_CONNECTIONS_PER_ADDRESS", "0"),
+    ("RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN", "0"),
+    ("RELAY_OPENINGS_PER_MIN", "0"),
+    ("RELAY_FAILED_PROOFS_PER_MIN", "0"),
+    ("RELAY_RECOVERY_RATE_LIMIT", "0"),
+    ("RELAY_MIN_FREE_BYTES", "0"),
+];
+
 /// Settings for a test: ports of its own, a folder of its own, no rates and no limits per address
 /// unless they are asked for.
 pub(crate) fn settings(variables: &[(&str, &str)]) -> HashMap<String, String> {
     let mut settings: HashMap<String, String> = [
         ("RELAY_LISTEN_ADDR", "127.0.0.1:0"),
         ("RELAY_HTTP_ADDR", "127.0.0.1:0"),
-        ("RELAY_RATE_LIMIT_PER_MIN", "0"),
-        ("RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN", "0"),
-        ("RELAY_MAILBOX_SHARE_PER_HOUR", "0"),
-        ("RELAY_ADDRESS_SHARE_PER_DAY", "0"),
-        ("RELAY_MAX_CONNECTIONS_PER_ADDRESS", "0"),
-        ("RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN", "0"),
-        ("RELAY_OPENINGS_PER_MIN", "0"),
-        ("RELAY_FAILED_PROOFS_PER_MIN", "0"),
-        ("RELAY_RECOVERY_RATE_LIMIT", "0"),
-        ("RELAY_MIN_FREE_BYTES", "0"),
     ]
     .into_iter()
+    .chain(LIMITS_OFF)
     .chain(variables.iter().copied())
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect();

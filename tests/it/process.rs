@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::harness::{PATIENCE, eventually};
+use crate::harness::{LIMITS_OFF, PATIENCE, eventually};
 
 /// A running `vauchi-relay`; killed when it is dropped.
 pub(crate) struct Process {
@@ -42,8 +42,7 @@ fn prepared(mut command: Command, data_dir: &Path) -> Command {
         .env("RELAY_LISTEN_ADDR", "127.0.0.1:0")
         .env("RELAY_HTTP_ADDR", "127.0.0.1:0")
         .env("RELAY_DATA_DIR", data_dir)
-        .env("RELAY_RATE_LIMIT_PER_MIN", "0")
-        .env("RELAY_MIN_FREE_BYTES", "0")
+        .envs(LIMITS_OFF)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
