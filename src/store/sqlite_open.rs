@@ -19,6 +19,7 @@ use super::OnStored;
 use super::quota::Quota;
 use super::sqlite_errors::{code, primary_code, words};
 use crate::clock::Timestamp;
+use crate::filesystem::{self, Kind};
 use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret};
 
@@ -26,7 +27,7 @@ use crate::secrets::{SECRET_FILE, Secret};
 pub const DATABASE_FILE: &str = "relay.db";
 
 /// Locked as long as a relay uses the data directory.
-const LOCK_FILE: &str = "relay.lock";
+pub const LOCK_FILE: &str = "relay.lock";
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
@@ -152,8 +153,8 @@ pub(super) fn take_data_dir(
         move |source| OpenError::DataDir { path, source }
     };
     fs::read_dir(data_dir).map_err(fault(data_dir))?;
-    let network = network_file_system(data_dir).map_err(fault(data_dir))?;
-    if let Some(kind) = network.filter(|_| !allow_network_fs) {
+    let kind = filesystem::kind(data_dir).map_err(fault(data_dir))?;
+    if let (Kind::Network(kind), false) = (kind, allow_network_fs) {
         let path = data_dir.to_owned();
         return Err(OpenError::NetworkFileSystem { path, kind });
     }
@@ -178,40 +179,6 @@ fn private_file(path: &Path) -> io::Result<File> {
         .write(true)
         .mode(0o600)
         .open(path)
-}
-
-/// The kind of network file system that `path` is on, if it is one of the known ones.
-#[cfg(target_os = "linux")]
-fn network_file_system(path: &Path) -> io::Result<Option<&'static str>> {
-    let magic = rustix::fs::statfs(path)?.f_type;
-    // From statfs(2). Negative numbers are the same 32 bits on some architectures.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "the magic is 32 bits, whatever the width of the field"
-    )]
-    Ok(network_kind(magic as u32))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn network_file_system(_: &Path) -> io::Result<Option<&'static str>> {
-    Ok(None)
-}
-
-#[cfg(target_os = "linux")]
-fn network_kind(magic: u32) -> Option<&'static str> {
-    Some(match magic {
-        0x6969 => "NFS",
-        0x517B | 0xFE53_4D42 | 0xFF53_4D42 => "SMB",
-        0x6573_5546 => "FUSE",
-        0x0102_1997 => "9P",
-        0x00C3_6400 => "Ceph",
-        0x5346_414F | 0x6B41_4653 => "AFS",
-        0x7375_7245 => "Coda",
-        0x564C => "NCP",
-        0x0BD0_0BD0 => "Lustre",
-        _ => return None,
-    })
 }
 
 /// How the committer's connection is opened.
@@ -343,18 +310,9 @@ pub(super) fn describe(path: &Path, error: &sqlx::Error) -> OpenError {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn network_file_systems_are_known_by_their_magic() {
-        assert_eq!(network_kind(0x6969), Some("NFS"));
-        assert_eq!(network_kind(0xFF53_4D42), Some("SMB"));
-        // ext4 and tmpfs.
-        assert_eq!(network_kind(0xEF53), None);
-        assert_eq!(network_kind(0x0102_1994), None);
-    }
 
     #[test]
     fn a_network_file_system_is_refused_with_a_hint() {
