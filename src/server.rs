@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ use crate::socket::websocket::{Upgrader, is_upgrade};
 use crate::store::memory::{MemoryOptions, MemoryStore};
 use crate::store::observed::Observed;
 use crate::store::quota::Quota;
-use crate::store::sqlite::{OpenError, SqliteOptions, SqliteStore};
+use crate::store::sqlite::{DATABASE_FILE, OpenError, SqliteOptions, SqliteStore};
 use crate::store::{OnStored, Store};
 
 /// Connections on the clients' port that are not sessions yet: as many as may become one, but never
@@ -83,6 +84,14 @@ pub enum StartError {
     /// The secret in the data directory could not be read or made.
     #[error("cannot use the relay's secret: {0}")]
     Secret(SecretError),
+    /// There is a database and not its secret. A new one would lock it for good.
+    #[error(
+        "{path} is not there, and the database beside it needs it; restore it from the backup, or set RELAY_SECRET_FILE to where it is"
+    )]
+    SecretGone {
+        /// Where it belongs.
+        path: String,
+    },
     /// The secret that `RELAY_SECRET_FILE` names could not be read.
     #[error("RELAY_SECRET_FILE: cannot use the relay's secret: {0}")]
     SecretFile(SecretError),
@@ -381,9 +390,20 @@ fn load_secret(config: &Config) -> Result<Secret, StartError> {
                 })?;
             }
             look_at_data_dir(config)?;
-            Secret::load_or_create(&config.data_dir.join(SECRET_FILE)).map_err(StartError::Secret)
+            let path = config.data_dir.join(SECRET_FILE);
+            if is_secret_gone(&config.data_dir) {
+                let path = path.display().to_string();
+                return Err(StartError::SecretGone { path });
+            }
+            Secret::load_or_create(&path).map_err(StartError::Secret)
         }
     }
+}
+
+/// Whether a data directory has a database and not the secret that was made before it.
+pub fn is_secret_gone(data_dir: &Path) -> bool {
+    let is_there = |file| data_dir.join(file).exists();
+    is_there(DATABASE_FILE) && !is_there(SECRET_FILE)
 }
 
 /// Says what is wrong with the folder itself before a file in it is missed.

@@ -14,8 +14,9 @@ use super::banner::{full_path, in_bytes};
 use super::descriptors::Descriptors;
 use crate::config::{Config, StorageBackend};
 use crate::filesystem::{self, Kind};
-use crate::secrets::{SECRET_FILE, Secret};
-use crate::server::StartError;
+use crate::secrets::{SECRET_FILE, Secret, SecretError};
+use crate::server::{self, StartError};
+use crate::store::sqlite::{DATABASE_FILE, LOCK_FILE, OpenError};
 use crate::telemetry;
 
 /// Writes whose fsync is timed, each of a page: enough that one slow one does not decide.
@@ -27,12 +28,6 @@ const SYNCING_MAX: Duration = Duration::from_secs(10);
 
 /// From here on an fsync is called slow: a lone sender then gets fewer than 100 stores a second.
 const SYNC_SLOW: Duration = Duration::from_millis(10);
-
-/// Held by a relay that uses the data directory.
-const LOCK_FILE: &str = "relay.lock";
-
-/// The database; SQLite's other files begin with its name.
-const DATABASE_FILE: &str = "relay.db";
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,10 +122,10 @@ fn data_dir(config: &Config) -> Result<(PathBuf, Finding), Finding> {
     let folder = config.data_dir.clone();
     let path = full_path(&folder);
     match fs::read_dir(&folder) {
-        Ok(_) if is_in_use(&folder) => {
-            let text = format!("{path}: another relay runs in this directory");
-            Err(Finding::fail(DATA_DIR, text))
-        }
+        Ok(_) if is_in_use(&folder) => Err(Finding::fail(
+            DATA_DIR,
+            OpenError::InUse(folder).to_string(),
+        )),
         Ok(_) => {
             let text = format!("{path} is there and can be written to");
             Ok((folder, Finding::ok(DATA_DIR, text)))
@@ -170,12 +165,11 @@ fn file_system(config: &Config, folder: &Path) -> Option<Finding> {
                 "{name}, where SQLite can lose blobs; RELAY_ALLOW_NETWORK_FS says to start all the same"
             ),
         ),
-        Ok(Kind::Network(name)) => Finding::fail(
-            SUBJECT,
-            format!(
-                "{name}, where SQLite can lose blobs; use a local disk, or set RELAY_ALLOW_NETWORK_FS=true at your own risk"
-            ),
-        ),
+        Ok(Kind::Network(kind)) => {
+            let path = folder.to_owned();
+            let error = OpenError::NetworkFileSystem { path, kind };
+            Finding::fail(SUBJECT, error.to_string())
+        }
         Err(error) => Finding::warn(SUBJECT, format!("cannot be told: {error}")),
     })
 }
@@ -216,7 +210,7 @@ fn room(config: &Config, folder: &Path) -> Option<Finding> {
     Some(Finding::ok(SUBJECT, text))
 }
 
-/// Bytes that the database takes already; what is kept fits into them.
+/// Bytes that the database takes already, its log included; what is kept fits into them.
 fn database_bytes(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else {
         return 0;
@@ -314,20 +308,20 @@ fn secret(config: &Config) -> Option<Finding> {
         return None;
     }
     let path = config.data_dir.join(SECRET_FILE);
-    let is_there = fs::exists(&path).unwrap_or(true);
-    let shown = full_path(&path);
-    Some(if is_there {
-        match Secret::load(&path) {
-            Ok(_) => privacy_of(&path),
-            Err(error) => Finding::fail(SUBJECT, StartError::Secret(error).to_string()),
-        }
-    } else if config.data_dir.join(DATABASE_FILE).exists() {
-        let text = format!(
-            "{shown} is not there, and the database beside it needs it; restore it from the backup"
-        );
-        Finding::fail(SUBJECT, text)
-    } else {
-        Finding::ok(SUBJECT, format!("{shown} is not there; a start makes it"))
+    if server::is_secret_gone(&config.data_dir) {
+        let path = full_path(&path);
+        return Some(Finding::fail(
+            SUBJECT,
+            StartError::SecretGone { path }.to_string(),
+        ));
+    }
+    Some(match Secret::load(&path) {
+        Ok(_) => privacy_of(&path),
+        Err(SecretError::Missing(_)) => Finding::ok(
+            SUBJECT,
+            format!("{} is not there; a start makes it", full_path(&path)),
+        ),
+        Err(error) => Finding::fail(SUBJECT, StartError::Secret(error).to_string()),
     })
 }
 

@@ -203,6 +203,21 @@ async fn a_taken_port_fails_and_names_who_may_have_it() {
 }
 
 #[tokio::test]
+async fn a_folder_that_a_relay_uses_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::start(folder.path()).await;
+    let (code, report) = checked(&mut check(folder.path())).await;
+    assert_eq!(code, Some(1));
+    let [("fail", text)] = found(&report, "data directory")[..] else {
+        panic!("{report}");
+    };
+    assert!(text.contains("another relay"), "{text}");
+    relay.kill().await;
+    let (code, report) = checked(&mut check(folder.path())).await;
+    assert_eq!(code, Some(0), "{report}");
+}
+
+#[tokio::test]
 async fn secrets_that_are_missing_open_or_none_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("relay.secret");

@@ -212,6 +212,23 @@ async fn a_secret_file_that_is_named_must_be_there_and_hold_a_secret() {
 }
 
 #[tokio::test]
+async fn a_database_whose_secret_is_gone_is_not_locked_by_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (secret, kept) = (
+        folder.path().join("relay.secret"),
+        folder.path().join("kept"),
+    );
+    Process::start(folder.path()).await.kill().await;
+    std::fs::rename(&secret, &kept).unwrap();
+    let (code, _, errors) = run(&mut command(folder.path())).await;
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("restore it"), "{errors}");
+    assert!(!secret.exists());
+    std::fs::rename(&kept, &secret).unwrap();
+    Process::start(folder.path()).await.kill().await;
+}
+
+#[tokio::test]
 async fn a_second_relay_on_the_same_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let relay = Process::start(folder.path()).await;
