@@ -19,6 +19,7 @@ mod golden_v1;
 mod kill;
 mod limits;
 mod ops_http;
+mod protocol_page;
 mod refusals;
 mod settings;
 mod slow_and_hostile;
