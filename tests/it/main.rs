@@ -18,6 +18,7 @@ mod faulty;
 mod golden_v1;
 mod kill;
 mod limits;
+mod operations_page;
 mod ops_http;
 mod protocol_page;
 mod refusals;
