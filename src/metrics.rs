@@ -47,6 +47,7 @@ pub struct Metrics {
     pub messages_ignored_total: Counter,
     pub message_duration_seconds: Histogram,
     pub answer_lane_full_total: Counter,
+    pub notices_dropped_total: Counter,
     pub unfinished_bytes: Gauge,
     pub unfinished_waits_total: Counter,
 
@@ -156,6 +157,10 @@ impl Metrics {
                 message_duration_seconds: seconds(
                     "relay_message_duration_seconds",
                     "From a frame read whole to its answer queued, the commit included.",
+                ),
+                notices_dropped_total: count(
+                    "relay_notices_dropped_total",
+                    "Notices to senders that were dropped because too many waited.",
                 ),
                 answer_lane_full_total: count(
                     "relay_answer_lane_full_total",

@@ -188,6 +188,8 @@ pub async fn start_with(
         clock: clock.clone(),
         metrics: Arc::clone(&metrics),
         blob_ttl: config.blob_ttl,
+        v1_allows_unverified: config.v1_allows_unverified,
+        v1_keeps_sender_id: config.v1_keeps_sender_id,
         budgets: Arc::clone(&budgets),
     }));
     let mut running = Running {

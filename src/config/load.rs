@@ -107,6 +107,14 @@ impl Config {
         reader.seconds("RELAY_DEDUP_SECS", &mut c.dedup);
         reader.number("RELAY_DEDUP_MAX", &mut c.dedup_max);
         c.read_limits_per_address(reader);
+        let unverified = [("allow", true), ("deny", false)];
+        reader.word(
+            "RELAY_V1_UNVERIFIED",
+            &unverified,
+            &mut c.v1_allows_unverified,
+        );
+        let sender_id = [("keep", true), ("drop", false)];
+        reader.word("RELAY_V1_SENDER_ID", &sender_id, &mut c.v1_keeps_sender_id);
         reader.seconds("RELAY_IDLE_TIMEOUT_SECS", &mut c.idle_timeout);
         reader.seconds("RELAY_KEEPALIVE_SECS", &mut c.keepalive);
         reader.seconds("RELAY_DRAIN_DELAY_SECS", &mut c.drain_delay);

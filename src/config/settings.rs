@@ -241,6 +241,18 @@ pub const SETTINGS: &[Setting] = &[
         "172.16.0.0/12",
         "Proxies whose `Forwarded` or `X-Forwarded-For` is believed",
     ),
+    word(
+        "RELAY_V1_UNVERIFIED",
+        &["allow", "deny"],
+        "allow",
+        "Whether v1 clients may open mailboxes without a proof",
+    ),
+    word(
+        "RELAY_V1_SENDER_ID",
+        &["keep", "drop"],
+        "keep",
+        "Whether v1 deliveries carry the `sender_id` of their submit, as older clients need",
+    ),
     number(
         "RELAY_IDLE_TIMEOUT_SECS",
         1..=SECS_MAX,

@@ -15,6 +15,8 @@ pub enum Close {
     Protocol(&'static str),
     /// The mailbox is not proven to be the client's.
     NotProven,
+    /// The relay asks every client for a proof, and this one brought none.
+    ProofRequired,
     /// A version or encryption that this relay does not offer.
     NotOffered,
     /// The first frame did not come in time.
@@ -35,7 +37,7 @@ impl Close {
             Self::TooLarge => 1009,
             Self::Slow(_) => 1013,
             Self::Protocol(_) => 4400,
-            Self::NotProven => 4401,
+            Self::NotProven | Self::ProofRequired => 4401,
             Self::NotOffered => 4406,
             Self::FirstFrameLate | Self::Silent => 4408,
             Self::TooManyFailedProofs | Self::TooManyOpenings => 4429,
@@ -50,6 +52,9 @@ impl Close {
             Self::Slow(why) | Self::Protocol(why) => why,
             Self::NotProven => {
                 "the handshake does not prove that this client_id is yours; check the key and the clock"
+            }
+            Self::ProofRequired => {
+                "this relay opens a mailbox only to who signs for it; sign, and name no routing_token"
             }
             Self::NotOffered => "Noise is not offered here; speak plain protocol v1 through TLS",
             Self::FirstFrameLate => "the first frame did not come in time",

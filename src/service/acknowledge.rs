@@ -7,6 +7,16 @@ use crate::store::Pending;
 use crate::store::model::Removed;
 
 impl Service {
+    /// A blob was written to a recipient that lets its sender know.
+    pub fn tell_delivered(&self, id: &BlobId) {
+        self.notices.delivered(id);
+    }
+
+    /// A blob was acknowledged by a recipient that lets its sender know.
+    pub fn tell_acknowledged(&self, id: &BlobId) {
+        self.notices.acknowledged(id);
+    }
+
     /// Hands the deletion of acknowledged blobs to the store. It is durable when the answer
     /// resolves; a caller that does not wait may drop the answer, the deletion goes on.
     pub async fn acknowledge(

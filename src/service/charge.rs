@@ -155,6 +155,8 @@ mod tests {
             metrics: Arc::clone(&metrics),
         });
         let service = Service::new(Parts {
+            v1_allows_unverified: true,
+            v1_keeps_sender_id: true,
             store: Arc::new(store),
             hub: Arc::new(Hub::default()),
             secret,

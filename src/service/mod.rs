@@ -8,9 +8,13 @@ pub mod acknowledge;
 pub mod charge;
 pub mod deliver;
 pub mod expire;
+pub mod give_back;
+mod nonces;
+mod notices;
 pub mod refusal;
 pub mod submit;
 pub mod subscribe;
+pub mod withdraw;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +25,8 @@ use crate::limits::budgets::Budgets;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::Store;
+use nonces::Nonces;
+use notices::Notices;
 use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
@@ -43,11 +49,17 @@ pub struct Parts {
     pub blob_ttl: Duration,
     /// How fast clients and addresses may be.
     pub budgets: Arc<Budgets>,
+    /// Whether a v1 client may open a mailbox without a proof (`RELAY_V1_UNVERIFIED`).
+    pub v1_allows_unverified: bool,
+    /// Whether a v1 delivery tells who says to have sent it (`RELAY_V1_SENDER_ID`).
+    pub v1_keeps_sender_id: bool,
 }
 
 /// The relay as clients see it, without wire and socket.
 pub struct Service {
     parts: Parts,
+    notices: Notices,
+    nonces: Nonces,
 }
 
 impl Service {
@@ -57,7 +69,12 @@ impl Service {
         Refusal::CODES
             .iter()
             .for_each(|code| parts.metrics.refusals(code).absolute(0));
-        Self { parts }
+        let notices = Notices::new(Arc::clone(&parts.hub), Arc::clone(&parts.metrics));
+        Self {
+            parts,
+            notices,
+            nonces: Nonces::default(),
+        }
     }
 
     /// The store beneath, for readiness and usage.

@@ -8,9 +8,10 @@ use bytes::Bytes;
 
 use super::Service;
 use super::charge::{Client, Room};
+use super::give_back::GiveBack;
 use super::refusal::Refusal;
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxId};
+use crate::ids::{BlobId, MailboxHash, MailboxId};
 use crate::store::Pending;
 use crate::store::model::{Appended, Class, Envelope};
 
@@ -23,8 +24,28 @@ pub struct Submission {
     pub id: BlobId,
     /// Who may see it.
     pub class: Class,
+    /// What is delivered beside it.
+    pub give_back: Option<GiveBack>,
+    /// Who is told what becomes of it, and under which name.
+    pub notice: Option<NoticeTo>,
     /// The blob.
     pub body: Bytes,
+}
+
+/// Where notices of a blob go to.
+#[derive(Clone)]
+pub struct NoticeTo {
+    /// The sender's mailbox.
+    pub sender: MailboxHash,
+    /// The sender's own name for the submit.
+    pub name: Box<str>,
+}
+
+impl std::fmt::Debug for NoticeTo {
+    // A client may call its submits anything.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NoticeTo(…)")
+    }
 }
 
 /// What a sender is told.
@@ -66,16 +87,23 @@ impl Service {
         submission: Submission,
     ) -> Result<Submitted, Refusal> {
         let stored_at = self.parts.clock.now();
+        let recipient = &submission.recipient;
+        let sealed = submission
+            .give_back
+            .map(|kept| kept.seal(&self.parts.secret, recipient));
         let envelope = Envelope {
-            mailbox: self.parts.secret.mailbox(&submission.recipient),
+            mailbox: self.parts.secret.mailbox(recipient),
             id: submission.id,
             class: submission.class,
             stored_at,
             expires_at: stored_at.plus(self.parts.blob_ttl),
-            sealed: Bytes::new(),
+            sealed: sealed.unwrap_or_default(),
             body: submission.body,
         };
         let room = self.charge_room(client, &envelope)?;
+        if let Some(NoticeTo { sender, name }) = submission.notice {
+            self.notices.await_fate(envelope.id, sender, &name);
+        }
         match self.parts.store.append(envelope).await {
             Ok(appended) => Ok(Submitted { appended, room }),
             Err(error) => {

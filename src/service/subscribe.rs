@@ -18,7 +18,31 @@ pub struct Subscription {
     _joined: Joined,
 }
 
+/// Why a proven handshake opens nothing all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NonceRefused {
+    /// It was used before: somebody recorded it.
+    Used,
+    /// Too many are remembered; try again within two minutes.
+    Full,
+}
+
 impl Service {
+    /// Whether a v1 client may open a mailbox without a proof.
+    pub fn v1_allows_unverified(&self) -> bool {
+        self.parts.v1_allows_unverified
+    }
+
+    /// Whether v1 deliveries tell who says to have sent them.
+    pub fn v1_keeps_sender_id(&self) -> bool {
+        self.parts.v1_keeps_sender_id
+    }
+
+    /// Burns the nonce of a handshake whose signature is good.
+    pub fn burn_nonce(&self, nonce: [u8; 32]) -> Result<(), NonceRefused> {
+        self.nonces.burn(nonce, self.parts.clock.now())
+    }
+
     /// Joins the hub for `mailbox`. The caller reads the mailbox only after this has returned, so
     /// nothing that is stored in between is missed.
     pub fn subscribe(

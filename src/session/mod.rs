@@ -32,7 +32,7 @@ use crate::protocol::message::{Handshake, HandshakeProof, Incoming, Outgoing};
 use crate::protocol::v1;
 use crate::service::Service;
 use crate::service::View;
-use crate::service::subscribe::Subscription;
+use crate::service::subscribe::{NonceRefused, Subscription};
 use crate::shutdown::Shutdown;
 use crate::socket::{Connection, Message, Socket, linger};
 use feed::Feed;
@@ -93,6 +93,8 @@ enum Ended {
 /// What the handshake settled.
 struct Opened {
     client_id: MailboxId,
+    mailbox: MailboxId,
+    tells_senders: bool,
     mailbox_as_spelt: Arc<str>,
     subscription: Subscription,
 }
@@ -175,7 +177,7 @@ async fn converse(
         Arc::clone(&parts.service),
         opened.subscription.mailbox,
         View::V1,
-        wakes,
+        Arc::clone(&wakes),
     );
     let settings = &parts.settings;
     let keepalive = Keepalive::new(
@@ -196,6 +198,7 @@ async fn converse(
         shared: &shared,
         opened: &opened,
         feed,
+        wakes,
         keepalive,
         unflushed: 0,
     };
@@ -270,6 +273,8 @@ fn open(
     let mailbox = handshake.mailbox();
     Ok(Opened {
         client_id: handshake.client_id,
+        mailbox,
+        tells_senders: !handshake.suppress_presence,
         mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
         subscription: service.subscribe(&mailbox, address, connection, wakes),
     })
@@ -278,9 +283,17 @@ fn open(
 /// Checks the proof of a handshake, if it brings one. An address with too many bad ones is refused
 /// before the check; a handshake without a proof has nothing to check and costs nothing here.
 fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<(), Close> {
-    if handshake.proof == HandshakeProof::Unsigned {
-        return Ok(());
+    let allows_unverified = parts.service.v1_allows_unverified();
+    // A signature proves the client_id, never a routing_token.
+    if !allows_unverified && handshake.routing_token.is_some() {
+        return Err(Close::ProofRequired);
     }
+    let nonce = match &handshake.proof {
+        HandshakeProof::Unsigned if allows_unverified => return Ok(()),
+        HandshakeProof::Unsigned => return Err(Close::ProofRequired),
+        HandshakeProof::Partial => None,
+        HandshakeProof::Signed { nonce, .. } => Some(*nonce),
+    };
     let attempt = parts
         .service
         .begin_proof(address)
@@ -288,6 +301,15 @@ fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<(), C
     if let Err(error) = auth::verify_v1_handshake(handshake, parts.clock.now()) {
         tracing::debug!(%error, "handshake refused");
         return Err(Close::NotProven);
+    }
+    match nonce.map_or(Ok(()), |nonce| parts.service.burn_nonce(nonce)) {
+        Ok(()) => {}
+        Err(NonceRefused::Used) => return Err(Close::NotProven),
+        Err(NonceRefused::Full) => {
+            return Err(Close::Slow(
+                "too many signed handshakes; try again in a minute",
+            ));
+        }
     }
     attempt.succeeded();
     Ok(())

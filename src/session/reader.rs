@@ -13,15 +13,19 @@ use super::outbox::Owed;
 use super::state::Step;
 use super::{Ended, Opened, Parts, Shared};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Outgoing, Refused, Submit, Tag};
+use crate::protocol::message::{AccountRevoked, Outgoing, Purge, Refused, Submit, Tag};
 use crate::protocol::v1;
-use crate::service::Class;
+use crate::service::give_back::GiveBack;
 use crate::service::refusal::Refusal;
-use crate::service::submit::Submission;
+use crate::service::submit::{NoticeTo, Submission, Submitted};
+use crate::service::{Class, View};
 use crate::socket::{Message, Socket};
 
 /// Bytes that are no WebSocket.
 const BROKEN: Close = Close::Protocol("the WebSocket frames are not as RFC 6455 has them");
+
+/// A frame with a 64-byte signature has less than 1 KiB; delivered, each of its bytes takes up to 4.
+const REVOKED_BYTES_MAX: usize = 64 * 1024;
 
 /// The reading half of a session.
 pub(super) struct Reader<'a> {
@@ -124,6 +128,18 @@ impl Reader<'_> {
                 }),
                 Err(refusal) => self.refuse(Some(tag), refusal, read_at),
             },
+            Step::AccountRevoked(tag, revoked) => match self.revoke(&tag, revoked).await {
+                Ok(submitted) => self.shared.outbox.push(Owed::Commit {
+                    tag,
+                    submitted,
+                    read_at,
+                }),
+                Err(refusal) => self.refuse(Some(tag), refusal, read_at),
+            },
+            Step::Purge(tag, purge) => match self.purge(&tag, purge).await {
+                Ok(purged) => self.answer(purged, read_at),
+                Err(refusal) => self.refuse(Some(tag), refusal, read_at),
+            },
             Step::Acknowledge { tag, id, charged } => {
                 if let Err(refusal) = self.acknowledge(id, charged).await {
                     self.refuse(Some(tag), refusal, read_at);
@@ -151,11 +167,7 @@ impl Reader<'_> {
         }
     }
 
-    async fn submit(
-        &self,
-        tag: &Tag,
-        submit: Submit,
-    ) -> Result<crate::service::submit::Submitted, Refusal> {
+    async fn submit(&self, tag: &Tag, submit: Submit) -> Result<Submitted, Refusal> {
         self.charge()?;
         let service = &self.parts.service;
         let id = service.v1_blob_id(
@@ -165,22 +177,69 @@ impl Reader<'_> {
             &submit.body,
         );
         let Submit {
-            recipient, body, ..
+            recipient,
+            sender_id,
+            body,
         } = submit;
+        let subscription = &self.opened.subscription;
         let submission = Submission {
             recipient,
             id,
             class: Class::SeenByV1,
+            give_back: sender_id
+                .filter(|_| service.v1_keeps_sender_id())
+                .map(GiveBack::SenderId),
+            notice: Some(NoticeTo {
+                sender: subscription.mailbox,
+                name: tag.0.clone(),
+            }),
             body,
         };
-        service
-            .submit(&self.opened.subscription.client, submission)
-            .await
+        service.submit(&subscription.client, submission).await
+    }
+
+    /// Word that an account is no more travels as a blob whose body is the frame; its sender gets
+    /// no notice.
+    async fn revoke(&self, tag: &Tag, revoked: AccountRevoked) -> Result<Submitted, Refusal> {
+        self.charge()?;
+        let AccountRevoked { recipient, frame } = revoked;
+        if frame.len() > REVOKED_BYTES_MAX {
+            return Err(Refusal::Invalid(
+                "AccountRevoked is over 64 KiB; its signature has 64 bytes",
+            ));
+        }
+        let service = &self.parts.service;
+        let id = service.v1_blob_id(&tag.0, &self.opened.client_id, &recipient, &frame);
+        let submission = Submission {
+            recipient,
+            id,
+            class: Class::SeenByV1,
+            give_back: Some(GiveBack::Frame(frame)),
+            notice: None,
+            body: Bytes::new(),
+        };
+        let client = &self.opened.subscription.client;
+        service.submit(client, submission).await
+    }
+
+    async fn purge(&self, tag: &Tag, _purge: Purge) -> Result<Outgoing, Refusal> {
+        self.charge()?;
+        let mailbox = self.opened.subscription.mailbox;
+        let blobs_deleted = self.parts.service.purge(mailbox, View::V1).await?;
+        Ok(Outgoing::Purged {
+            tag: tag.clone(),
+            blobs_deleted,
+            device_sync_deleted: 0,
+            recovery_proofs_deleted: 0,
+        })
     }
 
     async fn acknowledge(&self, id: crate::ids::BlobId, charged: bool) -> Result<(), Refusal> {
         if charged {
             self.charge()?;
+        }
+        if !charged && self.opened.tells_senders {
+            self.parts.service.tell_acknowledged(&id);
         }
         // v1 acknowledgements are not answered: the deletion goes on without anybody waiting, and
         // should it fail, the blob comes again.
@@ -195,6 +254,12 @@ impl Reader<'_> {
 
     fn charge(&self) -> Result<(), Refusal> {
         self.parts.service.charge(&self.opened.subscription.client)
+    }
+
+    fn answer(&self, answer: Outgoing, read_at: Instant) {
+        let duration = &self.parts.metrics.message_duration_seconds;
+        duration.record(read_at.elapsed());
+        self.shared.outbox.push(Owed::Answer(answer));
     }
 
     fn refuse(&self, tag: Option<Tag>, refusal: Refusal, read_at: Instant) {

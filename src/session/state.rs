@@ -5,7 +5,7 @@
 
 use crate::ids::BlobId;
 use crate::protocol::close::Close;
-use crate::protocol::message::{Handshake, Incoming, Request, Submit, Tag};
+use crate::protocol::message::{AccountRevoked, Handshake, Incoming, Purge, Request, Submit, Tag};
 use crate::service::refusal::Refusal;
 
 use super::window::InFlight;
@@ -42,6 +42,10 @@ pub enum Step {
         /// Whether it counts against the client's rate.
         charged: bool,
     },
+    /// Charge the client, then take the word that an account is no more.
+    AccountRevoked(Tag, AccountRevoked),
+    /// Charge the client, then delete what is kept for it.
+    Purge(Tag, Purge),
     /// Charge the client, then answer with a refusal.
     Refuse(Option<Tag>, Refusal),
     /// Charge the client and do nothing.
@@ -165,15 +169,21 @@ impl State {
                 ..
             }
             | Incoming::Ignored => Step::Ignore,
+            Incoming::Request {
+                tag,
+                request: Request::AccountRevoked(revoked),
+            } => Step::AccountRevoked(tag, revoked),
+            Incoming::Request {
+                tag,
+                request: Request::Purge(purge),
+            } => Step::Purge(tag, purge),
             // Understood, not served, and not among the features of the welcome.
             Incoming::Request {
                 request:
                     Request::DeviceSync(_)
                     | Request::DeviceSyncAcknowledge(Some(_))
                     | Request::RecoveryStore(_)
-                    | Request::RecoveryQuery(_)
-                    | Request::Purge(_)
-                    | Request::AccountRevoked(_),
+                    | Request::RecoveryQuery(_),
                 ..
             } => Step::Ignore,
             Incoming::Invalid { tag, why } => Step::Refuse(Some(tag), Refusal::Invalid(why)),

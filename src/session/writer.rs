@@ -17,10 +17,12 @@ use super::keepalive::{Due, Keepalive};
 use super::outbox::Ready;
 use super::reader::worded;
 use super::{Ended, Opened, Parts, Shared};
+use crate::hub::{Fate, Notice, Wakes};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Delivery, Outgoing};
+use crate::protocol::message::{Delivery, NoticeStatus, Outgoing, Tag};
 use crate::protocol::v1;
 use crate::service::StoredBlob;
+use crate::service::give_back::GiveBack;
 use crate::socket::{Message, Socket, binary};
 
 /// A frame may take the write timeout and a second for each of these.
@@ -33,6 +35,8 @@ pub(super) struct Writer<'a> {
     pub(super) shared: &'a Shared,
     pub(super) opened: &'a Opened,
     pub(super) feed: Feed,
+    /// Brings the notices.
+    pub(super) wakes: Arc<Wakes>,
     pub(super) keepalive: Keepalive,
     /// Bytes of the last frame while it may not have left whole (a ping counts one), else zero.
     pub(super) unflushed: u64,
@@ -41,6 +45,7 @@ pub(super) struct Writer<'a> {
 /// What comes next.
 enum Next {
     Answer(Ready),
+    Notice(Notice),
     Delivery(StoredBlob),
     /// Nothing now, and bytes wait to be flushed.
     Flush,
@@ -76,6 +81,7 @@ impl Writer<'_> {
                     })
                     .await
                 }
+                Next::Notice(notice) => self.notify(notice).await,
                 Next::Delivery(blob) => self.deliver(blob).await,
                 Next::Flush => self.flush().await,
                 Next::Ping => {
@@ -125,6 +131,9 @@ impl Writer<'_> {
         if let Poll::Ready(ready) = self.shared.outbox.poll_take(context) {
             return Poll::Ready(Next::Answer(ready));
         }
+        if let Poll::Ready(notice) = self.wakes.poll_notice(context) {
+            return Poll::Ready(Next::Notice(notice));
+        }
         if self.shared.state().may_deliver()
             && let Poll::Ready(blob) = self.feed.poll_next(context)
         {
@@ -141,15 +150,40 @@ impl Writer<'_> {
         // Noted before it is written: the acknowledgement may be read before this returns.
         self.shared.state().delivered(blob.id);
         let mailbox_as_spelt = Arc::clone(&self.opened.mailbox_as_spelt);
+        let service = &self.parts.service;
+        let (sender_id, body) = match service.give_back(&self.opened.mailbox, &blob.sealed) {
+            Some(GiveBack::SenderId(sender_id)) => (Some(sender_id), blob.body),
+            Some(GiveBack::Frame(frame)) => (None, frame),
+            Some(GiveBack::SenderDevice(_)) | None => (None, blob.body),
+        };
+        let sender_id = sender_id.filter(|_| service.v1_keeps_sender_id());
         self.write(&Outgoing::Delivery(Delivery {
             id: blob.id,
             mailbox_as_spelt,
-            sender_id: None,
-            body: blob.body,
+            sender_id,
+            body,
         }))
         .await?;
         self.parts.metrics.blobs_delivered_total.increment(1);
+        if self.opened.tells_senders {
+            self.parts.service.tell_delivered(&blob.id);
+        }
         Ok(())
+    }
+
+    async fn notify(&mut self, notice: Notice) -> Result<(), Ended> {
+        let status = match notice.fate {
+            Fate::Delivered => NoticeStatus::Delivered,
+            Fate::Acknowledged => NoticeStatus::ReceivedByRecipient,
+        };
+        let tag = Tag(Box::from(&*notice.name));
+        let blob_id = notice.blob;
+        self.write(&Outgoing::Notice {
+            tag,
+            blob_id,
+            status,
+        })
+        .await
     }
 
     async fn write(&mut self, outgoing: &Outgoing) -> Result<(), Ended> {

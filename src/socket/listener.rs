@@ -1,7 +1,7 @@
 //! Accepts connections and speaks HTTP on them until they are upgraded, answered or too slow.
 //!
 //! `axum::serve` has no timeout for headers, so this is an accept loop of our own on hyper. Sockets
-//! that have not become a session yet wait in the [`Lobby`], which is bounded: when it is full, the
+//! that have not become a session yet wait in the lobby, which is bounded: when it is full, the
 //! one that has been there longest must leave. So silent sockets never shut anybody out.
 
 use std::collections::BTreeMap;

@@ -288,6 +288,17 @@ pub(crate) struct Delivered {
     pub(crate) blob: Vec<u8>,
 }
 
+fn parsed(frame: &[u8]) -> Value {
+    let (prefix, json) = frame.split_at(4);
+    let announced = u32::from_be_bytes(prefix.try_into().unwrap()) as usize;
+    assert_eq!(announced, json.len());
+    serde_json::from_slice(json).unwrap()
+}
+
+fn is_notice(frame: &Value) -> bool {
+    frame["payload"].get("blob_id").is_some()
+}
+
 fn delivered(frame: &Value) -> Delivered {
     Delivered {
         id: frame["message_id"].as_str().unwrap().to_owned(),
@@ -457,17 +468,20 @@ impl Peer {
             .await;
     }
 
-    /// The next frame, its prefix checked.
+    /// The next frame that is no notice, its prefix checked. Notices come whenever they do.
     pub(crate) async fn receive(&mut self) -> Value {
-        match self.next().await {
-            Ok(frame) => {
-                let (prefix, json) = frame.split_at(4);
-                assert_eq!(
-                    u32::from_be_bytes(prefix.try_into().unwrap()) as usize,
-                    json.len()
-                );
-                serde_json::from_slice(json).unwrap()
+        loop {
+            let frame = self.receive_any().await;
+            if !is_notice(&frame) {
+                return frame;
             }
+        }
+    }
+
+    /// The next frame, notices too, its prefix checked.
+    pub(crate) async fn receive_any(&mut self) -> Value {
+        match self.next().await {
+            Ok(frame) => parsed(&frame),
             Err(goodbye) => panic!("closed: {goodbye:?}"),
         }
     }
@@ -505,8 +519,24 @@ impl Peer {
         }
     }
 
-    /// Expects nothing to come.
+    /// Expects nothing to come but notices.
     pub(crate) async fn expect_silence(&mut self) {
+        let listening = async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Binary(frame))) if is_notice(&parsed(&frame)) => {}
+                    Some(Ok(Message::Ping(_))) => {}
+                    other => return other,
+                }
+            }
+        };
+        if let Ok(message) = tokio::time::timeout(SILENCE, listening).await {
+            panic!("unexpected: {message:?}");
+        }
+    }
+
+    /// Expects nothing to come, not even a notice.
+    pub(crate) async fn expect_no_notice(&mut self) {
         if let Ok(message) = tokio::time::timeout(SILENCE, self.socket.next()).await {
             panic!("unexpected: {message:?}");
         }

@@ -1,0 +1,92 @@
+//! Which signed handshakes have been used, so that a recorded one opens nothing a second time.
+//!
+//! A nonce is burnt only after its signature was found good: otherwise a stranger could burn the
+//! nonces of others. None is forgotten before its time; when the memory is full, signed handshakes
+//! are refused until there is room.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::subscribe::NonceRefused;
+use crate::clock::Timestamp;
+
+/// How long a nonce is remembered: a signature is good for 60 s before and after its time.
+const REMEMBERED: Duration = Duration::from_secs(120);
+
+/// Nonces remembered, at the most. Two copies of 32 bytes and the set's overhead: 90 MB at the
+/// bound, which takes 8,300 good signatures a second for two minutes.
+const NONCES_MAX: usize = 1_000_000;
+
+/// The memory.
+#[derive(Debug, Default)]
+pub(super) struct Nonces {
+    /// Nothing awaits inside.
+    burnt: Mutex<Burnt>,
+}
+
+#[derive(Debug, Default)]
+struct Burnt {
+    nonces: HashSet<[u8; 32]>,
+    /// In the order in which they are forgotten.
+    order: VecDeque<(Timestamp, [u8; 32])>,
+}
+
+impl Nonces {
+    /// Burns a nonce whose signature is good.
+    pub(super) fn burn(&self, nonce: [u8; 32], now: Timestamp) -> Result<(), NonceRefused> {
+        let mut burnt = self.burnt.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((at, oldest)) = burnt.order.front().copied()
+            && now.since(at) >= REMEMBERED
+        {
+            burnt.order.pop_front();
+            burnt.nonces.remove(&oldest);
+        }
+        if burnt.nonces.contains(&nonce) {
+            return Err(NonceRefused::Used);
+        }
+        if burnt.nonces.len() >= NONCES_MAX {
+            return Err(NonceRefused::Full);
+        }
+        burnt.nonces.insert(nonce);
+        burnt.order.push_back((now, nonce));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nonce(number: u64) -> [u8; 32] {
+        let mut nonce = [0; 32];
+        nonce[..8].copy_from_slice(&number.to_be_bytes());
+        nonce
+    }
+
+    #[test]
+    fn a_nonce_is_good_once_within_its_time() {
+        let nonces = Nonces::default();
+        let now = Timestamp::from_millis(1_000_000);
+        assert_eq!(nonces.burn(nonce(1), now), Ok(()));
+        assert_eq!(nonces.burn(nonce(1), now), Err(NonceRefused::Used));
+        assert_eq!(nonces.burn(nonce(2), now), Ok(()));
+        let almost = now.plus(REMEMBERED - Duration::from_millis(1));
+        assert_eq!(nonces.burn(nonce(1), almost), Err(NonceRefused::Used));
+        assert_eq!(nonces.burn(nonce(1), now.plus(REMEMBERED)), Ok(()));
+    }
+
+    #[test]
+    fn a_full_memory_refuses_and_forgets_nothing_early() {
+        let nonces = Nonces::default();
+        let now = Timestamp::from_millis(1_000_000);
+        for number in 0..NONCES_MAX as u64 {
+            nonces.burn(nonce(number), now).unwrap();
+        }
+        assert_eq!(nonces.burn(nonce(u64::MAX), now), Err(NonceRefused::Full));
+        assert_eq!(nonces.burn(nonce(0), now), Err(NonceRefused::Used));
+        let later = now.plus(REMEMBERED);
+        assert_eq!(nonces.burn(nonce(u64::MAX), later), Ok(()));
+        assert_eq!(nonces.burnt.lock().unwrap().nonces.len(), 1);
+    }
+}

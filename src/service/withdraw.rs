@@ -1,0 +1,15 @@
+//! An owner's second thoughts: delete what is kept for it.
+
+use super::Service;
+use super::refusal::Refusal;
+use crate::ids::MailboxHash;
+use crate::store::model::View;
+
+impl Service {
+    /// Deletes every blob of an opened mailbox that its opener can see; returns how many. Durable
+    /// when it returns; what is stored later stays.
+    pub async fn purge(&self, mailbox: MailboxHash, view: View) -> Result<u64, Refusal> {
+        let now = self.parts.clock.now();
+        Ok(self.parts.store.purge(mailbox, view, now).await?.blobs)
+    }
+}

@@ -1,0 +1,99 @@
+//! Who may open what: signed handshakes, nonces that open once, and relays that ask for a proof.
+
+use ed25519_dalek::{Signer as _, SigningKey};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+use crate::harness::{Peer, Relay, id};
+
+fn key(seed: u8) -> SigningKey {
+    SigningKey::from_bytes(&[seed; 32])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A handshake signed at `secs` with this nonce.
+fn signed(key: &SigningKey, nonce: [u8; 32], secs: u64) -> Value {
+    let message = [&nonce[..], &secs.to_be_bytes()].concat();
+    json!({
+        "client_id": hex(key.verifying_key().as_bytes()),
+        "identity_public_key": hex(key.verifying_key().as_bytes()),
+        "nonce": hex(&nonce),
+        "timestamp": secs,
+        "signature": hex(&key.sign(&message).to_bytes()),
+    })
+}
+
+const NOW: u64 = 1_795_220_095;
+
+async fn try_open(relay: &Relay, fields: Value) -> Result<(), u16> {
+    let mut peer = Peer::connect(relay.running.clients).await;
+    peer.say_hello(fields).await;
+    match peer.next().await {
+        Ok(_) => Ok(()),
+        Err(crate::harness::Goodbye::Frame(code, _)) => Err(code),
+        Err(crate::harness::Goodbye::Bare) => Err(0),
+    }
+}
+
+#[tokio::test]
+async fn a_recorded_handshake_opens_nothing_a_second_time() {
+    let relay = Relay::start(&[]).await;
+    let handshake = signed(&key(1), [1; 32], NOW);
+    assert_eq!(try_open(&relay, handshake.clone()).await, Ok(()));
+    assert_eq!(try_open(&relay, handshake).await, Err(4401));
+    assert_eq!(
+        try_open(&relay, signed(&key(1), [2; 32], NOW)).await,
+        Ok(())
+    );
+}
+
+#[tokio::test]
+async fn a_forged_handshake_does_not_burn_the_genuine_one_s_nonce() {
+    let relay = Relay::start(&[]).await;
+    let genuine = signed(&key(1), [1; 32], NOW);
+    let mut forged = genuine.clone();
+    forged["signature"] = json!("00".repeat(64));
+    assert_eq!(try_open(&relay, forged).await, Err(4401));
+    assert_eq!(try_open(&relay, genuine).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_handshake_is_good_for_a_minute_by_the_relay_s_clock() {
+    let relay = Relay::start(&[]).await;
+    assert_eq!(
+        try_open(&relay, signed(&key(1), [1; 32], NOW - 61)).await,
+        Err(4401)
+    );
+    assert_eq!(
+        try_open(&relay, signed(&key(1), [2; 32], NOW + 61)).await,
+        Err(4401)
+    );
+    assert_eq!(
+        try_open(&relay, signed(&key(1), [3; 32], NOW - 60)).await,
+        Ok(())
+    );
+    relay.time.advance(Duration::from_secs(120));
+    assert_eq!(
+        try_open(&relay, signed(&key(1), [4; 32], NOW)).await,
+        Err(4401)
+    );
+}
+
+#[tokio::test]
+async fn a_relay_that_asks_for_proofs_opens_neither_names_nor_tokens_without() {
+    let relay = Relay::start(&[("RELAY_V1_UNVERIFIED", "deny")]).await;
+    assert_eq!(
+        try_open(&relay, json!({ "client_id": id(1) })).await,
+        Err(4401)
+    );
+    let mut with_token = signed(&key(1), [1; 32], NOW);
+    with_token["routing_token"] = json!(id(5));
+    assert_eq!(try_open(&relay, with_token).await, Err(4401));
+    assert_eq!(
+        try_open(&relay, signed(&key(1), [2; 32], NOW)).await,
+        Ok(())
+    );
+}
