@@ -113,13 +113,19 @@ impl Secret {
 
     fn write_new(&self, path: &Path) -> io::Result<()> {
         let text = format!("{}\n", data_encoding::HEXLOWER.encode(&self.bytes));
+        // Written beside and then linked: a start that is killed in the middle leaves no half of a
+        // secret, and two starts at once do not overwrite each other's.
+        let draft = path.with_extension("secret-draft");
         let mut file = fs::OpenOptions::new()
             .write(true)
-            .create_new(true)
+            .create(true)
+            .truncate(true)
             .mode(0o600)
-            .open(path)?;
+            .open(&draft)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
+        fs::hard_link(&draft, path)?;
+        fs::remove_file(&draft)?;
         if let Some(folder) = path.parent() {
             fs::File::open(folder)?.sync_all()?;
         }

@@ -12,6 +12,7 @@ mod process;
 mod address_limits;
 mod architecture;
 mod check;
+mod discretion;
 mod drain;
 mod expiry;
 mod faulty;
