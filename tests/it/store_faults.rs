@@ -329,7 +329,7 @@ async fn live_through(call: Call, nth: u64, kind: Kind) {
 async fn live_through_all(call: Call, bound: u64) {
     for nth in 1..=bound {
         let lives = Kind::ALL.map(|kind| async move {
-            println!("{call:?} {nth}: {kind:?}");
+            eprintln!("{call:?} {nth}: {kind:?}");
             let life = live_through(call, nth, kind);
             let in_time = tokio::time::timeout(4 * PATIENCE, life).await;
             assert!(in_time.is_ok(), "{call:?} {nth} {kind:?} hangs");
