@@ -107,9 +107,9 @@ impl SqliteStore {
             .cut(mailbox64, view, page.next, left, is_first, now)
             .await?;
         let rows = self.readers.rows(mailbox, &keys, &self.secret).await?;
-        let mut corrupt = Vec::new();
+        let mut corrupt = rows.damaged;
         let before = page.blobs.len();
-        for row in rows {
+        for row in rows.read {
             if !row.is_sound {
                 corrupt.push(row.blob.key);
             } else if row.is_ours && row.blob.expires_at > now {
