@@ -10,6 +10,7 @@ mod harness;
 mod process;
 
 mod architecture;
+mod corruption;
 mod disk_full;
 mod drain;
 mod expiry;
