@@ -16,6 +16,7 @@ const MIB: u64 = 1 << 20;
 /// A mounted file system; unmounted when it is dropped.
 struct Mount {
     folder: tempfile::TempDir,
+    is_mounted: bool,
 }
 
 impl Mount {
@@ -24,7 +25,10 @@ impl Mount {
     fn new(arguments: &[&str]) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         match shell("mount", arguments, Some(folder.path())) {
-            Ok(()) => Some(Self { folder }),
+            Ok(()) => Some(Self {
+                folder,
+                is_mounted: true,
+            }),
             Err(why) => {
                 skipped(&why);
                 None
@@ -63,6 +67,9 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        if !self.is_mounted {
+            return;
+        }
         // Lazily, so that a relay that a failed test has left behind does not keep it.
         if let Err(why) = shell("umount", &["-l"], Some(self.folder.path())) {
             say(&format!("cannot unmount {}: {why}", self.path().display()));
@@ -101,7 +108,8 @@ fn skipped(why: &str) {
 
 /// Past the test runner, which swallows what tests that pass print.
 fn say(line: &str) {
-    writeln!(std::io::stderr(), "{line}").unwrap();
+    let mut stderr = std::io::stderr();
+    stderr.write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// A client that numbers its blobs and keeps account of what was answered `Stored`.
@@ -323,4 +331,80 @@ async fn a_disk_without_any_space_costs_no_confirmed_blob_and_recovers_by_itself
     relay.kill().await;
     let relay = Process::start(disk.path()).await;
     expect_all(&relay, &sender.stored).await;
+}
+
+/// A file system whose disk has holes: blocks that were never written need space elsewhere, and when
+/// there is none, writing them fails late, at the fsync.
+struct HollowDisk {
+    /// In this order: what is dropped first is unmounted first.
+    mount: Mount,
+    ground: Mount,
+}
+
+impl HollowDisk {
+    fn new() -> Option<Self> {
+        let ground = Mount::tmpfs(48)?;
+        let image = ground.path().join("image");
+        File::create(&image).unwrap().set_len(40 * MIB).unwrap();
+        // Without a journal, which would give up for good at the first failed write.
+        let options = ["-q", "-F", "-O", "^has_journal", "-E", "nodiscard"];
+        if let Err(why) = shell("mkfs.ext4", &options, Some(&image)) {
+            skipped(&why);
+            return None;
+        }
+        let mount = Self::mount(&image)?;
+        Some(Self { mount, ground })
+    }
+
+    fn mount(image: &Path) -> Option<Mount> {
+        Mount::new(&["-o", "loop", &image.display().to_string()])
+    }
+
+    /// As after a power cut: what is only in memory is gone.
+    fn mounted_again(self) -> Self {
+        let Self { mut mount, ground } = self;
+        shell("umount", &[], Some(mount.path())).unwrap();
+        mount.is_mounted = false;
+        let mount = Self::mount(&ground.path().join("image")).unwrap();
+        Self { mount, ground }
+    }
+}
+
+#[tokio::test]
+async fn a_failed_fsync_ends_the_handle_and_confirms_nothing_that_is_not_on_the_disk() {
+    let Some(disk) = HollowDisk::new() else {
+        return;
+    };
+    let relay = Process::start(disk.mount.path()).await;
+    let mut sender = Sender::connect(&relay).await;
+    for _ in 0..3 {
+        sender.store(1_000).await;
+    }
+    let filler = disk.ground.fill(0);
+    // What is refused now was refused by a failed fsync: the file system has space.
+    let (code, refused) = sender.store_until_refused(64 << 10).await;
+    assert_eq!(code, "unavailable");
+    assert!(disk.mount.free_bytes() > 20 * MIB);
+    let (status_code, body) = status(&relay, "/ready").await;
+    assert_eq!(status_code, 503, "{body}");
+    assert_eq!(metric(&relay, "relay_store_up").await, 0.0);
+    assert_eq!(status(&relay, "/health").await.0, 200);
+    assert_eq!(sender.answer(&refused).await["error"], "unavailable");
+    expect_all(&relay, &sender.stored).await;
+
+    filler.delete();
+    eventually("/ready says yes", async || {
+        status(&relay, "/ready").await.0 == 200
+    })
+    .await;
+    assert_eq!(metric(&relay, "relay_store_up").await, 1.0);
+    assert!(metric(&relay, "relay_store_reopened_total").await >= 1.0);
+    sender.repeat_until_stored(&refused, &[]).await;
+    sender.store(1_000).await;
+    expect_all(&relay, &sender.stored).await;
+    relay.kill().await;
+    let disk = disk.mounted_again();
+    let relay = Process::start(disk.mount.path()).await;
+    expect_all(&relay, &sender.stored).await;
+    relay.kill().await;
 }
