@@ -4,7 +4,7 @@
 //! what to do about it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +33,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
 /// How long a statement waits for a lock that another process holds.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What a log begins with.
+const LOG_HEADER_BYTES: usize = 32;
 
 /// Pages of the log before a commit moves them into the database: 2,000 × 8 KiB = 16 MiB.
 const CHECKPOINT_PAGES: &str = "2000";
@@ -109,6 +112,9 @@ pub enum OpenError {
         /// What SQLite says.
         words: String,
     },
+    /// The log beside the database is not one.
+    #[error("{}: is damaged, and may hold blobs that were confirmed; restore it from a backup together with the database, or move it away to start without what it holds", .0.display())]
+    CorruptLog(PathBuf),
     /// A newer relay has changed the schema.
     #[error("{}: was written by a newer relay (its schema is {found}, this relay knows {known}); run the newer relay, or restore a backup from before the update", path.display())]
     NewerSchema {
@@ -179,6 +185,50 @@ fn private_file(path: &Path) -> io::Result<File> {
         .write(true)
         .mode(0o600)
         .open(path)
+}
+
+/// Sees that the log that a killed relay has left is one. SQLite itself takes a log whose header is
+/// damaged for an empty one, and all that was confirmed and not yet moved into the database would be
+/// gone without a word. What follows the header has checksums, but no way to tell a damaged frame
+/// from one that a power cut left unfinished.
+pub(super) fn look_at_log(database: &Path) -> Result<(), OpenError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    let path = PathBuf::from(path);
+    let mut header = [0; LOG_HEADER_BYTES];
+    let read = File::open(&path).and_then(|mut log| log.read_exact(&mut header));
+    match read {
+        Ok(()) if is_log_header(&header) => Ok(()),
+        Ok(()) => Err(OpenError::CorruptLog(path)),
+        // There is none, or nothing was ever confirmed in it: the header is made durable first.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Ok(())
+        }
+        Err(source) => Err(OpenError::DataDir { path, source }),
+    }
+}
+
+/// Whether these bytes begin a log (<https://sqlite.org/fileformat2.html#the_write_ahead_log>). Zeros
+/// do, too: a power cut may leave a file that has its length and nothing else.
+fn is_log_header(header: &[u8; LOG_HEADER_BYTES]) -> bool {
+    let (words, _) = header.as_chunks::<4>();
+    let magic = u32::from_be_bytes(words[0]);
+    let number = |word: [u8; 4]| match magic & 1 {
+        0 => u32::from_le_bytes(word),
+        _ => u32::from_be_bytes(word),
+    };
+    let (mut first, mut second) = (0_u32, 0_u32);
+    for pair in words[..6].chunks(2) {
+        first = first.wrapping_add(number(pair[0])).wrapping_add(second);
+        second = second.wrapping_add(number(pair[1])).wrapping_add(first);
+    }
+    let sums = [words[6], words[7]].map(u32::from_be_bytes);
+    *header == [0; LOG_HEADER_BYTES] || (magic & !1 == 0x377F_0682 && sums == [first, second])
 }
 
 /// How the committer's connection is opened.
