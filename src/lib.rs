@@ -23,6 +23,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod filesystem;
 pub mod http;
 pub mod ids;
 pub mod limits;

@@ -4,11 +4,18 @@
 //! each other. All series exist from the first scrape on, at zero. Labels carry only words from
 //! this file, `service::refusal` and `limits::table`, never anything that a client sent.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+/// The commit that this build was made from, where the build told.
+pub const COMMIT: &str = match option_env!("VAUCHI_RELAY_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
 
 /// Seconds: from a memory store's 100 µs to a stalled disk's 10 s.
 const SECONDS_BUCKETS: [f64; 16] = [
@@ -96,7 +103,7 @@ impl Metrics {
             gauge!(
                 "relay_build_info",
                 "version" => env!("CARGO_PKG_VERSION"),
-                "commit" => option_env!("VAUCHI_RELAY_COMMIT").unwrap_or("unknown")
+                "commit" => COMMIT
             )
             .set(1.0);
             describe_gauge!(
@@ -305,6 +312,17 @@ impl Metrics {
     pub fn render(&self) -> String {
         metrics::with_local_recorder(&*self.recorder, || self.process.collect());
         self.handle().render()
+    }
+
+    /// The series without labels, as a scrape would show them now.
+    pub fn values(&self) -> HashMap<String, f64> {
+        self.handle()
+            .render()
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter(|(series, _)| !series.starts_with('#') && !series.contains('{'))
+            .filter_map(|(series, value)| Some((series.to_owned(), value.parse().ok()?)))
+            .collect()
     }
 
     /// Must be called now and then, so that histograms do not grow between scrapes.

@@ -49,6 +49,10 @@ pub enum SecretError {
         /// The system's error.
         source: io::Error,
     },
+    /// The file was named and is not there. It is not made: a named file that is missing is usually
+    /// a secret that did not arrive, and blobs under a made-up one are lost when it does.
+    #[error("{path}: is not there; put the relay's secret there, or make one for a new relay: (umask 077; openssl rand -hex 32 > {path})", path = .0.display())]
+    Missing(PathBuf),
     /// The file is there and is not a secret.
     #[error("{}: is not a relay secret (64 hexadecimal digits); restore it from the backup", .0.display())]
     Malformed(PathBuf),
@@ -73,22 +77,14 @@ impl Secret {
         Self::from_bytes(rand::random())
     }
 
-    /// Reads the secret from `path`, or makes one there with mode 0600 when the file is missing.
-    ///
-    /// A new secret is fsynced, file and directory, before it is used: blobs stored under a secret
-    /// that a power cut takes away would be lost.
-    pub fn load_or_create(path: &Path) -> Result<Self, SecretError> {
+    /// Reads the secret from `path`.
+    pub fn load(path: &Path) -> Result<Self, SecretError> {
         match fs::read_to_string(path) {
             Ok(text) => crate::ids::parse_hex(text.trim())
                 .map(Self::from_bytes)
                 .map_err(|_| SecretError::Malformed(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let secret = Self::random();
-                secret.write_new(path).map_err(|source| SecretError::File {
-                    path: path.to_owned(),
-                    source,
-                })?;
-                Ok(secret)
+                Err(SecretError::Missing(path.to_owned()))
             }
             Err(source) => Err(SecretError::File {
                 path: path.to_owned(),
@@ -97,15 +93,39 @@ impl Secret {
         }
     }
 
+    /// Reads the secret from `path`, or makes one there with mode 0600 when the file is missing.
+    ///
+    /// A new secret is fsynced, file and directory, before it is used: blobs stored under a secret
+    /// that a power cut takes away would be lost.
+    pub fn load_or_create(path: &Path) -> Result<Self, SecretError> {
+        match Self::load(path) {
+            Err(SecretError::Missing(_)) => {
+                let secret = Self::random();
+                secret.write_new(path).map_err(|source| SecretError::File {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Ok(secret)
+            }
+            loaded => loaded,
+        }
+    }
+
     fn write_new(&self, path: &Path) -> io::Result<()> {
         let text = format!("{}\n", data_encoding::HEXLOWER.encode(&self.bytes));
+        // Written beside and then linked: a start that is killed in the middle leaves no half of a
+        // secret, and two starts at once do not overwrite each other's.
+        let draft = path.with_extension("secret-draft");
         let mut file = fs::OpenOptions::new()
             .write(true)
-            .create_new(true)
+            .create(true)
+            .truncate(true)
             .mode(0o600)
-            .open(path)?;
+            .open(&draft)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
+        fs::hard_link(&draft, path)?;
+        fs::remove_file(&draft)?;
         if let Some(folder) = path.parent() {
             fs::File::open(folder)?.sync_all()?;
         }
@@ -234,6 +254,16 @@ mod tests {
             Err(SecretError::Malformed(_))
         ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "hello");
+    }
+
+    #[test]
+    fn a_named_secret_that_is_missing_is_not_made_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("named");
+        let error = Secret::load(&path).unwrap_err();
+        assert!(matches!(error, SecretError::Missing(_)));
+        assert!(error.to_string().contains("openssl rand -hex 32 > "));
+        assert!(!path.exists());
     }
 
     #[test]

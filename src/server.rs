@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::{Config, StorageBackend};
-use crate::http::{Health, Scrape, health, operator_routes};
+use crate::http::{Detailed, Health, health, operator_routes};
 use crate::hub::Hub;
 use crate::limits::budgets::Budgets;
 use crate::limits::connections::Connections;
@@ -38,7 +39,7 @@ use crate::socket::websocket::{Upgrader, is_upgrade};
 use crate::store::memory::{MemoryOptions, MemoryStore};
 use crate::store::observed::Observed;
 use crate::store::quota::Quota;
-use crate::store::sqlite::{OpenError, SqliteOptions, SqliteStore};
+use crate::store::sqlite::{DATABASE_FILE, OpenError, SqliteOptions, SqliteStore};
 use crate::store::{OnStored, Store};
 
 /// Connections on the clients' port that are not sessions yet: as many as may become one, but never
@@ -58,7 +59,10 @@ const AFTER_THE_END: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A port could not be bound.
-    #[error("cannot listen on {address} ({variable}): {source}; see who has the port with: lsof -i :{}", address.port())]
+    #[error(
+        "cannot listen on {address} ({variable}): {source}{}",
+        bind_hint(source, address)
+    )]
     Bind {
         /// The setting that names the address.
         variable: &'static str,
@@ -77,12 +81,38 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
-    /// The secret could not be read or made.
+    /// The secret in the data directory could not be read or made.
     #[error("cannot use the relay's secret: {0}")]
-    Secret(#[from] SecretError),
+    Secret(SecretError),
+    /// There is a database and not its secret. A new one would lock it for good.
+    #[error(
+        "{path} is not there, and the database beside it needs it; restore it from the backup, or set RELAY_SECRET_FILE to where it is"
+    )]
+    SecretGone {
+        /// Where it belongs.
+        path: String,
+    },
+    /// The secret that `RELAY_SECRET_FILE` names could not be read.
+    #[error("RELAY_SECRET_FILE: cannot use the relay's secret: {0}")]
+    SecretFile(SecretError),
     /// The database could not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+}
+
+/// What to do about an address that cannot be bound, where that can be told.
+fn bind_hint(error: &io::Error, address: &SocketAddr) -> String {
+    let port = address.port();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!("; see who has the port with: lsof -i :{port}"),
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE, use a higher one".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => format!(
+            "; no interface of this machine has this address, use 0.0.0.0:{port} for every one"
+        ),
+        _ => String::new(),
+    }
 }
 
 /// How the relay came to its end.
@@ -114,6 +144,13 @@ pub struct Running {
     close_clients: CancellationToken,
     close_operators: CancellationToken,
     end_upkeep: CancellationToken,
+}
+
+/// Sockets that the settings let clients and operators open; `None` is without a limit.
+pub fn sockets_max(config: &Config) -> Option<u64> {
+    let sessions = u64::from(config.connections_max);
+    let others = (lobby_max(config) + OPERATORS_MAX) as u64;
+    (sessions > 0).then_some(sessions + others)
 }
 
 /// Opens the store, binds both ports and starts to serve.
@@ -264,7 +301,7 @@ impl Running {
             routes: client_routes(upgrader, health),
             header_timeout: config.header_timeout,
             keep_alive: false,
-            lobby_max: LOBBY_MIN.max(config.connections_max as usize),
+            lobby_max: lobby_max(config),
             metrics: Arc::clone(&self.metrics),
         };
         let (until, requests) = (self.close_clients.clone(), self.requests.clone());
@@ -282,13 +319,12 @@ impl Running {
         socket: TcpListener,
     ) {
         let health = Health::new(Arc::clone(service), self.shutdown.clone(), clock.clone());
-        let scrape = Scrape {
-            metrics: Arc::clone(&self.metrics),
-            token: config.metrics_token.clone(),
-        };
+        let metrics = Arc::clone(&self.metrics);
+        let detailed = Detailed::new(health.clone(), Arc::clone(&metrics), config);
+        let token = config.metrics_token.clone();
         let listener = Listener {
             socket,
-            routes: operator_routes(health, scrape),
+            routes: operator_routes(health, detailed, metrics, token),
             header_timeout: config.header_timeout,
             keep_alive: true,
             lobby_max: OPERATORS_MAX,
@@ -325,6 +361,10 @@ impl Running {
     }
 }
 
+fn lobby_max(config: &Config) -> usize {
+    LOBBY_MIN.max(config.connections_max as usize)
+}
+
 async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
     loop {
         match service.sweep().await {
@@ -340,7 +380,7 @@ async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
 
 fn load_secret(config: &Config) -> Result<Secret, StartError> {
     match (&config.secret_file, config.storage) {
-        (Some(path), _) => Ok(Secret::load_or_create(path)?),
+        (Some(path), _) => Secret::load(path).map_err(StartError::SecretFile),
         (None, StorageBackend::Memory) => Ok(Secret::random()),
         (None, StorageBackend::Sqlite) => {
             if config.data_dir_is_fallback {
@@ -352,9 +392,20 @@ fn load_secret(config: &Config) -> Result<Secret, StartError> {
                 })?;
             }
             look_at_data_dir(config)?;
-            Ok(Secret::load_or_create(&config.data_dir.join(SECRET_FILE))?)
+            let path = config.data_dir.join(SECRET_FILE);
+            if is_secret_gone(&config.data_dir) {
+                let path = path.display().to_string();
+                return Err(StartError::SecretGone { path });
+            }
+            Secret::load_or_create(&path).map_err(StartError::Secret)
         }
     }
+}
+
+/// Whether a data directory has a database and not the secret that was made before it.
+pub fn is_secret_gone(data_dir: &Path) -> bool {
+    let is_there = |file| data_dir.join(file).exists();
+    is_there(DATABASE_FILE) && !is_there(SECRET_FILE)
 }
 
 /// Says what is wrong with the folder itself before a file in it is missed.

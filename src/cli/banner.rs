@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use super::descriptors::Descriptors;
 use crate::config::{Config, StorageBackend};
 
 /// What is known only once the relay is up.
@@ -17,6 +18,8 @@ pub struct Facts {
     pub stored_bytes: u64,
     /// Bytes free on the disk of the data directory; `None` when there is no disk or no answer.
     pub disk_free_bytes: Option<u64>,
+    /// File descriptors, needed and allowed.
+    pub descriptors: Descriptors,
 }
 
 /// Lines for the log.
@@ -43,7 +46,10 @@ pub fn banner(config: &Config, facts: &Facts) -> Banner {
     }
     Banner {
         lines,
-        warnings: disk_warning(config, facts).into_iter().collect(),
+        warnings: disk_warning(config, facts)
+            .into_iter()
+            .chain(facts.descriptors.warning())
+            .collect(),
     }
 }
 
@@ -107,14 +113,14 @@ fn disk_warning(config: &Config, facts: &Facts) -> Option<String> {
     })
 }
 
-fn full_path(path: &Path) -> String {
+pub(super) fn full_path(path: &Path) -> String {
     // Only fails without a working directory; then the path as it was set says the most.
     let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     full.display().to_string()
 }
 
 /// `10 GiB`, `47.6 MiB`, `900 bytes`.
-fn in_bytes(bytes: u64) -> String {
+pub(super) fn in_bytes(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     let Some((unit, shift)) = units.into_iter().find(|(_, shift)| bytes >> shift > 0) else {
         return format!("{bytes} bytes");
@@ -151,6 +157,10 @@ mod tests {
             http_addr: "0.0.0.0:8081".parse().unwrap(),
             stored_bytes: 0,
             disk_free_bytes: Some(1 << 40),
+            descriptors: Descriptors {
+                needed: Some(2_128),
+                allowed: Some(4_096),
+            },
         }
     }
 
@@ -243,6 +253,20 @@ mod tests {
             ..short
         };
         assert_eq!(banner(&Config::default(), &mostly_full).warnings, [""; 0]);
+    }
+
+    #[test]
+    fn too_few_file_descriptors_are_warned_about() {
+        let short = Facts {
+            descriptors: Descriptors {
+                needed: Some(2_128),
+                allowed: Some(1_024),
+            },
+            ..facts()
+        };
+        let warnings = banner(&Config::default(), &short).warnings;
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("RELAY_MAX_CONNECTIONS"));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let address = match args.addr {
         Some(address) => address,
-        None => configured(std::env::var("RELAY_HTTP_ADDR").ok().as_deref())?,
+        None => configured(configured_address().as_deref())?,
     };
     let address = reachable(address);
     let path = if args.ready { "/ready" } else { "/health" };
@@ -51,6 +51,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         bail!("http://{address}{path}: status {status}");
     }
     Ok(())
+}
+
+/// The setting, or its older spelling.
+fn configured_address() -> Option<String> {
+    let of = |name| std::env::var(name).ok();
+    of("RELAY_HTTP_ADDR").or_else(|| of("RELAY_METRICS_ADDR"))
 }
 
 fn configured(variable: Option<&str>) -> anyhow::Result<SocketAddr> {

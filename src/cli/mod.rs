@@ -1,11 +1,16 @@
 //! The commands of the `vauchi-relay` binary: a file each.
 //!
-//! `serve` runs the relay and begins with what `banner` says; `send` and `receive` talk to one, so
-//! that a newcomer sees it work by hand; `healthcheck` is for probes. `exit` lists the exit codes.
+//! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
+//! `preflight`, tries what a start needs; `send` and `receive` talk to a relay, so that a newcomer
+//! sees it work by hand; `healthcheck` is for probes. `exit` lists the exit codes, `descriptors`
+//! counts what connections take of the system.
 
 pub mod banner;
+mod check;
+pub mod descriptors;
 pub mod exit;
 mod healthcheck;
+mod preflight;
 mod receive;
 mod send;
 mod serve;
@@ -31,6 +36,7 @@ struct Arguments {
 enum Command {
     /// Run the relay (the default)
     Serve,
+    Check(check::Args),
     Send(send::Args),
     Receive(receive::Args),
     Healthcheck(healthcheck::Args),
@@ -40,6 +46,7 @@ enum Command {
 pub fn run() -> ExitCode {
     let code = match Arguments::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(),
+        Command::Check(args) => check::run(&args),
         Command::Send(args) => client(send::run(args)),
         Command::Receive(args) => client(receive::run(args)),
         Command::Healthcheck(args) => client(healthcheck::run(args)),

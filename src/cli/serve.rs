@@ -3,33 +3,41 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::banner::{Banner, Facts, banner};
+use super::descriptors::{self, Descriptors};
 use super::exit;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
+use crate::filesystem;
 use crate::server::{self, Ending, Running};
-use crate::telemetry;
+use crate::telemetry::{self, LogFilter};
 
 /// Reads the settings, serves, drains.
 pub(super) fn run() -> u8 {
-    let Loaded { config, warnings } = match Config::from_env() {
+    let Loaded {
+        config, warnings, ..
+    } = match Config::from_env() {
         Ok(loaded) => loaded,
         Err(faults) => {
             eprintln!("{faults}");
             return exit::SETTINGS;
         }
     };
-    if let Err(error) = telemetry::init(config.log_format) {
-        eprintln!("{error}");
-        return exit::FAILED;
-    }
+    let filter = match telemetry::init(config.log_format, config.log_filter_file.clone()) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("{error}");
+            return exit::FAILED;
+        }
+    };
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    descriptors::raise(&config);
     match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
     {
-        Ok(runtime) => runtime.block_on(serve(&config)),
+        Ok(runtime) => runtime.block_on(serve_and_listen(&config, filter)),
         Err(error) => {
             tracing::error!(%error, "cannot start the runtime");
             exit::FAILED
@@ -37,17 +45,51 @@ pub(super) fn run() -> u8 {
     }
 }
 
-async fn serve(config: &Config) -> u8 {
-    let (mut terminate, mut interrupt) = match (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(error), _) | (_, Err(error)) => {
+/// The signals that a relay lives by.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Serves, and does what SIGHUP asks for until the very end.
+async fn serve_and_listen(config: &Config, mut filter: LogFilter) -> u8 {
+    let Signals {
+        terminate,
+        interrupt,
+        mut hangup,
+    } = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
             tracing::error!(%error, "cannot listen for signals");
             return exit::FAILED;
         }
     };
+    let hangups = async {
+        while hangup.recv().await.is_some() {
+            filter.on_hangup().await;
+        }
+    };
+    let serving = serve(config, terminate, interrupt);
+    tokio::pin!(serving);
+    tokio::select! {
+        code = &mut serving => code,
+        // No more signals will come; that is no reason to end.
+        () = hangups => serving.await,
+    }
+}
+
+async fn serve(config: &Config, mut terminate: Signal, mut interrupt: Signal) -> u8 {
     let mut running = match server::start(config, Clock::system()).await {
         Ok(running) => running,
         Err(error) => {
@@ -73,18 +115,14 @@ fn say_hello(config: &Config, running: &Running) {
         listen_addr: running.clients,
         http_addr: running.operators,
         stored_bytes: running.store.usage().bytes,
-        disk_free_bytes: disk_free_bytes(&config.data_dir),
+        disk_free_bytes: filesystem::free_bytes(&config.data_dir).ok(),
+        descriptors: Descriptors::of(config),
     };
     let Banner { lines, warnings } = banner(config, &facts);
     lines.iter().for_each(|line| tracing::info!("{line}"));
     warnings
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
-}
-
-fn disk_free_bytes(folder: &std::path::Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(folder).ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 async fn drain(running: Running, terminate: &mut Signal, interrupt: &mut Signal) -> u8 {

@@ -62,7 +62,11 @@ impl Config {
             return Err(ConfigError { faults });
         }
         warnings.extend(config.warnings());
-        Ok(Loaded { config, warnings })
+        Ok(Loaded {
+            config,
+            warnings,
+            in_force: reader.in_force(),
+        })
     }
 
     fn read(reader: &mut Reader, has_data: bool) -> Self {
@@ -89,6 +93,7 @@ impl Config {
                 c.data_dir_is_fallback = true;
             }
         }
+        reader.note("RELAY_DATA_DIR", c.data_dir.display());
         c.secret_file = reader.path("RELAY_SECRET_FILE");
         reader.flag("RELAY_ALLOW_NETWORK_FS", &mut c.allow_network_fs);
         if c.storage == StorageBackend::Memory {
@@ -116,6 +121,7 @@ impl Config {
         reader.seconds("RELAY_DRAIN_TIMEOUT_SECS", &mut c.drain_timeout);
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
         reader.word("RELAY_LOG_FORMAT", &formats, &mut c.log_format);
+        c.log_filter_file = reader.path("RELAY_LOG_FILTER_FILE");
         c
     }
 

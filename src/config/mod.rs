@@ -105,6 +105,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// `RELAY_LOG_FORMAT`.
     pub log_format: LogFormat,
+    /// `RELAY_LOG_FILTER_FILE`: holds the log filter.
+    pub log_filter_file: Option<PathBuf>,
     /// A connection must have sent its HTTP request within this time. Not a variable.
     pub header_timeout: Duration,
     /// A session must have sent its first frame within this time. Not a variable.
@@ -194,6 +196,7 @@ impl Default for Config {
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(8),
             log_format: LogFormat::Text,
+            log_filter_file: None,
             header_timeout: Duration::from_secs(5),
             first_frame_timeout: Duration::from_secs(10),
             message_timeout: Duration::from_secs(30),
@@ -209,6 +212,35 @@ pub struct Loaded {
     pub config: Config,
     /// One line each, to be logged once logging is set up.
     pub warnings: Vec<String>,
+    /// Every setting, in the order of [`SETTINGS`].
+    pub in_force: Vec<InForce>,
+}
+
+/// One setting as it is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce {
+    /// The variable.
+    pub name: &'static str,
+    /// Its value as one would write it; a secret is [`InForce::MASK`].
+    pub value: String,
+    /// Where the value comes from.
+    pub origin: Origin,
+}
+
+/// Where a setting's value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The variable is set.
+    Set,
+    /// This older spelling is set.
+    Alias(&'static str),
+}
+
+impl InForce {
+    /// Stands for a secret.
+    pub const MASK: &'static str = "***";
 }
 
 /// Everything that is wrong with the settings, one line each.

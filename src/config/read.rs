@@ -1,12 +1,13 @@
 //! From texts to values: each fault becomes one line that says what is wrong and what to write.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::settings::{Accepts, Setting, setting};
-use super::{Networks, Share, Token};
+use super::settings::{Accepts, SETTINGS, Setting, setting};
+use super::{InForce, Networks, Origin, Share, Token};
 
 /// The variables that are set, and the faults found so far.
 pub(super) struct Reader {
@@ -14,6 +15,8 @@ pub(super) struct Reader {
     values: BTreeMap<String, String>,
     /// The settings that could not be read.
     faulty: Vec<&'static str>,
+    /// What came of each setting, as one would write it.
+    noted: BTreeMap<&'static str, String>,
     pub(super) faults: Vec<String>,
 }
 
@@ -23,6 +26,7 @@ impl Reader {
         let mut reader = Self {
             values: BTreeMap::new(),
             faulty: Vec::new(),
+            noted: BTreeMap::new(),
             faults: Vec::new(),
         };
         match envy::prefixed("RELAY_").from_iter(variables) {
@@ -42,14 +46,45 @@ impl Reader {
         self.faulty.contains(&name)
     }
 
+    /// Remembers what is in force, where that is neither the text that was read nor the default in
+    /// the table.
+    pub(super) fn note(&mut self, name: &str, value: impl Display) {
+        self.noted.insert(row(name).name, value.to_string());
+    }
+
+    /// Every setting as it is in force.
+    pub(super) fn in_force(&self) -> Vec<InForce> {
+        SETTINGS.iter().map(|row| self.one_in_force(row)).collect()
+    }
+
+    fn one_in_force(&self, row: &'static Setting) -> InForce {
+        let spelling = row.spellings().find(|name| self.text(name).is_some());
+        let value = match (spelling, row.accepts) {
+            (Some(_), Accepts::Secret) => InForce::MASK,
+            (Some(spelling), _) => self.text(spelling).unwrap_or_default().trim(),
+            (None, _) => row.default,
+        };
+        let noted = self.noted.get(row.name).cloned();
+        InForce {
+            name: row.name,
+            value: noted.unwrap_or_else(|| value.to_owned()),
+            origin: match spelling {
+                None => Origin::Default,
+                Some(name) if name == row.name => Origin::Set,
+                Some(alias) => Origin::Alias(alias),
+            },
+        }
+    }
+
     /// Reads a whole number into `target`, which keeps its value when the variable is not set.
-    pub(super) fn number<T: TryFrom<u64>>(&mut self, name: &str, target: &mut T) {
+    pub(super) fn number<T: TryFrom<u64> + Display>(&mut self, name: &str, target: &mut T) {
         let row = row(name);
         let value = self.value(row, |_, text| parse_number(row.accepts, text));
         // The bounds in the table fit the field; a test sets each to its largest value.
         if let Some(value) = value.and_then(|value| T::try_from(value).ok()) {
             *target = value;
         }
+        self.note(name, target);
     }
 
     /// Reads a whole number of seconds.
@@ -76,6 +111,10 @@ impl Reader {
             })
         });
         *target = secs.map_or(*target, Duration::from_secs);
+        match target.as_secs() {
+            secs if secs.is_multiple_of(DAY_SECS) => self.note(name, secs / DAY_SECS),
+            secs => self.note(name, format_args!("{secs} seconds")),
+        }
     }
 
     /// Reads an IP address with a port.
@@ -83,6 +122,7 @@ impl Reader {
         if let Some(value) = self.value(row(name), |_, text| parse_address(text)) {
             *target = value;
         }
+        self.note(name, target);
     }
 
     /// Reads a decimal number from 0 to 1.
@@ -122,6 +162,10 @@ impl Reader {
         });
         if let Some(value) = value {
             *target = value;
+        }
+        // Of several words for the same the first is shown.
+        if let Some((word, _)) = meanings.iter().find(|(_, value)| value == target) {
+            self.note(name, word);
         }
     }
 

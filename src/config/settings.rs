@@ -288,6 +288,12 @@ pub const SETTINGS: &[Setting] = &[
         "text",
         "`text`, or `json` for one object a line",
     ),
+    path(
+        "RELAY_LOG_FILTER_FILE",
+        "none",
+        "/etc/vauchi-relay/log-filter",
+        "File that holds the log filter; read at the start and at each SIGHUP",
+    ),
     flag(
         "RELAY_ALLOW_NETWORK_FS",
         "false",

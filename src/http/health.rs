@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
-use crate::service::Service;
+use crate::service::{Service, Usage};
 use crate::shutdown::Shutdown;
 
 /// Probes answered at the same time on one port; each costs at most one look at the store.
@@ -44,12 +44,39 @@ impl Health {
         }
     }
 
+    /// Whether blobs are taken and given out, or why not.
+    pub(super) async fn readiness(&self) -> Result<(), String> {
+        if self.is_draining() {
+            return Err("draining: the relay is about to stop".to_owned());
+        }
+        let Ok(_permit) = self.permits.try_acquire() else {
+            return Err("too many probes at once".to_owned());
+        };
+        let probed = self.service.store().probe(self.clock.now()).await;
+        probed.map_err(|error| error.to_string())
+    }
+
+    /// Whether the relay is on its way out.
+    pub(super) fn is_draining(&self) -> bool {
+        self.shutdown.is_announced()
+    }
+
+    /// Since the relay was started.
+    pub(super) fn uptime(&self) -> Duration {
+        self.clock.monotonic().saturating_sub(self.started)
+    }
+
+    /// What is kept now.
+    pub(super) fn usage(&self) -> Usage {
+        self.service.store().usage()
+    }
+
     fn body(&self, status: &str, reason: Option<&str>) -> Json<serde_json::Value> {
         let mut body = json!({
             "status": status,
             "version": env!("CARGO_PKG_VERSION"),
-            "uptime_seconds": self.clock.monotonic().saturating_sub(self.started).as_secs(),
-            "blob_count": self.service.store().usage().stored,
+            "uptime_seconds": self.uptime().as_secs(),
+            "blob_count": self.usage().stored,
         });
         if let Some(reason) = reason {
             body["reason"] = reason.into();
@@ -80,14 +107,8 @@ async fn alive(State(health): State<Health>) -> Response {
 }
 
 async fn ready(State(health): State<Health>) -> Response {
-    if health.shutdown.is_announced() {
-        return health.not_ready("draining: the relay is about to stop");
-    }
-    let Ok(_permit) = health.permits.try_acquire() else {
-        return health.not_ready("too many probes at once");
-    };
-    match health.service.store().probe(health.clock.now()).await {
+    match health.readiness().await {
         Ok(()) => health.body("ready", None).into_response(),
-        Err(error) => health.not_ready(&error.to_string()),
+        Err(reason) => health.not_ready(&reason),
     }
 }

@@ -4,62 +4,35 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
-use crate::config::Token;
+use super::guard::{Guard, unauthorized};
 use crate::metrics::Metrics;
 
 /// What a scrape needs.
 #[derive(Clone)]
-pub struct Scrape {
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// Without a token everybody may scrape.
-    pub token: Option<Token>,
+struct Scrape {
+    metrics: Arc<Metrics>,
+    guard: Guard,
 }
 
-pub(super) fn routes(scrape: Scrape) -> Router {
+pub(super) fn routes(metrics: Arc<Metrics>, guard: Guard) -> Router {
     Router::new()
         .route("/metrics", get(render))
-        .with_state(scrape)
+        .with_state(Scrape { metrics, guard })
 }
 
+/// Without a token everybody may scrape; once one is set nobody without it, this machine included.
 async fn render(State(scrape): State<Scrape>, headers: HeaderMap) -> Response {
-    if !scrape.admits(&headers) {
-        let body = "metrics need the bearer token of RELAY_METRICS_TOKEN\n";
-        return (
-            StatusCode::UNAUTHORIZED,
-            [(WWW_AUTHENTICATE, "Bearer")],
-            body,
-        )
-            .into_response();
+    if scrape.guard.asks_for_token() && !scrape.guard.has_token(&headers) {
+        return unauthorized("metrics need the bearer token of RELAY_METRICS_TOKEN\n");
     }
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         scrape.metrics.render(),
     )
         .into_response()
-}
-
-impl Scrape {
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(token) = &self.token else {
-            return true;
-        };
-        let given = headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok());
-        given
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .is_some_and(|given| is_same(given, token.expose()))
-    }
-}
-
-/// Compares hashes, so that the time taken tells nothing of the token.
-fn is_same(given: &str, token: &str) -> bool {
-    // blake3's hashes compare in constant time.
-    blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes())
 }

@@ -33,7 +33,7 @@ use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
 pub use crate::store::StoreError;
-pub use crate::store::model::{BacklogCursor, Class, OrderKey, Page, StoredBlob, View};
+pub use crate::store::model::{BacklogCursor, Class, OrderKey, Page, StoredBlob, Usage, View};
 
 /// What the service stands on.
 pub struct Parts {

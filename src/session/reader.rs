@@ -89,6 +89,8 @@ impl Reader<'_> {
                 self.parts.metrics.answer_lane_full_total.increment(1);
                 self.shared.outbox.room().await;
             }
+            // While the relay itself did not read, the client's pongs were not seen.
+            self.shared.heard();
             let received = receive(self.stream).await;
             self.shared.heard();
             let step = match received {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::commit::{CommitError, Engine, Gate, Item, Outcome, Reply, Write, being_reopened};
-use super::model::Appended;
+use super::model::{Appended, Removed};
 use super::{OnStored, StoreError};
 use crate::metrics::Metrics;
 
@@ -95,6 +95,13 @@ impl<E: Engine> Committer<E> {
             };
             self.metrics.store_errors_total.increment(1);
             self.warn(&error);
+            let error = match self.remove_in_pieces(&batch, &part, error).await {
+                Ok(outcome) => {
+                    batch.confirm(&part, [Some(outcome)], self.on_stored.as_ref());
+                    continue;
+                }
+                Err(error) => error,
+            };
             match error {
                 CommitError::Rejected(_) | CommitError::TooWide | CommitError::DiskFull(_)
                     if part.len() > 1 =>
@@ -120,6 +127,47 @@ impl<E: Engine> Committer<E> {
                 }
             }
         }
+    }
+
+    /// A removal of many rows that was rejected: goes on without the rows that cannot be removed, or
+    /// one damaged page would keep the sweep from all that comes after it. Any other error is handed
+    /// back as it is.
+    async fn remove_in_pieces(
+        &mut self,
+        batch: &Batch,
+        part: &[usize],
+        error: CommitError,
+    ) -> Result<Outcome, CommitError> {
+        let (CommitError::Rejected(_), [Write::Remove { keys, cause, now }]) =
+            (&error, &batch.select(part)[..])
+        else {
+            return Err(error);
+        };
+        if keys.len() < 2 {
+            return Err(error);
+        }
+        let mut removed = Removed::default();
+        let mut pieces = Vec::from(halves(keys.clone()));
+        while let Some(keys) = pieces.pop() {
+            let piece = Write::Remove {
+                keys: keys.clone(),
+                cause: *cause,
+                now: *now,
+            };
+            match self.engine.commit(&[&piece]).await {
+                Ok(outcomes) => {
+                    for outcome in outcomes {
+                        if let Outcome::Removed(of_piece) = outcome {
+                            removed.blobs += of_piece.blobs;
+                        }
+                    }
+                }
+                Err(CommitError::Rejected(_)) if keys.len() > 1 => pieces.extend(halves(keys)),
+                Err(CommitError::Rejected(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Outcome::Removed(removed))
     }
 
     fn warn(&mut self, error: &CommitError) {
@@ -222,7 +270,7 @@ impl<E: Engine> Committer<E> {
 }
 
 /// Cut in the middle, the first half last.
-fn halves(mut part: Vec<usize>) -> [Vec<usize>; 2] {
+fn halves<T>(mut part: Vec<T>) -> [Vec<T>; 2] {
     let second = part.split_off(part.len() / 2);
     [second, part]
 }
@@ -417,7 +465,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::super::commit::{Engine, Lane, Pipeline, QUEUE_ITEMS_MAX};
-    use super::super::model::{Class, Envelope, Removed};
+    use super::super::model::{Class, Envelope};
     use super::super::{Pending, StoreError};
     use super::*;
     use crate::clock::Timestamp;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::commit::{Cause, Lane, Pipeline};
 use super::model::{Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View};
 use super::sqlite_errors::words;
-use super::sqlite_open::{open_writer, take_data_dir};
+use super::sqlite_open::{look_at_log, open_writer, take_data_dir};
 use super::sqlite_pages::{Cut, Readers};
 use super::sqlite_writer::SqliteWriter;
 use super::tally::Tally;
@@ -25,7 +25,7 @@ use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use crate::secrets::Secret;
 
-pub use super::sqlite_open::{DATABASE_FILE, OpenError, SqliteOptions};
+pub use super::sqlite_open::{DATABASE_FILE, LOCK_FILE, OpenError, SqliteOptions};
 
 /// Rows that a purge or the sweep removes in one transaction.
 const SLICE_ROWS: u32 = 256;
@@ -69,6 +69,7 @@ impl SqliteStore {
     pub async fn open(options: SqliteOptions) -> Result<Arc<Self>, OpenError> {
         let lock = take_data_dir(&options.data_dir, options.allow_network_fs)?;
         let path: PathBuf = options.data_dir.join(DATABASE_FILE);
+        look_at_log(&path)?;
         let connection = open_writer(&path, &options.secret).await?;
         let readers = Readers::new(&path);
         let (writer, tally) = SqliteWriter::new(&options, path, connection, Arc::new(lock)).await?;
@@ -106,9 +107,9 @@ impl SqliteStore {
             .cut(mailbox64, view, page.next, left, is_first, now)
             .await?;
         let rows = self.readers.rows(mailbox, &keys, &self.secret).await?;
-        let mut corrupt = Vec::new();
+        let mut corrupt = rows.damaged;
         let before = page.blobs.len();
-        for row in rows {
+        for row in rows.read {
             if !row.is_sound {
                 corrupt.push(row.blob.key);
             } else if row.is_ours && row.blob.expires_at > now {

@@ -32,6 +32,11 @@ pub(super) mod code {
     pub(in super::super) const NOTADB: i32 = 26;
 }
 
+/// Whether a read failed because what it read is damaged, and not storage as such.
+pub(super) fn is_damage(error: &sqlx::Error) -> bool {
+    primary_code(error) == Some(code::CORRUPT) || matches!(error, sqlx::Error::ColumnDecode { .. })
+}
+
 /// What a failure before COMMIT means: the transaction did not happen, but the handle may be done.
 pub(super) fn classify(error: &sqlx::Error) -> CommitError {
     let said = words(error);

@@ -4,7 +4,7 @@
 //! what to do about it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use super::OnStored;
 use super::quota::Quota;
 use super::sqlite_errors::{code, primary_code, words};
 use crate::clock::Timestamp;
+use crate::filesystem::{self, Kind};
 use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret};
 
@@ -26,12 +27,15 @@ use crate::secrets::{SECRET_FILE, Secret};
 pub const DATABASE_FILE: &str = "relay.db";
 
 /// Locked as long as a relay uses the data directory.
-const LOCK_FILE: &str = "relay.lock";
+pub const LOCK_FILE: &str = "relay.lock";
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
 /// How long a statement waits for a lock that another process holds.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What a log begins with.
+const LOG_HEADER_BYTES: usize = 32;
 
 /// Pages of the log before a commit moves them into the database: 2,000 × 8 KiB = 16 MiB.
 const CHECKPOINT_PAGES: &str = "2000";
@@ -108,6 +112,9 @@ pub enum OpenError {
         /// What SQLite says.
         words: String,
     },
+    /// The log beside the database is not one.
+    #[error("{}: is damaged, and may hold blobs that were confirmed; restore it from a backup together with the database, or move it away to start without what it holds", .0.display())]
+    CorruptLog(PathBuf),
     /// A newer relay has changed the schema.
     #[error("{}: was written by a newer relay (its schema is {found}, this relay knows {known}); run the newer relay, or restore a backup from before the update", path.display())]
     NewerSchema {
@@ -152,8 +159,8 @@ pub(super) fn take_data_dir(
         move |source| OpenError::DataDir { path, source }
     };
     fs::read_dir(data_dir).map_err(fault(data_dir))?;
-    let network = network_file_system(data_dir).map_err(fault(data_dir))?;
-    if let Some(kind) = network.filter(|_| !allow_network_fs) {
+    let kind = filesystem::kind(data_dir).map_err(fault(data_dir))?;
+    if let (Kind::Network(kind), false) = (kind, allow_network_fs) {
         let path = data_dir.to_owned();
         return Err(OpenError::NetworkFileSystem { path, kind });
     }
@@ -180,38 +187,48 @@ fn private_file(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// The kind of network file system that `path` is on, if it is one of the known ones.
-#[cfg(target_os = "linux")]
-fn network_file_system(path: &Path) -> io::Result<Option<&'static str>> {
-    let magic = rustix::fs::statfs(path)?.f_type;
-    // From statfs(2). Negative numbers are the same 32 bits on some architectures.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "the magic is 32 bits, whatever the width of the field"
-    )]
-    Ok(network_kind(magic as u32))
+/// Sees that the log that a killed relay has left is one. SQLite itself takes a log whose header is
+/// damaged for an empty one, and all that was confirmed and not yet moved into the database would be
+/// gone without a word. What follows the header has checksums, but no way to tell a damaged frame
+/// from one that a power cut left unfinished.
+pub(super) fn look_at_log(database: &Path) -> Result<(), OpenError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    let path = PathBuf::from(path);
+    let mut header = [0; LOG_HEADER_BYTES];
+    let read = File::open(&path).and_then(|mut log| log.read_exact(&mut header));
+    match read {
+        Ok(()) if is_log_header(&header) => Ok(()),
+        Ok(()) => Err(OpenError::CorruptLog(path)),
+        // There is none, or nothing was ever confirmed in it: the header is made durable first.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Ok(())
+        }
+        Err(source) => Err(OpenError::DataDir { path, source }),
+    }
 }
 
-#[cfg(not(target_os = "linux"))]
-fn network_file_system(_: &Path) -> io::Result<Option<&'static str>> {
-    Ok(None)
-}
-
-#[cfg(target_os = "linux")]
-fn network_kind(magic: u32) -> Option<&'static str> {
-    Some(match magic {
-        0x6969 => "NFS",
-        0x517B | 0xFE53_4D42 | 0xFF53_4D42 => "SMB",
-        0x6573_5546 => "FUSE",
-        0x0102_1997 => "9P",
-        0x00C3_6400 => "Ceph",
-        0x5346_414F | 0x6B41_4653 => "AFS",
-        0x7375_7245 => "Coda",
-        0x564C => "NCP",
-        0x0BD0_0BD0 => "Lustre",
-        _ => return None,
-    })
+/// Whether these bytes begin a log (<https://sqlite.org/fileformat2.html#the_write_ahead_log>). Zeros
+/// do, too: a power cut may leave a file that has its length and nothing else.
+fn is_log_header(header: &[u8; LOG_HEADER_BYTES]) -> bool {
+    let (words, _) = header.as_chunks::<4>();
+    let magic = u32::from_be_bytes(words[0]);
+    let number = |word: [u8; 4]| match magic & 1 {
+        0 => u32::from_le_bytes(word),
+        _ => u32::from_be_bytes(word),
+    };
+    let (mut first, mut second) = (0_u32, 0_u32);
+    for pair in words[..6].chunks(2) {
+        first = first.wrapping_add(number(pair[0])).wrapping_add(second);
+        second = second.wrapping_add(number(pair[1])).wrapping_add(first);
+    }
+    let sums = [words[6], words[7]].map(u32::from_be_bytes);
+    *header == [0; LOG_HEADER_BYTES] || (magic & !1 == 0x377F_0682 && sums == [first, second])
 }
 
 /// How the committer's connection is opened.
@@ -343,18 +360,9 @@ pub(super) fn describe(path: &Path, error: &sqlx::Error) -> OpenError {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn network_file_systems_are_known_by_their_magic() {
-        assert_eq!(network_kind(0x6969), Some("NFS"));
-        assert_eq!(network_kind(0xFF53_4D42), Some("SMB"));
-        // ext4 and tmpfs.
-        assert_eq!(network_kind(0xEF53), None);
-        assert_eq!(network_kind(0x0102_1994), None);
-    }
 
     #[test]
     fn a_network_file_system_is_refused_with_a_hint() {

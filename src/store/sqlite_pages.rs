@@ -10,6 +10,7 @@ use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 
 use super::commit::Checksum;
 use super::model::{Class, OrderKey, PageBounds, StoredBlob, View};
+use super::sqlite_errors::is_damage;
 use super::sqlite_open::reader_options;
 use super::sqlite_rows::{Sized, fixed, timestamp};
 use super::working_set::{Size, expiry_slot, to_i64};
@@ -52,6 +53,15 @@ pub(super) struct Cut {
     pub(super) more: bool,
     /// Whether the next one is left out because it did not fit.
     pub(super) is_full: bool,
+}
+
+/// Rows of a page.
+#[derive(Default)]
+pub(super) struct Rows {
+    /// In order.
+    pub(super) read: Vec<Row>,
+    /// Rows that are there and cannot be read.
+    pub(super) damaged: Vec<OrderKey>,
 }
 
 /// A row, whether it is what it was, and whether it belongs to the mailbox that was asked for.
@@ -134,8 +144,32 @@ impl Readers {
         Ok(cut)
     }
 
-    /// Reads these rows, in order, each checked against its checksum. What is gone is left out.
+    /// Reads these rows, in order, each checked against its checksum. What is gone is left out. A row
+    /// on a damaged page does not keep its neighbours from being read.
     pub(super) async fn rows(
+        &self,
+        mailbox: &MailboxHash,
+        keys: &[i64],
+        secret: &Secret,
+    ) -> sqlx::Result<Rows> {
+        let mut rows = Rows::default();
+        match self.read_rows(mailbox, keys, secret).await {
+            Ok(read) => rows.read = read,
+            Err(error) if is_damage(&error) => {
+                for key in keys {
+                    match self.read_rows(mailbox, &[*key], secret).await {
+                        Ok(read) => rows.read.extend(read),
+                        Err(error) if is_damage(&error) => rows.damaged.push(OrderKey(*key)),
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(rows)
+    }
+
+    async fn read_rows(
         &self,
         mailbox: &MailboxHash,
         mut keys: &[i64],

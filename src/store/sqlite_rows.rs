@@ -3,6 +3,7 @@
 //! Every statement is a round trip to the connection's thread, so there are few and large ones. A
 //! statement exists for 1, 10 and 100 rows each, so that the cache of prepared statements hits.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use sqlx::Row as _;
@@ -11,6 +12,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use super::commit::{Checksum, Write};
 use super::departures::Departure;
 use super::plan::{Header, Plan};
+use super::sqlite_errors::is_damage;
 use super::working_set::{Size, expiry_slot, to_i64, to_u64};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -81,16 +83,17 @@ static INSERT_DEPARTED: LazyLock<Sized> = LazyLock::new(|| {
 static DELETE_BLOBS: LazyLock<Sized> =
     LazyLock::new(|| Sized::new("DELETE FROM blob WHERE seq IN (", "?", ")"));
 
-static COPY_CORRUPT: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, expires_slot, kind, \
-         expires_at, stored_at, mailbox, id, checksum, topic64, owner64, version, sealed, body) \
-         SELECT seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, mailbox, \
-         id, checksum, topic64, owner64, version, sealed, body FROM blob WHERE seq IN (",
-        "?",
-        ")",
-    )
-});
+const COPY_CORRUPT: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, \
+     expires_slot, kind, expires_at, stored_at, mailbox, id, checksum, topic64, owner64, version, \
+     sealed, body) \
+     SELECT seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, mailbox, id, \
+     checksum, topic64, owner64, version, sealed, body FROM blob WHERE seq = ?";
+
+/// The same without what lies on pages of its own.
+const COPY_CORRUPT_HEADER: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, \
+     expires_slot, kind, expires_at, stored_at, mailbox, id, checksum) \
+     SELECT seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, mailbox, id, \
+     checksum FROM blob WHERE seq = ?";
 
 static SELECT_HEADERS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
@@ -213,16 +216,46 @@ pub(super) async fn delete_blobs(
 /// Corrupt rows that are kept, the newest ones: with bodies of 1 MiB this is 100 MiB.
 const CORRUPT_ROWS_MAX: i64 = 100;
 
-/// Moves these rows to the corrupt ones.
+/// Which of these rows are on damaged pages. Asked outside of a transaction that writes: such a
+/// failure within one leaves it unfit for anything else.
+pub(super) async fn damaged(
+    connection: &mut SqliteConnection,
+    keys: &[i64],
+) -> sqlx::Result<HashSet<i64>> {
+    let mut damaged = HashSet::new();
+    for key in keys {
+        let read = sqlx::query("SELECT sealed, body FROM blob WHERE seq = ?")
+            .bind(*key)
+            .fetch_optional(&mut *connection)
+            .await;
+        match read {
+            Ok(_) => {}
+            Err(error) if is_damage(&error) => {
+                damaged.insert(*key);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(damaged)
+}
+
+/// Moves these rows to the corrupt ones, the `damaged` ones without their bodies.
 pub(super) async fn set_aside(
     connection: &mut SqliteConnection,
     keys: &[i64],
+    damaged: &HashSet<i64>,
     now: Timestamp,
 ) -> sqlx::Result<()> {
-    let mut copied = keys;
-    while let Some((query, later)) = COPY_CORRUPT.cut_keys(copied) {
-        query.execute(&mut *connection).await?;
-        copied = later;
+    for key in keys {
+        let copy = if damaged.contains(key) {
+            COPY_CORRUPT_HEADER
+        } else {
+            COPY_CORRUPT
+        };
+        sqlx::query(copy)
+            .bind(*key)
+            .execute(&mut *connection)
+            .await?;
     }
     delete_blobs(connection, keys).await?;
     sqlx::query("UPDATE corrupt SET set_aside_at = ? WHERE set_aside_at IS NULL")

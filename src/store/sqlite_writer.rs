@@ -154,11 +154,12 @@ impl SqliteWriter {
         let first_departure = self.departures.next_number();
         let commits = self.totals.commits + 1;
         let body = async {
+            let damaged = rows::damaged(connection, &plan.set_aside).await?;
             execute(connection, "BEGIN IMMEDIATE").await?;
             rows::insert_blobs(connection, plan, batch, &self.secret).await?;
             rows::delete_blobs(connection, &plan.deletes).await?;
             if !plan.set_aside.is_empty() {
-                rows::set_aside(connection, &plan.set_aside, plan.now).await?;
+                rows::set_aside(connection, &plan.set_aside, &damaged, plan.now).await?;
             }
             rows::insert_departures(connection, &plan.departures, first_departure).await?;
             do_chores(connection, plan, chores).await?;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::harness::{Relay, id};
+use vauchi_relay::store::sqlite::DATABASE_FILE;
+
+use crate::harness::{Relay, eventually, id};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -60,4 +62,45 @@ async fn what_expired_while_the_relay_was_down_is_swept_at_the_start() {
     // then, so only delivery is judged here.
     let mut recipient = relay.client(&id(2)).await;
     recipient.expect_silence().await;
+}
+
+#[tokio::test]
+async fn the_space_of_what_has_expired_is_given_back_and_used_again() {
+    const BLOBS: u8 = 120;
+    const MIB: u64 = 1 << 20;
+    let settings = [
+        ("RELAY_CLEANUP_INTERVAL_SECS", "1"),
+        ("RELAY_BLOB_TTL_DAYS", "1"),
+    ];
+    let relay = Relay::start(&settings).await;
+    let file = relay.config.data_dir.join(DATABASE_FILE);
+    let file_bytes = || std::fs::metadata(&file).unwrap().len();
+    // 15 MiB.
+    let fill = async |relay: &Relay, sender: u8| {
+        let mut sender = relay.client(&id(sender)).await;
+        for number in 0..BLOBS {
+            sender
+                .store(&id(2 + number % 7), &[number; 128 << 10])
+                .await;
+        }
+        sender.leave().await;
+    };
+    fill(&relay, 100).await;
+    // A relay that was stopped leaves one file, which has everything.
+    let relay = relay.restart().await;
+    let full = file_bytes();
+    assert!(full > 15 * MIB, "{full}");
+
+    relay.time.advance(DAY + Duration::from_secs(1));
+    relay
+        .metric_becomes("relay_blobs_expired_total", f64::from(BLOBS))
+        .await;
+    // 8 MiB and a tenth are kept for what comes next.
+    eventually("the file is small", async || file_bytes() < 10 * MIB).await;
+
+    fill(&relay, 101).await;
+    let relay = relay.restart().await;
+    let again = file_bytes();
+    assert!(again < full + MIB, "{again} bytes after {full}");
+    assert_eq!(relay.metric("relay_blobs_stored").await, f64::from(BLOBS));
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
+
 use crate::faulty::{Call, Fault, FaultyStore};
 use crate::harness::{Relay, http_get, id, value_of};
 
@@ -173,4 +175,152 @@ async fn readiness_asks_the_store_and_names_the_reason() {
         http_get(relay.running.operators, "/ready", &[]).await.0,
         200
     );
+}
+
+#[tokio::test]
+async fn the_detailed_health_tells_what_is_kept_and_by_whom_nothing() {
+    let relay = Relay::start(&[("RELAY_MAX_CONNECTIONS", "7")]).await;
+    let mut sender = relay.client(&id(1)).await;
+    sender.store(&id(2), b"one").await;
+    sender.store(&id(2), b"two").await;
+    let mut recipient = relay.client(&id(2)).await;
+    let delivered = recipient.delivery().await;
+    recipient.acknowledge(&delivered.id).await;
+    relay
+        .metric_becomes("relay_blobs_acknowledged_total", 1.0)
+        .await;
+
+    let (status, body) = http_get(relay.running.operators, "/health/detailed", &[]).await;
+    assert_eq!(status, 200, "{body}");
+    let told: serde_json::Value = serde_json::from_str(&body).unwrap();
+    for (pointer, expected) in [
+        ("/status", json!("ready")),
+        ("/reason", json!(null)),
+        ("/draining", json!(false)),
+        ("/version", json!(env!("CARGO_PKG_VERSION"))),
+        ("/storage/engine", json!("sqlite")),
+        ("/storage/takes_writes", json!(true)),
+        ("/storage/bytes", json!(3 + 256)),
+        ("/storage/bytes_max", json!(10_u64 << 30)),
+        // The tests switch this bound off.
+        ("/storage/disk_free_bytes_min", json!(null)),
+        ("/blobs/stored", json!(1)),
+        ("/blobs/created", json!(2)),
+        ("/blobs/acknowledged", json!(1)),
+        ("/blobs/add_up", json!(true)),
+        ("/sessions/active", json!(2)),
+        ("/sessions/max", json!(7)),
+        ("/commits/waiting_writes", json!(0)),
+        ("/departed/remembered", json!(1)),
+    ] {
+        assert_eq!(
+            told.pointer(pointer),
+            Some(&expected),
+            "{pointer} in {body}"
+        );
+    }
+    for pointer in ["/commit", "/uptime_seconds", "/storage/disk_free_bytes"] {
+        assert!(
+            told.pointer(pointer).is_some_and(|v| !v.is_null()),
+            "{pointer} in {body}"
+        );
+    }
+    assert!(!body.contains(&id(1)) && !body.contains(&id(2)), "{body}");
+    assert!(!body.contains(&delivered.id), "{body}");
+}
+
+#[tokio::test]
+async fn the_detailed_health_of_a_relay_that_is_not_ready_says_why() {
+    let mut faulty = None;
+    let relay = Relay::start_with(
+        &[("RELAY_STORAGE_BACKEND", "memory")],
+        |_| {},
+        |store| {
+            let store = FaultyStore::new(store);
+            faulty = Some(Arc::clone(&store));
+            store
+        },
+    )
+    .await;
+    faulty.unwrap().on(Call::Probe, 1, Fault::Fail);
+    let ask = async || http_get(relay.running.operators, "/health/detailed", &[]).await;
+    let (status, body) = ask().await;
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("storage is unavailable"), "{body}");
+    assert!(
+        body.contains("memory: a restart loses everything"),
+        "{body}"
+    );
+
+    relay.running.shutdown.announce();
+    let (status, body) = ask().await;
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("\"draining\":true"), "{body}");
+}
+
+/// Paths of the operators' port that are not for everybody; one that does not exist tells nothing
+/// else.
+const GUARDED: [(&str, u16); 3] = [("/", 200), ("/health/detailed", 200), ("/nothing", 404)];
+
+#[tokio::test]
+async fn strangers_are_told_apart_from_operators() {
+    // What a proxy on this machine passes on comes from loopback and was made elsewhere.
+    let stranger = ("X-Forwarded-For", "127.0.0.1");
+    let relay = Relay::start(&[]).await;
+    let operators = relay.running.operators;
+    for (path, status) in GUARDED {
+        assert_eq!(http_get(operators, path, &[]).await.0, status, "{path}");
+        let (refused, body) = http_get(operators, path, &[stranger]).await;
+        assert_eq!(refused, 403, "{path}");
+        assert!(body.contains("RELAY_METRICS_TOKEN"), "{body}");
+    }
+    for path in ["/health", "/up", "/ready", "/metrics"] {
+        assert_eq!(
+            http_get(operators, path, &[stranger]).await.0,
+            200,
+            "{path}"
+        );
+    }
+
+    let relay = Relay::start(&[("RELAY_METRICS_TOKEN", "swordfish")]).await;
+    let operators = relay.running.operators;
+    for (path, status) in GUARDED {
+        assert_eq!(http_get(operators, path, &[]).await.0, status, "{path}");
+        let wrong = [stranger, ("Authorization", "Bearer sword")];
+        for headers in [&wrong[..1], &wrong] {
+            let (refused, body) = http_get(operators, path, headers).await;
+            assert_eq!(refused, 401, "{path}");
+            assert!(!body.contains("swordfish"), "{body}");
+        }
+        let right = [stranger, ("Authorization", "Bearer swordfish")];
+        assert_eq!(http_get(operators, path, &right).await.0, status, "{path}");
+    }
+    for path in ["/health", "/up", "/ready"] {
+        assert_eq!(
+            http_get(operators, path, &[stranger]).await.0,
+            200,
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn whoever_comes_from_another_address_is_a_stranger() {
+    let Some(own) = own_address() else {
+        // A machine without a network has no other address; the guard's own test has it.
+        return;
+    };
+    let relay = Relay::start(&[("RELAY_HTTP_ADDR", "0.0.0.0:0")]).await;
+    let from_outside = std::net::SocketAddr::new(own, relay.running.operators.port());
+    assert_eq!(http_get(from_outside, "/health/detailed", &[]).await.0, 403);
+    assert_eq!(http_get(from_outside, "/ready", &[]).await.0, 200);
+}
+
+/// An address of this machine that is not loopback. Nothing is sent: connecting a datagram socket
+/// only looks up the route.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback()).then_some(address)
 }

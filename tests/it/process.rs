@@ -3,23 +3,36 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::harness::{LIMITS_OFF, PATIENCE};
+use crate::harness::{LIMITS_OFF, PATIENCE, eventually};
 
 /// A running `vauchi-relay`; killed when it is dropped.
 pub(crate) struct Process {
     child: Child,
     pub(crate) clients: SocketAddr,
     pub(crate) operators: SocketAddr,
-    log: tokio::task::JoinHandle<String>,
+    log: Arc<Mutex<String>>,
+    reading: tokio::task::JoinHandle<()>,
 }
 
 /// The binary with ports and a folder of its own, and no other setting of this machine's.
 pub(crate) fn command(data_dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vauchi-relay"));
+    prepared(Command::new(env!("CARGO_BIN_EXE_vauchi-relay")), data_dir)
+}
+
+/// As [`command`], after a shell has done what `before` says to itself.
+pub(crate) fn command_after(before: &str, data_dir: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    let script = format!("{before} && exec \"$0\"");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_vauchi-relay")]);
+    prepared(shell, data_dir)
+}
+
+fn prepared(mut command: Command, data_dir: &Path) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("RELAY_") || name == "RUST_LOG" {
             command.env_remove(name);
@@ -47,27 +60,32 @@ impl Process {
     pub(crate) async fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let (mut clients, mut operators, mut log) = (None, None, String::new());
+        let log = Arc::new(Mutex::new(String::new()));
+        let note = |log: &Mutex<String>, line: &str| {
+            let mut log = log.lock().unwrap();
+            log.push_str(line);
+            log.push('\n');
+        };
+        let (mut clients, mut operators) = (None, None);
         let listening = async {
             while clients.is_none() || operators.is_none() {
                 let line = lines.next_line().await.unwrap();
-                let line = line.unwrap_or_else(|| panic!("the relay ended:\n{log}"));
+                let line =
+                    line.unwrap_or_else(|| panic!("the relay ended:\n{}", log.lock().unwrap()));
                 clients = clients.or_else(|| address_after(&line, "ws://"));
                 operators = operators.or_else(|| address_after(&line, "http://"));
-                log += &line;
-                log.push('\n');
+                note(&log, &line);
             }
         };
         tokio::time::timeout(PATIENCE, listening)
             .await
             .expect("the relay listens");
         // Whoever does not read the log stops the relay once the pipe is full.
-        let log = tokio::spawn(async move {
+        let page = Arc::clone(&log);
+        let reading = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                log += &line;
-                log.push('\n');
+                note(&page, &line);
             }
-            log
         });
         let (Some(clients), Some(operators)) = (clients, operators) else {
             unreachable!()
@@ -77,7 +95,21 @@ impl Process {
             clients,
             operators,
             log,
+            reading,
         }
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until it has logged `words` so many times.
+    pub(crate) async fn logs(&self, words: &str, times: usize) {
+        eventually(&format!("{words} × {times}"), async || {
+            self.log().matches(words).count() >= times
+        })
+        .await;
     }
 
     /// As a power cut for the process: no handler runs.
@@ -102,7 +134,9 @@ impl Process {
             .await
             .expect("the relay ends")
             .unwrap();
-        (status, self.log.await.unwrap())
+        self.reading.await.unwrap();
+        let log = self.log.lock().unwrap().clone();
+        (status, log)
     }
 }
 

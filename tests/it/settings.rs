@@ -7,7 +7,9 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use vauchi_relay::config::{Accepts, Config, LogFormat, SETTINGS, Setting, StorageBackend};
+use vauchi_relay::config::{
+    Accepts, Config, InForce, LogFormat, Origin, SETTINGS, Setting, StorageBackend,
+};
 
 /// Loads settings that must hold; `RELAY_DATA_DIR` is always set, so that no machine's `/data`
 /// makes a difference.
@@ -190,6 +192,7 @@ fn every_variable_reaches_its_field() {
         ("RELAY_DRAIN_DELAY_SECS", "16"),
         ("RELAY_DRAIN_TIMEOUT_SECS", "17"),
         ("RELAY_LOG_FORMAT", "json"),
+        ("RELAY_LOG_FILTER_FILE", "f"),
         ("RELAY_ALLOW_NETWORK_FS", "1"),
     ]);
     assert_eq!(config.listen_addr.to_string(), "127.0.0.1:1");
@@ -225,6 +228,7 @@ fn every_variable_reaches_its_field() {
     assert_eq!(config.drain_delay, Duration::from_secs(16));
     assert_eq!(config.drain_timeout, Duration::from_secs(17));
     assert_eq!(config.log_format, LogFormat::Json);
+    assert_eq!(config.log_filter_file.as_deref(), Some(Path::new("f")));
     assert!(config.allow_network_fs);
 }
 
@@ -495,6 +499,68 @@ fn a_long_value_is_cut_and_control_characters_are_escaped() {
     assert!(only(faults(&[("RELAY_MAX_CONNECTIONS", &long)])).len() < 200);
     let told = only(faults(&[("RELAY_MAX_CONNECTIONS", "1\n2\u{1b}[31m")]));
     assert!(!told.contains(char::is_control), "{told:?}");
+}
+
+#[test]
+fn without_variables_the_table_s_defaults_are_shown_as_in_force() {
+    let shown = Config::from_vars([]).unwrap().in_force;
+    let names: Vec<_> = shown.iter().map(|setting| setting.name).collect();
+    let expected: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
+    assert_eq!(names, expected);
+    for (shown, row) in shown.iter().zip(SETTINGS) {
+        assert_eq!(shown.origin, Origin::Default, "{}", row.name);
+        // The folder depends on whether this machine has a /data; `none` may stand for something
+        // that is made from another setting.
+        if row.name != "RELAY_DATA_DIR" && row.default != "none" {
+            assert_eq!(shown.value, row.default, "{}", row.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_in_force_is_shown_under_the_new_name_with_its_origin() {
+    let shown = |variables: &[(&str, &str)], name: &str| {
+        let loaded = Config::from_vars(owned(variables)).unwrap();
+        let all = loaded.in_force.into_iter();
+        let InForce { value, origin, .. } = all.into_iter().find(|s| s.name == name).unwrap();
+        (value, origin)
+    };
+    let text = |value: &str, origin| (value.to_owned(), origin);
+    assert_eq!(
+        shown(&[("RELAY_RATE_LIMIT", " 061 ")], "RELAY_RATE_LIMIT_PER_MIN"),
+        text("61", Origin::Alias("RELAY_RATE_LIMIT"))
+    );
+    let ttl = |secs| shown(&[("RELAY_BLOB_TTL_SECS", secs)], "RELAY_BLOB_TTL_DAYS");
+    let alias = Origin::Alias("RELAY_BLOB_TTL_SECS");
+    assert_eq!(ttl("2592000"), text("30", alias));
+    assert_eq!(ttl("90000"), text("90000 seconds", alias));
+    assert_eq!(
+        shown(
+            &[("RELAY_STORAGE_BACKEND", "memory")],
+            "RELAY_MAX_STORAGE_BYTES"
+        ),
+        text("536870912", Origin::Default)
+    );
+    assert_eq!(
+        shown(&[("RELAY_ALLOW_NETWORK_FS", "1")], "RELAY_ALLOW_NETWORK_FS"),
+        text("true", Origin::Set)
+    );
+    assert_eq!(
+        shown(&[], "RELAY_DATA_DIR"),
+        text("/data", Origin::Set),
+        "the tests set it"
+    );
+    assert_eq!(
+        shown(
+            &[("RELAY_METRICS_TOKEN", "swordfish")],
+            "RELAY_METRICS_TOKEN"
+        ),
+        text(InForce::MASK, Origin::Set)
+    );
+    assert_eq!(
+        shown(&[], "RELAY_METRICS_TOKEN"),
+        text("none", Origin::Default)
+    );
 }
 
 #[test]

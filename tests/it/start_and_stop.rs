@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::harness::{Peer, http_get, id};
-use crate::process::{Process, command, run};
+use crate::harness::{Peer, http_get, id, value_of};
+use crate::process::{Process, command, command_after, run};
 
 #[tokio::test]
 async fn the_first_signal_drains_and_the_exit_code_is_zero() {
@@ -36,6 +36,106 @@ async fn the_second_signal_stops_at_once_with_exit_code_three() {
     relay.signal("TERM").await;
     let (status, log) = relay.ended().await;
     assert_eq!(status.code(), Some(3), "{log}");
+}
+
+#[tokio::test]
+async fn file_descriptors_are_raised_as_far_as_they_go_and_too_few_are_warned_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let allowed = async |relay: &Process| {
+        let (_, scrape) = http_get(relay.operators, "/metrics", &[]).await;
+        value_of(&scrape, "process_max_fds")
+    };
+    let relay = Process::spawn(&mut command_after("ulimit -Sn 256", folder.path())).await;
+    // 1,000 sessions, as many strangers, 64 operators, 64 for files.
+    assert_eq!(allowed(&relay).await, Some(2128.0));
+    assert!(!relay.log().contains("file descriptors"), "{}", relay.log());
+    relay.kill().await;
+
+    let relay = Process::spawn(&mut command_after("ulimit -n 512", folder.path())).await;
+    assert_eq!(allowed(&relay).await, Some(512.0));
+    relay.logs("512 file descriptors are allowed", 1).await;
+    relay.kill().await;
+}
+
+/// One session from hello to goodbye, which a relay that logs debug lines mentions.
+async fn visit(relay: &Process) {
+    let mut client = Peer::connect(relay.clients).await;
+    client.handshake(json!({ "client_id": id(1) })).await;
+    client.leave().await;
+    crate::harness::eventually("the session is over", async || {
+        let (_, scrape) = http_get(relay.operators, "/metrics", &[]).await;
+        value_of(&scrape, "relay_connections_active") == Some(0.0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hanging_up_switches_debug_lines_on_and_off_and_never_ends_the_relay() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::start(folder.path()).await;
+    visit(&relay).await;
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=debug", 1).await;
+    assert!(!relay.log().contains("DEBUG"), "{}", relay.log());
+    visit(&relay).await;
+    relay.logs("session ended", 1).await;
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=info", 1).await;
+    visit(&relay).await;
+    assert_eq!(relay.log().matches("session ended").count(), 1);
+    for _ in 0..20 {
+        relay.signal("HUP").await;
+    }
+    visit(&relay).await;
+    relay.signal("TERM").await;
+    let (status, log) = relay.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[tokio::test]
+async fn hanging_up_a_draining_relay_does_not_hurry_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::spawn(command(folder.path()).env("RELAY_DRAIN_DELAY_SECS", "600")).await;
+    relay.signal("TERM").await;
+    relay.logs("draining", 1).await;
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=debug", 1).await;
+    assert_eq!(http_get(relay.operators, "/health", &[]).await.0, 200);
+    relay.signal("TERM").await;
+    let (status, log) = relay.ended().await;
+    assert_eq!(status.code(), Some(3), "{log}");
+}
+
+#[tokio::test]
+async fn hanging_up_reads_the_filter_file_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("filter");
+    std::fs::write(&path, "vauchi_relay=debug\n").unwrap();
+    let mut started = command(folder.path());
+    started.env("RELAY_LOG_FILTER_FILE", &path);
+    let relay = Process::spawn(&mut started).await;
+    visit(&relay).await;
+    relay.logs("session ended", 1).await;
+
+    std::fs::write(&path, "vauchi_relay=loud").unwrap();
+    relay.signal("HUP").await;
+    relay
+        .logs("the log filter stays vauchi_relay=debug", 1)
+        .await;
+    visit(&relay).await;
+    relay.logs("session ended", 2).await;
+
+    std::fs::remove_file(&path).unwrap();
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=info", 1).await;
+    visit(&relay).await;
+
+    std::fs::write(&path, "vauchi_relay=trace").unwrap();
+    relay.signal("HUP").await;
+    relay.logs("the log filter is vauchi_relay=trace", 1).await;
+    let log = relay.log();
+    assert_eq!(log.matches("session ended").count(), 2, "{log}");
+    relay.kill().await;
 }
 
 #[tokio::test]
@@ -82,6 +182,50 @@ async fn a_data_directory_that_is_not_there_is_told_in_the_system_s_own_words() 
         errors.contains("No such file or directory") && errors.contains("not here"),
         "{errors}"
     );
+}
+
+#[tokio::test]
+async fn a_secret_file_that_is_named_must_be_there_and_hold_a_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("named.secret");
+    let told = async |expected: &str| {
+        let mut relay = command(folder.path());
+        let (code, _, errors) = run(relay.env("RELAY_SECRET_FILE", &path)).await;
+        assert_eq!(code, Some(1), "{errors}");
+        for words in ["RELAY_SECRET_FILE", path.to_str().unwrap(), expected] {
+            assert!(errors.contains(words), "{words} in {errors}");
+        }
+    };
+    told("is not there").await;
+    assert!(!path.exists(), "it is not made up");
+    std::fs::write(&path, "swordfish").unwrap();
+    told("is not a relay secret").await;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    told("Is a directory").await;
+    std::fs::remove_dir(&path).unwrap();
+
+    std::fs::write(&path, "ab".repeat(32)).unwrap();
+    let relay = Process::spawn(command(folder.path()).env("RELAY_SECRET_FILE", &path)).await;
+    assert!(!folder.path().join("relay.secret").exists());
+    relay.kill().await;
+}
+
+#[tokio::test]
+async fn a_database_whose_secret_is_gone_is_not_locked_by_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (secret, kept) = (
+        folder.path().join("relay.secret"),
+        folder.path().join("kept"),
+    );
+    Process::start(folder.path()).await.kill().await;
+    std::fs::rename(&secret, &kept).unwrap();
+    let (code, _, errors) = run(&mut command(folder.path())).await;
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("restore it"), "{errors}");
+    assert!(!secret.exists());
+    std::fs::rename(&kept, &secret).unwrap();
+    Process::start(folder.path()).await.kill().await;
 }
 
 #[tokio::test]

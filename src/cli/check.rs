@@ -1,0 +1,175 @@
+//! `vauchi-relay check`: shows the settings as a start would have them, and tries what it needs.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+
+use super::exit;
+use super::preflight::{self, Finding, Level};
+use crate::config::{Config, ConfigError, InForce, Loaded, Origin};
+
+/// Show every setting as it is in force, and try what a start would need: disk, secret, ports.
+///
+/// Starts nothing and leaves nothing behind. Exit codes: 0 nothing failed; 1 something did; 2 settings
+/// are wrong, told as a start would tell them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is printed.
+struct Report {
+    settings: Vec<InForce>,
+    findings: Vec<Finding>,
+}
+
+/// Checks and prints; gives the exit code.
+pub(super) fn run(args: &Args) -> u8 {
+    let loaded = match Config::from_env() {
+        Ok(loaded) => loaded,
+        Err(faults) if args.json => {
+            print(&faults_as_json(&faults));
+            return exit::SETTINGS;
+        }
+        Err(faults) => {
+            eprintln!("{faults}");
+            return exit::SETTINGS;
+        }
+    };
+    let report = Report::of(loaded);
+    print(&if args.json {
+        report.as_json()
+    } else {
+        report.as_text()
+    });
+    match report.worst() {
+        Level::Ok | Level::Warn => exit::DRAINED,
+        Level::Fail => exit::FAILED,
+    }
+}
+
+impl Report {
+    fn of(loaded: Loaded) -> Self {
+        let Loaded {
+            config,
+            warnings,
+            in_force,
+        } = loaded;
+        let mut findings: Vec<_> = warnings
+            .into_iter()
+            .map(|warning| Finding::warn("settings", warning))
+            .collect();
+        findings.extend(preflight::findings(&config));
+        Self {
+            settings: in_force,
+            findings,
+        }
+    }
+
+    fn worst(&self) -> Level {
+        let levels = self.findings.iter().map(|finding| finding.level);
+        levels.max().unwrap_or(Level::Ok)
+    }
+
+    fn count(&self, level: Level) -> usize {
+        let findings = self.findings.iter();
+        findings.filter(|finding| finding.level == level).count()
+    }
+
+    fn as_text(&self) -> String {
+        let mut text = concat!("vauchi-relay ", env!("CARGO_PKG_VERSION"), "\n\n").to_owned();
+        let width = |cell: fn(&InForce) -> usize| self.settings.iter().map(cell).max();
+        let name_width = width(|setting| setting.name.len()).unwrap_or(0);
+        let value_width = width(|setting| setting.value.len()).unwrap_or(0).min(32);
+        for InForce {
+            name,
+            value,
+            origin,
+        } in &self.settings
+        {
+            let origin = match origin {
+                Origin::Default => "default".to_owned(),
+                Origin::Set => "set".to_owned(),
+                Origin::Alias(alias) => format!("set as {alias}"),
+            };
+            line(
+                &mut text,
+                format_args!("{name:name_width$}  {value:value_width$}  {origin}"),
+            );
+        }
+        text.push('\n');
+        for finding in &self.findings {
+            let Finding {
+                level,
+                subject,
+                text: what,
+            } = finding;
+            line(
+                &mut text,
+                format_args!("{:<4}  {subject}: {what}", word(*level)),
+            );
+        }
+        let (failed, warned) = (self.count(Level::Fail), self.count(Level::Warn));
+        line(
+            &mut text,
+            format_args!("\nfailed: {failed}, warnings: {warned}"),
+        );
+        text
+    }
+
+    fn as_json(&self) -> String {
+        let settings: Vec<_> = self.settings.iter().map(setting_as_json).collect();
+        let findings: Vec<_> = self.findings.iter().map(finding_as_json).collect();
+        let whole = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "outcome": word(self.worst()).to_lowercase(),
+            "settings": settings,
+            "findings": findings,
+        });
+        format!("{whole:#}\n")
+    }
+}
+
+fn setting_as_json(setting: &InForce) -> Value {
+    let (origin, alias) = match setting.origin {
+        Origin::Default => ("default", None),
+        Origin::Set => ("set", None),
+        Origin::Alias(alias) => ("alias", Some(alias)),
+    };
+    json!({ "name": setting.name, "value": setting.value, "origin": origin, "alias": alias })
+}
+
+fn finding_as_json(finding: &Finding) -> Value {
+    let level = word(finding.level).to_lowercase();
+    json!({ "level": level, "subject": finding.subject, "text": finding.text })
+}
+
+fn faults_as_json(faults: &ConfigError) -> String {
+    let whole = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "outcome": "fail",
+        "faults": faults.faults(),
+    });
+    format!("{whole:#}\n")
+}
+
+fn word(level: Level) -> &'static str {
+    match level {
+        Level::Ok => "ok",
+        Level::Warn => "warn",
+        Level::Fail => "FAIL",
+    }
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    // Writing to a string does not fail.
+    writeln!(text, "{line}").ok();
+}
+
+fn print(text: &str) {
+    // Whoever closed the pipe does not want to read it; the exit code still tells.
+    std::io::stdout().write_all(text.as_bytes()).ok();
+}

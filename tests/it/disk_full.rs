@@ -1,0 +1,410 @@
+//! The real relay on a disk that is full, or that fails to write: on file systems of its own, which
+//! only the superuser may mount. Whoever is not skips these tests, loudly.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Peer, eventually, http_get, id, update, value_of};
+use crate::process::{Process, command};
+
+const MIB: u64 = 1 << 20;
+
+/// A mounted file system; unmounted when it is dropped.
+struct Mount {
+    folder: tempfile::TempDir,
+    is_mounted: bool,
+}
+
+impl Mount {
+    /// `mount` with these arguments and a new folder; `None`, and a line that says why, when this
+    /// user may not.
+    fn new(arguments: &[&str]) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        match shell("mount", arguments, Some(folder.path())) {
+            Ok(()) => Some(Self {
+                folder,
+                is_mounted: true,
+            }),
+            Err(why) => {
+                skipped(&why);
+                None
+            }
+        }
+    }
+
+    /// A disk in memory of this size.
+    fn tmpfs(mib: u64) -> Option<Self> {
+        Self::new(&["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"])
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let disk = rustix::fs::statvfs(self.path()).unwrap();
+        disk.f_bavail * disk.f_frsize
+    }
+
+    /// Writes a file that leaves only so many bytes free.
+    fn fill(&self, leave_bytes: u64) -> Filler {
+        let path = self.path().join("filler");
+        let mut file = File::create(&path).unwrap();
+        let zeros = vec![0; 64 << 10];
+        while let more @ 1.. = self.free_bytes().saturating_sub(leave_bytes) {
+            let more = usize::try_from(more).unwrap().min(zeros.len());
+            if file.write_all(&zeros[..more]).is_err() {
+                break;
+            }
+        }
+        Filler(path)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if !self.is_mounted {
+            return;
+        }
+        // Lazily, so that a relay that a failed test has left behind does not keep it.
+        if let Err(why) = shell("umount", &["-l"], Some(self.folder.path())) {
+            say(&format!("cannot unmount {}: {why}", self.path().display()));
+        }
+    }
+}
+
+/// A file that fills a disk.
+struct Filler(PathBuf);
+
+impl Filler {
+    /// Space returns.
+    fn delete(self) {
+        fs::remove_file(self.0).unwrap();
+    }
+}
+
+/// Runs a program of the system; what it says when it fails.
+fn shell(program: &str, arguments: &[&str], path: Option<&Path>) -> Result<(), String> {
+    let output = Command::new(program).args(arguments).args(path).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{program}: {}", said.trim()))
+}
+
+fn skipped(why: &str) {
+    let test = std::thread::current();
+    let test = test.name().unwrap_or("a test");
+    say(&format!(
+        "SKIPPED {test}: it needs a disk of its own: {why}"
+    ));
+}
+
+/// Past the test runner, which swallows what tests that pass print.
+fn say(line: &str) {
+    let mut stderr = std::io::stderr();
+    stderr.write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+/// A client that numbers its blobs and keeps account of what was answered `Stored`.
+struct Sender {
+    peer: Peer,
+    number: u32,
+    stored: Vec<Vec<u8>>,
+}
+
+impl Sender {
+    async fn connect(relay: &Process) -> Self {
+        Self {
+            peer: client(relay, 1).await,
+            number: 0,
+            stored: Vec::new(),
+        }
+    }
+
+    /// A blob for the mailbox 2 that is like no other.
+    fn blob(&mut self, bytes: usize) -> (Value, Vec<u8>) {
+        self.number += 1;
+        let mut blob = self.number.to_be_bytes().to_vec();
+        blob.resize(bytes, 7);
+        let name = format!("blob {}", self.number);
+        (update(&name, &id(2), &blob), blob)
+    }
+
+    /// Sends a frame and returns the payload of its answer.
+    async fn answer(&mut self, frame: &Value) -> Value {
+        self.peer.send(frame).await;
+        let answer = self.peer.receive().await["payload"].take();
+        assert_eq!(answer["message_id"], frame["message_id"]);
+        answer
+    }
+
+    /// Sends one blob: `None` when it is stored, else the refusal's code and its frame.
+    async fn try_store(&mut self, bytes: usize) -> Option<(String, Value)> {
+        let (frame, blob) = self.blob(bytes);
+        let answer = self.answer(&frame).await;
+        if answer["status"] == "Stored" {
+            self.stored.push(blob);
+            return None;
+        }
+        Some((answer["error"].as_str().unwrap().to_owned(), frame))
+    }
+
+    async fn store(&mut self, bytes: usize) {
+        let refused = self.try_store(bytes).await;
+        assert!(refused.is_none(), "{:?}", refused.unwrap().0);
+    }
+
+    /// Sends blobs until one is refused; the code and the frame of that one.
+    async fn store_until_refused(&mut self, bytes: usize) -> (String, Value) {
+        loop {
+            if let Some(refused) = self.try_store(bytes).await {
+                return refused;
+            }
+        }
+    }
+
+    /// Repeats a refused frame until it is stored. `code` is the only answer before that.
+    async fn repeat_until_stored(&mut self, frame: &Value, codes: &[&str]) {
+        eventually("the repeat is stored", async || {
+            let answer = self.answer(frame).await;
+            let code = answer["error"].as_str();
+            assert!(code.is_none_or(|code| codes.contains(&code)), "{answer}");
+            answer["status"] == "Stored"
+        })
+        .await;
+        let blob = frame["payload"]["ciphertext"].clone();
+        self.stored.push(serde_json::from_value(blob).unwrap());
+    }
+}
+
+async fn client(relay: &Process, byte: u8) -> Peer {
+    let mut peer = Peer::connect(relay.clients).await;
+    peer.handshake(json!({ "client_id": id(byte) })).await;
+    peer
+}
+
+/// Everything in the mailbox 2, which is exactly what was confirmed, in order.
+async fn expect_all(relay: &Process, stored: &[Vec<u8>]) {
+    let mut recipient = client(relay, 2).await;
+    for blob in stored {
+        let delivery = recipient.delivery().await;
+        assert!(
+            delivery.blob == *blob,
+            "another blob: {:?}, not {:?}",
+            &delivery.blob[..4],
+            &blob[..4]
+        );
+    }
+    recipient.expect_silence().await;
+}
+
+/// The recipient of the mailbox 2 acknowledges the first blob.
+async fn acknowledge_first(relay: &Process, stored: &mut Vec<Vec<u8>>) {
+    let mut recipient = client(relay, 2).await;
+    let first = recipient.delivery().await;
+    assert!(first.blob == stored[0]);
+    let before = metric(relay, "relay_blobs_acknowledged_total").await;
+    recipient.acknowledge(&first.id).await;
+    eventually("the acknowledgement is done", async || {
+        metric(relay, "relay_blobs_acknowledged_total").await == before + 1.0
+    })
+    .await;
+    stored.remove(0);
+}
+
+async fn metric(relay: &Process, series: &str) -> f64 {
+    let (_, scrape) = http_get(relay.operators, "/metrics", &[]).await;
+    value_of(&scrape, series).unwrap_or_default()
+}
+
+async fn status(relay: &Process, path: &str) -> (u16, String) {
+    http_get(relay.operators, path, &[]).await
+}
+
+#[tokio::test]
+async fn below_the_free_space_that_is_kept_blobs_are_refused_and_the_rest_goes_on() {
+    // What is kept free must hold the log that grows before the disk is looked at again: 16 MiB.
+    let Some(disk) = Mount::tmpfs(64) else { return };
+    let on_disk = || {
+        let mut command = command(disk.path());
+        command.env("RELAY_MIN_FREE_BYTES", (32 * MIB).to_string());
+        command
+    };
+    let relay = Process::spawn(&mut on_disk()).await;
+    let mut sender = Sender::connect(&relay).await;
+    for _ in 0..3 {
+        sender.store(1_000).await;
+    }
+    let filler = disk.fill(32 * MIB - 1);
+    // The disk is looked at once a second.
+    let mut refused = None;
+    eventually("a blob is refused", async || {
+        refused = sender.try_store(100).await;
+        refused.is_some()
+    })
+    .await;
+    let (code, refused) = refused.unwrap();
+    assert_eq!(code, "relay_full");
+    let answer = sender.answer(&refused).await;
+    assert_eq!(answer["error"], "relay_full");
+    assert_eq!(answer["retry_after_ms"], 60_000);
+
+    // It delivers, which is what makes room: so it is ready, and stays where clients find it.
+    acknowledge_first(&relay, &mut sender.stored).await;
+    for path in ["/health", "/ready"] {
+        let (status, body) = status(&relay, path).await;
+        assert_eq!(status, 200, "{path}: {body}");
+    }
+
+    // A kill in the middle of it; the next one starts, refuses and delivers likewise.
+    relay.kill().await;
+    let relay = Process::spawn(&mut on_disk()).await;
+    sender.peer = client(&relay, 1).await;
+    assert_eq!(sender.answer(&refused).await["error"], "relay_full");
+    expect_all(&relay, &sender.stored).await;
+    acknowledge_first(&relay, &mut sender.stored).await;
+
+    filler.delete();
+    sender.repeat_until_stored(&refused, &["relay_full"]).await;
+    expect_all(&relay, &sender.stored).await;
+    relay.kill().await;
+    let relay = Process::spawn(&mut on_disk()).await;
+    expect_all(&relay, &sender.stored).await;
+}
+
+#[tokio::test]
+async fn a_disk_without_any_space_costs_no_confirmed_blob_and_recovers_by_itself() {
+    let Some(disk) = Mount::tmpfs(32) else { return };
+    let relay = Process::start(disk.path()).await;
+    let mut sender = Sender::connect(&relay).await;
+    for _ in 0..3 {
+        sender.store(1_000).await;
+    }
+    let filler = disk.fill(2 * MIB);
+    let (code, refused) = sender.store_until_refused(64 << 10).await;
+    assert_eq!(code, "relay_full", "SQLite found the disk full");
+    assert!(sender.stored.len() > 3, "some fitted");
+    // Smaller ones fit until they do not, either.
+    for bytes in [8 << 10, 100] {
+        let (code, _) = sender.store_until_refused(bytes).await;
+        assert_eq!(code, "relay_full");
+    }
+    let free = disk.free_bytes();
+    assert!(free < 64 << 10, "{free} bytes are free");
+    expect_all(&relay, &sender.stored).await;
+    assert_eq!(status(&relay, "/health").await.0, 200);
+    // As long as the log has room for the smallest write the relay is ready: deletions may go on,
+    // and they make room. When not even that is written, it is not, and says why.
+    let (status_code, body) = status(&relay, "/ready").await;
+    assert!(status_code == 200 || body.contains("full"), "{body}");
+
+    // A kill in the middle of it. What the relay needs to start is there already.
+    relay.kill().await;
+    let relay = Process::start(disk.path()).await;
+    sender.peer = client(&relay, 1).await;
+    expect_all(&relay, &sender.stored).await;
+    assert_eq!(sender.answer(&refused).await["error"], "relay_full");
+    // An acknowledgement may find no room; then the blob comes again.
+    let mut recipient = client(&relay, 2).await;
+    let first = recipient.delivery().await;
+    recipient.acknowledge(&first.id).await;
+    recipient.leave().await;
+
+    filler.delete();
+    sender.repeat_until_stored(&refused, &["relay_full"]).await;
+    eventually("/ready says yes", async || {
+        status(&relay, "/ready").await.0 == 200
+    })
+    .await;
+    if metric(&relay, "relay_blobs_acknowledged_total").await == 1.0 {
+        sender.stored.remove(0);
+    }
+    acknowledge_first(&relay, &mut sender.stored).await;
+    sender.store(1_000).await;
+    relay.kill().await;
+    let relay = Process::start(disk.path()).await;
+    expect_all(&relay, &sender.stored).await;
+}
+
+/// A file system whose disk has holes: blocks that were never written need space elsewhere, and when
+/// there is none, writing them fails late, at the fsync.
+struct HollowDisk {
+    /// In this order: what is dropped first is unmounted first.
+    mount: Mount,
+    ground: Mount,
+}
+
+impl HollowDisk {
+    fn new() -> Option<Self> {
+        let ground = Mount::tmpfs(48)?;
+        let image = ground.path().join("image");
+        File::create(&image).unwrap().set_len(40 * MIB).unwrap();
+        // Without a journal, which would give up for good at the first failed write.
+        let options = ["-q", "-F", "-O", "^has_journal", "-E", "nodiscard"];
+        if let Err(why) = shell("mkfs.ext4", &options, Some(&image)) {
+            skipped(&why);
+            return None;
+        }
+        let mount = Self::mount(&image)?;
+        Some(Self { mount, ground })
+    }
+
+    fn mount(image: &Path) -> Option<Mount> {
+        Mount::new(&["-o", "loop", &image.display().to_string()])
+    }
+
+    /// As after a power cut: what is only in memory is gone.
+    fn mounted_again(self) -> Self {
+        let Self { mut mount, ground } = self;
+        shell("umount", &[], Some(mount.path())).unwrap();
+        mount.is_mounted = false;
+        let mount = Self::mount(&ground.path().join("image")).unwrap();
+        Self { mount, ground }
+    }
+}
+
+#[tokio::test]
+async fn a_failed_fsync_ends_the_handle_and_confirms_nothing_that_is_not_on_the_disk() {
+    let Some(disk) = HollowDisk::new() else {
+        return;
+    };
+    let relay = Process::start(disk.mount.path()).await;
+    let mut sender = Sender::connect(&relay).await;
+    for _ in 0..3 {
+        sender.store(1_000).await;
+    }
+    let filler = disk.ground.fill(0);
+    // What is refused now was refused by a failed fsync: the file system has space.
+    let (code, refused) = sender.store_until_refused(64 << 10).await;
+    assert_eq!(code, "unavailable");
+    assert!(disk.mount.free_bytes() > 20 * MIB);
+    let (status_code, body) = status(&relay, "/ready").await;
+    assert_eq!(status_code, 503, "{body}");
+    assert_eq!(metric(&relay, "relay_store_up").await, 0.0);
+    assert_eq!(status(&relay, "/health").await.0, 200);
+    assert_eq!(sender.answer(&refused).await["error"], "unavailable");
+    expect_all(&relay, &sender.stored).await;
+
+    filler.delete();
+    eventually("/ready says yes", async || {
+        status(&relay, "/ready").await.0 == 200
+    })
+    .await;
+    assert_eq!(metric(&relay, "relay_store_up").await, 1.0);
+    assert!(metric(&relay, "relay_store_reopened_total").await >= 1.0);
+    sender.repeat_until_stored(&refused, &[]).await;
+    sender.store(1_000).await;
+    expect_all(&relay, &sender.stored).await;
+    relay.kill().await;
+    let disk = disk.mounted_again();
+    let relay = Process::start(disk.mount.path()).await;
+    expect_all(&relay, &sender.stored).await;
+    relay.kill().await;
+}
