@@ -5,6 +5,7 @@
 //! engine. Reading order: `model` (what is kept), `quota` (how much), `commit` (how writes become
 //! durable together), then the engines `memory` and `sqlite`.
 //!
+//! Of memory: `memory_shard` (mailboxes that share a lock), `memory_books` (what is counted over all).
 //! Behind the pipeline: `committer` is its task. `plan` folds a batch, with `working_set` (what a
 //! mailbox holds) and `departures` (what left lately) as its memory; `disk` and `tally` watch and
 //! count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load` (what a batch must know),
@@ -16,6 +17,8 @@ mod committer;
 mod departures;
 mod disk;
 pub mod memory;
+mod memory_books;
+mod memory_shard;
 pub mod model;
 pub mod observed;
 mod plan;
