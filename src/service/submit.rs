@@ -59,6 +59,7 @@ impl Service {
             mailbox: self.parts.secret.mailbox(&submission.recipient),
             id: submission.id,
             class: submission.class,
+            owner: None,
             stored_at,
             expires_at: stored_at.plus(self.parts.blob_ttl),
             sealed: Bytes::new(),

@@ -74,6 +74,8 @@ pub(super) enum Write {
 pub(super) enum Cause {
     /// The mailbox is purged of what `view` sees.
     Purged { mailbox: MailboxHash, view: View },
+    /// The owner is purged of its device sync messages.
+    OwnerPurged { owner: MailboxHash },
     /// Their time is over.
     Expired,
     /// Their checksum did not match; they are set aside, and not remembered as departed.

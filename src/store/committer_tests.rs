@@ -164,6 +164,7 @@ impl Bench {
             mailbox: MailboxHash::from_bytes([to; 32]),
             id: BlobId::from_bytes([body[0]; 16]),
             class: Class::SeenByV1,
+            owner: None,
             stored_at: Timestamp::default(),
             expires_at: Timestamp::from_millis(1),
             sealed: bytes::Bytes::new(),

@@ -17,7 +17,10 @@ use async_trait::async_trait;
 
 use super::memory_books::{Books, Departures, Way};
 use super::memory_shard::{Row, Shard};
-use super::model::{Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View};
+use super::model::{
+    Appended, BacklogCursor, Class, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage,
+    View,
+};
 use super::quota::Quota;
 use super::{OnStored, Pending, Store, StoreError};
 use crate::clock::Timestamp;
@@ -71,12 +74,10 @@ impl MemoryStore {
             on_stored: options.on_stored,
             is_closed: AtomicBool::new(false),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            books: Mutex::new(Books {
-                usage: Usage::default(),
-                last_key: OrderKey::START,
-                departures: Departures::new(options.dedup, options.dedup_max),
-                metrics: Arc::clone(&metrics),
-            }),
+            books: Mutex::new(Books::new(
+                Departures::new(options.dedup, options.dedup_max),
+                Arc::clone(&metrics),
+            )),
             metrics,
         }
     }
@@ -84,6 +85,9 @@ impl MemoryStore {
     /// Takes the row in, or says why not. Everything that decides happens under the shard's lock, so
     /// that of two senders only one gets the last place or the first use of an id.
     fn take(&self, mailbox: MailboxHash, row: Row, now: Timestamp) -> Result<Appended, StoreError> {
+        if let Some(owner) = row.owner {
+            self.relieve(&owner.hash, row.charged_bytes(), now)?;
+        }
         let mut shard = self.shard(&mailbox)?;
         if let Some(known) = shard.find(&mailbox, &row.id) {
             return Ok(self.repeated(row.checksum == known.checksum, known.expires_at));
@@ -92,14 +96,17 @@ impl MemoryStore {
             return Ok(self.repeated(row.checksum == departed.checksum, departed.expires_at));
         }
 
-        let charged_bytes = row.charged_bytes();
         let held = shard.held(&mailbox, row.class);
-        if !self.quota.mailbox_admits(held, charged_bytes) {
+        let is_mailbox_full = !self
+            .quota
+            .holder_admits(row.class, held, row.charged_bytes());
+        if row.owner.is_none() && is_mailbox_full {
             let expired = shard.remove_expired_of(&mailbox, now);
             self.books().depart(Way::Expired, mailbox, &expired, now);
         }
         let held = shard.held(&mailbox, row.class);
-        match self.books().admit(&self.quota, held, charged_bytes) {
+        let admitted = self.books().admit(&self.quota, held, mailbox, &row);
+        match admitted {
             Err(full) => Ok(full),
             Ok(key) => {
                 let expires_at = row.expires_at;
@@ -107,6 +114,30 @@ impl MemoryStore {
                 Ok(Appended::Stored { expires_at })
             }
         }
+    }
+
+    /// Takes away what has expired of an owner who has no room for `charged_bytes` more. Its
+    /// messages lie in several shards, so this comes before the one that they are taken into.
+    fn relieve(
+        &self,
+        owner: &MailboxHash,
+        charged_bytes: u64,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let held = self.books().held_by(owner);
+        if self
+            .quota
+            .holder_admits(Class::DeviceSync, held, charged_bytes)
+        {
+            return Ok(());
+        }
+        let mailboxes = self.books().mailboxes_of(owner);
+        for mailbox in mailboxes {
+            let mut shard = self.shard(&mailbox)?;
+            let expired = shard.remove_expired_of(&mailbox, now);
+            self.books().depart(Way::Expired, mailbox, &expired, now);
+        }
+        Ok(())
     }
 
     fn repeated(&self, is_same: bool, expires_at: Timestamp) -> Appended {
@@ -117,17 +148,36 @@ impl MemoryStore {
         Appended::Duplicate { expires_at }
     }
 
+    /// Purges what is wanted of a mailbox up to `last`, a slice at a time.
+    async fn purge_all(
+        &self,
+        mailbox: MailboxHash,
+        wanted: impl Fn(&Row) -> bool + Send + Sync,
+        last: OrderKey,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let mut after = Some(OrderKey::START);
+        let mut removed = 0;
+        while let Some(from) = after {
+            let (rows, next) = self.purge_slice(mailbox, &wanted, (from, last), now)?;
+            removed += rows;
+            after = next;
+            tokio::task::yield_now().await;
+        }
+        Ok(removed)
+    }
+
     /// Purges up to [`SLICE`] blobs after `after` and up to `last`. Answers how many, and where the
     /// next slice begins when there may be one.
     fn purge_slice(
         &self,
         mailbox: MailboxHash,
-        view: View,
+        wanted: impl Fn(&Row) -> bool,
         (after, last): (OrderKey, OrderKey),
         now: Timestamp,
     ) -> Result<(u64, Option<OrderKey>), StoreError> {
         let mut shard = self.shard(&mailbox)?;
-        let keys = shard.keys_shown(&mailbox, view, after, last);
+        let keys = shard.keys_of(&mailbox, wanted, after, last);
         let removed: Vec<Row> = keys
             .iter()
             .filter_map(|key| shard.remove(&mailbox, *key))
@@ -222,13 +272,22 @@ impl Store for MemoryStore {
         now: Timestamp,
     ) -> Result<Removed, StoreError> {
         let last = self.shard(&mailbox)?.last_key(&mailbox);
-        let mut after = Some(OrderKey::START);
+        let is_shown = |row: &Row| view.shows(row.class);
+        let blobs = self.purge_all(mailbox, is_shown, last, now).await?;
+        Ok(Removed { blobs })
+    }
+
+    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
+        // So that a closed store says so.
+        drop(self.shard(&owner)?);
+        let (last, mailboxes) = {
+            let books = self.books();
+            (books.last_key(), books.mailboxes_of(&owner))
+        };
+        let is_theirs = |row: &Row| row.owner.is_some_and(|of| of.hash == owner);
         let mut removed = Removed::default();
-        while let Some(from) = after {
-            let (blobs, next) = self.purge_slice(mailbox, view, (from, last), now)?;
-            removed.blobs += blobs;
-            after = next;
-            tokio::task::yield_now().await;
+        for mailbox in mailboxes {
+            removed.blobs += self.purge_all(mailbox, is_theirs, last, now).await?;
         }
         Ok(removed)
     }
@@ -254,8 +313,18 @@ impl Store for MemoryStore {
             .page(&mailbox, view, after, bounds, now))
     }
 
+    async fn device_sync_backlog(
+        &self,
+        mailbox: MailboxHash,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page<BacklogCursor>, StoreError> {
+        Ok(self.shard(&mailbox)?.backlog(&mailbox, after, bounds, now))
+    }
+
     fn usage(&self) -> Usage {
-        self.books().usage
+        self.books().usage()
     }
 
     async fn probe(&self, _now: Timestamp) -> Result<(), StoreError> {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::memory::SLICE;
 use super::memory_shard::Row;
 use super::model::{Appended, OrderKey, Usage};
-use super::quota::{Held, Quota};
+use super::quota::{Held, HeldInAll, Quota};
+use super::tally::{Happened, Ledger};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use crate::metrics::Metrics;
@@ -23,26 +24,80 @@ pub(super) enum Way {
 /// What is counted over all mailboxes. Under one lock, so that the sums hold whenever somebody
 /// looks, and so that no gauge is overwritten by an older value.
 pub(super) struct Books {
-    pub(super) usage: Usage,
-    pub(super) last_key: OrderKey,
+    ledger: Ledger,
+    held: HeldInAll,
+    last_key: OrderKey,
+    owners: HashMap<MailboxHash, OwnerBook>,
     pub(super) departures: Departures,
-    pub(super) metrics: Arc<Metrics>,
+    metrics: Arc<Metrics>,
+}
+
+/// The device sync messages of one owner. One who has none is not kept.
+#[derive(Default)]
+struct OwnerBook {
+    held: Held,
+    /// How many wait in each of its mailboxes.
+    mailboxes: HashMap<MailboxHash, u64>,
 }
 
 impl Books {
-    /// Counts one blob more and draws its key, if there is room beside what its mailbox has `held`.
+    pub(super) fn new(departures: Departures, metrics: Arc<Metrics>) -> Self {
+        Self {
+            ledger: Ledger::new(HeldInAll::default(), Arc::clone(&metrics)),
+            held: HeldInAll::default(),
+            last_key: OrderKey::START,
+            owners: HashMap::new(),
+            departures,
+            metrics,
+        }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        self.ledger.usage()
+    }
+
+    /// The largest key that was drawn.
+    pub(super) fn last_key(&self) -> OrderKey {
+        self.last_key
+    }
+
+    /// What an owner has in all its mailboxes.
+    pub(super) fn held_by(&self, owner: &MailboxHash) -> Held {
+        self.owners
+            .get(owner)
+            .map(|book| book.held)
+            .unwrap_or_default()
+    }
+
+    /// The mailboxes in which something of this owner waits.
+    pub(super) fn mailboxes_of(&self, owner: &MailboxHash) -> Vec<MailboxHash> {
+        self.owners
+            .get(owner)
+            .map(|book| book.mailboxes.keys().copied().collect())
+            .unwrap_or_default()
+    }
+
+    /// Counts one row more and draws its key, if there is room beside what its mailbox has `held`
+    /// in its class, or what its owner has.
     pub(super) fn admit(
         &mut self,
         quota: &Quota,
         held: Held,
-        charged_bytes: u64,
+        mailbox: MailboxHash,
+        row: &Row,
     ) -> Result<OrderKey, Appended> {
-        quota.admits(held, self.usage.bytes, charged_bytes)?;
-        self.usage.created += 1;
-        self.usage.stored += 1;
-        self.usage.bytes += charged_bytes;
-        self.metrics.blobs_created_total.increment(1);
-        self.show_usage();
+        let charged_bytes = row.charged_bytes();
+        let held = row.owner.map_or(held, |owner| self.held_by(&owner.hash));
+        quota.admits(row.class, held, self.held.bytes, charged_bytes)?;
+        if let Some(owner) = row.owner {
+            let book = self.owners.entry(owner.hash).or_default();
+            book.held.add(charged_bytes);
+            *book.mailboxes.entry(mailbox).or_default() += 1;
+        }
+        let mut happened = Happened::default();
+        happened.to(Some(row.class)).created = 1;
+        self.held.add(Some(row.class), charged_bytes);
+        self.ledger.count(happened, self.held);
         self.last_key.0 += 1;
         Ok(self.last_key)
     }
@@ -52,20 +107,18 @@ impl Books {
         if rows.is_empty() {
             return;
         }
-        let blobs = rows.len() as u64;
-        let (sum, counter) = match way {
-            Way::Acknowledged => (
-                &mut self.usage.acknowledged,
-                &self.metrics.blobs_acknowledged_total,
-            ),
-            Way::Purged => (&mut self.usage.purged, &self.metrics.blobs_purged_total),
-            Way::Expired => (&mut self.usage.expired, &self.metrics.blobs_expired_total),
-        };
-        *sum += blobs;
-        counter.increment(blobs);
-        self.usage.stored -= blobs;
-        self.usage.bytes -= rows.iter().map(Row::charged_bytes).sum::<u64>();
-        self.show_usage();
+        let mut happened = Happened::default();
+        for row in rows {
+            let counts = happened.to(Some(row.class));
+            *match way {
+                Way::Acknowledged => &mut counts.acknowledged,
+                Way::Purged => &mut counts.purged,
+                Way::Expired => &mut counts.expired,
+            } += 1;
+            self.held.remove(Some(row.class), row.charged_bytes());
+            self.leave_owner(mailbox, row);
+        }
+        self.ledger.count(happened, self.held);
 
         let mut forgotten_early = 0;
         for row in rows {
@@ -77,16 +130,30 @@ impl Books {
         self.show_departures(now);
     }
 
+    fn leave_owner(&mut self, mailbox: MailboxHash, row: &Row) {
+        let Some(owner) = row.owner else {
+            return;
+        };
+        let Some(book) = self.owners.get_mut(&owner.hash) else {
+            return;
+        };
+        book.held.remove(row.charged_bytes());
+        if let Some(waiting) = book.mailboxes.get_mut(&mailbox) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                book.mailboxes.remove(&mailbox);
+            }
+        }
+        if book.mailboxes.is_empty() {
+            self.owners.remove(&owner.hash);
+        }
+    }
+
     /// Forgets up to [`SLICE`] departures whose time is over, and answers how many.
     pub(super) fn forget_slice(&mut self, now: Timestamp) -> usize {
         let forgotten = self.departures.forget(SLICE, now);
         self.show_departures(now);
         forgotten
-    }
-
-    pub(super) fn show_usage(&self) {
-        self.metrics.blobs_stored.set(self.usage.stored as f64);
-        self.metrics.stored_bytes.set(self.usage.bytes as f64);
     }
 
     pub(super) fn show_departures(&self, now: Timestamp) {
@@ -194,6 +261,7 @@ mod tests {
         Row {
             id: BlobId::from_bytes([1; 16]),
             class: Class::SeenByV1,
+            owner: None,
             stored_at: Timestamp::default(),
             expires_at: Timestamp::from_millis(9),
             checksum: [body[0]; 16],

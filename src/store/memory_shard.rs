@@ -6,7 +6,10 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use super::memory::SLICE;
-use super::model::{Class, Envelope, OrderKey, Page, PageBounds, StoredBlob, View, charged_bytes};
+use super::model::{
+    BacklogCursor, Class, Envelope, OrderKey, Owner, Page, PageBounds, StoredBlob, View,
+    charged_bytes,
+};
 use super::quota::Held;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -15,6 +18,8 @@ use crate::ids::{BlobId, MailboxHash};
 pub(super) struct Row {
     pub(super) id: BlobId,
     pub(super) class: Class,
+    /// Only of device sync messages.
+    pub(super) owner: Option<Owner>,
     pub(super) stored_at: Timestamp,
     pub(super) expires_at: Timestamp,
     pub(super) checksum: [u8; 16],
@@ -29,6 +34,9 @@ impl Row {
         Self {
             id: envelope.id,
             class: envelope.class,
+            owner: envelope
+                .owner
+                .filter(|_| envelope.class == Class::DeviceSync),
             stored_at: envelope.stored_at,
             expires_at: envelope.expires_at,
             checksum,
@@ -50,6 +58,7 @@ impl Row {
             key,
             id: self.id,
             class: self.class,
+            version: self.owner.map(|owner| owner.version),
             stored_at: self.stored_at,
             expires_at: self.expires_at,
             sealed: self.sealed.clone(),
@@ -74,7 +83,7 @@ pub(super) struct Mailbox {
     /// The same rows, the oldest expiry first: a full mailbox finds its expired ones without a scan.
     pub(super) expiries: BTreeSet<(Timestamp, OrderKey)>,
     /// By [`Class`].
-    pub(super) held: [Held; Class::ALL.len()],
+    pub(super) held: [Held; Class::NUMBERS],
 }
 
 impl Shard {
@@ -106,11 +115,11 @@ impl Shard {
         (head.0 <= now).then_some(*head)
     }
 
-    /// Up to [`SLICE`] keys of the mailbox after `after` and up to `last` that `view` shows.
-    pub(super) fn keys_shown(
+    /// Up to [`SLICE`] keys of the mailbox after `after` and up to `last` of rows that are `wanted`.
+    pub(super) fn keys_of(
         &self,
         mailbox: &MailboxHash,
-        view: View,
+        wanted: impl Fn(&Row) -> bool,
         after: OrderKey,
         last: OrderKey,
     ) -> Vec<OrderKey> {
@@ -121,7 +130,7 @@ impl Shard {
         mailbox
             .rows
             .range((Bound::Excluded(after), Bound::Included(last)))
-            .filter(|(_, row)| view.shows(row.class))
+            .filter(|(_, row)| wanted(row))
             .take(SLICE)
             .map(|(key, _)| *key)
             .collect()
@@ -142,23 +151,48 @@ impl Shard {
         let Some(mailbox) = self.mailboxes.get(mailbox) else {
             return page;
         };
-        let mut bytes: u64 = 0;
         let rows = mailbox
             .rows
-            .range((Bound::Excluded(after), Bound::Unbounded));
-        for (key, row) in rows {
-            if view.shows(row.class) && !row.is_expired(now) {
-                bytes = bytes.saturating_add((row.sealed.len() + row.body.len()) as u64);
-                let is_full = page.blobs.len() as u64 >= u64::from(bounds.blobs_max)
-                    || bytes > bounds.bytes_max;
-                if is_full && !page.blobs.is_empty() {
-                    page.more = true;
-                    break;
-                }
-                page.blobs.push(row.to_blob(*key));
-            }
-            page.next = *key;
+            .range((Bound::Excluded(after), Bound::Unbounded))
+            .map(|(key, row)| (*key, *key, row));
+        fill(&mut page, rows, view, bounds, now);
+        page
+    }
+
+    /// The device sync messages behind `after`, by version, then by key.
+    pub(super) fn backlog(
+        &self,
+        mailbox: &MailboxHash,
+        mut after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Page<BacklogCursor> {
+        if after.up_to == OrderKey::START {
+            after.up_to = self.last_key(mailbox);
         }
+        let mut page = Page {
+            next: after,
+            ..Page::default()
+        };
+        let Some(mailbox) = self.mailboxes.get(mailbox) else {
+            return page;
+        };
+        let mut waiting: Vec<_> = mailbox
+            .rows
+            .range(..=after.up_to)
+            .filter_map(|(key, row)| Some((row.owner?.version, *key, row)))
+            .filter(|(version, key, _)| (*version, *key) > (after.version, after.key))
+            .collect();
+        waiting.sort_unstable_by_key(|(version, key, _)| (*version, *key));
+        let rows = waiting.into_iter().map(|(version, key, row)| {
+            let cursor = BacklogCursor {
+                version,
+                key,
+                ..after
+            };
+            (cursor, key, row)
+        });
+        fill(&mut page, rows, View::DeviceSync, bounds, now);
         page
     }
 
@@ -201,6 +235,30 @@ impl Shard {
     }
 }
 
+/// Fills a page with what `view` shows of these rows; each comes with where it leaves the reader.
+fn fill<'a, C>(
+    page: &mut Page<C>,
+    rows: impl Iterator<Item = (C, OrderKey, &'a Row)>,
+    view: View,
+    bounds: PageBounds,
+    now: Timestamp,
+) {
+    let mut bytes: u64 = 0;
+    for (cursor, key, row) in rows {
+        if view.shows(row.class) && !row.is_expired(now) {
+            bytes = bytes.saturating_add((row.sealed.len() + row.body.len()) as u64);
+            let is_full =
+                page.blobs.len() as u64 >= u64::from(bounds.blobs_max) || bytes > bounds.bytes_max;
+            if is_full && !page.blobs.is_empty() {
+                page.more = true;
+                break;
+            }
+            page.blobs.push(row.to_blob(key));
+        }
+        page.next = cursor;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +271,7 @@ mod tests {
             mailbox: MailboxHash::from_bytes([1; 32]),
             id: BlobId::from_bytes([1; 16]),
             class: Class::SeenByV1,
+            owner: None,
             stored_at: Timestamp::default(),
             expires_at: Timestamp::default(),
             sealed: buffer.slice(..3),

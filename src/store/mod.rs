@@ -7,7 +7,7 @@
 //!
 //! Of memory: `memory_shard` (mailboxes that share a lock), `memory_books` (what is counted over all).
 //! Behind the pipeline: `committer` is its task. `plan` folds a batch, with `working_set` (what a
-//! mailbox holds) and `departures` (what left lately) as its memory; `disk` and `tally` watch and
+//! mailbox holds), `owners` (what an identity has on its devices) and `departures` (what left lately) as its memory; `disk` and `tally` watch and
 //! count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load` (what a batch must know),
 //! `sqlite_writer` (its transaction), `sqlite_rows` (its statements), `sqlite_errors` (what failed),
 //! `sqlite_pages` (reading).
@@ -21,6 +21,7 @@ mod memory_books;
 mod memory_shard;
 pub mod model;
 pub mod observed;
+mod owners;
 mod plan;
 pub mod quota;
 pub mod sqlite;
@@ -43,7 +44,9 @@ use tokio::sync::oneshot;
 
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
-use model::{Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View};
+use model::{
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View,
+};
 
 /// Called by an engine after the commit, once for each mailbox that has something new.
 ///
@@ -79,6 +82,10 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Removed, StoreError>;
 
+    /// Deletes every device sync message of this owner, on all its devices, that was stored before
+    /// this call; durable when it returns.
+    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError>;
+
     /// Deletes up to `limit` expired blobs, the oldest expiry first, and forgets departures past
     /// their time; durable when it returns. Runs at lower priority than the other writes.
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError>;
@@ -93,6 +100,17 @@ pub trait Store: Send + Sync + 'static {
         bounds: PageBounds,
         now: Timestamp,
     ) -> Result<Page, StoreError>;
+
+    /// What waited for a device when its first page was asked for: device sync messages by version,
+    /// then by arrival, bounded and checked as a page is. What comes later is read with
+    /// [`Store::page`] after [`BacklogCursor::up_to`].
+    async fn device_sync_backlog(
+        &self,
+        mailbox: MailboxHash,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page<BacklogCursor>, StoreError>;
 
     /// What is kept now, from counters and never by counting rows.
     fn usage(&self) -> Usage;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::model::{Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View};
+use super::model::{
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View,
+};
 use super::{Pending, Store, StoreError};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -55,6 +57,10 @@ impl Store for Observed {
         self.counted(self.inner.purge(mailbox, view, now).await)
     }
 
+    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
+        self.counted(self.inner.purge_owner(owner, now).await)
+    }
+
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
         self.counted(self.inner.expire(limit, now).await)
     }
@@ -69,6 +75,20 @@ impl Store for Observed {
     ) -> Result<Page, StoreError> {
         let began = Instant::now();
         let page = self.inner.page(mailbox, view, after, bounds, now).await;
+        self.metrics.page_duration_seconds.record(began.elapsed());
+        self.counted(page)
+    }
+
+    async fn device_sync_backlog(
+        &self,
+        mailbox: MailboxHash,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page<BacklogCursor>, StoreError> {
+        let began = Instant::now();
+        let inner = &self.inner;
+        let page = inner.device_sync_backlog(mailbox, after, bounds, now).await;
         self.metrics.page_duration_seconds.record(began.elapsed());
         self.counted(page)
     }

@@ -8,8 +8,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::commit::{Cause, Checksum, Outcome, Write};
 use super::departures::{Departure, Departures};
-use super::model::{Appended, Envelope, OrderKey, Removed};
-use super::quota::{Held, Quota};
+use super::model::{Appended, Class, Envelope, OrderKey, Owner, Removed};
+use super::quota::{Held, HeldInAll, Quota};
+use super::tally::Happened;
 use super::working_set::{Entry, Size, WorkingSets, to_i64};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -34,6 +35,14 @@ pub(super) struct Header {
     pub(super) checksum: Checksum,
     pub(super) size: Size,
     pub(super) expires_at: Timestamp,
+    /// Whose device sync message it is.
+    pub(super) owner: Option<MailboxHash>,
+}
+
+impl Header {
+    pub(super) fn owner64(&self) -> Option<i64> {
+        self.owner.map(|owner| owner.prefix64())
+    }
 }
 
 /// What was read for a batch.
@@ -43,17 +52,8 @@ pub(super) struct Known {
     pub(super) headers: HashMap<i64, Header>,
     /// The expired rows of mailboxes that the batch would fill.
     pub(super) expired: HashMap<i64, Vec<i64>>,
-}
-
-/// How many blobs came and went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Counts {
-    pub(super) created: u64,
-    pub(super) duplicates: u64,
-    pub(super) acknowledged: u64,
-    pub(super) purged: u64,
-    pub(super) expired: u64,
-    pub(super) lost: u64,
+    /// The expired rows of owners that the batch would fill.
+    pub(super) expired_of_owners: HashMap<i64, Vec<i64>>,
 }
 
 /// What is to be done in one transaction.
@@ -68,11 +68,13 @@ pub(super) struct Plan {
     pub(super) departures: Vec<Departure>,
     /// One for each write.
     pub(super) outcomes: Vec<Outcome>,
-    pub(super) counts: Counts,
+    pub(super) happened: Happened,
     /// What the relay holds afterwards.
-    pub(super) held: Held,
+    pub(super) held: HeldInAll,
     /// The mailboxes whose working sets were changed.
     pub(super) touched: HashSet<i64>,
+    /// The owners of whom something came or went.
+    pub(super) touched_owners: HashSet<i64>,
     /// Whether something must be written although there is nothing.
     pub(super) is_trial: bool,
     /// Whether a slice of housekeeping is due.
@@ -150,6 +152,9 @@ pub(super) fn mailboxes_to_relieve(
         let Write::Append { envelope, .. } = write else {
             continue;
         };
+        if owner_of(envelope).is_some() {
+            continue;
+        }
         let mailbox64 = envelope.mailbox.prefix64();
         let Some(set) = sets.peek(mailbox64) else {
             continue;
@@ -161,11 +166,57 @@ pub(super) fn mailboxes_to_relieve(
         *last = 0;
         let bytes = envelope.charged_bytes();
         let may_have_expired = set.earliest_expiry() <= envelope.stored_at;
-        if may_have_expired && !quota.mailbox_admits(*held, bytes) {
+        if may_have_expired && !quota.holder_admits(envelope.class, *held, bytes) {
             let latest = full.entry(mailbox64).or_insert(envelope.stored_at);
             *latest = envelope.stored_at.max(*latest);
         }
         *last = bytes;
+    }
+    full
+}
+
+/// The owner whose quota counts for this envelope.
+pub(super) fn owner_of(envelope: &Envelope) -> Option<Owner> {
+    envelope
+        .owner
+        .filter(|_| envelope.class == Class::DeviceSync)
+}
+
+/// The owners to whom the batch brings something.
+pub(super) fn owners_of(batch: &[&Write]) -> HashSet<i64> {
+    let owners = batch.iter().filter_map(|write| match write {
+        Write::Append { envelope, .. } => owner_of(envelope),
+        _ => None,
+    });
+    owners.map(|owner| owner.hash.prefix64()).collect()
+}
+
+/// The owners that this batch may fill although something of theirs may have expired, each with
+/// the time to look at.
+pub(super) fn owners_to_relieve(
+    batch: &[&Write],
+    sets: &WorkingSets,
+    quota: &Quota,
+) -> HashMap<i64, Timestamp> {
+    let mut wanted: HashMap<_, Held> = HashMap::new();
+    let mut full = HashMap::new();
+    for write in batch {
+        let Write::Append { envelope, .. } = write else {
+            continue;
+        };
+        let Some(owner) = owner_of(envelope) else {
+            continue;
+        };
+        let owner64 = owner.hash.prefix64();
+        let owned = sets.owners.peek(owner64);
+        let held = wanted.entry(owner64).or_insert(owned.held);
+        let bytes = envelope.charged_bytes();
+        let may_have_expired = owned.earliest_expiry <= envelope.stored_at;
+        if may_have_expired && !quota.holder_admits(envelope.class, *held, bytes) {
+            let latest = full.entry(owner64).or_insert(envelope.stored_at);
+            *latest = envelope.stored_at.max(*latest);
+        }
+        held.add(bytes);
     }
     full
 }
@@ -177,7 +228,7 @@ pub(super) fn fold(
     known: Known,
     sets: &mut WorkingSets,
     first_key: i64,
-    held: Held,
+    held: HeldInAll,
 ) -> Plan {
     let mut folding = Folding {
         rules,
@@ -191,9 +242,10 @@ pub(super) fn fold(
             set_aside: Vec::new(),
             departures: Vec::new(),
             outcomes: Vec::with_capacity(batch.len()),
-            counts: Counts::default(),
+            happened: Happened::default(),
             held,
             touched: HashSet::new(),
+            touched_owners: HashSet::new(),
             is_trial: false,
             tidies: false,
             now: Timestamp::default(),
@@ -263,7 +315,7 @@ impl Folding<'_> {
             if first != *checksum {
                 return Appended::IdReused;
             }
-            self.plan.counts.duplicates += 1;
+            self.plan.happened.duplicates += 1;
             return Appended::Duplicate { expires_at };
         }
         if !self.rules.has_room {
@@ -281,22 +333,34 @@ impl Folding<'_> {
             checksum: *checksum,
             size: Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class),
             expires_at: envelope.expires_at,
-        };
-        let entry = Entry {
-            key,
-            id64,
-            size: header.size,
-            expires_from: header.expires_at,
+            owner: owner_of(envelope).map(|owner| owner.hash),
         };
         self.plan.inserts.push(Some(index));
-        self.plan.held.add(header.size.charged_bytes());
-        self.plan.counts.created += 1;
-        self.plan.touched.insert(mailbox64);
-        self.sets.insert(mailbox64, entry);
-        self.known.headers.insert(key, header);
+        self.come(key, header);
         Appended::Stored {
             expires_at: envelope.expires_at,
         }
+    }
+
+    fn come(&mut self, key: i64, header: Header) {
+        let charged_bytes = header.size.charged_bytes();
+        let class = header.size.class();
+        self.plan.held.add(class, charged_bytes);
+        self.plan.happened.to(class).created += 1;
+        self.plan.touched.insert(header.mailbox64);
+        if let Some(owner64) = header.owner64() {
+            self.plan.touched_owners.insert(owner64);
+            let owners = &mut self.sets.owners;
+            owners.add(owner64, charged_bytes, header.expires_at);
+        }
+        let entry = Entry {
+            key,
+            id64: header.id64,
+            size: header.size,
+            expires_from: header.expires_at,
+        };
+        self.sets.insert(header.mailbox64, entry);
+        self.known.headers.insert(key, header);
     }
 
     /// The checksum and the expiry of the blob that has or had this id in this mailbox.
@@ -336,7 +400,14 @@ impl Folding<'_> {
             other => return other,
         };
         // What has expired in it makes room first.
-        let Some(expired) = self.known.expired.remove(&envelope.mailbox.prefix64()) else {
+        let expired = match owner_of(envelope) {
+            Some(owner) => {
+                let owner64 = owner.hash.prefix64();
+                self.known.expired_of_owners.remove(&owner64)
+            }
+            None => self.known.expired.remove(&envelope.mailbox.prefix64()),
+        };
+        let Some(expired) = expired else {
             return Err(refused);
         };
         for key in expired {
@@ -349,14 +420,20 @@ impl Folding<'_> {
     }
 
     fn quota_admits(&self, envelope: &Envelope) -> Result<(), Appended> {
-        let mailbox = self
-            .sets
-            .peek(envelope.mailbox.prefix64())
-            .map(|set| set.held(envelope.class))
-            .unwrap_or_default();
-        self.rules
-            .quota
-            .admits(mailbox, self.plan.held.bytes, envelope.charged_bytes())
+        let held = match owner_of(envelope) {
+            Some(owner) => self.sets.owners.peek(owner.hash.prefix64()).held,
+            None => self
+                .sets
+                .peek(envelope.mailbox.prefix64())
+                .map(|set| set.held(envelope.class))
+                .unwrap_or_default(),
+        };
+        self.rules.quota.admits(
+            envelope.class,
+            held,
+            self.plan.held.bytes,
+            envelope.charged_bytes(),
+        )
     }
 
     fn acknowledge(&mut self, mailbox: &MailboxHash, ids: &[BlobId], now: Timestamp) -> Removed {
@@ -387,7 +464,8 @@ impl Folding<'_> {
                 {
                     Leaving::Purged
                 }
-                Cause::Expired | Cause::Purged { .. } => continue,
+                Cause::OwnerPurged { owner } if header.owner == Some(*owner) => Leaving::Purged,
+                Cause::Expired | Cause::Purged { .. } | Cause::OwnerPurged { .. } => continue,
             };
             removed.blobs += u64::from(self.leave(key.0, leaving, now));
         }
@@ -402,7 +480,13 @@ impl Folding<'_> {
         self.sets
             .remove(header.mailbox64, key, header.id64, header.size);
         self.plan.touched.insert(header.mailbox64);
-        self.plan.held.remove(header.size.charged_bytes());
+        let class = header.size.class();
+        let charged_bytes = header.size.charged_bytes();
+        self.plan.held.remove(class, charged_bytes);
+        if let Some(owner64) = header.owner64() {
+            self.plan.touched_owners.insert(owner64);
+            self.sets.owners.remove(owner64, charged_bytes);
+        }
         let is_lost = matches!(leaving, Leaving::Lost);
         match usize::try_from(key - self.plan.first_key) {
             // Came in this very batch: it is not written at all.
@@ -414,7 +498,7 @@ impl Folding<'_> {
             Err(_) if is_lost => self.plan.set_aside.push(key),
             Err(_) => self.plan.deletes.push(key),
         }
-        let counts = &mut self.plan.counts;
+        let counts = self.plan.happened.to(class);
         *match leaving {
             Leaving::Acknowledged => &mut counts.acknowledged,
             Leaving::Purged => &mut counts.purged,

@@ -16,7 +16,7 @@ struct Engine {
     departures: Departures,
     rows: HashMap<i64, Header>,
     next_key: i64,
-    held: Held,
+    held: HeldInAll,
     has_room: bool,
 }
 
@@ -26,14 +26,13 @@ impl Engine {
             secret: Secret::from_bytes([1; 32]),
             quota: Quota {
                 mailbox_blobs_max,
-                mailbox_bytes_max: 0,
-                relay_bytes_max: 0,
+                ..Quota::UNBOUNDED
             },
             sets: WorkingSets::new(1 << 20),
             departures: Departures::new(Duration::from_millis(1000), 0),
             rows: HashMap::new(),
             next_key: 1,
-            held: Held::default(),
+            held: HeldInAll::default(),
             has_room: true,
         }
     }
@@ -99,6 +98,7 @@ impl Engine {
                     checksum: *checksum,
                     size: Size::new(envelope.body.len(), envelope.class),
                     expires_at: envelope.expires_at,
+                    owner: owner_of(envelope).map(|owner| owner.hash),
                 };
                 assert!(self.rows.insert(key, header).is_none(), "a key twice");
             }
@@ -134,6 +134,7 @@ fn append(to: u8, id: u8, checksum: u8, now: u64) -> Write {
             mailbox: mailbox(to),
             id: blob(id),
             class: Class::SeenByV1,
+            owner: None,
             stored_at: at(now),
             expires_at: at(now + 500),
             sealed: bytes::Bytes::new(),
@@ -180,7 +181,10 @@ fn a_repeat_within_one_batch_is_a_duplicate_and_another_blob_under_its_id_is_ref
         append(2, 1, 2, 7),
     ]);
     assert_eq!(plan.outcomes, [stored(0), duplicate(0), REUSED, stored(7)]);
-    assert_eq!((plan.counts.created, plan.counts.duplicates), (2, 1));
+    assert_eq!(
+        (plan.happened.blobs.created, plan.happened.duplicates),
+        (2, 1)
+    );
     assert_eq!(engine.rows.len(), 2);
 }
 
@@ -222,7 +226,7 @@ fn what_was_set_aside_as_corrupt_may_be_sent_again() {
     let plan = engine.run(&[set_aside, append(1, 1, 1, 1)]);
     assert_eq!(plan.outcomes, [removed(1), stored(1)]);
     assert_eq!(plan.set_aside, [1]);
-    assert_eq!(plan.counts.lost, 1);
+    assert_eq!(plan.happened.blobs.lost, 1);
     assert_eq!(plan.first_key, 2, "no key is used twice");
 }
 
@@ -259,7 +263,7 @@ fn a_full_mailbox_loses_its_expired_rows_first() {
     assert_eq!(plan.outcomes, [FULL]);
     let plan = engine.run(&[append(1, 3, 1, 500), append(1, 4, 1, 500)]);
     assert_eq!(plan.outcomes, [stored(500), FULL]);
-    assert_eq!((plan.counts.expired, plan.deletes.len()), (1, 1));
+    assert_eq!((plan.happened.blobs.expired, plan.deletes.len()), (1, 1));
 }
 
 #[test]
@@ -299,7 +303,7 @@ fn a_purge_takes_only_what_its_view_shows_and_the_sweep_only_what_has_expired() 
     assert_eq!(plan.outcomes, [removed(1), removed(0)]);
     let plan = engine.run(&[remove(Cause::Expired, 500)]);
     assert_eq!(plan.outcomes, [removed(2)]);
-    assert_eq!(plan.counts.expired, 2);
+    assert_eq!(plan.happened.blobs.expired, 2);
 }
 
 /// The promises about one blob in a few lines, without batches, keys or sets.

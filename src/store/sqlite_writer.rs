@@ -18,7 +18,9 @@ use super::disk::DiskWatch;
 use super::plan::{self, Plan, Rules};
 use super::quota::Quota;
 use super::sqlite_errors::{classify, classify_commit, code, primary_code, words};
-use super::sqlite_load::{Totals, read_departures, read_known, read_sets, read_totals};
+use super::sqlite_load::{
+    Totals, read_departures, read_known, read_owners, read_sets, read_totals,
+};
 use super::sqlite_open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
 use super::sqlite_rows as rows;
 use super::tally::{Tally, as_float};
@@ -110,6 +112,9 @@ impl SqliteWriter {
     async fn plan(&mut self, batch: &[&Write]) -> Result<Plan, CommitError> {
         let connection = self.connection.as_mut().ok_or_else(not_open)?;
         read_sets(connection, &mut self.sets, batch).await?;
+        read_owners(connection, &mut self.sets, batch)
+            .await
+            .map_err(|error| classify(&error))?;
         let known = read_known(connection, &mut self.sets, &self.secret, &self.quota, batch)
             .await
             .map_err(|error| classify(&error))?;
@@ -173,6 +178,8 @@ impl SqliteWriter {
     /// Undoes what a failed transaction left, and tells what its failure means.
     async fn fail(&mut self, plan: Plan, failure: Failure) -> CommitError {
         self.sets.forget(plan.touched.iter().copied());
+        let owners = plan.touched_owners.iter().copied();
+        self.sets.owners.forget(owners);
         let (error, was_commit) = match failure {
             Failure::Before(error) => (classify(&error), false),
             Failure::At(error) => (classify_commit(&error), true),
@@ -208,14 +215,14 @@ impl SqliteWriter {
             forget(&mut self.departures, plan.now, &self.metrics);
             self.tally.written();
         }
-        if plan.counts.lost > 0 {
-            let lost = plan.counts.lost;
+        let lost = plan.happened.blobs.lost + plan.happened.device_sync.lost;
+        if lost > 0 {
             warn!(
                 blobs = lost,
                 "store: {lost} stored blobs did not match their checksum and were set aside; check the disk"
             );
         }
-        self.tally.count(plan.counts, plan.held);
+        self.tally.count(plan.happened, plan.held);
         self.show(plan.now);
         let more = chores.vacuums || self.departures.trim_to(1).is_some();
         for outcome in &mut plan.outcomes {
@@ -393,10 +400,14 @@ async fn write_totals(
     commits: i64,
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE usage SET blobs = ?, bytes = ?, commits = ? WHERE one = 1; \
+        "UPDATE usage SET blobs = ?, device_sync = ?, recovery_proofs = ?, pins = ?, bytes = ?, \
+         commits = ? WHERE one = 1; \
          UPDATE meta SET value = ? WHERE name = 'high_water'",
     )
     .bind(to_i64(plan.held.blobs))
+    .bind(to_i64(plan.held.device_sync))
+    .bind(to_i64(plan.held.recovery_proofs))
+    .bind(to_i64(plan.held.pins))
     .bind(to_i64(plan.held.bytes))
     .bind(commits)
     .bind(plan.next_key() - 1)

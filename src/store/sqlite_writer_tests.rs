@@ -13,8 +13,7 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> SqliteWriter {
         secret: Secret::from_bytes([7; 32]),
         quota: Quota {
             mailbox_blobs_max: blobs_max,
-            mailbox_bytes_max: 0,
-            relay_bytes_max: 0,
+            ..Quota::UNBOUNDED
         },
         free_bytes_min: 0,
         dedup: Duration::from_secs(3600),
@@ -37,6 +36,7 @@ fn append(id: u8, now: u64, expires_at: u64) -> Write {
             mailbox: MailboxHash::from_bytes([1; 32]),
             id: BlobId::from_bytes([id; 16]),
             class: Class::SeenByV1,
+            owner: None,
             stored_at: Timestamp::from_millis(now),
             expires_at: Timestamp::from_millis(expires_at),
             sealed: bytes::Bytes::new(),

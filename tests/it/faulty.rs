@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::store::model::{
-    Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View,
 };
 use vauchi_relay::store::{Pending, Store, StoreError};
 
@@ -206,6 +206,11 @@ impl Store for FaultyStore {
         self.inner.purge(mailbox, view, now).await
     }
 
+    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
+        self.meet_whole(Call::Purge).await?;
+        self.inner.purge_owner(owner, now).await
+    }
+
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
         self.meet_whole(Call::Expire).await?;
         self.inner.expire(limit, now).await
@@ -221,6 +226,18 @@ impl Store for FaultyStore {
     ) -> Result<Page, StoreError> {
         self.meet_whole(Call::Page).await?;
         self.inner.page(mailbox, view, after, bounds, now).await
+    }
+
+    async fn device_sync_backlog(
+        &self,
+        mailbox: MailboxHash,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page<BacklogCursor>, StoreError> {
+        self.meet_whole(Call::Page).await?;
+        let inner = &self.inner;
+        inner.device_sync_backlog(mailbox, after, bounds, now).await
     }
 
     fn usage(&self) -> Usage {

@@ -23,5 +23,6 @@ mod slow_and_hostile;
 mod sqlite_open;
 mod start_and_stop;
 mod store_contract;
+mod store_device_sync;
 mod store_model;
 mod submit_and_deliver;
