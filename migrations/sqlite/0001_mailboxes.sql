@@ -48,6 +48,20 @@ CREATE TABLE departed (
     expires_at INTEGER NOT NULL
 ) STRICT;
 
+-- Recovery proofs: one for each recovery key (as keyed hash) and owner, sealed under the plain key,
+-- a larger n for one that came later.
+CREATE TABLE recovery (
+    n          INTEGER PRIMARY KEY,
+    key_hash   BLOB    NOT NULL,
+    owner      BLOB    NOT NULL,
+    is_proven  INTEGER NOT NULL,
+    stored_at  INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    proof      BLOB    NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX recovery_by_key ON recovery (key_hash, owner);
+CREATE INDEX recovery_by_expiry ON recovery (expires_at);
+
 -- Rows whose checksum did not match, kept for whoever looks into it. Not STRICT: a damaged value
 -- must not keep its row from being set aside.
 CREATE TABLE corrupt (

@@ -100,13 +100,13 @@ impl<E: Engine> Committer<E> {
                     if part.len() > 1 =>
                 {
                     let part = match error {
-                        CommitError::DiskFull(_) => batch.refuse_appends(part),
+                        CommitError::DiskFull(_) => batch.refuse_what_comes(part),
                         _ => part,
                     };
                     parts.extend(halves(part));
                 }
                 CommitError::DiskFull(cause) => {
-                    let rest = batch.refuse_appends(part);
+                    let rest = batch.refuse_what_comes(part);
                     batch.fail(&rest, &StoreError::unavailable(cause));
                 }
                 CommitError::Rejected(_) | CommitError::TooWide | CommitError::Refused(_) => {
@@ -396,13 +396,14 @@ impl Batch {
         }
     }
 
-    /// Answers the appends of `part` that the relay is full; returns the others.
-    fn refuse_appends(&mut self, part: Vec<usize>) -> Vec<usize> {
-        let (appends, others): (Vec<_>, Vec<_>) = part
-            .into_iter()
-            .partition(|index| matches!(self.writes.get(*index), Some(Write::Append { .. })));
-        for index in appends {
-            self.tell(index, Ok(Outcome::Appended(Appended::RelayFull)));
+    /// Answers those of `part` that bring something that the relay is full; returns the others.
+    fn refuse_what_comes(&mut self, part: Vec<usize>) -> Vec<usize> {
+        let mut others = Vec::new();
+        for index in part {
+            match self.writes.get(index).and_then(Write::without_room) {
+                Some(full) => self.tell(index, Ok(full)),
+                None => others.push(index),
+            }
         }
         others
     }

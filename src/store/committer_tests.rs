@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
 use super::super::commit::{Engine, Lane, Pipeline, QUEUE_ITEMS_MAX};
-use super::super::model::{Class, Envelope, Removed};
+use super::super::model::{Class, Envelope, RecoveryPut, Removed};
 use super::super::{Pending, StoreError};
 use super::*;
 use crate::clock::Timestamp;
@@ -64,6 +64,7 @@ fn name(write: &Write) -> u8 {
         Write::Tidy { .. } => b't',
         Write::Trial => b'w',
         Write::Mark => b'm',
+        _ => b'o',
     }
 }
 
@@ -74,8 +75,9 @@ fn outcome(write: &Write) -> Outcome {
         }),
         Write::Acknowledge { .. } | Write::Remove { .. } => Outcome::Removed(Removed { blobs: 1 }),
         Write::Tidy { .. } => Outcome::Tidied { more: false },
-        Write::Trial => Outcome::Written,
+        Write::RecoveryPut(_) => Outcome::RecoveryPut(RecoveryPut::Stored),
         Write::Mark => Outcome::Marked(crate::store::model::OrderKey::START),
+        _ => Outcome::Written,
     }
 }
 

@@ -18,8 +18,8 @@ use async_trait::async_trait;
 use super::memory_books::{Books, Departures, Way};
 use super::memory_shard::{Row, Shard};
 use super::model::{
-    Appended, BacklogCursor, Class, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage,
-    View,
+    Appended, BacklogCursor, Class, Envelope, OrderKey, Page, PageBounds, RecoveryPage,
+    RecoveryProof, RecoveryPut, Removed, Swept, Usage, View,
 };
 use super::quota::Quota;
 use super::{OnStored, Pending, Store, StoreError};
@@ -297,6 +297,9 @@ impl Store for MemoryStore {
         while self.books().forget_slice(now) == SLICE {
             tokio::task::yield_now().await;
         }
+        while self.books().sweep_proofs(now) == SLICE {
+            tokio::task::yield_now().await;
+        }
         Ok(swept)
     }
 
@@ -321,6 +324,30 @@ impl Store for MemoryStore {
         now: Timestamp,
     ) -> Result<Page<BacklogCursor>, StoreError> {
         Ok(self.shard(&mailbox)?.backlog(&mailbox, after, bounds, now))
+    }
+
+    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
+        let _open = self.shard_at(0)?;
+        Ok(self.books().recovery_put(&proof, &self.quota))
+    }
+
+    async fn recovery_get(
+        &self,
+        key_hashes: Vec<[u8; 32]>,
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<RecoveryPage, StoreError> {
+        let _open = self.shard_at(0)?;
+        Ok(self.books().proofs().get(&key_hashes, bytes_max, now))
+    }
+
+    async fn recovery_remove(
+        &self,
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    ) -> Result<u64, StoreError> {
+        let _open = self.shard_at(0)?;
+        Ok(self.books().recovery_remove(&key_hash, &owner))
     }
 
     fn usage(&self) -> Usage {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::memory::SLICE;
+use super::memory_recovery::Proofs;
 use super::memory_shard::Row;
-use super::model::{Appended, OrderKey, Usage};
+use super::model::{Appended, OrderKey, RecoveryProof, RecoveryPut, Usage};
 use super::quota::{Held, HeldInAll, Quota};
 use super::tally::{Happened, Ledger};
 use crate::clock::Timestamp;
@@ -29,6 +30,7 @@ pub(super) struct Books {
     last_key: OrderKey,
     owners: HashMap<MailboxHash, OwnerBook>,
     pub(super) departures: Departures,
+    proofs: Proofs,
     metrics: Arc<Metrics>,
 }
 
@@ -48,6 +50,7 @@ impl Books {
             last_key: OrderKey::START,
             owners: HashMap::new(),
             departures,
+            proofs: Proofs::default(),
             metrics,
         }
     }
@@ -147,6 +150,35 @@ impl Books {
         if book.mailboxes.is_empty() {
             self.owners.remove(&owner.hash);
         }
+    }
+
+    pub(super) fn proofs(&self) -> &Proofs {
+        &self.proofs
+    }
+
+    /// Keeps a recovery proof, if there is room.
+    pub(super) fn recovery_put(&mut self, proof: &RecoveryProof, quota: &Quota) -> RecoveryPut {
+        let put = self.proofs.put(proof, quota, &mut self.held);
+        let happened = Happened {
+            vouchers: u64::from(put == RecoveryPut::Stored),
+            ..Happened::default()
+        };
+        self.ledger.count(happened, self.held);
+        put
+    }
+
+    /// Deletes an owner's recovery proof; tells how many that were.
+    pub(super) fn recovery_remove(&mut self, key_hash: &[u8; 32], owner: &MailboxHash) -> u64 {
+        let removed = self.proofs.remove(key_hash, owner, &mut self.held);
+        self.ledger.count(Happened::default(), self.held);
+        removed
+    }
+
+    /// Deletes up to [`SLICE`] recovery proofs whose time is over, and answers how many.
+    pub(super) fn sweep_proofs(&mut self, now: Timestamp) -> usize {
+        let swept = self.proofs.sweep(SLICE, now, &mut self.held);
+        self.ledger.count(Happened::default(), self.held);
+        swept
     }
 
     /// Forgets up to [`SLICE`] departures whose time is over, and answers how many.

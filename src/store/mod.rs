@@ -18,17 +18,20 @@ mod departures;
 mod disk;
 pub mod memory;
 mod memory_books;
+mod memory_recovery;
 mod memory_shard;
 pub mod model;
 pub mod observed;
 mod owners;
 mod plan;
 pub mod quota;
+mod recovery;
 pub mod sqlite;
 mod sqlite_errors;
 mod sqlite_load;
 mod sqlite_open;
 mod sqlite_pages;
+mod sqlite_recovery;
 mod sqlite_rows;
 mod sqlite_writer;
 mod tally;
@@ -45,7 +48,8 @@ use tokio::sync::oneshot;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use model::{
-    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
+    RecoveryPut, Removed, Swept, Usage, View,
 };
 
 /// Called by an engine after the commit, once for each mailbox that has something new.
@@ -86,8 +90,8 @@ pub trait Store: Send + Sync + 'static {
     /// this call; durable when it returns.
     async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError>;
 
-    /// Deletes up to `limit` expired blobs, the oldest expiry first, and forgets departures past
-    /// their time; durable when it returns. Runs at lower priority than the other writes.
+    /// Deletes up to `limit` expired blobs, the oldest expiry first, expired recovery proofs, and
+    /// forgets departures past their time; durable when it returns. Runs at lower priority than the other writes.
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError>;
 
     /// The next blobs of a mailbox after `after`, in order, bounded by `bounds`, expired ones left
@@ -111,6 +115,28 @@ pub trait Store: Send + Sync + 'static {
         bounds: PageBounds,
         now: Timestamp,
     ) -> Result<Page<BacklogCursor>, StoreError>;
+
+    /// Keeps a recovery proof; durable when it returns. Each owner has one under a recovery key, a
+    /// later one replaces it; each key has eight. A ninth takes the place of the oldest of an owner
+    /// that never proved itself.
+    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError>;
+
+    /// What is known about these recovery keys (at most 50, more are not looked up), the newest
+    /// first, expired ones left out. Stops before sealed proofs of more than `bytes_max` in all.
+    async fn recovery_get(
+        &self,
+        key_hashes: Vec<[u8; 32]>,
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<RecoveryPage, StoreError>;
+
+    /// Deletes the proof of this owner under this recovery key; tells how many that were. Durable
+    /// when it returns.
+    async fn recovery_remove(
+        &self,
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    ) -> Result<u64, StoreError>;
 
     /// What is kept now, from counters and never by counting rows.
     fn usage(&self) -> Usage;

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::model::{
-    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
+    RecoveryPut, Removed, Swept, Usage, View,
 };
 use super::{Pending, Store, StoreError};
 use crate::clock::Timestamp;
@@ -91,6 +92,27 @@ impl Store for Observed {
         let page = inner.device_sync_backlog(mailbox, after, bounds, now).await;
         self.metrics.page_duration_seconds.record(began.elapsed());
         self.counted(page)
+    }
+
+    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
+        self.counted(self.inner.recovery_put(proof).await)
+    }
+
+    async fn recovery_get(
+        &self,
+        key_hashes: Vec<[u8; 32]>,
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<RecoveryPage, StoreError> {
+        self.counted(self.inner.recovery_get(key_hashes, bytes_max, now).await)
+    }
+
+    async fn recovery_remove(
+        &self,
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    ) -> Result<u64, StoreError> {
+        self.counted(self.inner.recovery_remove(key_hash, owner).await)
     }
 
     fn usage(&self) -> Usage {

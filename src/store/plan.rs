@@ -8,8 +8,11 @@ use std::collections::{HashMap, HashSet};
 
 use super::commit::{Cause, Checksum, Outcome, Write};
 use super::departures::{Departure, Departures};
-use super::model::{Appended, Class, Envelope, OrderKey, Owner, Removed};
+use super::model::{
+    Appended, Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed,
+};
 use super::quota::{Held, HeldInAll, Quota};
+use super::recovery::{KnownProofs, ProofPlan};
 use super::tally::Happened;
 use super::working_set::{Entry, Size, WorkingSets, to_i64};
 use crate::clock::Timestamp;
@@ -54,6 +57,7 @@ pub(super) struct Known {
     pub(super) expired: HashMap<i64, Vec<i64>>,
     /// The expired rows of owners that the batch would fill.
     pub(super) expired_of_owners: HashMap<i64, Vec<i64>>,
+    pub(super) proofs: KnownProofs,
 }
 
 /// What is to be done in one transaction.
@@ -66,6 +70,7 @@ pub(super) struct Plan {
     pub(super) deletes: Vec<i64>,
     pub(super) set_aside: Vec<i64>,
     pub(super) departures: Vec<Departure>,
+    pub(super) proofs: ProofPlan,
     /// One for each write.
     pub(super) outcomes: Vec<Outcome>,
     pub(super) happened: Happened,
@@ -94,6 +99,7 @@ impl Plan {
         self.inserts.is_empty()
             && self.deletes.is_empty()
             && self.set_aside.is_empty()
+            && self.proofs.is_empty()
             && !self.is_trial
     }
 }
@@ -110,7 +116,7 @@ pub(super) fn rows_to_read(batch: &[&Write], sets: &WorkingSets, secret: &Secret
         match write {
             Write::Append { envelope, .. } => find(&envelope.mailbox, &envelope.id),
             Write::Acknowledge { mailbox, ids, .. } => ids.iter().for_each(|id| find(mailbox, id)),
-            Write::Remove { .. } | Write::Tidy { .. } | Write::Trial | Write::Mark => {}
+            _ => {}
         }
     }
     for write in batch {
@@ -241,6 +247,7 @@ pub(super) fn fold(
             deletes: Vec::new(),
             set_aside: Vec::new(),
             departures: Vec::new(),
+            proofs: ProofPlan::default(),
             outcomes: Vec::with_capacity(batch.len()),
             happened: Happened::default(),
             held,
@@ -255,6 +262,7 @@ pub(super) fn fold(
         let outcome = folding.write(index, write);
         folding.plan.outcomes.push(outcome);
     }
+    folding.plan.happened.vouchers = folding.plan.proofs.vouchers;
     folding.plan
 }
 
@@ -294,7 +302,16 @@ impl Folding<'_> {
             Write::Tidy { now } => {
                 self.saw(*now);
                 self.plan.tidies = true;
+                let plan = &mut self.plan;
+                plan.proofs.sweep(&mut self.known.proofs, &mut plan.held);
                 Outcome::Tidied { more: false }
+            }
+            Write::RecoveryPut(proof) => Outcome::RecoveryPut(self.recovery_put(index, proof)),
+            Write::RecoveryRemove { key_hash, owner } => {
+                let plan = &mut self.plan;
+                let known = &mut self.known.proofs;
+                let blobs = plan.proofs.remove(known, &mut plan.held, key_hash, owner);
+                Outcome::Removed(Removed { blobs })
             }
             Write::Trial => {
                 self.plan.is_trial = true;
@@ -302,6 +319,17 @@ impl Folding<'_> {
             }
             Write::Mark => Outcome::Marked(OrderKey(self.plan.next_key() - 1)),
         }
+    }
+
+    fn recovery_put(&mut self, index: usize, proof: &RecoveryProof) -> RecoveryPut {
+        if !self.rules.has_room {
+            return RecoveryPut::RelayFull;
+        }
+        let plan = &mut self.plan;
+        let known = &mut self.known.proofs;
+        let quota = &self.rules.quota;
+        plan.proofs
+            .put(known, &mut plan.held, (index, proof), quota)
     }
 
     fn saw(&mut self, now: Timestamp) {

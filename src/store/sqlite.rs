@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use super::commit::{Cause, Lane, Pipeline};
 use super::model::{
-    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
+    RecoveryPut, Removed, Swept, Usage, View,
 };
 use super::sqlite_errors::words;
 use super::sqlite_open::{open_writer, take_data_dir};
@@ -392,6 +393,28 @@ impl Store for SqliteStore {
         }
         page.blobs.sort_by_key(|blob| (blob.version, blob.key));
         Ok(page)
+    }
+
+    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
+        self.pipeline.recovery_put(proof).await
+    }
+
+    async fn recovery_get(
+        &self,
+        key_hashes: Vec<[u8; 32]>,
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<RecoveryPage, StoreError> {
+        let found = self.readers.proofs(&key_hashes, bytes_max, now).await;
+        self.read(found)
+    }
+
+    async fn recovery_remove(
+        &self,
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    ) -> Result<u64, StoreError> {
+        self.pipeline.recovery_remove(key_hash, owner).await
     }
 
     fn usage(&self) -> Usage {

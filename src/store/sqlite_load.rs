@@ -15,6 +15,7 @@ use super::plan::{self, Header, Known};
 use super::quota::{HeldInAll, Quota};
 use super::sqlite_errors::classify;
 use super::sqlite_open::SqliteOptions;
+use super::sqlite_recovery::read_slots;
 use super::sqlite_rows::{self as rows, SELECT_OWNERS, SELECT_SETS};
 use super::working_set::{
     ENTRY_BYTES, Entry, Size, WorkingSet, WorkingSets, expiry_slot, slot_start, to_i64, to_u64,
@@ -174,7 +175,10 @@ pub(super) async fn read_known(
     quota: &Quota,
     batch: &[&Write],
 ) -> sqlx::Result<Known> {
-    let mut known = Known::default();
+    let mut known = Known {
+        proofs: read_slots(connection, batch).await?,
+        ..Known::default()
+    };
     let keys = plan::rows_to_read(batch, sets, secret);
     known
         .headers

@@ -9,8 +9,9 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions, SqliteRow};
 
 use super::commit::Checksum;
-use super::model::{BacklogCursor, Class, OrderKey, PageBounds, StoredBlob, View};
+use super::model::{BacklogCursor, Class, OrderKey, PageBounds, RecoveryPage, StoredBlob, View};
 use super::sqlite_open::reader_options;
+use super::sqlite_recovery::read_proofs;
 use super::sqlite_rows::{Sized, fixed, sql_version, timestamp, version_of};
 use super::working_set::{Size, expiry_slot, to_i64};
 use crate::clock::Timestamp;
@@ -289,6 +290,16 @@ impl Readers {
         .fetch_all(&self.pool)
         .await?;
         keys(&rows)
+    }
+
+    /// What is known about these recovery keys.
+    pub(super) async fn proofs(
+        &self,
+        key_hashes: &[[u8; 32]],
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> sqlx::Result<RecoveryPage> {
+        read_proofs(&self.pool, key_hashes, bytes_max, now).await
     }
 
     /// Rows of slots before this one, all of them expired, the oldest slot first.

@@ -35,7 +35,7 @@ impl Sized {
     }
 
     /// The first rows of `rows` that one statement takes, exactly as many as it is for.
-    fn cut<'a, T>(&'static self, rows: &'a [T]) -> Option<(Query, &'a [T], &'a [T])> {
+    pub(super) fn cut<'a, T>(&'static self, rows: &'a [T]) -> Option<(Query, &'a [T], &'a [T])> {
         let (size, text) = self.texts.iter().find(|(size, _)| *size <= rows.len())?;
         let (now, later) = rows.split_at_checked(*size)?;
         Some((sqlx::query(text.as_str()), now, later))

@@ -22,6 +22,7 @@ use super::sqlite_load::{
     Totals, read_departures, read_known, read_owners, read_sets, read_totals,
 };
 use super::sqlite_open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
+use super::sqlite_recovery::{SWEPT_PROOFS_MAX, write_proofs};
 use super::sqlite_rows as rows;
 use super::tally::{Tally, as_float};
 use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets, to_i64};
@@ -166,6 +167,7 @@ impl SqliteWriter {
                 rows::set_aside(connection, &plan.set_aside, plan.now).await?;
             }
             rows::insert_departures(connection, &plan.departures, first_departure).await?;
+            write_proofs(connection, &plan.proofs, batch).await?;
             do_chores(connection, plan, chores).await?;
             write_totals(connection, plan, commits).await
         };
@@ -224,7 +226,9 @@ impl SqliteWriter {
         }
         self.tally.count(plan.happened, plan.held);
         self.show(plan.now);
-        let more = chores.vacuums || self.departures.trim_to(1).is_some();
+        let more = chores.vacuums
+            || self.departures.trim_to(1).is_some()
+            || plan.proofs.deletes.len() >= SWEPT_PROOFS_MAX;
         for outcome in &mut plan.outcomes {
             if let Outcome::Tidied { .. } = outcome {
                 *outcome = Outcome::Tidied { more };
