@@ -64,6 +64,14 @@ pub struct Metrics {
     pub blobs_lost_total: Counter,
     pub duplicates_total: Counter,
 
+    pub device_sync_stored: Gauge,
+    pub device_sync_stored_at_start: Gauge,
+    pub device_sync_created_total: Counter,
+    pub device_sync_acknowledged_total: Counter,
+    pub device_sync_purged_total: Counter,
+    pub device_sync_expired_total: Counter,
+    pub device_sync_lost_total: Counter,
+
     pub commit_batch_size: Histogram,
     pub commit_duration_seconds: Histogram,
     pub commit_queue_depth: Gauge,
@@ -80,6 +88,8 @@ pub struct Metrics {
 
     pub recovery_proofs_active: Gauge,
     pub recovery_vouchers_total: Counter,
+    pub pins: Gauge,
+    pub pins_evicted_total: Counter,
 
     pub rate_limited_total: Counter,
     pub rate_limit_clients: Gauge,
@@ -183,7 +193,7 @@ impl Metrics {
                 ),
                 stored_bytes: level(
                     "relay_stored_bytes",
-                    "Bytes charged for the blobs kept now: each body plus 256.",
+                    "Bytes charged for all that is kept now: each body plus 256.",
                 ),
                 storage_limit_bytes: level(
                     "relay_storage_limit_bytes",
@@ -220,6 +230,35 @@ impl Metrics {
                 duplicates_total: count(
                     "relay_duplicates_total",
                     "Submits that repeated a blob and were confirmed without storing it again.",
+                ),
+
+                device_sync_stored: level(
+                    "relay_device_sync_stored",
+                    "Device sync messages kept now.",
+                ),
+                device_sync_stored_at_start: level(
+                    "relay_device_sync_stored_at_start",
+                    "Device sync messages that were kept when this process started.",
+                ),
+                device_sync_created_total: count(
+                    "relay_device_sync_created_total",
+                    "Device sync messages stored; repeats are not counted.",
+                ),
+                device_sync_acknowledged_total: count(
+                    "relay_device_sync_acknowledged_total",
+                    "Device sync messages deleted because their device acknowledged them.",
+                ),
+                device_sync_purged_total: count(
+                    "relay_device_sync_purged_total",
+                    "Device sync messages deleted because their identity was purged.",
+                ),
+                device_sync_expired_total: count(
+                    "relay_device_sync_expired_total",
+                    "Device sync messages deleted because their time to live had passed.",
+                ),
+                device_sync_lost_total: count(
+                    "relay_device_sync_lost_total",
+                    "Device sync messages set aside because their checksum did not match.",
                 ),
 
                 commit_batch_size: batch("relay_commit_batch_size", "Writes per transaction."),
@@ -273,6 +312,11 @@ impl Metrics {
                 recovery_vouchers_total: count(
                     "relay_recovery_vouchers_total",
                     "Recovery proofs stored.",
+                ),
+                pins: level("relay_pins", "Mailboxes that only a proof opens."),
+                pins_evicted_total: count(
+                    "relay_pins_evicted_total",
+                    "Pins forgotten before their time because RELAY_PINS_MAX was reached.",
                 ),
 
                 rate_limited_total: count(

@@ -27,6 +27,8 @@ const TAG_BYTES: usize = 16;
 pub struct Secret {
     bytes: [u8; 32],
     mailbox_key: [u8; 32],
+    device_mailbox_key: [u8; 32],
+    recovery_key: [u8; 32],
     index_key: [u8; 32],
     checksum_key: [u8; 32],
     v1_blob_key: [u8; 32],
@@ -65,6 +67,8 @@ impl Secret {
         Self {
             bytes,
             mailbox_key: key("vauchi-relay 2026-11 mailbox hash"),
+            device_mailbox_key: key("vauchi-relay 2026-11 mailbox hash of a device"),
+            recovery_key: key("vauchi-relay 2026-11 hash of a recovery key"),
             index_key: key("vauchi-relay 2026-11 index prefix of blob ids"),
             checksum_key: key("vauchi-relay 2026-11 checksum of rows"),
             v1_blob_key: key("vauchi-relay 2026-11 blob id of protocol v1"),
@@ -135,6 +139,19 @@ impl Secret {
     /// The mailbox as the store knows it.
     pub fn mailbox(&self, id: &MailboxId) -> MailboxHash {
         MailboxHash::from_bytes(*blake3::keyed_hash(&self.mailbox_key, id.as_bytes()).as_bytes())
+    }
+
+    /// The mailbox in which messages from an identity's other devices wait for this one.
+    pub fn device_mailbox(&self, identity: &MailboxId, device: &MailboxId) -> MailboxHash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.device_mailbox_key);
+        hasher.update(identity.as_bytes()).update(device.as_bytes());
+        MailboxHash::from_bytes(*hasher.finalize().as_bytes())
+    }
+
+    /// The hash of a recovery key as the store knows it. What is stored under it is sealed under
+    /// the plain one ([`Secret::seal`]).
+    pub fn recovery_key(&self, key_hash: &[u8; 32]) -> [u8; 32] {
+        *blake3::keyed_hash(&self.recovery_key, key_hash).as_bytes()
     }
 
     /// What the store compares on opening, so that a database is never read under another secret.
@@ -281,6 +298,24 @@ mod tests {
             sealed,
             secret.seal(&[1; 32], b"a sender"),
             "a fresh nonce each time"
+        );
+    }
+
+    #[test]
+    fn a_device_has_a_mailbox_of_its_own_under_each_identity() {
+        let secret = Secret::from_bytes([7; 32]);
+        let (a, b) = (
+            MailboxId::from_bytes([1; 32]),
+            MailboxId::from_bytes([2; 32]),
+        );
+        let mailbox = secret.device_mailbox(&a, &b);
+        assert!(mailbox == secret.device_mailbox(&a, &b));
+        assert!(mailbox != secret.device_mailbox(&b, &a));
+        assert!(mailbox != secret.device_mailbox(&a, &a));
+        assert!(secret.mailbox(&a) != secret.device_mailbox(&a, &a));
+        assert_ne!(
+            secret.recovery_key(&[1; 32]),
+            *secret.mailbox(&a).as_bytes()
         );
     }
 

@@ -428,6 +428,9 @@ async fn open_store(
         mailbox_blobs_max: config.mailbox_blobs_max,
         mailbox_bytes_max: config.mailbox_bytes_max,
         relay_bytes_max: config.storage_bytes_max,
+        device_sync_blobs_max: Quota::DEVICE_SYNC_BLOBS,
+        device_sync_bytes_max: Quota::DEVICE_SYNC_BYTES,
+        pins_max: Quota::PINS,
     };
     metrics
         .storage_limit_bytes

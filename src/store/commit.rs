@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::committer::Committer;
-use super::model::{Appended, Envelope, OrderKey, Removed, View};
+use super::model::{Appended, Envelope, OrderKey, RecoveryProof, RecoveryPut, Removed, View};
 use super::{OnStored, Pending, StoreError};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -61,6 +61,13 @@ pub(super) enum Write {
         cause: Cause,
         now: Timestamp,
     },
+    /// Keep a recovery proof.
+    RecoveryPut(RecoveryProof),
+    /// Delete an owner's recovery proof.
+    RecoveryRemove {
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    },
     /// Do a slice of the engine's housekeeping.
     Tidy { now: Timestamp },
     /// Write something, whatever it is: shows that storage takes writes.
@@ -74,6 +81,8 @@ pub(super) enum Write {
 pub(super) enum Cause {
     /// The mailbox is purged of what `view` sees.
     Purged { mailbox: MailboxHash, view: View },
+    /// The owner is purged of its device sync messages.
+    OwnerPurged { owner: MailboxHash },
     /// Their time is over.
     Expired,
     /// Their checksum did not match; they are set aside, and not remembered as departed.
@@ -88,6 +97,8 @@ impl Write {
                 Self::Append { envelope, .. } => envelope.sealed.len() + envelope.body.len(),
                 Self::Acknowledge { ids, .. } => size_of_val(ids.as_slice()),
                 Self::Remove { keys, .. } => size_of_val(keys.as_slice()),
+                Self::RecoveryPut(proof) => proof.sealed_proof.len(),
+                Self::RecoveryRemove { .. } => 0,
                 Self::Tidy { .. } | Self::Trial | Self::Mark => 0,
             }
     }
@@ -95,9 +106,18 @@ impl Write {
     /// How many rows it may touch, at least one.
     pub(super) fn rows(&self) -> usize {
         match self {
-            Self::Append { .. } | Self::Tidy { .. } | Self::Trial | Self::Mark => 1,
             Self::Acknowledge { ids, .. } => ids.len().max(1),
             Self::Remove { keys, .. } => keys.len().max(1),
+            _ => 1,
+        }
+    }
+
+    /// What it is answered when there is no room for what it brings; `None` when it brings nothing.
+    pub(super) fn without_room(&self) -> Option<Outcome> {
+        match self {
+            Self::Append { .. } => Some(Outcome::Appended(Appended::RelayFull)),
+            Self::RecoveryPut(_) => Some(Outcome::RecoveryPut(RecoveryPut::RelayFull)),
+            _ => None,
         }
     }
 }
@@ -109,6 +129,8 @@ pub(super) enum Outcome {
     Appended(Appended),
     /// Of an acknowledgement or a removal.
     Removed(Removed),
+    /// Of a recovery proof.
+    RecoveryPut(RecoveryPut),
     /// Of housekeeping: whether there is more to do.
     Tidied { more: bool },
     /// Of a trial.
@@ -159,6 +181,7 @@ pub(super) trait Engine: Send + 'static {
 pub(super) enum Reply {
     Appended(oneshot::Sender<Result<Appended, StoreError>>),
     Removed(oneshot::Sender<Result<Removed, StoreError>>),
+    RecoveryPut(oneshot::Sender<Result<RecoveryPut, StoreError>>),
     Tidied(oneshot::Sender<Result<bool, StoreError>>),
     Written(oneshot::Sender<Result<(), StoreError>>),
     Marked(oneshot::Sender<Result<OrderKey, StoreError>>),
@@ -183,6 +206,10 @@ impl Reply {
             }),
             Self::Removed(to) => send(to, outcome, |outcome| match outcome {
                 Outcome::Removed(removed) => Some(removed),
+                _ => None,
+            }),
+            Self::RecoveryPut(to) => send(to, outcome, |outcome| match outcome {
+                Outcome::RecoveryPut(put) => Some(put),
                 _ => None,
             }),
             Self::Tidied(to) => send(to, outcome, |outcome| match outcome {
@@ -336,6 +363,31 @@ impl Pipeline {
         let write = Write::Remove { keys, cause, now };
         self.place(lane, write, Reply::Removed(reply)).await?;
         Ok(pending)
+    }
+
+    /// Keeps a recovery proof; it is durable on return.
+    pub(super) async fn recovery_put(
+        &self,
+        proof: RecoveryProof,
+    ) -> Result<RecoveryPut, StoreError> {
+        let (reply, pending) = Pending::channel();
+        let write = Write::RecoveryPut(proof);
+        self.place(Lane::Normal, write, Reply::RecoveryPut(reply))
+            .await?;
+        pending.await
+    }
+
+    /// Deletes an owner's recovery proof; tells how many that were.
+    pub(super) async fn recovery_remove(
+        &self,
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    ) -> Result<u64, StoreError> {
+        let (reply, pending) = Pending::channel();
+        let write = Write::RecoveryRemove { key_hash, owner };
+        self.place(Lane::Normal, write, Reply::Removed(reply))
+            .await?;
+        Ok(pending.await?.blobs)
     }
 
     /// Does a slice of housekeeping; tells whether there is more.

@@ -5,8 +5,9 @@
 //! engine. Reading order: `model` (what is kept), `quota` (how much), `commit` (how writes become
 //! durable together), then the engines `memory` and `sqlite`.
 //!
+//! Of memory: `memory_shard` (mailboxes that share a lock), `memory_books` (what is counted over all).
 //! Behind the pipeline: `committer` is its task. `plan` folds a batch, with `working_set` (what a
-//! mailbox holds) and `departures` (what left lately) as its memory; `disk` and `tally` watch and
+//! mailbox holds), `owners` (what an identity has on its devices) and `departures` (what left lately) as its memory; `disk` and `tally` watch and
 //! count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load` (what a batch must know),
 //! `sqlite_writer` (its transaction), `sqlite_rows` (its statements), `sqlite_errors` (what failed),
 //! `sqlite_pages` (reading).
@@ -16,15 +17,21 @@ mod committer;
 mod departures;
 mod disk;
 pub mod memory;
+mod memory_books;
+mod memory_recovery;
+mod memory_shard;
 pub mod model;
 pub mod observed;
+mod owners;
 mod plan;
 pub mod quota;
+mod recovery;
 pub mod sqlite;
 mod sqlite_errors;
 mod sqlite_load;
 mod sqlite_open;
 mod sqlite_pages;
+mod sqlite_recovery;
 mod sqlite_rows;
 mod sqlite_writer;
 mod tally;
@@ -40,7 +47,10 @@ use tokio::sync::oneshot;
 
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
-use model::{Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View};
+use model::{
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
+    RecoveryPut, Removed, Swept, Usage, View,
+};
 
 /// Called by an engine after the commit, once for each mailbox that has something new.
 ///
@@ -76,8 +86,12 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Removed, StoreError>;
 
-    /// Deletes up to `limit` expired blobs, the oldest expiry first, and forgets departures past
-    /// their time; durable when it returns. Runs at lower priority than the other writes.
+    /// Deletes every device sync message of this owner, on all its devices, that was stored before
+    /// this call; durable when it returns.
+    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError>;
+
+    /// Deletes up to `limit` expired blobs, the oldest expiry first, expired recovery proofs, and
+    /// forgets departures past their time; durable when it returns. Runs at lower priority than the other writes.
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError>;
 
     /// The next blobs of a mailbox after `after`, in order, bounded by `bounds`, expired ones left
@@ -90,6 +104,39 @@ pub trait Store: Send + Sync + 'static {
         bounds: PageBounds,
         now: Timestamp,
     ) -> Result<Page, StoreError>;
+
+    /// What waited for a device when its first page was asked for: device sync messages by version,
+    /// then by arrival, bounded and checked as a page is. What comes later is read with
+    /// [`Store::page`] after [`BacklogCursor::up_to`].
+    async fn device_sync_backlog(
+        &self,
+        mailbox: MailboxHash,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page<BacklogCursor>, StoreError>;
+
+    /// Keeps a recovery proof; durable when it returns. Each owner has one under a recovery key, a
+    /// later one replaces it; each key has eight. A ninth takes the place of the oldest of an owner
+    /// that never proved itself.
+    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError>;
+
+    /// What is known about these recovery keys (at most 50, more are not looked up), the newest
+    /// first, expired ones left out. Stops before sealed proofs of more than `bytes_max` in all.
+    async fn recovery_get(
+        &self,
+        key_hashes: Vec<[u8; 32]>,
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<RecoveryPage, StoreError>;
+
+    /// Deletes the proof of this owner under this recovery key; tells how many that were. Durable
+    /// when it returns.
+    async fn recovery_remove(
+        &self,
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    ) -> Result<u64, StoreError>;
 
     /// What is kept now, from counters and never by counting rows.
     fn usage(&self) -> Usage;

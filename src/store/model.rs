@@ -17,11 +17,17 @@ pub enum Class {
     SeenByV1 = 0,
     /// Submitted through v2: only subscribers who proved possession see it.
     ProvenOnly = 1,
+    // 2 is kept for receipts.
+    /// From one device of an identity to another; has an [`Owner`].
+    DeviceSync = 3,
 }
 
 impl Class {
-    /// Every class, for tables that are indexed by it.
-    pub const ALL: [Self; 2] = [Self::SeenByV1, Self::ProvenOnly];
+    /// Every class.
+    pub const ALL: [Self; 3] = [Self::SeenByV1, Self::ProvenOnly, Self::DeviceSync];
+
+    /// One more than the largest number, for tables that are indexed by it.
+    pub const NUMBERS: usize = 4;
 
     /// The class with this number; `None` for one that this build does not know.
     pub fn from_number(number: u8) -> Option<Self> {
@@ -34,8 +40,10 @@ impl Class {
 pub enum View {
     /// A v1 session: what was submitted through v1.
     V1,
-    /// A subscriber who proved possession: everything.
+    /// A subscriber who proved possession: every blob.
     Proven,
+    /// A device of an identity: what its other devices sent it.
+    DeviceSync,
 }
 
 impl View {
@@ -43,9 +51,19 @@ impl View {
     pub fn shows(self, class: Class) -> bool {
         match self {
             Self::V1 => class == Class::SeenByV1,
-            Self::Proven => true,
+            Self::Proven => class != Class::DeviceSync,
+            Self::DeviceSync => class == Class::DeviceSync,
         }
     }
+}
+
+/// Whose a device sync message is, and where it stands among the others of its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The keyed hash of the identity ([`crate::secrets::Secret::mailbox`]).
+    pub hash: MailboxHash,
+    /// The sender's counter: what waits comes in its order.
+    pub version: u64,
 }
 
 /// A blob on its way in: with its mailbox, its id and its time to live.
@@ -57,6 +75,8 @@ pub struct Envelope {
     pub id: BlobId,
     /// Who may see it.
     pub class: Class,
+    /// Given exactly for [`Class::DeviceSync`].
+    pub owner: Option<Owner>,
     /// When it was handed in: now.
     pub stored_at: Timestamp,
     /// From this moment on it is never delivered.
@@ -94,7 +114,7 @@ pub enum Appended {
     },
     /// Another blob is or was known under this id in this mailbox.
     IdReused,
-    /// The mailbox holds as many blobs or bytes as it may.
+    /// The mailbox, or of a device sync message its owner, holds as many blobs or bytes as it may.
     MailboxFull,
     /// The relay holds as many bytes as it may, or the disk is nearly full.
     RelayFull,
@@ -118,6 +138,8 @@ pub struct StoredBlob {
     pub id: BlobId,
     /// Who may see it.
     pub class: Class,
+    /// Of a device sync message: the version that its sender gave it.
+    pub version: Option<u64>,
     /// When it was handed in.
     pub stored_at: Timestamp,
     /// From this moment on it is never delivered.
@@ -137,36 +159,85 @@ pub struct PageBounds {
     pub bytes_max: u64,
 }
 
-/// The next blobs of a mailbox.
+/// Where a reader stands in what waited for a device when it connected: by version, then by
+/// arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BacklogCursor {
+    /// The last message that belongs to the backlog. The first page sets it; when there are no more
+    /// pages, what came later is read with [`super::Store::page`] after this key.
+    pub up_to: OrderKey,
+    /// The version of the last message that was passed.
+    pub version: u64,
+    /// Its key.
+    pub key: OrderKey,
+}
+
+impl BacklogCursor {
+    /// Before everything, with the end still to be set.
+    pub const START: Self = Self {
+        up_to: OrderKey::START,
+        version: 0,
+        key: OrderKey::START,
+    };
+}
+
+/// The next blobs of a mailbox; `C` is where a reader stands in it.
 #[derive(Debug, Clone, Default)]
-pub struct Page {
+pub struct Page<C = OrderKey> {
     /// In order.
     pub blobs: Vec<StoredBlob>,
     /// Where the next page begins: pass it as `after`. It also passes over blobs that the view may
     /// not see and expired ones. Equal to `after` when there was nothing.
-    pub next: OrderKey,
+    pub next: C,
     /// Whether there was more when this page was read.
     pub more: bool,
 }
 
-/// How many blobs a write took away.
+/// How much a write took away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Removed {
-    /// Blobs.
+    /// Blobs, or device sync messages.
     pub blobs: u64,
 }
 
 /// What one step of the sweep did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Swept {
-    /// Expired blobs deleted.
+    /// Expired blobs deleted, device sync messages included.
     pub blobs: u64,
     /// Whether another step would find more.
     pub more: bool,
 }
 
-/// What is kept, and how it came to that. Over the life of a process
+/// What is kept of one kind, and how it came to that. Over the life of a process
 /// `stored_at_start + created = acknowledged + purged + expired + lost + stored`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Kept {
+    /// Kept when the store was opened.
+    pub stored_at_start: u64,
+    /// Stored since, repeats not counted.
+    pub created: u64,
+    /// Deleted by acknowledgement since.
+    pub acknowledged: u64,
+    /// Deleted by purge since.
+    pub purged: u64,
+    /// Deleted because they had expired, since.
+    pub expired: u64,
+    /// Set aside as corrupt since.
+    pub lost: u64,
+    /// Kept now.
+    pub stored: u64,
+}
+
+impl Kept {
+    /// Whether the sum above holds.
+    pub fn is_conserved(&self) -> bool {
+        self.stored_at_start + self.created
+            == self.acknowledged + self.purged + self.expired + self.lost + self.stored
+    }
+}
+
+/// What is kept, and how it came to that. The blobs' own sum stands here as in [`Kept`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Blobs kept when the store was opened.
@@ -183,14 +254,83 @@ pub struct Usage {
     pub lost: u64,
     /// Blobs kept now.
     pub stored: u64,
-    /// Bytes charged for them: bodies and sealed fields plus [`ROW_OVERHEAD_BYTES`] each.
+    /// Device sync messages, a sum of their own.
+    pub device_sync: Kept,
+    /// Recovery proofs kept now.
+    pub recovery_proofs: u64,
+    /// Pins kept now.
+    pub pins: u64,
+    /// Bytes charged for everything: bodies, sealed fields and recovery proofs, plus
+    /// [`ROW_OVERHEAD_BYTES`] each. Pins are free; their number is bounded.
     pub bytes: u64,
 }
 
 impl Usage {
-    /// Whether the sum above holds.
-    pub fn is_conserved(&self) -> bool {
-        self.stored_at_start + self.created
-            == self.acknowledged + self.purged + self.expired + self.lost + self.stored
+    /// Of the blobs alone.
+    pub fn blobs(&self) -> Kept {
+        Kept {
+            stored_at_start: self.stored_at_start,
+            created: self.created,
+            acknowledged: self.acknowledged,
+            purged: self.purged,
+            expired: self.expired,
+            lost: self.lost,
+            stored: self.stored,
+        }
     }
+
+    /// Whether both sums hold.
+    pub fn is_conserved(&self) -> bool {
+        self.blobs().is_conserved() && self.device_sync.is_conserved()
+    }
+}
+
+/// Proofs that are kept for one recovery key.
+pub const RECOVERY_PROOFS_MAX: usize = 8;
+
+/// Recovery keys that one query looks up.
+pub const RECOVERY_KEYS_MAX: usize = 50;
+
+/// What an id says about a recovery key, until it expires.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveryProof {
+    /// The keyed hash of the recovery key ([`crate::secrets::Secret::recovery_key`]).
+    pub key_hash: [u8; 32],
+    /// The keyed hash of the id that stored it.
+    pub owner: MailboxHash,
+    /// Whether that id had proved itself.
+    pub is_proven: bool,
+    /// The proof, sealed under a key from the plain recovery key and the secret.
+    pub sealed_proof: Bytes,
+    /// When it was handed in: now.
+    pub stored_at: Timestamp,
+    /// From this moment on it is never shown.
+    pub expires_at: Timestamp,
+}
+
+impl RecoveryProof {
+    /// What it counts against the relay's bound.
+    pub fn charged_bytes(&self) -> u64 {
+        charged_bytes(self.sealed_proof.len())
+    }
+}
+
+/// What became of a recovery proof that was handed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecoveryPut {
+    /// It is durable, and an older one of the same owner is gone.
+    Stored,
+    /// Eight others are kept for this key, all of owners who proved themselves.
+    Full,
+    /// The relay holds as many bytes as it may, or the disk is nearly full.
+    RelayFull,
+}
+
+/// What is known about some recovery keys, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RecoveryPage {
+    /// As they were handed in.
+    pub proofs: Vec<RecoveryProof>,
+    /// Whether older ones were left out because they did not fit.
+    pub more: bool,
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::model::{Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View};
+use super::model::{
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
+    RecoveryPut, Removed, Swept, Usage, View,
+};
 use super::{Pending, Store, StoreError};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -55,6 +58,10 @@ impl Store for Observed {
         self.counted(self.inner.purge(mailbox, view, now).await)
     }
 
+    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
+        self.counted(self.inner.purge_owner(owner, now).await)
+    }
+
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
         self.counted(self.inner.expire(limit, now).await)
     }
@@ -71,6 +78,41 @@ impl Store for Observed {
         let page = self.inner.page(mailbox, view, after, bounds, now).await;
         self.metrics.page_duration_seconds.record(began.elapsed());
         self.counted(page)
+    }
+
+    async fn device_sync_backlog(
+        &self,
+        mailbox: MailboxHash,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page<BacklogCursor>, StoreError> {
+        let began = Instant::now();
+        let inner = &self.inner;
+        let page = inner.device_sync_backlog(mailbox, after, bounds, now).await;
+        self.metrics.page_duration_seconds.record(began.elapsed());
+        self.counted(page)
+    }
+
+    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
+        self.counted(self.inner.recovery_put(proof).await)
+    }
+
+    async fn recovery_get(
+        &self,
+        key_hashes: Vec<[u8; 32]>,
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<RecoveryPage, StoreError> {
+        self.counted(self.inner.recovery_get(key_hashes, bytes_max, now).await)
+    }
+
+    async fn recovery_remove(
+        &self,
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    ) -> Result<u64, StoreError> {
+        self.counted(self.inner.recovery_remove(key_hash, owner).await)
     }
 
     fn usage(&self) -> Usage {

@@ -8,8 +8,12 @@ use std::collections::{HashMap, HashSet};
 
 use super::commit::{Cause, Checksum, Outcome, Write};
 use super::departures::{Departure, Departures};
-use super::model::{Appended, Envelope, OrderKey, Removed};
-use super::quota::{Held, Quota};
+use super::model::{
+    Appended, Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed,
+};
+use super::quota::{Held, HeldInAll, Quota};
+use super::recovery::{KnownProofs, ProofPlan};
+use super::tally::Happened;
 use super::working_set::{Entry, Size, WorkingSets, to_i64};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -34,6 +38,14 @@ pub(super) struct Header {
     pub(super) checksum: Checksum,
     pub(super) size: Size,
     pub(super) expires_at: Timestamp,
+    /// Whose device sync message it is.
+    pub(super) owner: Option<MailboxHash>,
+}
+
+impl Header {
+    pub(super) fn owner64(&self) -> Option<i64> {
+        self.owner.map(|owner| owner.prefix64())
+    }
 }
 
 /// What was read for a batch.
@@ -43,17 +55,9 @@ pub(super) struct Known {
     pub(super) headers: HashMap<i64, Header>,
     /// The expired rows of mailboxes that the batch would fill.
     pub(super) expired: HashMap<i64, Vec<i64>>,
-}
-
-/// How many blobs came and went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Counts {
-    pub(super) created: u64,
-    pub(super) duplicates: u64,
-    pub(super) acknowledged: u64,
-    pub(super) purged: u64,
-    pub(super) expired: u64,
-    pub(super) lost: u64,
+    /// The expired rows of owners that the batch would fill.
+    pub(super) expired_of_owners: HashMap<i64, Vec<i64>>,
+    pub(super) proofs: KnownProofs,
 }
 
 /// What is to be done in one transaction.
@@ -66,13 +70,16 @@ pub(super) struct Plan {
     pub(super) deletes: Vec<i64>,
     pub(super) set_aside: Vec<i64>,
     pub(super) departures: Vec<Departure>,
+    pub(super) proofs: ProofPlan,
     /// One for each write.
     pub(super) outcomes: Vec<Outcome>,
-    pub(super) counts: Counts,
+    pub(super) happened: Happened,
     /// What the relay holds afterwards.
-    pub(super) held: Held,
+    pub(super) held: HeldInAll,
     /// The mailboxes whose working sets were changed.
     pub(super) touched: HashSet<i64>,
+    /// The owners of whom something came or went.
+    pub(super) touched_owners: HashSet<i64>,
     /// Whether something must be written although there is nothing.
     pub(super) is_trial: bool,
     /// Whether a slice of housekeeping is due.
@@ -92,6 +99,7 @@ impl Plan {
         self.inserts.is_empty()
             && self.deletes.is_empty()
             && self.set_aside.is_empty()
+            && self.proofs.is_empty()
             && !self.is_trial
     }
 }
@@ -108,7 +116,7 @@ pub(super) fn rows_to_read(batch: &[&Write], sets: &WorkingSets, secret: &Secret
         match write {
             Write::Append { envelope, .. } => find(&envelope.mailbox, &envelope.id),
             Write::Acknowledge { mailbox, ids, .. } => ids.iter().for_each(|id| find(mailbox, id)),
-            Write::Remove { .. } | Write::Tidy { .. } | Write::Trial | Write::Mark => {}
+            _ => {}
         }
     }
     for write in batch {
@@ -150,6 +158,9 @@ pub(super) fn mailboxes_to_relieve(
         let Write::Append { envelope, .. } = write else {
             continue;
         };
+        if owner_of(envelope).is_some() {
+            continue;
+        }
         let mailbox64 = envelope.mailbox.prefix64();
         let Some(set) = sets.peek(mailbox64) else {
             continue;
@@ -161,11 +172,57 @@ pub(super) fn mailboxes_to_relieve(
         *last = 0;
         let bytes = envelope.charged_bytes();
         let may_have_expired = set.earliest_expiry() <= envelope.stored_at;
-        if may_have_expired && !quota.mailbox_admits(*held, bytes) {
+        if may_have_expired && !quota.holder_admits(envelope.class, *held, bytes) {
             let latest = full.entry(mailbox64).or_insert(envelope.stored_at);
             *latest = envelope.stored_at.max(*latest);
         }
         *last = bytes;
+    }
+    full
+}
+
+/// The owner whose quota counts for this envelope.
+pub(super) fn owner_of(envelope: &Envelope) -> Option<Owner> {
+    envelope
+        .owner
+        .filter(|_| envelope.class == Class::DeviceSync)
+}
+
+/// The owners to whom the batch brings something.
+pub(super) fn owners_of(batch: &[&Write]) -> HashSet<i64> {
+    let owners = batch.iter().filter_map(|write| match write {
+        Write::Append { envelope, .. } => owner_of(envelope),
+        _ => None,
+    });
+    owners.map(|owner| owner.hash.prefix64()).collect()
+}
+
+/// The owners that this batch may fill although something of theirs may have expired, each with
+/// the time to look at.
+pub(super) fn owners_to_relieve(
+    batch: &[&Write],
+    sets: &WorkingSets,
+    quota: &Quota,
+) -> HashMap<i64, Timestamp> {
+    let mut wanted: HashMap<_, Held> = HashMap::new();
+    let mut full = HashMap::new();
+    for write in batch {
+        let Write::Append { envelope, .. } = write else {
+            continue;
+        };
+        let Some(owner) = owner_of(envelope) else {
+            continue;
+        };
+        let owner64 = owner.hash.prefix64();
+        let owned = sets.owners.peek(owner64);
+        let held = wanted.entry(owner64).or_insert(owned.held);
+        let bytes = envelope.charged_bytes();
+        let may_have_expired = owned.earliest_expiry <= envelope.stored_at;
+        if may_have_expired && !quota.holder_admits(envelope.class, *held, bytes) {
+            let latest = full.entry(owner64).or_insert(envelope.stored_at);
+            *latest = envelope.stored_at.max(*latest);
+        }
+        held.add(bytes);
     }
     full
 }
@@ -177,7 +234,7 @@ pub(super) fn fold(
     known: Known,
     sets: &mut WorkingSets,
     first_key: i64,
-    held: Held,
+    held: HeldInAll,
 ) -> Plan {
     let mut folding = Folding {
         rules,
@@ -190,10 +247,12 @@ pub(super) fn fold(
             deletes: Vec::new(),
             set_aside: Vec::new(),
             departures: Vec::new(),
+            proofs: ProofPlan::default(),
             outcomes: Vec::with_capacity(batch.len()),
-            counts: Counts::default(),
+            happened: Happened::default(),
             held,
             touched: HashSet::new(),
+            touched_owners: HashSet::new(),
             is_trial: false,
             tidies: false,
             now: Timestamp::default(),
@@ -203,6 +262,7 @@ pub(super) fn fold(
         let outcome = folding.write(index, write);
         folding.plan.outcomes.push(outcome);
     }
+    folding.plan.happened.vouchers = folding.plan.proofs.vouchers;
     folding.plan
 }
 
@@ -242,7 +302,16 @@ impl Folding<'_> {
             Write::Tidy { now } => {
                 self.saw(*now);
                 self.plan.tidies = true;
+                let plan = &mut self.plan;
+                plan.proofs.sweep(&mut self.known.proofs, &mut plan.held);
                 Outcome::Tidied { more: false }
+            }
+            Write::RecoveryPut(proof) => Outcome::RecoveryPut(self.recovery_put(index, proof)),
+            Write::RecoveryRemove { key_hash, owner } => {
+                let plan = &mut self.plan;
+                let known = &mut self.known.proofs;
+                let blobs = plan.proofs.remove(known, &mut plan.held, key_hash, owner);
+                Outcome::Removed(Removed { blobs })
             }
             Write::Trial => {
                 self.plan.is_trial = true;
@@ -250,6 +319,17 @@ impl Folding<'_> {
             }
             Write::Mark => Outcome::Marked(OrderKey(self.plan.next_key() - 1)),
         }
+    }
+
+    fn recovery_put(&mut self, index: usize, proof: &RecoveryProof) -> RecoveryPut {
+        if !self.rules.has_room {
+            return RecoveryPut::RelayFull;
+        }
+        let plan = &mut self.plan;
+        let known = &mut self.known.proofs;
+        let quota = &self.rules.quota;
+        plan.proofs
+            .put(known, &mut plan.held, (index, proof), quota)
     }
 
     fn saw(&mut self, now: Timestamp) {
@@ -263,7 +343,7 @@ impl Folding<'_> {
             if first != *checksum {
                 return Appended::IdReused;
             }
-            self.plan.counts.duplicates += 1;
+            self.plan.happened.duplicates += 1;
             return Appended::Duplicate { expires_at };
         }
         if !self.rules.has_room {
@@ -281,22 +361,34 @@ impl Folding<'_> {
             checksum: *checksum,
             size: Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class),
             expires_at: envelope.expires_at,
-        };
-        let entry = Entry {
-            key,
-            id64,
-            size: header.size,
-            expires_from: header.expires_at,
+            owner: owner_of(envelope).map(|owner| owner.hash),
         };
         self.plan.inserts.push(Some(index));
-        self.plan.held.add(header.size.charged_bytes());
-        self.plan.counts.created += 1;
-        self.plan.touched.insert(mailbox64);
-        self.sets.insert(mailbox64, entry);
-        self.known.headers.insert(key, header);
+        self.come(key, header);
         Appended::Stored {
             expires_at: envelope.expires_at,
         }
+    }
+
+    fn come(&mut self, key: i64, header: Header) {
+        let charged_bytes = header.size.charged_bytes();
+        let class = header.size.class();
+        self.plan.held.add(class, charged_bytes);
+        self.plan.happened.to(class).created += 1;
+        self.plan.touched.insert(header.mailbox64);
+        if let Some(owner64) = header.owner64() {
+            self.plan.touched_owners.insert(owner64);
+            let owners = &mut self.sets.owners;
+            owners.add(owner64, charged_bytes, header.expires_at);
+        }
+        let entry = Entry {
+            key,
+            id64: header.id64,
+            size: header.size,
+            expires_from: header.expires_at,
+        };
+        self.sets.insert(header.mailbox64, entry);
+        self.known.headers.insert(key, header);
     }
 
     /// The checksum and the expiry of the blob that has or had this id in this mailbox.
@@ -336,7 +428,14 @@ impl Folding<'_> {
             other => return other,
         };
         // What has expired in it makes room first.
-        let Some(expired) = self.known.expired.remove(&envelope.mailbox.prefix64()) else {
+        let expired = match owner_of(envelope) {
+            Some(owner) => {
+                let owner64 = owner.hash.prefix64();
+                self.known.expired_of_owners.remove(&owner64)
+            }
+            None => self.known.expired.remove(&envelope.mailbox.prefix64()),
+        };
+        let Some(expired) = expired else {
             return Err(refused);
         };
         for key in expired {
@@ -349,14 +448,20 @@ impl Folding<'_> {
     }
 
     fn quota_admits(&self, envelope: &Envelope) -> Result<(), Appended> {
-        let mailbox = self
-            .sets
-            .peek(envelope.mailbox.prefix64())
-            .map(|set| set.held(envelope.class))
-            .unwrap_or_default();
-        self.rules
-            .quota
-            .admits(mailbox, self.plan.held.bytes, envelope.charged_bytes())
+        let held = match owner_of(envelope) {
+            Some(owner) => self.sets.owners.peek(owner.hash.prefix64()).held,
+            None => self
+                .sets
+                .peek(envelope.mailbox.prefix64())
+                .map(|set| set.held(envelope.class))
+                .unwrap_or_default(),
+        };
+        self.rules.quota.admits(
+            envelope.class,
+            held,
+            self.plan.held.bytes,
+            envelope.charged_bytes(),
+        )
     }
 
     fn acknowledge(&mut self, mailbox: &MailboxHash, ids: &[BlobId], now: Timestamp) -> Removed {
@@ -387,7 +492,8 @@ impl Folding<'_> {
                 {
                     Leaving::Purged
                 }
-                Cause::Expired | Cause::Purged { .. } => continue,
+                Cause::OwnerPurged { owner } if header.owner == Some(*owner) => Leaving::Purged,
+                Cause::Expired | Cause::Purged { .. } | Cause::OwnerPurged { .. } => continue,
             };
             removed.blobs += u64::from(self.leave(key.0, leaving, now));
         }
@@ -402,7 +508,13 @@ impl Folding<'_> {
         self.sets
             .remove(header.mailbox64, key, header.id64, header.size);
         self.plan.touched.insert(header.mailbox64);
-        self.plan.held.remove(header.size.charged_bytes());
+        let class = header.size.class();
+        let charged_bytes = header.size.charged_bytes();
+        self.plan.held.remove(class, charged_bytes);
+        if let Some(owner64) = header.owner64() {
+            self.plan.touched_owners.insert(owner64);
+            self.sets.owners.remove(owner64, charged_bytes);
+        }
         let is_lost = matches!(leaving, Leaving::Lost);
         match usize::try_from(key - self.plan.first_key) {
             // Came in this very batch: it is not written at all.
@@ -414,7 +526,7 @@ impl Folding<'_> {
             Err(_) if is_lost => self.plan.set_aside.push(key),
             Err(_) => self.plan.deletes.push(key),
         }
-        let counts = &mut self.plan.counts;
+        let counts = self.plan.happened.to(class);
         *match leaving {
             Leaving::Acknowledged => &mut counts.acknowledged,
             Leaving::Purged => &mut counts.purged,
@@ -437,389 +549,5 @@ impl Folding<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::store::model::{Class, View};
-    use crate::store::working_set::WorkingSet;
-
-    /// Rows in memory and everything that a plan needs, instead of a database.
-    struct Engine {
-        secret: Secret,
-        quota: Quota,
-        sets: WorkingSets,
-        departures: Departures,
-        rows: HashMap<i64, Header>,
-        next_key: i64,
-        held: Held,
-        has_room: bool,
-    }
-
-    impl Engine {
-        fn new(mailbox_blobs_max: u64) -> Self {
-            Self {
-                secret: Secret::from_bytes([1; 32]),
-                quota: Quota {
-                    mailbox_blobs_max,
-                    mailbox_bytes_max: 0,
-                    relay_bytes_max: 0,
-                },
-                sets: WorkingSets::new(1 << 20),
-                departures: Departures::new(Duration::from_millis(1000), 0),
-                rows: HashMap::new(),
-                next_key: 1,
-                held: Held::default(),
-                has_room: true,
-            }
-        }
-
-        fn run(&mut self, batch: &[Write]) -> Plan {
-            let batch: Vec<_> = batch.iter().collect();
-            for mailbox64 in mailboxes_to_read(&batch, &mut self.sets) {
-                let mut set = WorkingSet::default();
-                for (key, row) in self.rows.iter().filter(|row| row.1.mailbox64 == mailbox64) {
-                    set.insert(Entry {
-                        key: *key,
-                        id64: row.id64,
-                        size: row.size,
-                        expires_from: row.expires_at,
-                    });
-                }
-                self.sets.put(mailbox64, set);
-            }
-            let mut known = Known::default();
-            for key in rows_to_read(&batch, &self.sets, &self.secret) {
-                if let Some(row) = self.rows.get(&key) {
-                    known.headers.insert(key, *row);
-                }
-            }
-            for (mailbox64, now) in mailboxes_to_relieve(&batch, &self.sets, &self.quota) {
-                let expired: Vec<_> = self
-                    .rows
-                    .iter()
-                    .filter(|(_, row)| row.mailbox64 == mailbox64 && row.expires_at <= now)
-                    .collect();
-                known
-                    .headers
-                    .extend(expired.iter().map(|(k, r)| (**k, **r)));
-                let keys = expired.iter().map(|(key, _)| **key).collect();
-                known.expired.insert(mailbox64, keys);
-            }
-            let rules = Rules {
-                secret: &self.secret,
-                quota: self.quota,
-                has_room: self.has_room,
-                departures: &self.departures,
-            };
-            let plan = fold(
-                &batch,
-                &rules,
-                known,
-                &mut self.sets,
-                self.next_key,
-                self.held,
-            );
-            self.apply(&batch, &plan);
-            plan
-        }
-
-        fn apply(&mut self, batch: &[&Write], plan: &Plan) {
-            for (key, write) in (plan.first_key..).zip(&plan.inserts) {
-                if let Some(Write::Append { envelope, checksum }) = write.map(|i| batch[i]) {
-                    let header = Header {
-                        mailbox64: envelope.mailbox.prefix64(),
-                        id64: self.secret.id64(&envelope.id),
-                        mailbox: envelope.mailbox,
-                        id: envelope.id,
-                        checksum: *checksum,
-                        size: Size::new(envelope.body.len(), envelope.class),
-                        expires_at: envelope.expires_at,
-                    };
-                    assert!(self.rows.insert(key, header).is_none(), "a key twice");
-                }
-            }
-            for key in plan.deletes.iter().chain(&plan.set_aside) {
-                assert!(self.rows.remove(key).is_some(), "deleted what is not there");
-            }
-            self.departures.remember(&plan.departures);
-            self.departures.forget(plan.now);
-            self.next_key = plan.next_key();
-            self.held = plan.held;
-            assert_eq!(self.held.blobs, self.rows.len() as u64);
-            let bytes: u64 = self.rows.values().map(|row| row.size.charged_bytes()).sum();
-            assert_eq!(self.held.bytes, bytes);
-        }
-    }
-
-    fn mailbox(number: u8) -> MailboxHash {
-        MailboxHash::from_bytes([number; 32])
-    }
-
-    fn blob(number: u8) -> BlobId {
-        BlobId::from_bytes([number; 16])
-    }
-
-    fn at(millis: u64) -> Timestamp {
-        Timestamp::from_millis(millis)
-    }
-
-    fn append(to: u8, id: u8, checksum: u8, now: u64) -> Write {
-        Write::Append {
-            envelope: Envelope {
-                mailbox: mailbox(to),
-                id: blob(id),
-                class: Class::SeenByV1,
-                stored_at: at(now),
-                expires_at: at(now + 500),
-                sealed: bytes::Bytes::new(),
-                body: bytes::Bytes::from_static(b"body"),
-            },
-            checksum: [checksum; 16],
-        }
-    }
-
-    fn acknowledge(of: u8, ids: &[u8], now: u64) -> Write {
-        Write::Acknowledge {
-            mailbox: mailbox(of),
-            ids: ids.iter().copied().map(blob).collect(),
-            now: at(now),
-        }
-    }
-
-    fn stored(now: u64) -> Outcome {
-        Outcome::Appended(Appended::Stored {
-            expires_at: at(now + 500),
-        })
-    }
-
-    fn duplicate(first: u64) -> Outcome {
-        Outcome::Appended(Appended::Duplicate {
-            expires_at: at(first + 500),
-        })
-    }
-
-    fn removed(blobs: u64) -> Outcome {
-        Outcome::Removed(Removed { blobs })
-    }
-
-    const REUSED: Outcome = Outcome::Appended(Appended::IdReused);
-    const FULL: Outcome = Outcome::Appended(Appended::MailboxFull);
-
-    #[test]
-    fn a_repeat_within_one_batch_is_a_duplicate_and_another_blob_under_its_id_is_refused() {
-        let mut engine = Engine::new(0);
-        let plan = engine.run(&[
-            append(1, 1, 1, 0),
-            append(1, 1, 1, 5),
-            append(1, 1, 2, 6),
-            append(2, 1, 2, 7),
-        ]);
-        assert_eq!(plan.outcomes, [stored(0), duplicate(0), REUSED, stored(7)]);
-        assert_eq!((plan.counts.created, plan.counts.duplicates), (2, 1));
-        assert_eq!(engine.rows.len(), 2);
-    }
-
-    #[test]
-    fn what_comes_and_leaves_within_one_batch_is_not_written_but_remembered() {
-        let mut engine = Engine::new(0);
-        let plan = engine.run(&[
-            append(1, 1, 1, 0),
-            acknowledge(1, &[1, 1, 9], 1),
-            append(1, 1, 1, 2),
-            append(1, 1, 2, 2),
-        ]);
-        assert_eq!(plan.outcomes, [stored(0), removed(1), duplicate(0), REUSED]);
-        assert_eq!(plan.inserts, [None]);
-        assert_eq!((plan.deletes.len(), plan.departures.len()), (0, 1));
-        let plan = engine.run(&[append(1, 1, 1, 900)]);
-        assert_eq!(plan.outcomes, [duplicate(0)]);
-        assert!(plan.is_empty());
-    }
-
-    #[test]
-    fn a_departed_id_is_free_again_after_its_time() {
-        let mut engine = Engine::new(0);
-        engine.run(&[append(1, 1, 1, 0)]);
-        engine.run(&[acknowledge(1, &[1], 100)]);
-        let plan = engine.run(&[append(1, 1, 2, 1099), append(1, 1, 2, 1100)]);
-        assert_eq!(plan.outcomes, [REUSED, stored(1100)]);
-    }
-
-    #[test]
-    fn what_was_set_aside_as_corrupt_may_be_sent_again() {
-        let mut engine = Engine::new(0);
-        engine.run(&[append(1, 1, 1, 0)]);
-        let set_aside = Write::Remove {
-            keys: vec![OrderKey(1), OrderKey(77)],
-            cause: Cause::Corrupt,
-            now: at(1),
-        };
-        let plan = engine.run(&[set_aside, append(1, 1, 1, 1)]);
-        assert_eq!(plan.outcomes, [removed(1), stored(1)]);
-        assert_eq!(plan.set_aside, [1]);
-        assert_eq!(plan.counts.lost, 1);
-        assert_eq!(plan.first_key, 2, "no key is used twice");
-    }
-
-    #[test]
-    fn the_quota_counts_what_the_batch_has_stored_so_far() {
-        let mut engine = Engine::new(2);
-        let plan = engine.run(&[
-            append(1, 1, 1, 0),
-            append(1, 2, 1, 0),
-            append(1, 3, 1, 0),
-            acknowledge(1, &[1], 1),
-            append(1, 4, 1, 2),
-        ]);
-        assert_eq!(
-            plan.outcomes,
-            [stored(0), stored(0), FULL, removed(1), stored(2)]
-        );
-    }
-
-    #[test]
-    fn the_relays_bound_holds_within_a_batch() {
-        let mut engine = Engine::new(0);
-        engine.quota.relay_bytes_max = 2 * 260;
-        let plan = engine.run(&[append(1, 1, 1, 0), append(2, 1, 1, 0), append(3, 1, 1, 0)]);
-        let full = Outcome::Appended(Appended::RelayFull);
-        assert_eq!(plan.outcomes, [stored(0), stored(0), full]);
-    }
-
-    #[test]
-    fn a_full_mailbox_loses_its_expired_rows_first() {
-        let mut engine = Engine::new(2);
-        engine.run(&[append(1, 1, 1, 0), append(1, 2, 1, 400)]);
-        let plan = engine.run(&[append(1, 3, 1, 499)]);
-        assert_eq!(plan.outcomes, [FULL]);
-        let plan = engine.run(&[append(1, 3, 1, 500), append(1, 4, 1, 500)]);
-        assert_eq!(plan.outcomes, [stored(500), FULL]);
-        assert_eq!((plan.counts.expired, plan.deletes.len()), (1, 1));
-    }
-
-    #[test]
-    fn a_nearly_full_disk_refuses_new_blobs_and_nothing_else() {
-        let mut engine = Engine::new(0);
-        engine.run(&[append(1, 1, 1, 0)]);
-        engine.has_room = false;
-        let plan = engine.run(&[
-            append(1, 1, 1, 1),
-            append(1, 2, 1, 1),
-            acknowledge(1, &[1], 1),
-        ]);
-        let full = Outcome::Appended(Appended::RelayFull);
-        assert_eq!(plan.outcomes, [duplicate(0), full, removed(1)]);
-    }
-
-    #[test]
-    fn a_purge_takes_only_what_its_view_shows_and_the_sweep_only_what_has_expired() {
-        let mut engine = Engine::new(0);
-        let mut hidden = append(1, 2, 1, 0);
-        if let Write::Append { envelope, .. } = &mut hidden {
-            envelope.class = Class::ProvenOnly;
-        }
-        engine.run(&[append(1, 1, 1, 0), hidden, append(2, 1, 1, 0)]);
-        let all = vec![OrderKey(1), OrderKey(2), OrderKey(3)];
-        let remove = |cause, now| Write::Remove {
-            keys: all.clone(),
-            cause,
-            now: at(now),
-        };
-        let view = View::V1;
-        let purge = Cause::Purged {
-            mailbox: mailbox(1),
-            view,
-        };
-        let plan = engine.run(&[remove(purge, 1), remove(Cause::Expired, 499)]);
-        assert_eq!(plan.outcomes, [removed(1), removed(0)]);
-        let plan = engine.run(&[remove(Cause::Expired, 500)]);
-        assert_eq!(plan.outcomes, [removed(2)]);
-        assert_eq!(plan.counts.expired, 2);
-    }
-
-    /// The promises about one blob in a few lines, without batches, keys or sets.
-    #[derive(Default)]
-    struct Model {
-        stored: HashMap<(u8, u8), (u8, u64)>,
-        left: HashMap<(u8, u8), (u8, u64, u64)>,
-    }
-
-    impl Model {
-        fn append(&mut self, to: u8, id: u8, checksum: u8, now: u64, max: usize) -> Outcome {
-            let left = self.left.get(&(to, id)).filter(|left| left.2 + 1000 > now);
-            let first = self.stored.get(&(to, id)).copied();
-            if let Some((kept, first)) = first.or(left.map(|left| (left.0, left.1))) {
-                return if kept == checksum {
-                    duplicate(first)
-                } else {
-                    REUSED
-                };
-            }
-            if self.count(to) >= max {
-                let expired: Vec<_> = self
-                    .stored
-                    .iter()
-                    .filter(|(key, blob)| key.0 == to && blob.1 + 500 <= now)
-                    .map(|(key, blob)| (*key, *blob))
-                    .collect();
-                for (key, (checksum, first)) in expired {
-                    self.stored.remove(&key);
-                    self.left.insert(key, (checksum, first, now));
-                }
-            }
-            if self.count(to) >= max {
-                return FULL;
-            }
-            self.stored.insert((to, id), (checksum, now));
-            stored(now)
-        }
-
-        fn count(&self, to: u8) -> usize {
-            self.stored.keys().filter(|key| key.0 == to).count()
-        }
-
-        fn acknowledge(&mut self, of: u8, id: u8, now: u64) -> Outcome {
-            let Some((checksum, first)) = self.stored.remove(&(of, id)) else {
-                return removed(0);
-            };
-            self.left.insert((of, id), (checksum, first, now));
-            removed(1)
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn batches_answer_as_if_each_write_came_alone(
-            steps in prop::collection::vec(
-                (0u8..3, 0u8..6, 0u8..2, prop::bool::weighted(0.3), 0u64..200, prop::bool::ANY),
-                1..80,
-            )
-        ) {
-            let mut engine = Engine::new(3);
-            let mut model = Model::default();
-            let (mut batch, mut expected) = (Vec::new(), Vec::new());
-            let mut now = 0;
-            for (to, id, checksum, is_acknowledgement, pause, ends_batch) in steps {
-                if batch.is_empty() {
-                    now += pause;
-                }
-                if is_acknowledgement {
-                    batch.push(acknowledge(to, &[id], now));
-                    expected.push(model.acknowledge(to, id, now));
-                } else {
-                    batch.push(append(to, id, checksum, now));
-                    expected.push(model.append(to, id, checksum, now, 3));
-                }
-                if ends_batch {
-                    prop_assert_eq!(&engine.run(&batch).outcomes, &expected);
-                    batch.clear();
-                    expected.clear();
-                    prop_assert_eq!(engine.rows.len(), model.stored.len());
-                }
-            }
-        }
-    }
-}
+#[path = "plan_tests.rs"]
+mod tests;

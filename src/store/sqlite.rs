@@ -13,7 +13,10 @@ use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::commit::{Cause, Lane, Pipeline};
-use super::model::{Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View};
+use super::model::{
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
+    RecoveryPut, Removed, Swept, Usage, View,
+};
 use super::sqlite_errors::words;
 use super::sqlite_open::{look_at_log, open_writer, take_data_dir};
 use super::sqlite_pages::{Cut, Readers};
@@ -83,29 +86,20 @@ impl SqliteStore {
         }))
     }
 
-    /// Reads one more step of a page. Tells whether it is done.
-    async fn extend_page(
+    /// Reads the rows of one more step of a page. Tells whether it is done.
+    async fn extend_page<C>(
         &self,
-        page: &mut Page,
+        page: &mut Page<C>,
         mailbox: &MailboxHash,
-        view: View,
-        bounds: PageBounds,
+        cut: Cut<C>,
         now: Timestamp,
     ) -> sqlx::Result<bool> {
-        let Some(left) = left_of(bounds, page) else {
-            return Ok(true);
-        };
-        let mailbox64 = mailbox.prefix64();
-        let is_first = page.blobs.is_empty();
         let Cut {
             keys,
             next,
             more,
             is_full,
-        } = self
-            .readers
-            .cut(mailbox64, view, page.next, left, is_first, now)
-            .await?;
+        } = cut;
         let rows = self.readers.rows(mailbox, &keys, &self.secret).await?;
         let mut corrupt = rows.damaged;
         let before = page.blobs.len();
@@ -236,7 +230,7 @@ fn slice_of(limit: u32, done: u64) -> u32 {
 }
 
 /// What of `bounds` a page has not used; `None` when it is full.
-fn left_of(bounds: PageBounds, page: &Page) -> Option<PageBounds> {
+fn left_of<C>(bounds: PageBounds, page: &Page<C>) -> Option<PageBounds> {
     let blobs = u32::try_from(page.blobs.len()).unwrap_or(u32::MAX);
     let used: usize = page
         .blobs
@@ -293,6 +287,26 @@ impl Store for SqliteStore {
         }
     }
 
+    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
+        let up_to = self.pipeline.mark().await?;
+        let mut after = OrderKey::START;
+        let mut purged = Removed::default();
+        loop {
+            let keys = self
+                .readers
+                .keys_of_owner(owner.prefix64(), after, up_to, SLICE_ROWS)
+                .await;
+            let keys = self.read(keys)?;
+            let Some(last) = keys.last().copied() else {
+                return Ok(purged);
+            };
+            let cause = Cause::OwnerPurged { owner };
+            let removed = self.pipeline.remove(Lane::Normal, keys, cause, now).await?;
+            purged.blobs += removed.await?.blobs;
+            after = last;
+        }
+    }
+
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
         if limit == 0 {
             let more = self.pipeline.tidy(now).await?;
@@ -329,14 +343,79 @@ impl Store for SqliteStore {
             ..Page::default()
         };
         for _ in 0..PAGE_STEPS_MAX {
-            let extended = self
-                .extend_page(&mut page, &mailbox, view, bounds, now)
+            let Some(left) = left_of(bounds, &page) else {
+                break;
+            };
+            let is_first = page.blobs.is_empty();
+            let mailbox64 = mailbox.prefix64();
+            let cut = self
+                .readers
+                .cut(mailbox64, view, page.next, left, is_first, now)
                 .await;
+            let cut = self.read(cut)?;
+            let extended = self.extend_page(&mut page, &mailbox, cut, now).await;
             if self.read(extended)? {
                 break;
             }
         }
         Ok(page)
+    }
+
+    async fn device_sync_backlog(
+        &self,
+        mailbox: MailboxHash,
+        mut after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page<BacklogCursor>, StoreError> {
+        let mailbox64 = mailbox.prefix64();
+        if after.up_to == OrderKey::START {
+            // What is committed later has a larger key than what is visible now.
+            after.up_to = self.read(self.readers.last_key(mailbox64).await)?;
+        }
+        let mut page = Page {
+            next: after,
+            ..Page::default()
+        };
+        for _ in 0..PAGE_STEPS_MAX {
+            let Some(left) = left_of(bounds, &page) else {
+                break;
+            };
+            let is_first = page.blobs.is_empty();
+            let cut = self
+                .readers
+                .cut_backlog(mailbox64, page.next, left, is_first, now)
+                .await;
+            let cut = self.read(cut)?;
+            let extended = self.extend_page(&mut page, &mailbox, cut, now).await;
+            if self.read(extended)? {
+                break;
+            }
+        }
+        page.blobs.sort_by_key(|blob| (blob.version, blob.key));
+        Ok(page)
+    }
+
+    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
+        self.pipeline.recovery_put(proof).await
+    }
+
+    async fn recovery_get(
+        &self,
+        key_hashes: Vec<[u8; 32]>,
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<RecoveryPage, StoreError> {
+        let found = self.readers.proofs(&key_hashes, bytes_max, now).await;
+        self.read(found)
+    }
+
+    async fn recovery_remove(
+        &self,
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    ) -> Result<u64, StoreError> {
+        self.pipeline.recovery_remove(key_hash, owner).await
     }
 
     fn usage(&self) -> Usage {

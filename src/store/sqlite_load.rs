@@ -2,6 +2,7 @@
 //! what the batch is about.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use sqlx::Row as _;
@@ -9,11 +10,13 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::commit::{CommitError, Write};
 use super::departures::Departures;
-use super::plan::{self, Known};
-use super::quota::{Held, Quota};
+use super::owners::Owned;
+use super::plan::{self, Header, Known};
+use super::quota::{HeldInAll, Quota};
 use super::sqlite_errors::classify;
 use super::sqlite_open::SqliteOptions;
-use super::sqlite_rows::{self as rows, SELECT_SETS};
+use super::sqlite_recovery::read_slots;
+use super::sqlite_rows::{self as rows, SELECT_OWNERS, SELECT_SETS};
 use super::working_set::{
     ENTRY_BYTES, Entry, Size, WorkingSet, WorkingSets, expiry_slot, slot_start, to_i64, to_u64,
 };
@@ -27,26 +30,29 @@ const RELIEF_ROWS_MAX: i64 = 256;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Totals {
     pub(super) next_key: i64,
-    pub(super) held: Held,
+    pub(super) held: HeldInAll,
     pub(super) commits: i64,
 }
 
 pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Result<Totals> {
     let row = sqlx::query(
-        "SELECT blobs, bytes, commits, \
+        "SELECT blobs, device_sync, recovery_proofs, pins, bytes, commits, \
          max((SELECT value FROM meta WHERE name = 'high_water'), \
              (SELECT coalesce(max(seq), 0) FROM blob)) \
          FROM usage WHERE one = 1",
     )
     .fetch_one(connection)
     .await?;
-    let last_key: i64 = row.try_get(3)?;
+    let last_key: i64 = row.try_get(6)?;
     Ok(Totals {
-        held: Held {
+        held: HeldInAll {
             blobs: to_u64(row.try_get(0)?),
-            bytes: to_u64(row.try_get(1)?),
+            device_sync: to_u64(row.try_get(1)?),
+            recovery_proofs: to_u64(row.try_get(2)?),
+            pins: to_u64(row.try_get(3)?),
+            bytes: to_u64(row.try_get(4)?),
         },
-        commits: row.try_get(2)?,
+        commits: row.try_get(5)?,
         next_key: last_key + 1,
     })
 }
@@ -133,6 +139,34 @@ fn set_entry(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<(i64, Entry)> {
     Ok((row.try_get(4)?, entry))
 }
 
+/// Reads what the owners have to whom the batch brings something and who are not in memory.
+pub(super) async fn read_owners(
+    connection: &mut SqliteConnection,
+    sets: &mut WorkingSets,
+    batch: &[&Write],
+) -> sqlx::Result<()> {
+    let mut missing: Vec<_> = plan::owners_of(batch).into_iter().collect();
+    missing.retain(|owner64| sets.owners.get(*owner64).is_none());
+    let mut left = missing.as_slice();
+    let mut read: HashMap<i64, Owned> = missing
+        .iter()
+        .map(|owner64| (*owner64, Owned::default()))
+        .collect();
+    while let Some((query, later)) = SELECT_OWNERS.cut_keys(left) {
+        let mut entries = query.fetch(&mut *connection);
+        while let Some(row) = entries.try_next().await? {
+            let size = Size(row.try_get(1)?);
+            let owned = read.entry(row.try_get(0)?).or_default();
+            owned.add(size.charged_bytes(), slot_start(row.try_get(2)?));
+        }
+        left = later;
+    }
+    for (owner64, owned) in read {
+        sets.owners.put(owner64, owned);
+    }
+    Ok(())
+}
+
 /// Reads the headers that the batch needs, and what has expired in mailboxes that it would fill.
 pub(super) async fn read_known(
     connection: &mut SqliteConnection,
@@ -141,57 +175,89 @@ pub(super) async fn read_known(
     quota: &Quota,
     batch: &[&Write],
 ) -> sqlx::Result<Known> {
-    let mut known = Known::default();
+    let mut known = Known {
+        proofs: read_slots(connection, batch).await?,
+        ..Known::default()
+    };
     let keys = plan::rows_to_read(batch, sets, secret);
     known
         .headers
         .extend(rows::read_headers(connection, &keys).await?);
     for (mailbox64, now) in plan::mailboxes_to_relieve(batch, sets, quota) {
-        read_expired(connection, sets, &mut known, mailbox64, now).await?;
+        let expired = read_expired(connection, EXPIRED_OF_MAILBOX, mailbox64, now).await?;
+        if expired.keys.is_empty() {
+            sets.set_earliest_expiry(mailbox64, expired.look_again_at(now));
+        } else {
+            known.expired.insert(mailbox64, expired.keys);
+        }
+        known.headers.extend(expired.headers);
+    }
+    for (owner64, now) in plan::owners_to_relieve(batch, sets, quota) {
+        let expired = read_expired(connection, EXPIRED_OF_OWNER, owner64, now).await?;
+        if expired.keys.is_empty() {
+            let again = expired.look_again_at(now);
+            sets.owners.set_earliest_expiry(owner64, again);
+        } else {
+            known.expired_of_owners.insert(owner64, expired.keys);
+        }
+        known.headers.extend(expired.headers);
     }
     Ok(known)
 }
 
-/// Reads what has expired in a full mailbox; when that is nothing, remembers when to look again.
+const EXPIRED_OF_MAILBOX: &str = "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
+     WHERE mailbox64 = ? AND expires_slot <= ? ORDER BY seq LIMIT ?";
+
+const EXPIRED_OF_OWNER: &str = "SELECT seq FROM blob INDEXED BY blob_by_owner \
+     WHERE owner64 = ? AND expires_slot <= ? ORDER BY seq LIMIT ?";
+
+/// What has expired of a full mailbox or owner.
+struct Expired {
+    keys: Vec<i64>,
+    headers: Vec<(i64, Header)>,
+    /// Nothing else expires before this moment.
+    earliest: Timestamp,
+}
+
+impl Expired {
+    /// A second later at the soonest, so that a full mailbox is not searched at every append.
+    fn look_again_at(&self, now: Timestamp) -> Timestamp {
+        self.earliest.max(now.plus(Duration::from_secs(1)))
+    }
+}
+
+/// Reads what has expired of one holder with `sql`, one of the two above.
 async fn read_expired(
     connection: &mut SqliteConnection,
-    sets: &mut WorkingSets,
-    known: &mut Known,
-    mailbox64: i64,
+    sql: &'static str,
+    holder64: i64,
     now: Timestamp,
-) -> sqlx::Result<()> {
+) -> sqlx::Result<Expired> {
     let slot = expiry_slot(now);
-    let found = sqlx::query(
-        "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
-         WHERE mailbox64 = ? AND expires_slot <= ? ORDER BY seq LIMIT ?",
-    )
-    .bind(mailbox64)
-    .bind(slot)
-    .bind(RELIEF_ROWS_MAX)
-    .fetch_all(&mut *connection)
-    .await?;
+    let found = sqlx::query(sql)
+        .bind(holder64)
+        .bind(slot)
+        .bind(RELIEF_ROWS_MAX)
+        .fetch_all(&mut *connection)
+        .await?;
     let keys = found
         .iter()
         .map(|row| row.try_get(0))
         .collect::<sqlx::Result<Vec<i64>>>()?;
     let headers = rows::read_headers(connection, &keys).await?;
     let is_all = to_i64(keys.len() as u64) < RELIEF_ROWS_MAX;
-    let mut expired = Vec::new();
-    let mut earliest = if is_all { slot_start(slot + 1) } else { now };
-    for (key, header) in headers {
+    let mut expired = Expired {
+        keys: Vec::new(),
+        headers: Vec::new(),
+        earliest: if is_all { slot_start(slot + 1) } else { now },
+    };
+    for (key, header) in &headers {
         if header.expires_at <= now {
-            expired.push(key);
+            expired.keys.push(*key);
         } else {
-            earliest = earliest.min(header.expires_at);
+            expired.earliest = expired.earliest.min(header.expires_at);
         }
-        known.headers.insert(key, header);
     }
-    if expired.is_empty() {
-        // A second later at the soonest, so that a full mailbox is not searched at every append.
-        let earliest = earliest.max(now.plus(std::time::Duration::from_secs(1)));
-        sets.set_earliest_expiry(mailbox64, earliest);
-    } else {
-        known.expired.insert(mailbox64, expired);
-    }
-    Ok(())
+    expired.headers = headers;
+    Ok(expired)
 }

@@ -6,13 +6,14 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use sqlx::Row as _;
-use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{SqlitePool, SqlitePoolOptions, SqliteRow};
 
 use super::commit::Checksum;
-use super::model::{Class, OrderKey, PageBounds, StoredBlob, View};
+use super::model::{BacklogCursor, Class, OrderKey, PageBounds, RecoveryPage, StoredBlob, View};
 use super::sqlite_errors::is_damage;
 use super::sqlite_open::reader_options;
-use super::sqlite_rows::{Sized, fixed, timestamp};
+use super::sqlite_recovery::read_proofs;
+use super::sqlite_rows::{Sized, fixed, sql_version, timestamp, version_of};
 use super::working_set::{Size, expiry_slot, to_i64};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -29,7 +30,8 @@ const SCAN_ROWS: (u32, u32) = (128, 1_024);
 
 static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "SELECT seq, size, expires_at, stored_at, mailbox, id, checksum, sealed, body FROM blob \
+        "SELECT seq, size, expires_at, stored_at, mailbox, id, checksum, sealed, body, version \
+         FROM blob \
          WHERE seq IN (",
         "?",
         ")",
@@ -44,15 +46,66 @@ pub(super) struct Readers {
 
 /// Which rows the next step of a page reads.
 #[derive(Debug, Default)]
-pub(super) struct Cut {
+pub(super) struct Cut<C = OrderKey> {
     /// In order.
     pub(super) keys: Vec<i64>,
     /// Everything up to here was looked at.
-    pub(super) next: OrderKey,
+    pub(super) next: C,
     /// Whether there is more behind that.
     pub(super) more: bool,
     /// Whether the next one is left out because it did not fit.
     pub(super) is_full: bool,
+}
+
+/// An entry of an index.
+struct Entry<C> {
+    /// Where it leaves the reader.
+    cursor: C,
+    key: i64,
+    size: Size,
+    slot: i64,
+}
+
+impl<C> Cut<C> {
+    /// Which of the entries fit; `is_first` says that one is taken however large it is.
+    fn of(
+        entries: Vec<Entry<C>>,
+        after: C,
+        view: View,
+        bounds: PageBounds,
+        (is_first, now): (bool, Timestamp),
+    ) -> Self {
+        let mut cut = Self {
+            keys: Vec::new(),
+            next: after,
+            more: entries.len() >= scan_rows(bounds) as usize,
+            is_full: false,
+        };
+        let mut bytes = 0;
+        for entry in entries {
+            let size = entry.size;
+            let is_shown = size.class().is_some_and(|class| view.shows(class));
+            if is_shown && entry.slot >= expiry_slot(now) {
+                let is_least = is_first && cut.keys.is_empty();
+                let fits = to_i64(cut.keys.len() as u64) < i64::from(bounds.blobs_max)
+                    && bytes + size.bytes() <= bounds.bytes_max;
+                if !fits && !is_least {
+                    (cut.more, cut.is_full) = (true, true);
+                    break;
+                }
+                bytes += size.bytes();
+                cut.keys.push(entry.key);
+            }
+            cut.next = entry.cursor;
+        }
+        cut
+    }
+}
+
+/// How many index entries one step looks at.
+fn scan_rows(bounds: PageBounds) -> u32 {
+    let scan = bounds.blobs_max.saturating_add(1);
+    scan.clamp(SCAN_ROWS.0, SCAN_ROWS.1)
 }
 
 /// Rows of a page.
@@ -107,41 +160,77 @@ impl Readers {
         is_first: bool,
         now: Timestamp,
     ) -> sqlx::Result<Cut> {
-        let scan = bounds.blobs_max.saturating_add(1);
-        let scan = scan.clamp(SCAN_ROWS.0, SCAN_ROWS.1);
-        let entries = sqlx::query(
+        let rows = sqlx::query(
             "SELECT seq, size, expires_slot FROM blob INDEXED BY blob_by_mailbox \
              WHERE mailbox64 = ? AND seq > ? ORDER BY seq LIMIT ?",
         )
         .bind(mailbox64)
         .bind(after.0)
-        .bind(i64::from(scan))
+        .bind(i64::from(scan_rows(bounds)))
         .fetch_all(&self.pool)
         .await?;
-        let mut cut = Cut {
-            next: after,
-            more: entries.len() >= scan as usize,
-            ..Cut::default()
-        };
-        let mut bytes = 0;
-        for entry in &entries {
-            let (key, slot): (i64, i64) = (entry.try_get(0)?, entry.try_get(2)?);
-            let size = Size(entry.try_get(1)?);
-            let is_shown = size.class().is_some_and(|class| view.shows(class));
-            if is_shown && slot >= expiry_slot(now) {
-                let is_least = is_first && cut.keys.is_empty();
-                let fits = to_i64(cut.keys.len() as u64) < i64::from(bounds.blobs_max)
-                    && bytes + size.bytes() <= bounds.bytes_max;
-                if !fits && !is_least {
-                    (cut.more, cut.is_full) = (true, true);
-                    break;
-                }
-                bytes += size.bytes();
-                cut.keys.push(key);
-            }
-            cut.next = OrderKey(key);
-        }
-        Ok(cut)
+        let entries = rows.iter().map(|row| {
+            let key = row.try_get(0)?;
+            Ok(Entry {
+                cursor: OrderKey(key),
+                key,
+                size: Size(row.try_get(1)?),
+                slot: row.try_get(2)?,
+            })
+        });
+        let entries = entries.collect::<sqlx::Result<Vec<_>>>()?;
+        Ok(Cut::of(entries, after, view, bounds, (is_first, now)))
+    }
+
+    /// The same for what waits for a device, by version.
+    pub(super) async fn cut_backlog(
+        &self,
+        mailbox64: i64,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        is_first: bool,
+        now: Timestamp,
+    ) -> sqlx::Result<Cut<BacklogCursor>> {
+        let rows = sqlx::query(
+            "SELECT seq, size, expires_slot, version FROM blob INDEXED BY blob_by_version \
+             WHERE mailbox64 = ? AND version IS NOT NULL AND (version, seq) > (?, ?) \
+             AND seq <= ? ORDER BY version, seq LIMIT ?",
+        )
+        .bind(mailbox64)
+        .bind(sql_version(after.version))
+        .bind(after.key.0)
+        .bind(after.up_to.0)
+        .bind(i64::from(scan_rows(bounds)))
+        .fetch_all(&self.pool)
+        .await?;
+        let entries = rows.iter().map(|row| {
+            let key = row.try_get(0)?;
+            Ok(Entry {
+                cursor: BacklogCursor {
+                    up_to: after.up_to,
+                    version: version_of(row.try_get(3)?),
+                    key: OrderKey(key),
+                },
+                key,
+                size: Size(row.try_get(1)?),
+                slot: row.try_get(2)?,
+            })
+        });
+        let entries = entries.collect::<sqlx::Result<Vec<_>>>()?;
+        let when = (is_first, now);
+        Ok(Cut::of(entries, after, View::DeviceSync, bounds, when))
+    }
+
+    /// The last key of a mailbox.
+    pub(super) async fn last_key(&self, mailbox64: i64) -> sqlx::Result<OrderKey> {
+        let row = sqlx::query(
+            "SELECT coalesce(max(seq), 0) FROM blob INDEXED BY blob_by_mailbox \
+             WHERE mailbox64 = ?",
+        )
+        .bind(mailbox64)
+        .fetch_one(&self.pool)
+        .await?;
+        row.try_get(0).map(OrderKey)
     }
 
     /// Reads these rows, in order, each checked against its checksum. What is gone is left out. A row
@@ -195,26 +284,56 @@ impl Readers {
         up_to: OrderKey,
         limit: u32,
     ) -> sqlx::Result<Vec<OrderKey>> {
-        let hidden: Vec<_> = Class::ALL
+        // One bit for each class that is shown.
+        let shown: i64 = Class::ALL
             .into_iter()
-            .filter(|class| !view.shows(*class))
-            .map(|class| i64::from(class as u8))
-            .collect();
-        // One class at the most is hidden in this build; -1 is none.
+            .filter(|class| view.shows(*class))
+            .map(|class| 1 << class as u8)
+            .sum();
         let rows = sqlx::query(
             "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
-             WHERE mailbox64 = ? AND seq > ? AND seq <= ? AND (size & 3) <> ? ORDER BY seq LIMIT ?",
+             WHERE mailbox64 = ? AND seq > ? AND seq <= ? AND (1 << (size & 3)) & ? <> 0 \
+             ORDER BY seq LIMIT ?",
         )
         .bind(mailbox64)
         .bind(after.0)
         .bind(up_to.0)
-        .bind(hidden.first().copied().unwrap_or(-1))
+        .bind(shown)
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| row.try_get(0).map(OrderKey))
-            .collect()
+        keys(&rows)
+    }
+
+    /// The keys of an owner's messages between two keys, the second one included.
+    pub(super) async fn keys_of_owner(
+        &self,
+        owner64: i64,
+        after: OrderKey,
+        up_to: OrderKey,
+        limit: u32,
+    ) -> sqlx::Result<Vec<OrderKey>> {
+        let rows = sqlx::query(
+            "SELECT seq FROM blob INDEXED BY blob_by_owner \
+             WHERE owner64 = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+        )
+        .bind(owner64)
+        .bind(after.0)
+        .bind(up_to.0)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        keys(&rows)
+    }
+
+    /// What is known about these recovery keys.
+    pub(super) async fn proofs(
+        &self,
+        key_hashes: &[[u8; 32]],
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> sqlx::Result<RecoveryPage> {
+        read_proofs(&self.pool, key_hashes, bytes_max, now).await
     }
 
     /// Rows of slots before this one, all of them expired, the oldest slot first.
@@ -231,9 +350,7 @@ impl Readers {
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| row.try_get(0).map(OrderKey))
-            .collect()
+        keys(&rows)
     }
 
     /// Rows of one slot behind a key, with their expiries.
@@ -258,15 +375,18 @@ impl Readers {
     }
 }
 
-fn stored(
-    row: &sqlx::sqlite::SqliteRow,
-    mailbox: &MailboxHash,
-    secret: &Secret,
-) -> sqlx::Result<Row> {
+fn keys(rows: &[SqliteRow]) -> sqlx::Result<Vec<OrderKey>> {
+    rows.iter()
+        .map(|row| row.try_get(0).map(OrderKey))
+        .collect()
+}
+
+fn stored(row: &SqliteRow, mailbox: &MailboxHash, secret: &Secret) -> sqlx::Result<Row> {
     let size = Size(row.try_get(1)?);
     let of = MailboxHash::from_bytes(fixed(row, 4)?);
     let id = BlobId::from_bytes(fixed(row, 5)?);
     let checksum: Checksum = fixed(row, 6)?;
+    let version: Option<i64> = row.try_get(9)?;
     let (sealed, body): (Vec<u8>, Vec<u8>) = (row.try_get(7)?, row.try_get(8)?);
     Ok(Row {
         is_sound: secret.checksum(&of, &id, &body) == checksum,
@@ -275,6 +395,7 @@ fn stored(
             key: OrderKey(row.try_get(0)?),
             id,
             class: size.class().unwrap_or(Class::ProvenOnly),
+            version: version.map(version_of),
             stored_at: timestamp(row, 3)?,
             expires_at: timestamp(row, 2)?,
             sealed: sealed.into(),

@@ -11,7 +11,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 
 use super::commit::{Checksum, Write};
 use super::departures::Departure;
-use super::plan::{Header, Plan};
+use super::plan::{Header, Plan, owner_of};
 use super::sqlite_errors::is_damage;
 use super::working_set::{Size, expiry_slot, to_i64, to_u64};
 use crate::clock::Timestamp;
@@ -37,7 +37,7 @@ impl Sized {
     }
 
     /// The first rows of `rows` that one statement takes, exactly as many as it is for.
-    fn cut<'a, T>(&'static self, rows: &'a [T]) -> Option<(Query, &'a [T], &'a [T])> {
+    pub(super) fn cut<'a, T>(&'static self, rows: &'a [T]) -> Option<(Query, &'a [T], &'a [T])> {
         let (size, text) = self.texts.iter().find(|(size, _)| *size <= rows.len())?;
         let (now, later) = rows.split_at_checked(*size)?;
         Some((sqlx::query(text.as_str()), now, later))
@@ -72,6 +72,16 @@ static INSERT_BLOBS: LazyLock<Sized> = LazyLock::new(|| {
     )
 });
 
+/// The same for device sync messages, which alone have an owner.
+static INSERT_DEVICE_SYNC: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
+         mailbox, id, checksum, sealed, body, owner64, owner, version) VALUES ",
+        "(?,?,?,?,?,0,?,?,?,?,?,?,?,?,?,?)",
+        "",
+    )
+});
+
 static INSERT_DEPARTED: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         "INSERT INTO departed (n, left_at, mailbox64, id, checksum, expires_at) VALUES ",
@@ -84,10 +94,10 @@ static DELETE_BLOBS: LazyLock<Sized> =
     LazyLock::new(|| Sized::new("DELETE FROM blob WHERE seq IN (", "?", ")"));
 
 const COPY_CORRUPT: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, \
-     expires_slot, kind, expires_at, stored_at, mailbox, id, checksum, topic64, owner64, version, \
-     sealed, body) \
+     expires_slot, kind, expires_at, stored_at, mailbox, id, checksum, topic64, owner64, owner, \
+     version, sealed, body) \
      SELECT seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, mailbox, id, \
-     checksum, topic64, owner64, version, sealed, body FROM blob WHERE seq = ?";
+     checksum, topic64, owner64, owner, version, sealed, body FROM blob WHERE seq = ?";
 
 /// The same without what lies on pages of its own.
 const COPY_CORRUPT_HEADER: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, \
@@ -97,8 +107,18 @@ const COPY_CORRUPT_HEADER: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox6
 
 static SELECT_HEADERS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "SELECT seq, mailbox64, id64, size, expires_at, mailbox, id, checksum FROM blob \
+        "SELECT seq, mailbox64, id64, size, expires_at, mailbox, id, checksum, owner FROM blob \
          WHERE seq IN (",
+        "?",
+        ")",
+    )
+});
+
+/// The index entries of owners: owner64, size and expires_slot.
+pub(super) static SELECT_OWNERS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT owner64, size, expires_slot FROM blob INDEXED BY blob_by_owner \
+         WHERE owner64 IN (",
         "?",
         ")",
     )
@@ -138,7 +158,25 @@ fn header(row: &SqliteRow) -> sqlx::Result<Header> {
         mailbox: MailboxHash::from_bytes(fixed(row, 5)?),
         id: BlobId::from_bytes(fixed(row, 6)?),
         checksum: fixed(row, 7)?,
+        owner: owner(row, 8)?,
     })
+}
+
+/// The owner of a row, if it has one that reads as one.
+fn owner(row: &SqliteRow, column: usize) -> sqlx::Result<Option<MailboxHash>> {
+    let bytes: Option<&[u8]> = row.try_get(column)?;
+    let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+    Ok(bytes.map(MailboxHash::from_bytes))
+}
+
+/// A version as SQL has it: minus 2^63, so that all of them fit and sort as they are.
+pub(super) fn sql_version(version: u64) -> i64 {
+    version.wrapping_sub(1 << 63).cast_signed()
+}
+
+/// The version that SQL has as this.
+pub(super) fn version_of(sql: i64) -> u64 {
+    sql.cast_unsigned().wrapping_add(1 << 63)
 }
 
 /// A column of exactly `N` bytes. A damaged one of another length reads as zeros, which is
@@ -165,8 +203,20 @@ pub(super) async fn insert_blobs(
         .zip(&plan.inserts)
         .filter_map(|(key, write)| Some((key, *batch.get((*write)?)?)))
         .collect();
-    let mut rows = rows.as_slice();
-    while let Some((mut query, now, later)) = INSERT_BLOBS.cut(rows) {
+    let (synced, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, write)| {
+        matches!(write, Write::Append { envelope, .. } if owner_of(envelope).is_some())
+    });
+    insert(connection, &INSERT_BLOBS, &rows, secret).await?;
+    insert(connection, &INSERT_DEVICE_SYNC, &synced, secret).await
+}
+
+async fn insert(
+    connection: &mut SqliteConnection,
+    statement: &'static Sized,
+    mut rows: &[(i64, &Write)],
+    secret: &Secret,
+) -> sqlx::Result<()> {
+    while let Some((mut query, now, later)) = statement.cut(rows) {
         for (key, write) in now {
             if let Write::Append { envelope, checksum } = write {
                 query = bind_blob(query, *key, envelope, checksum, secret);
@@ -186,7 +236,7 @@ fn bind_blob(
     secret: &Secret,
 ) -> Query {
     let size = Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class);
-    query
+    let query = query
         .bind(key)
         .bind(envelope.mailbox.prefix64())
         .bind(secret.id64(&envelope.id))
@@ -198,7 +248,14 @@ fn bind_blob(
         .bind(envelope.id.as_bytes().to_vec())
         .bind(checksum.to_vec())
         .bind(envelope.sealed.to_vec())
-        .bind(envelope.body.to_vec())
+        .bind(envelope.body.to_vec());
+    match owner_of(envelope) {
+        None => query,
+        Some(owner) => query
+            .bind(owner.hash.prefix64())
+            .bind(owner.hash.as_bytes().to_vec())
+            .bind(sql_version(owner.version)),
+    }
 }
 
 /// Deletes these rows.
@@ -313,6 +370,14 @@ mod tests {
     use super::*;
 
     static KEYS: LazyLock<Sized> = LazyLock::new(|| Sized::new("x IN (", "?", ")"));
+
+    #[test]
+    fn versions_sort_in_sql_as_they_are() {
+        let versions = [0, 1, u64::MAX / 2, u64::MAX / 2 + 1, u64::MAX];
+        let sql = versions.map(sql_version);
+        assert!(sql.is_sorted());
+        assert_eq!(sql.map(version_of), versions);
+    }
 
     #[test]
     fn rows_are_cut_into_the_sizes_that_there_are() {

@@ -18,8 +18,11 @@ use super::disk::DiskWatch;
 use super::plan::{self, Plan, Rules};
 use super::quota::Quota;
 use super::sqlite_errors::{classify, classify_commit, code, primary_code, words};
-use super::sqlite_load::{Totals, read_departures, read_known, read_sets, read_totals};
+use super::sqlite_load::{
+    Totals, read_departures, read_known, read_owners, read_sets, read_totals,
+};
 use super::sqlite_open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
+use super::sqlite_recovery::{SWEPT_PROOFS_MAX, write_proofs};
 use super::sqlite_rows as rows;
 use super::tally::{Tally, as_float};
 use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets, to_i64};
@@ -110,6 +113,9 @@ impl SqliteWriter {
     async fn plan(&mut self, batch: &[&Write]) -> Result<Plan, CommitError> {
         let connection = self.connection.as_mut().ok_or_else(not_open)?;
         read_sets(connection, &mut self.sets, batch).await?;
+        read_owners(connection, &mut self.sets, batch)
+            .await
+            .map_err(|error| classify(&error))?;
         let known = read_known(connection, &mut self.sets, &self.secret, &self.quota, batch)
             .await
             .map_err(|error| classify(&error))?;
@@ -162,6 +168,7 @@ impl SqliteWriter {
                 rows::set_aside(connection, &plan.set_aside, &damaged, plan.now).await?;
             }
             rows::insert_departures(connection, &plan.departures, first_departure).await?;
+            write_proofs(connection, &plan.proofs, batch).await?;
             do_chores(connection, plan, chores).await?;
             write_totals(connection, plan, commits).await
         };
@@ -174,6 +181,8 @@ impl SqliteWriter {
     /// Undoes what a failed transaction left, and tells what its failure means.
     async fn fail(&mut self, plan: Plan, failure: Failure) -> CommitError {
         self.sets.forget(plan.touched.iter().copied());
+        let owners = plan.touched_owners.iter().copied();
+        self.sets.owners.forget(owners);
         let (error, was_commit) = match failure {
             Failure::Before(error) => (classify(&error), false),
             Failure::At(error) => (classify_commit(&error), true),
@@ -209,16 +218,18 @@ impl SqliteWriter {
             forget(&mut self.departures, plan.now, &self.metrics);
             self.tally.written();
         }
-        if plan.counts.lost > 0 {
-            let lost = plan.counts.lost;
+        let lost = plan.happened.blobs.lost + plan.happened.device_sync.lost;
+        if lost > 0 {
             warn!(
                 blobs = lost,
                 "store: {lost} stored blobs did not match their checksum and were set aside; check the disk"
             );
         }
-        self.tally.count(plan.counts, plan.held);
+        self.tally.count(plan.happened, plan.held);
         self.show(plan.now);
-        let more = chores.vacuums || self.departures.trim_to(1).is_some();
+        let more = chores.vacuums
+            || self.departures.trim_to(1).is_some()
+            || plan.proofs.deletes.len() >= SWEPT_PROOFS_MAX;
         for outcome in &mut plan.outcomes {
             if let Outcome::Tidied { .. } = outcome {
                 *outcome = Outcome::Tidied { more };
@@ -394,10 +405,14 @@ async fn write_totals(
     commits: i64,
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE usage SET blobs = ?, bytes = ?, commits = ? WHERE one = 1; \
+        "UPDATE usage SET blobs = ?, device_sync = ?, recovery_proofs = ?, pins = ?, bytes = ?, \
+         commits = ? WHERE one = 1; \
          UPDATE meta SET value = ? WHERE name = 'high_water'",
     )
     .bind(to_i64(plan.held.blobs))
+    .bind(to_i64(plan.held.device_sync))
+    .bind(to_i64(plan.held.recovery_proofs))
+    .bind(to_i64(plan.held.pins))
     .bind(to_i64(plan.held.bytes))
     .bind(commits)
     .bind(plan.next_key() - 1)
@@ -407,214 +422,5 @@ async fn write_totals(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::super::model::{Appended, Class, Envelope};
-    use super::super::sqlite_open::{DATABASE_FILE, open_writer, take_data_dir};
-    use super::*;
-    use crate::ids::{BlobId, MailboxHash};
-
-    async fn writer(folder: &std::path::Path, blobs_max: u64) -> SqliteWriter {
-        let options = SqliteOptions {
-            data_dir: folder.to_owned(),
-            secret: Secret::from_bytes([7; 32]),
-            quota: Quota {
-                mailbox_blobs_max: blobs_max,
-                mailbox_bytes_max: 0,
-                relay_bytes_max: 0,
-            },
-            free_bytes_min: 0,
-            dedup: Duration::from_secs(3600),
-            dedup_max: 0,
-            allow_network_fs: false,
-            on_stored: Arc::new(|_| {}),
-            metrics: Arc::new(Metrics::new()),
-            now: Timestamp::from_millis(1),
-        };
-        let lock = Arc::new(take_data_dir(folder, false).unwrap());
-        let path = folder.join(DATABASE_FILE);
-        let connection = open_writer(&path, &options.secret).await.unwrap();
-        let opened = SqliteWriter::new(&options, path, connection, lock).await;
-        opened.unwrap().0
-    }
-
-    fn append(id: u8, now: u64, expires_at: u64) -> Write {
-        Write::Append {
-            envelope: Envelope {
-                mailbox: MailboxHash::from_bytes([1; 32]),
-                id: BlobId::from_bytes([id; 16]),
-                class: Class::SeenByV1,
-                stored_at: Timestamp::from_millis(now),
-                expires_at: Timestamp::from_millis(expires_at),
-                sealed: bytes::Bytes::new(),
-                body: bytes::Bytes::from_static(b"body"),
-            },
-            checksum: [id; 16],
-        }
-    }
-
-    fn acknowledge(id: u8) -> Write {
-        Write::Acknowledge {
-            mailbox: MailboxHash::from_bytes([1; 32]),
-            ids: vec![BlobId::from_bytes([id; 16])],
-            now: Timestamp::from_millis(5),
-        }
-    }
-
-    fn is_stored(outcomes: &[Outcome]) -> bool {
-        matches!(outcomes, [Outcome::Appended(Appended::Stored { .. })])
-    }
-
-    /// Runs a batch up to its COMMIT, whose end is then unknown.
-    async fn lose_the_end_of(writer: &mut SqliteWriter, batch: &[&Write], takes_place: bool) {
-        let plan = writer.plan(batch).await.unwrap();
-        if takes_place {
-            let written = writer.write(batch, &plan, Chores::default()).await;
-            assert!(written.is_ok());
-        }
-        let failure = Failure::At(sqlx::Error::WorkerCrashed);
-        let error = writer.fail(plan, failure).await;
-        assert!(matches!(error, CommitError::Unknown(_)));
-    }
-
-    #[tokio::test]
-    async fn a_commit_with_an_unknown_end_that_took_place_counts_in_full() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = writer(folder.path(), 0).await;
-        assert!(is_stored(
-            &writer.commit(&[&append(1, 1, 900)]).await.unwrap()
-        ));
-        let (second, gone) = (append(2, 2, 900), acknowledge(1));
-        lose_the_end_of(&mut writer, &[&second, &gone], true).await;
-        writer.reopen().await.unwrap();
-        let settled = writer.settle(&[&second, &gone]).await.unwrap();
-        assert!(settled.iter().all(Option::is_some));
-        let usage = writer.tally.usage();
-        assert_eq!((usage.created, usage.acknowledged, usage.stored), (2, 1, 1));
-        assert!(usage.is_conserved());
-        // Both are known as what they are: one is stored, one has left.
-        for id in [1, 2] {
-            let outcomes = writer.commit(&[&append(id, 3, 900)]).await.unwrap();
-            let [Outcome::Appended(Appended::Duplicate { .. })] = outcomes[..] else {
-                panic!("{outcomes:?}");
-            };
-        }
-        assert!(is_stored(
-            &writer.commit(&[&append(3, 3, 900)]).await.unwrap()
-        ));
-        writer.close().await;
-    }
-
-    #[tokio::test]
-    async fn a_commit_with_an_unknown_end_that_did_not_take_place_leaves_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = writer(folder.path(), 0).await;
-        let lost = append(1, 1, 900);
-        lose_the_end_of(&mut writer, &[&lost], false).await;
-        writer.reopen().await.unwrap();
-        // A second time, as after a first attempt that was given up half-way.
-        writer.reopen().await.unwrap();
-        assert_eq!(writer.settle(&[&lost]).await.unwrap(), [None]);
-        assert_eq!(writer.tally.usage().stored, 0);
-        assert!(is_stored(&writer.commit(&[&lost]).await.unwrap()));
-        assert_eq!(writer.totals.held.blobs, 1);
-        writer.close().await;
-    }
-
-    #[tokio::test]
-    async fn without_a_connection_every_commit_asks_to_be_reopened() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = writer(folder.path(), 0).await;
-        writer.connection = None;
-        let error = writer.commit(&[&append(1, 1, 900)]).await.unwrap_err();
-        assert!(matches!(error, CommitError::Unknown(_)));
-        writer.reopen().await.unwrap();
-        assert!(is_stored(
-            &writer.commit(&[&append(1, 1, 900)]).await.unwrap()
-        ));
-        writer.close().await;
-    }
-
-    #[tokio::test]
-    async fn a_full_disk_is_told_apart_and_deletions_go_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = writer(folder.path(), 0).await;
-        writer.commit(&[&append(1, 1, 900)]).await.unwrap();
-        let connection = writer.connection.as_mut().unwrap();
-        execute(connection, "PRAGMA max_page_count = 1")
-            .await
-            .unwrap();
-        let mut large = append(2, 2, 900);
-        if let Write::Append { envelope, .. } = &mut large {
-            envelope.body = vec![1; 1 << 20].into();
-        }
-        for _ in 0..3 {
-            let error = writer.commit(&[&large]).await.unwrap_err();
-            assert!(matches!(error, CommitError::DiskFull(_)), "{error}");
-        }
-        writer.commit(&[&acknowledge(1)]).await.unwrap();
-        assert!(writer.tally.usage().is_conserved());
-        assert_eq!(writer.tally.usage().stored, 0);
-        writer.close().await;
-    }
-
-    #[tokio::test]
-    async fn a_failed_transaction_leaves_neither_rows_nor_memories() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = writer(folder.path(), 0).await;
-        let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON departed \
-                     BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
-        execute(writer.connection.as_mut().unwrap(), spoil)
-            .await
-            .unwrap();
-        writer.commit(&[&append(1, 1, 900)]).await.unwrap();
-        let error = writer
-            .commit(&[&append(2, 2, 900), &acknowledge(1)])
-            .await
-            .unwrap_err();
-        assert!(matches!(&error, CommitError::Rejected(words) if words == "spoiled"));
-        assert!(is_stored(
-            &writer.commit(&[&append(2, 2, 900)]).await.unwrap()
-        ));
-        let usage = writer.tally.usage();
-        assert_eq!((usage.created, usage.acknowledged, usage.stored), (2, 0, 2));
-        writer.close().await;
-    }
-
-    #[tokio::test]
-    async fn a_full_mailbox_loses_its_expired_rows_and_is_searched_once_a_second() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = writer(folder.path(), 2).await;
-        writer.commit(&[&append(1, 1, 5_000)]).await.unwrap();
-        writer.commit(&[&append(2, 1, 900_000)]).await.unwrap();
-        // Read from the database the set knows no more than the slot of the earliest expiry.
-        writer.sets.clear();
-        let full = [Outcome::Appended(Appended::MailboxFull)];
-        let third = |now| append(3, now, 900_000);
-        assert_eq!(writer.commit(&[&third(4_000)]).await.unwrap(), full);
-        let set = writer
-            .sets
-            .peek(MailboxHash::from_bytes([1; 32]).prefix64());
-        assert_eq!(
-            set.unwrap().earliest_expiry(),
-            Timestamp::from_millis(5_000)
-        );
-        assert!(is_stored(&writer.commit(&[&third(5_000)]).await.unwrap()));
-        assert_eq!(writer.tally.usage().expired, 1);
-        writer.close().await;
-    }
-
-    #[tokio::test]
-    async fn a_batch_that_touches_too_much_is_split_and_a_single_write_never_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = writer(folder.path(), 0).await;
-        writer.commit(&[&append(1, 1, 900)]).await.unwrap();
-        writer.sets = WorkingSets::new(0);
-        let batch = [&append(2, 1, 900), &append(3, 1, 900)];
-        let error = writer.commit(&batch).await.unwrap_err();
-        assert!(matches!(error, CommitError::TooWide));
-        assert!(is_stored(&writer.commit(&batch[..1]).await.unwrap()));
-        writer.close().await;
-    }
-}
+#[path = "sqlite_writer_tests.rs"]
+mod tests;

@@ -1,45 +1,168 @@
 //! What a store has counted since it was opened, and the metrics that show it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::model::Usage;
-use super::plan::Counts;
-use super::quota::Held;
+use super::model::{Class, Kept, Usage};
+use super::quota::HeldInAll;
 use crate::metrics::Metrics;
+
+/// How many rows of one kind came and went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counts {
+    pub(super) created: u64,
+    pub(super) acknowledged: u64,
+    pub(super) purged: u64,
+    pub(super) expired: u64,
+    pub(super) lost: u64,
+}
+
+/// What happened in one transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Happened {
+    pub(super) blobs: Counts,
+    pub(super) device_sync: Counts,
+    pub(super) duplicates: u64,
+    pub(super) vouchers: u64,
+    pub(super) pins_evicted: u64,
+}
+
+impl Happened {
+    /// The counts of the kind that rows of this class belong to.
+    pub(super) fn to(&mut self, class: Option<Class>) -> &mut Counts {
+        match class {
+            Some(Class::DeviceSync) => &mut self.device_sync,
+            _ => &mut self.blobs,
+        }
+    }
+}
+
+/// The sums and the metrics that show them; moved together, under whatever lock its engine has.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    usage: Usage,
+    metrics: Arc<Metrics>,
+}
+
+impl Ledger {
+    /// Of a store that holds this much at the start.
+    pub(super) fn new(held: HeldInAll, metrics: Arc<Metrics>) -> Self {
+        let at_start = &metrics;
+        at_start.blobs_stored_at_start.set(as_float(held.blobs));
+        at_start
+            .device_sync_stored_at_start
+            .set(as_float(held.device_sync));
+        let mut ledger = Self {
+            usage: Usage {
+                stored_at_start: held.blobs,
+                device_sync: Kept {
+                    stored_at_start: held.device_sync,
+                    ..Kept::default()
+                },
+                ..Usage::default()
+            },
+            metrics,
+        };
+        ledger.show(held);
+        ledger
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Counts what happened; the store holds `held` now.
+    pub(super) fn count(&mut self, happened: Happened, held: HeldInAll) {
+        let Happened {
+            blobs, device_sync, ..
+        } = happened;
+        let usage = &mut self.usage;
+        usage.created += blobs.created;
+        usage.acknowledged += blobs.acknowledged;
+        usage.purged += blobs.purged;
+        usage.expired += blobs.expired;
+        usage.lost += blobs.lost;
+        let kept = &mut usage.device_sync;
+        kept.created += device_sync.created;
+        kept.acknowledged += device_sync.acknowledged;
+        kept.purged += device_sync.purged;
+        kept.expired += device_sync.expired;
+        kept.lost += device_sync.lost;
+        self.move_metrics(happened);
+        self.show(held);
+    }
+
+    fn move_metrics(&self, happened: Happened) {
+        let metrics = &self.metrics;
+        let blobs = happened.blobs;
+        metrics.blobs_created_total.increment(blobs.created);
+        metrics
+            .blobs_acknowledged_total
+            .increment(blobs.acknowledged);
+        metrics.blobs_purged_total.increment(blobs.purged);
+        metrics.blobs_expired_total.increment(blobs.expired);
+        metrics.blobs_lost_total.increment(blobs.lost);
+        let sync = happened.device_sync;
+        metrics.device_sync_created_total.increment(sync.created);
+        metrics
+            .device_sync_acknowledged_total
+            .increment(sync.acknowledged);
+        metrics.device_sync_purged_total.increment(sync.purged);
+        metrics.device_sync_expired_total.increment(sync.expired);
+        metrics.device_sync_lost_total.increment(sync.lost);
+        metrics.duplicates_total.increment(happened.duplicates);
+        metrics.recovery_vouchers_total.increment(happened.vouchers);
+        metrics.pins_evicted_total.increment(happened.pins_evicted);
+    }
+
+    fn show(&mut self, held: HeldInAll) {
+        self.usage.stored = held.blobs;
+        self.usage.device_sync.stored = held.device_sync;
+        self.usage.recovery_proofs = held.recovery_proofs;
+        self.usage.pins = held.pins;
+        self.usage.bytes = held.bytes;
+        let metrics = &self.metrics;
+        metrics.blobs_stored.set(as_float(held.blobs));
+        metrics.device_sync_stored.set(as_float(held.device_sync));
+        metrics
+            .recovery_proofs_active
+            .set(as_float(held.recovery_proofs));
+        metrics.pins.set(as_float(held.pins));
+        metrics.stored_bytes.set(as_float(held.bytes));
+    }
+}
 
 /// The counters of one engine. Moved after each commit, read by anybody.
 #[derive(Debug)]
 pub(super) struct Tally {
     /// Nothing awaits while it is locked.
-    usage: Mutex<Usage>,
+    ledger: Mutex<Ledger>,
     /// Nothing awaits while it is locked.
     written_at: Mutex<Instant>,
-    metrics: Arc<Metrics>,
 }
 
 impl Tally {
     /// Of a store that holds this much at the start.
-    pub(super) fn new(held: Held, metrics: Arc<Metrics>) -> Self {
-        metrics.blobs_stored_at_start.set(as_float(held.blobs));
-        let tally = Self {
-            usage: Mutex::new(Usage {
-                stored_at_start: held.blobs,
-                stored: held.blobs,
-                bytes: held.bytes,
-                ..Usage::default()
-            }),
+    pub(super) fn new(held: HeldInAll, metrics: Arc<Metrics>) -> Self {
+        Self {
+            ledger: Mutex::new(Ledger::new(held, metrics)),
             written_at: Mutex::new(Instant::now()),
-            metrics,
-        };
-        tally.show(held);
-        tally
+        }
     }
 
     pub(super) fn usage(&self) -> Usage {
-        *self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger().usage()
+    }
+
+    /// Rows came and went; the store holds `held` now.
+    pub(super) fn count(&self, happened: Happened, held: HeldInAll) {
+        self.ledger().count(happened, held);
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long ago the last transaction was committed.
@@ -57,35 +180,6 @@ impl Tally {
             .written_at
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    /// Blobs came and went; the store holds `held` now.
-    pub(super) fn count(&self, counts: Counts, held: Held) {
-        {
-            let mut usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
-            usage.created += counts.created;
-            usage.acknowledged += counts.acknowledged;
-            usage.purged += counts.purged;
-            usage.expired += counts.expired;
-            usage.lost += counts.lost;
-            usage.stored = held.blobs;
-            usage.bytes = held.bytes;
-        }
-        let metrics = &self.metrics;
-        metrics.blobs_created_total.increment(counts.created);
-        metrics
-            .blobs_acknowledged_total
-            .increment(counts.acknowledged);
-        metrics.blobs_purged_total.increment(counts.purged);
-        metrics.blobs_expired_total.increment(counts.expired);
-        metrics.blobs_lost_total.increment(counts.lost);
-        metrics.duplicates_total.increment(counts.duplicates);
-        self.show(held);
-    }
-
-    fn show(&self, held: Held) {
-        self.metrics.blobs_stored.set(as_float(held.blobs));
-        self.metrics.stored_bytes.set(as_float(held.bytes));
     }
 }
 

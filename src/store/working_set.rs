@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use lru::LruCache;
 
 use super::model::{Class, charged_bytes};
+use super::owners::Owners;
 use super::quota::Held;
 use crate::clock::Timestamp;
 
@@ -89,7 +90,7 @@ pub(super) struct Entry {
 /// What one mailbox holds.
 #[derive(Debug)]
 pub(super) struct WorkingSet {
-    held: [Held; 4],
+    held: [Held; Class::NUMBERS],
     /// No blob expires before this moment.
     earliest_expiry: Timestamp,
     keys: HashMap<i64, i64>,
@@ -100,7 +101,7 @@ pub(super) struct WorkingSet {
 impl Default for WorkingSet {
     fn default() -> Self {
         Self {
-            held: [Held::default(); 4],
+            held: [Held::default(); Class::NUMBERS],
             earliest_expiry: Timestamp::from_millis(u64::MAX),
             keys: HashMap::new(),
             twins: Vec::new(),
@@ -161,6 +162,8 @@ impl WorkingSet {
 /// The working sets of the mailboxes used last, within a bound of bytes.
 #[derive(Debug)]
 pub(super) struct WorkingSets {
+    /// What the same batches need to know of owners.
+    pub(super) owners: Owners,
     sets: LruCache<i64, WorkingSet>,
     bytes: u64,
     bytes_max: u64,
@@ -169,6 +172,7 @@ pub(super) struct WorkingSets {
 impl WorkingSets {
     pub(super) fn new(bytes_max: u64) -> Self {
         Self {
+            owners: Owners::default(),
             sets: LruCache::unbounded(),
             bytes: 0,
             bytes_max,
@@ -234,12 +238,14 @@ impl WorkingSets {
 
     /// Forgets all.
     pub(super) fn clear(&mut self) {
+        self.owners.clear();
         self.sets.clear();
         self.bytes = 0;
     }
 
     /// Forgets those used least recently until the rest is within the bound.
     pub(super) fn shrink(&mut self) {
+        self.owners.shrink();
         while self.bytes > self.bytes_max
             && let Some((_, set)) = self.sets.pop_lru()
         {

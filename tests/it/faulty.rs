@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::store::model::{
-    Appended, Envelope, OrderKey, Page, PageBounds, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
+    RecoveryPut, Removed, Swept, Usage, View,
 };
 use vauchi_relay::store::{Pending, Store, StoreError};
 
@@ -22,6 +23,9 @@ pub(crate) enum Call {
     Page,
     Expire,
     Probe,
+    RecoveryPut,
+    RecoveryGet,
+    RecoveryRemove,
 }
 
 /// What happens to a chosen call.
@@ -206,6 +210,11 @@ impl Store for FaultyStore {
         self.inner.purge(mailbox, view, now).await
     }
 
+    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
+        self.meet_whole(Call::Purge).await?;
+        self.inner.purge_owner(owner, now).await
+    }
+
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
         self.meet_whole(Call::Expire).await?;
         self.inner.expire(limit, now).await
@@ -221,6 +230,42 @@ impl Store for FaultyStore {
     ) -> Result<Page, StoreError> {
         self.meet_whole(Call::Page).await?;
         self.inner.page(mailbox, view, after, bounds, now).await
+    }
+
+    async fn device_sync_backlog(
+        &self,
+        mailbox: MailboxHash,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page<BacklogCursor>, StoreError> {
+        self.meet_whole(Call::Page).await?;
+        let inner = &self.inner;
+        inner.device_sync_backlog(mailbox, after, bounds, now).await
+    }
+
+    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
+        self.meet_whole(Call::RecoveryPut).await?;
+        self.inner.recovery_put(proof).await
+    }
+
+    async fn recovery_get(
+        &self,
+        key_hashes: Vec<[u8; 32]>,
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<RecoveryPage, StoreError> {
+        self.meet_whole(Call::RecoveryGet).await?;
+        self.inner.recovery_get(key_hashes, bytes_max, now).await
+    }
+
+    async fn recovery_remove(
+        &self,
+        key_hash: [u8; 32],
+        owner: MailboxHash,
+    ) -> Result<u64, StoreError> {
+        self.meet_whole(Call::RecoveryRemove).await?;
+        self.inner.recovery_remove(key_hash, owner).await
     }
 
     fn usage(&self) -> Usage {

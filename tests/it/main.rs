@@ -34,6 +34,8 @@ mod slow_and_hostile;
 mod sqlite_open;
 mod start_and_stop;
 mod store_contract;
+mod store_device_sync;
 mod store_faults;
 mod store_model;
+mod store_recovery;
 mod submit_and_deliver;

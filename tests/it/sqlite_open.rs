@@ -33,6 +33,7 @@ fn options(data_dir: &Path) -> SqliteOptions {
             mailbox_blobs_max: 1_000,
             mailbox_bytes_max: 0,
             relay_bytes_max: 0,
+            ..Quota::UNBOUNDED
         },
         free_bytes_min: 0,
         dedup: Duration::from_secs(3_600),
@@ -71,6 +72,7 @@ fn envelope(to: u8, number: u32) -> Envelope {
         mailbox: mailbox(to),
         id: id(number),
         class: Class::SeenByV1,
+        owner: None,
         stored_at: at(NOW),
         expires_at: at(NOW + HOUR),
         sealed: Bytes::new(),
@@ -408,6 +410,7 @@ async fn a_page_over_many_hidden_and_expired_rows_is_bounded_and_goes_on() {
             mailbox_blobs_max: 0,
             mailbox_bytes_max: 0,
             relay_bytes_max: 0,
+            ..Quota::UNBOUNDED
         },
         ..options(folder.path())
     };

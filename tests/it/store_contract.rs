@@ -19,8 +19,8 @@ use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
 use vauchi_relay::store::memory::{MemoryOptions, MemoryStore};
 use vauchi_relay::store::model::{
-    Appended, Class, Envelope, OrderKey, Page, PageBounds, ROW_OVERHEAD_BYTES, StoredBlob, Usage,
-    View,
+    Appended, Class, Envelope, OrderKey, Owner, Page, PageBounds, ROW_OVERHEAD_BYTES, StoredBlob,
+    Usage, View,
 };
 use vauchi_relay::store::quota::Quota;
 use vauchi_relay::store::sqlite::{SqliteOptions, SqliteStore};
@@ -80,7 +80,7 @@ pub(crate) static ENGINES: &[Engine] = &[
     },
 ];
 
-fn durable_engines() -> impl Iterator<Item = &'static Engine> {
+pub(crate) fn durable_engines() -> impl Iterator<Item = &'static Engine> {
     ENGINES.iter().filter(|engine| engine.reopens)
 }
 
@@ -107,14 +107,10 @@ impl Default for Settings {
 }
 
 /// No bound at all.
-pub(crate) const UNBOUNDED: Quota = Quota {
-    mailbox_blobs_max: 0,
-    mailbox_bytes_max: 0,
-    relay_bytes_max: 0,
-};
+pub(crate) const UNBOUNDED: Quota = Quota::UNBOUNDED;
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
-const DAY: Duration = Duration::from_secs(86_400);
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 
 /// When the tests begin.
 pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -176,7 +172,7 @@ impl Rig {
     }
 
     /// Appends what must be stored.
-    async fn stores(&self, envelope: Envelope) {
+    pub(crate) async fn stores(&self, envelope: Envelope) {
         let expires_at = envelope.expires_at;
         assert_eq!(
             self.append(envelope).await,
@@ -186,7 +182,7 @@ impl Rig {
         );
     }
 
-    async fn stores_all(&self, mailbox: u8, ids: impl IntoIterator<Item = u32>) {
+    pub(crate) async fn stores_all(&self, mailbox: u8, ids: impl IntoIterator<Item = u32>) {
         let mut pending = Vec::new();
         for id in ids {
             pending.push(self.store.append(blob(mailbox, id)).await.unwrap());
@@ -196,7 +192,7 @@ impl Rig {
         }
     }
 
-    async fn page(
+    pub(crate) async fn page(
         &self,
         mailbox: u8,
         view: View,
@@ -236,7 +232,7 @@ impl Rig {
     }
 
     /// The ids of [`Rig::blobs`].
-    async fn ids(&self, mailbox: u8, view: View, now: Timestamp) -> Vec<u32> {
+    pub(crate) async fn ids(&self, mailbox: u8, view: View, now: Timestamp) -> Vec<u32> {
         let blobs = self.blobs(mailbox, view, now).await;
         blobs.iter().map(|blob| number(blob.id)).collect()
     }
@@ -267,12 +263,12 @@ impl Rig {
         }
     }
 
-    fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         self.store.usage()
     }
 
     /// The value of a metric, by its name without `relay_`.
-    fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = self.metrics.render();
         let line = text
             .lines()
@@ -302,7 +298,7 @@ async fn open(
     Ok((store, metrics))
 }
 
-async fn append(store: &dyn Store, envelope: Envelope) -> Appended {
+pub(crate) async fn append(store: &dyn Store, envelope: Envelope) -> Appended {
     store.append(envelope).await.unwrap().await.unwrap()
 }
 
@@ -328,6 +324,7 @@ pub(crate) fn blob(mailbox: u8, id: u32) -> Envelope {
         mailbox: self::mailbox(mailbox),
         id: self::id(id),
         class: Class::SeenByV1,
+        owner: None,
         stored_at: NOW,
         expires_at: NOW.plus(30 * DAY),
         sealed: Bytes::new(),
@@ -336,7 +333,7 @@ pub(crate) fn blob(mailbox: u8, id: u32) -> Envelope {
 }
 
 /// The same with a body of so many bytes.
-fn blob_of(mailbox: u8, id: u32, body_bytes: usize) -> Envelope {
+pub(crate) fn blob_of(mailbox: u8, id: u32, body_bytes: usize) -> Envelope {
     Envelope {
         body: vec![b'x'; body_bytes].into(),
         ..blob(mailbox, id)
@@ -350,14 +347,14 @@ fn proven_only(envelope: Envelope) -> Envelope {
     }
 }
 
-fn expiring(envelope: Envelope, expires_at: Timestamp) -> Envelope {
+pub(crate) fn expiring(envelope: Envelope, expires_at: Timestamp) -> Envelope {
     Envelope {
         expires_at,
         ..envelope
     }
 }
 
-fn at(envelope: Envelope, stored_at: Timestamp) -> Envelope {
+pub(crate) fn at(envelope: Envelope, stored_at: Timestamp) -> Envelope {
     Envelope {
         stored_at,
         expires_at: stored_at.plus(30 * DAY),
@@ -371,7 +368,7 @@ fn duplicate_of(envelope: &Envelope) -> Appended {
     }
 }
 
-fn quota(change: impl FnOnce(&mut Quota)) -> Settings {
+pub(crate) fn quota(change: impl FnOnce(&mut Quota)) -> Settings {
     let mut settings = Settings::default();
     change(&mut settings.quota);
     settings
@@ -391,21 +388,30 @@ fn dedup(dedup: Duration, dedup_max: u64) -> Settings {
 async fn a_stored_blob_comes_back_as_it_was_given() {
     for engine in ENGINES {
         let rig = Rig::open(engine, Settings::default()).await;
-        for class in Class::ALL {
+        for (class, view) in Class::ALL
+            .into_iter()
+            .zip([View::V1, View::Proven, View::DeviceSync])
+        {
+            let owner = (class == Class::DeviceSync).then_some(Owner {
+                hash: mailbox(77),
+                version: u64::MAX,
+            });
             let given = Envelope {
                 class,
+                owner,
                 sealed: Bytes::from_static(b"\0sealed\xff"),
                 body: Bytes::from_static(b"\0body\xff"),
                 ..blob(class as u8, 9)
             };
             rig.stores(given.clone()).await;
-            let blobs = rig.blobs(class as u8, View::Proven, NOW).await;
+            let blobs = rig.blobs(class as u8, view, NOW).await;
             let [got] = blobs.as_slice() else {
                 panic!("{} blobs", blobs.len())
             };
             assert!(got.key > OrderKey::START);
             assert_eq!(got.id, given.id);
             assert_eq!(got.class, given.class);
+            assert_eq!(got.version, owner.map(|owner| owner.version));
             assert_eq!(got.stored_at, given.stored_at);
             assert_eq!(got.expires_at, given.expires_at);
             assert_eq!(got.sealed, given.sealed);
@@ -927,7 +933,7 @@ async fn what_has_expired_may_still_be_acknowledged_or_purged_before_the_sweep()
 
 /// Hands in every envelope at once, each from a task of its own, and counts the answers: stored,
 /// and `full`.
-async fn race(rig: &Rig, envelopes: Vec<Envelope>, full: Appended) -> (usize, usize) {
+pub(crate) async fn race(rig: &Rig, envelopes: Vec<Envelope>, full: Appended) -> (usize, usize) {
     let mut senders = JoinSet::new();
     for envelope in envelopes {
         let store = Arc::clone(&rig.store);

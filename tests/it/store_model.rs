@@ -22,6 +22,7 @@ const QUOTA: Quota = Quota {
     mailbox_blobs_max: 4,
     mailbox_bytes_max: 4 * ROW_OVERHEAD_BYTES + 150,
     relay_bytes_max: 12 * ROW_OVERHEAD_BYTES,
+    ..Quota::UNBOUNDED
 };
 
 /// Time passes in whole hours, and this and every time to live end half an hour beside them: engines

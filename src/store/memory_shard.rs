@@ -1,0 +1,285 @@
+//! The mailboxes of the memory engine that share a lock, and their rows.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+
+use bytes::Bytes;
+
+use super::memory::SLICE;
+use super::model::{
+    BacklogCursor, Class, Envelope, OrderKey, Owner, Page, PageBounds, StoredBlob, View,
+    charged_bytes,
+};
+use super::quota::Held;
+use crate::clock::Timestamp;
+use crate::ids::{BlobId, MailboxHash};
+
+/// A blob as it is kept.
+pub(super) struct Row {
+    pub(super) id: BlobId,
+    pub(super) class: Class,
+    /// Only of device sync messages.
+    pub(super) owner: Option<Owner>,
+    pub(super) stored_at: Timestamp,
+    pub(super) expires_at: Timestamp,
+    pub(super) checksum: [u8; 16],
+    pub(super) sealed: Bytes,
+    pub(super) body: Bytes,
+}
+
+impl Row {
+    /// Copies the bytes: those of the envelope may be a small part of a large read buffer that they
+    /// would keep alive, and what is kept must be what is counted.
+    pub(super) fn new(envelope: &Envelope, checksum: [u8; 16]) -> Self {
+        Self {
+            id: envelope.id,
+            class: envelope.class,
+            owner: envelope
+                .owner
+                .filter(|_| envelope.class == Class::DeviceSync),
+            stored_at: envelope.stored_at,
+            expires_at: envelope.expires_at,
+            checksum,
+            sealed: Bytes::copy_from_slice(&envelope.sealed),
+            body: Bytes::copy_from_slice(&envelope.body),
+        }
+    }
+
+    pub(super) fn charged_bytes(&self) -> u64 {
+        charged_bytes(self.sealed.len() + self.body.len())
+    }
+
+    pub(super) fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at <= now
+    }
+
+    pub(super) fn to_blob(&self, key: OrderKey) -> StoredBlob {
+        StoredBlob {
+            key,
+            id: self.id,
+            class: self.class,
+            version: self.owner.map(|owner| owner.version),
+            stored_at: self.stored_at,
+            expires_at: self.expires_at,
+            sealed: self.sealed.clone(),
+            body: self.body.clone(),
+        }
+    }
+}
+
+/// The mailboxes that share a lock. An empty mailbox is not kept.
+#[derive(Default)]
+pub(super) struct Shard {
+    pub(super) mailboxes: HashMap<MailboxHash, Mailbox>,
+    /// Every row, the oldest expiry first.
+    pub(super) expiries: BTreeSet<(Timestamp, OrderKey, MailboxHash)>,
+}
+
+/// The rows of one mailbox, and what is looked up without reading them.
+#[derive(Default)]
+pub(super) struct Mailbox {
+    pub(super) rows: BTreeMap<OrderKey, Row>,
+    pub(super) ids: HashMap<BlobId, OrderKey>,
+    /// The same rows, the oldest expiry first: a full mailbox finds its expired ones without a scan.
+    pub(super) expiries: BTreeSet<(Timestamp, OrderKey)>,
+    /// By [`Class`].
+    pub(super) held: [Held; Class::NUMBERS],
+}
+
+impl Shard {
+    pub(super) fn find(&self, mailbox: &MailboxHash, id: &BlobId) -> Option<&Row> {
+        let mailbox = self.mailboxes.get(mailbox)?;
+        mailbox.rows.get(mailbox.ids.get(id)?)
+    }
+
+    pub(super) fn held(&self, mailbox: &MailboxHash, class: Class) -> Held {
+        self.mailboxes
+            .get(mailbox)
+            .map(|mailbox| mailbox.held[class as usize])
+            .unwrap_or_default()
+    }
+
+    pub(super) fn last_key(&self, mailbox: &MailboxHash) -> OrderKey {
+        self.mailboxes
+            .get(mailbox)
+            .and_then(|mailbox| mailbox.rows.last_key_value())
+            .map_or(OrderKey::START, |(key, _)| *key)
+    }
+
+    /// The head of this shard's queue by expiry, if it has expired.
+    pub(super) fn first_expired(
+        &self,
+        now: Timestamp,
+    ) -> Option<(Timestamp, OrderKey, MailboxHash)> {
+        let head = self.expiries.first()?;
+        (head.0 <= now).then_some(*head)
+    }
+
+    /// Up to [`SLICE`] keys of the mailbox after `after` and up to `last` of rows that are `wanted`.
+    pub(super) fn keys_of(
+        &self,
+        mailbox: &MailboxHash,
+        wanted: impl Fn(&Row) -> bool,
+        after: OrderKey,
+        last: OrderKey,
+    ) -> Vec<OrderKey> {
+        // An empty mailbox, or nothing left: the map refuses a range that is turned round.
+        let Some(mailbox) = self.mailboxes.get(mailbox).filter(|_| after < last) else {
+            return Vec::new();
+        };
+        mailbox
+            .rows
+            .range((Bound::Excluded(after), Bound::Included(last)))
+            .filter(|(_, row)| wanted(row))
+            .take(SLICE)
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
+    pub(super) fn page(
+        &self,
+        mailbox: &MailboxHash,
+        view: View,
+        after: OrderKey,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Page {
+        let mut page = Page {
+            next: after,
+            ..Page::default()
+        };
+        let Some(mailbox) = self.mailboxes.get(mailbox) else {
+            return page;
+        };
+        let rows = mailbox
+            .rows
+            .range((Bound::Excluded(after), Bound::Unbounded))
+            .map(|(key, row)| (*key, *key, row));
+        fill(&mut page, rows, view, bounds, now);
+        page
+    }
+
+    /// The device sync messages behind `after`, by version, then by key.
+    pub(super) fn backlog(
+        &self,
+        mailbox: &MailboxHash,
+        mut after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Page<BacklogCursor> {
+        if after.up_to == OrderKey::START {
+            after.up_to = self.last_key(mailbox);
+        }
+        let mut page = Page {
+            next: after,
+            ..Page::default()
+        };
+        let Some(mailbox) = self.mailboxes.get(mailbox) else {
+            return page;
+        };
+        let mut waiting: Vec<_> = mailbox
+            .rows
+            .range(..=after.up_to)
+            .filter_map(|(key, row)| Some((row.owner?.version, *key, row)))
+            .filter(|(version, key, _)| (*version, *key) > (after.version, after.key))
+            .collect();
+        waiting.sort_unstable_by_key(|(version, key, _)| (*version, *key));
+        let rows = waiting.into_iter().map(|(version, key, row)| {
+            let cursor = BacklogCursor {
+                version,
+                key,
+                ..after
+            };
+            (cursor, key, row)
+        });
+        fill(&mut page, rows, View::DeviceSync, bounds, now);
+        page
+    }
+
+    pub(super) fn insert(&mut self, name: MailboxHash, key: OrderKey, row: Row) {
+        let mailbox = self.mailboxes.entry(name).or_default();
+        mailbox.held[row.class as usize].add(row.charged_bytes());
+        mailbox.ids.insert(row.id, key);
+        mailbox.expiries.insert((row.expires_at, key));
+        self.expiries.insert((row.expires_at, key, name));
+        mailbox.rows.insert(key, row);
+    }
+
+    pub(super) fn remove(&mut self, name: &MailboxHash, key: OrderKey) -> Option<Row> {
+        let mailbox = self.mailboxes.get_mut(name)?;
+        let row = mailbox.rows.remove(&key)?;
+        mailbox.held[row.class as usize].remove(row.charged_bytes());
+        mailbox.ids.remove(&row.id);
+        mailbox.expiries.remove(&(row.expires_at, key));
+        self.expiries.remove(&(row.expires_at, key, *name));
+        if mailbox.rows.is_empty() {
+            self.mailboxes.remove(name);
+        }
+        Some(row)
+    }
+
+    pub(super) fn remove_id(&mut self, name: &MailboxHash, id: &BlobId) -> Option<Row> {
+        let key = *self.mailboxes.get(name)?.ids.get(id)?;
+        self.remove(name, key)
+    }
+
+    pub(super) fn remove_expired_of(&mut self, name: &MailboxHash, now: Timestamp) -> Vec<Row> {
+        let mut removed = Vec::new();
+        while let Some(mailbox) = self.mailboxes.get(name)
+            && let Some(&(expires_at, key)) = mailbox.expiries.first()
+            && expires_at <= now
+        {
+            removed.extend(self.remove(name, key));
+        }
+        removed
+    }
+}
+
+/// Fills a page with what `view` shows of these rows; each comes with where it leaves the reader.
+fn fill<'a, C>(
+    page: &mut Page<C>,
+    rows: impl Iterator<Item = (C, OrderKey, &'a Row)>,
+    view: View,
+    bounds: PageBounds,
+    now: Timestamp,
+) {
+    let mut bytes: u64 = 0;
+    for (cursor, key, row) in rows {
+        if view.shows(row.class) && !row.is_expired(now) {
+            bytes = bytes.saturating_add((row.sealed.len() + row.body.len()) as u64);
+            let is_full =
+                page.blobs.len() as u64 >= u64::from(bounds.blobs_max) || bytes > bounds.bytes_max;
+            if is_full && !page.blobs.is_empty() {
+                page.more = true;
+                break;
+            }
+            page.blobs.push(row.to_blob(key));
+        }
+        page.next = cursor;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A blob of a few bytes must not keep the read buffer alive that it came in.
+    #[test]
+    fn what_is_kept_is_a_copy_of_its_own_size() {
+        let buffer = Bytes::from(vec![7; 1_000_000]);
+        let envelope = Envelope {
+            mailbox: MailboxHash::from_bytes([1; 32]),
+            id: BlobId::from_bytes([1; 16]),
+            class: Class::SeenByV1,
+            owner: None,
+            stored_at: Timestamp::default(),
+            expires_at: Timestamp::default(),
+            sealed: buffer.slice(..3),
+            body: buffer.slice(5..9),
+        };
+        let row = Row::new(&envelope, [0; 16]);
+        drop(envelope);
+        assert!(buffer.is_unique());
+        assert_eq!((row.sealed.len(), row.body.len()), (3, 4));
+    }
+}
