@@ -17,11 +17,17 @@ use super::v1_request;
 use crate::clock::Timestamp;
 use crate::ids::BlobId;
 
-/// What the welcome says that this relay serves. A feature is added here when the session serves what
-/// it stands for (reading its frames is not enough), in the order that Vauchi lists them:
-/// routing_token, suppress_presence, purge, device_sync, recovery_proof, account_revoked,
-/// authenticated_handshake.
-pub const FEATURES: &[&str] = &["routing_token", "authenticated_handshake"];
+/// What the welcome says that this relay serves, in the order that Vauchi lists it. A feature is
+/// added when the session serves what it stands for; reading its frames is not enough.
+pub const FEATURES: &[&str] = &[
+    "routing_token",
+    "suppress_presence",
+    "purge",
+    "device_sync",
+    "recovery_proof",
+    "account_revoked",
+    "authenticated_handshake",
+];
 
 /// The version that the welcome names.
 pub const PROTOCOL_VERSION: u8 = super::v1_frame::VERSION;
