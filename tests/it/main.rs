@@ -25,5 +25,6 @@ mod start_and_stop;
 mod store_contract;
 mod store_device_sync;
 mod store_model;
+mod store_pins;
 mod store_recovery;
 mod submit_and_deliver;
