@@ -430,7 +430,7 @@ async fn open_store(
         relay_bytes_max: config.storage_bytes_max,
         device_sync_blobs_max: Quota::DEVICE_SYNC_BLOBS,
         device_sync_bytes_max: Quota::DEVICE_SYNC_BYTES,
-        pins_max: Quota::PINS,
+        pins_max: config.pins_max,
     };
     metrics
         .storage_limit_bytes

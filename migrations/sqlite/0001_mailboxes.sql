@@ -62,6 +62,16 @@ CREATE TABLE recovery (
 CREATE UNIQUE INDEX recovery_by_key ON recovery (key_hash, owner);
 CREATE INDEX recovery_by_expiry ON recovery (expires_at);
 
+-- Mailboxes that only a proof opens. last_used is written once a day at the most.
+CREATE TABLE pin (
+    mailbox   BLOB    PRIMARY KEY,
+    mailbox64 INTEGER NOT NULL,
+    is_often  INTEGER NOT NULL,
+    last_used INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+-- Which pins go first when there are too many; mailbox64 finds out whether something waits.
+CREATE INDEX pin_by_use ON pin (is_often, last_used, mailbox, mailbox64);
+
 -- Rows whose checksum did not match, kept for whoever looks into it. Not STRICT: a damaged value
 -- must not keep its row from being set aside.
 CREATE TABLE corrupt (

@@ -107,6 +107,7 @@ impl Config {
         reader.seconds("RELAY_DEDUP_SECS", &mut c.dedup);
         reader.number("RELAY_DEDUP_MAX", &mut c.dedup_max);
         c.read_limits_per_address(reader);
+        reader.number("RELAY_PINS_MAX", &mut c.pins_max);
         let unverified = [("allow", true), ("deny", false)];
         reader.word(
             "RELAY_V1_UNVERIFIED",

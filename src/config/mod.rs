@@ -91,6 +91,8 @@ pub struct Config {
     pub dedup: Duration,
     /// `RELAY_DEDUP_MAX`: how many departed blobs are remembered.
     pub dedup_max: u64,
+    /// `RELAY_PINS_MAX`: ids remembered as opened only with a proof.
+    pub pins_max: u64,
     /// `RELAY_V1_UNVERIFIED`: a v1 client may open a mailbox without a proof.
     pub v1_allows_unverified: bool,
     /// `RELAY_V1_SENDER_ID`: a v1 delivery tells who says to have sent it.
@@ -189,6 +191,7 @@ impl Default for Config {
             unfinished_bytes_max: 256 << 20,
             dedup: Duration::from_secs(3_600),
             dedup_max: 1_000_000,
+            pins_max: 1_000_000,
             v1_allows_unverified: true,
             v1_keeps_sender_id: true,
             idle_timeout: Duration::from_secs(300),

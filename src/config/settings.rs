@@ -241,6 +241,13 @@ pub const SETTINGS: &[Setting] = &[
         "172.16.0.0/12",
         "Proxies whose `Forwarded` or `X-Forwarded-For` is believed",
     ),
+    number(
+        "RELAY_PINS_MAX",
+        1..=100_000_000,
+        "1000000",
+        "100000",
+        "Ids that once proved themselves and are opened only with a proof since",
+    ),
     word(
         "RELAY_V1_UNVERIFIED",
         &["allow", "deny"],

@@ -184,11 +184,7 @@ mod tests {
         let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
         let store = MemoryStore::new(MemoryOptions {
             secret: secret.clone(),
-            quota: Quota {
-                mailbox_blobs_max: 0,
-                mailbox_bytes_max: 0,
-                relay_bytes_max: 0,
-            },
+            quota: Quota::UNBOUNDED,
             dedup: Duration::ZERO,
             dedup_max: 1,
             on_stored: Arc::new(|_| {}),

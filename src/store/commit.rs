@@ -68,6 +68,13 @@ pub(super) enum Write {
         key_hash: [u8; 32],
         owner: MailboxHash,
     },
+    /// A mailbox was opened with a proof: only a proof opens it from now on.
+    Pin {
+        mailbox: MailboxHash,
+        now: Timestamp,
+    },
+    /// A mailbox may be opened without a proof again.
+    Unpin { mailbox: MailboxHash },
     /// Do a slice of the engine's housekeeping.
     Tidy { now: Timestamp },
     /// Write something, whatever it is: shows that storage takes writes.
@@ -98,8 +105,7 @@ impl Write {
                 Self::Acknowledge { ids, .. } => size_of_val(ids.as_slice()),
                 Self::Remove { keys, .. } => size_of_val(keys.as_slice()),
                 Self::RecoveryPut(proof) => proof.sealed_proof.len(),
-                Self::RecoveryRemove { .. } => 0,
-                Self::Tidy { .. } | Self::Trial | Self::Mark => 0,
+                _ => 0,
             }
     }
 
@@ -133,7 +139,7 @@ pub(super) enum Outcome {
     RecoveryPut(RecoveryPut),
     /// Of housekeeping: whether there is more to do.
     Tidied { more: bool },
-    /// Of a trial.
+    /// Of a trial, and of what always succeeds.
     Written,
     /// Of a mark: the last key before it.
     Marked(OrderKey),
@@ -390,6 +396,16 @@ impl Pipeline {
         Ok(pending.await?.blobs)
     }
 
+    /// Pins a mailbox; durable on return.
+    pub(super) async fn pin(&self, mailbox: MailboxHash, now: Timestamp) -> Result<(), StoreError> {
+        self.write(Write::Pin { mailbox, now }).await
+    }
+
+    /// Takes the pin off a mailbox; durable on return.
+    pub(super) async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError> {
+        self.write(Write::Unpin { mailbox }).await
+    }
+
     /// Does a slice of housekeeping; tells whether there is more.
     pub(super) async fn tidy(&self, now: Timestamp) -> Result<bool, StoreError> {
         let (reply, pending) = Pending::channel();
@@ -400,8 +416,12 @@ impl Pipeline {
 
     /// Writes something, to see whether storage takes it.
     pub(super) async fn trial(&self) -> Result<(), StoreError> {
+        self.write(Write::Trial).await
+    }
+
+    async fn write(&self, write: Write) -> Result<(), StoreError> {
         let (reply, pending) = Pending::channel();
-        self.place(Lane::Normal, Write::Trial, Reply::Written(reply))
+        self.place(Lane::Normal, write, Reply::Written(reply))
             .await?;
         pending.await
     }

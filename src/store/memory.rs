@@ -2,8 +2,8 @@
 //!
 //! Blobs lie in shards, by their mailbox's prefix, so that sessions do not wait for each other. What
 //! is counted over all mailboxes (order keys, bytes, departures) lies in one set of books whose lock
-//! is held for a few map operations at a time and always taken last: shard before books, never two
-//! shards at once. A blob's key is drawn under its shard's lock, so that a reader of the mailbox
+//! is held for a few map operations at a time and always taken last: pins before shard before books,
+//! never two shards at once. A blob's key is drawn under its shard's lock, so that a reader of the mailbox
 //! never sees a later blob before an earlier one. Memory is not checked for bit rot: nothing is lost
 //! here but by the end of the process.
 
@@ -16,11 +16,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::memory_books::{Books, Departures, Way};
+use super::memory_pins::Pins;
 use super::memory_shard::{Row, Shard};
 use super::model::{
     Appended, BacklogCursor, Class, Envelope, OrderKey, Page, PageBounds, RecoveryPage,
     RecoveryProof, RecoveryPut, Removed, Swept, Usage, View,
 };
+use super::pins::Pin;
 use super::quota::Quota;
 use super::{OnStored, Pending, Store, StoreError};
 use crate::clock::Timestamp;
@@ -59,6 +61,8 @@ pub struct MemoryStore {
     is_closed: AtomicBool,
     /// Nothing awaits under these locks.
     shards: Vec<Mutex<Shard>>,
+    /// Nothing awaits under this lock, which is taken before a shard's.
+    pins: Mutex<Pins>,
     /// Nothing awaits under this lock, and no other one is taken under it.
     books: Mutex<Books>,
 }
@@ -74,6 +78,7 @@ impl MemoryStore {
             on_stored: options.on_stored,
             is_closed: AtomicBool::new(false),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            pins: Mutex::default(),
             books: Mutex::new(Books::new(
                 Departures::new(options.dedup, options.dedup_max),
                 Arc::clone(&metrics),
@@ -215,6 +220,31 @@ impl MemoryStore {
         Ok(swept)
     }
 
+    /// Takes pins away until there is room for one more; tells how many.
+    fn make_room_for_a_pin(&self, pins: &mut Pins) -> u64 {
+        let mut evicted = 0;
+        while self.quota.pins_beyond(pins.len() + 1) > 0 {
+            let is_empty = |mailbox: &MailboxHash| {
+                self.shard(mailbox)
+                    .is_ok_and(|shard| shard.is_empty(mailbox))
+            };
+            let Some(next) = pins.next_to_go(is_empty) else {
+                break;
+            };
+            pins.remove(&next);
+            evicted += 1;
+        }
+        evicted
+    }
+
+    fn pins(&self) -> Result<MutexGuard<'_, Pins>, StoreError> {
+        let pins = lock(&self.pins);
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(StoreError::Closed);
+        }
+        Ok(pins)
+    }
+
     /// The shard of a mailbox. An error once the store is closed: [`Store::close`] passes through
     /// every lock, so that nothing is written after it returned.
     fn shard(&self, mailbox: &MailboxHash) -> Result<MutexGuard<'_, Shard>, StoreError> {
@@ -350,6 +380,42 @@ impl Store for MemoryStore {
         Ok(self.books().recovery_remove(&key_hash, &owner))
     }
 
+    async fn pin(&self, mailbox: MailboxHash, now: Timestamp) -> Result<(), StoreError> {
+        let mut pins = self.pins()?;
+        let before = pins.get(&mailbox);
+        let pin = match before {
+            Some(pin) => pin.used(now),
+            None => Some(Pin::new(now)),
+        };
+        let Some(pin) = pin else {
+            return Ok(());
+        };
+        let evicted = match before {
+            Some(_) => 0,
+            None => self.make_room_for_a_pin(&mut pins),
+        };
+        pins.insert(mailbox, pin);
+        self.books().count_pins(pins.len(), evicted);
+        Ok(())
+    }
+
+    async fn is_pinned(
+        &self,
+        mailbox: MailboxHash,
+        max_ttl: Duration,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let pin = self.pins()?.get(&mailbox);
+        Ok(pin.is_some_and(|pin| pin.holds(max_ttl, now)))
+    }
+
+    async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError> {
+        let mut pins = self.pins()?;
+        pins.remove(&mailbox);
+        self.books().count_pins(pins.len(), 0);
+        Ok(())
+    }
+
     fn usage(&self) -> Usage {
         self.books().usage()
     }
@@ -360,6 +426,7 @@ impl Store for MemoryStore {
 
     async fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
+        drop(lock(&self.pins));
         for shard in &self.shards {
             drop(lock(shard));
         }

@@ -181,6 +181,16 @@ impl Books {
         swept
     }
 
+    /// There are `pins` now, and so many went because there were too many.
+    pub(super) fn count_pins(&mut self, pins: u64, evicted: u64) {
+        self.held.pins = pins;
+        let happened = Happened {
+            pins_evicted: evicted,
+            ..Happened::default()
+        };
+        self.ledger.count(happened, self.held);
+    }
+
     /// Forgets up to [`SLICE`] departures whose time is over, and answers how many.
     pub(super) fn forget_slice(&mut self, now: Timestamp) -> usize {
         let forgotten = self.departures.forget(SLICE, now);

@@ -92,6 +92,10 @@ impl Shard {
         mailbox.rows.get(mailbox.ids.get(id)?)
     }
 
+    pub(super) fn is_empty(&self, mailbox: &MailboxHash) -> bool {
+        !self.mailboxes.contains_key(mailbox)
+    }
+
     pub(super) fn held(&self, mailbox: &MailboxHash, class: Class) -> Held {
         self.mailboxes
             .get(mailbox)

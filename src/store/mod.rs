@@ -5,12 +5,18 @@
 //! engine. Reading order: `model` (what is kept), `quota` (how much), `commit` (how writes become
 //! durable together), then the engines `memory` and `sqlite`.
 //!
-//! Of memory: `memory_shard` (mailboxes that share a lock), `memory_books` (what is counted over all).
+//! Beside blobs: `recovery` (what is known of lost keys) and `pins` (mailboxes that only a proof
+//! opens) each hold the rule that both engines go by.
+//!
+//! Of memory: `memory_shard` (mailboxes that share a lock), `memory_books` (what is counted over
+//! all), `memory_recovery`, `memory_pins`.
+//!
 //! Behind the pipeline: `committer` is its task. `plan` folds a batch, with `working_set` (what a
-//! mailbox holds), `owners` (what an identity has on its devices) and `departures` (what left lately) as its memory; `disk` and `tally` watch and
-//! count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load` (what a batch must know),
-//! `sqlite_writer` (its transaction), `sqlite_rows` (its statements), `sqlite_errors` (what failed),
-//! `sqlite_pages` (reading).
+//! mailbox holds), `owners` (what an identity has on its devices) and `departures` (what left
+//! lately) as its memory; `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock,
+//! schema), `sqlite_load` (what a batch must know), `sqlite_writer` (its transaction),
+//! `sqlite_rows`, `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what
+//! failed), `sqlite_pages` (reading).
 
 mod commit;
 mod committer;
@@ -18,11 +24,13 @@ mod departures;
 mod disk;
 pub mod memory;
 mod memory_books;
+mod memory_pins;
 mod memory_recovery;
 mod memory_shard;
 pub mod model;
 pub mod observed;
 mod owners;
+mod pins;
 mod plan;
 pub mod quota;
 mod recovery;
@@ -31,6 +39,7 @@ mod sqlite_errors;
 mod sqlite_load;
 mod sqlite_open;
 mod sqlite_pages;
+mod sqlite_pins;
 mod sqlite_recovery;
 mod sqlite_rows;
 mod sqlite_writer;
@@ -41,6 +50,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
@@ -137,6 +147,22 @@ pub trait Store: Send + Sync + 'static {
         key_hash: [u8; 32],
         owner: MailboxHash,
     ) -> Result<u64, StoreError>;
+
+    /// Remembers that a mailbox was opened with a proof; durable when it returns. The last use is
+    /// written at most once a day. When there are too many pins, one that protects least goes.
+    async fn pin(&self, mailbox: MailboxHash, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Whether a mailbox was opened with a proof within `max_ttl`; up to a day longer, because that
+    /// is how exactly its last use is known.
+    async fn is_pinned(
+        &self,
+        mailbox: MailboxHash,
+        max_ttl: Duration,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// Forgets that a mailbox was opened with a proof; durable when it returns.
+    async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError>;
 
     /// What is kept now, from counters and never by counting rows.
     fn usage(&self) -> Usage;

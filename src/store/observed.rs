@@ -1,6 +1,7 @@
 //! Any engine, timed and counted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -113,6 +114,23 @@ impl Store for Observed {
         owner: MailboxHash,
     ) -> Result<u64, StoreError> {
         self.counted(self.inner.recovery_remove(key_hash, owner).await)
+    }
+
+    async fn pin(&self, mailbox: MailboxHash, now: Timestamp) -> Result<(), StoreError> {
+        self.counted(self.inner.pin(mailbox, now).await)
+    }
+
+    async fn is_pinned(
+        &self,
+        mailbox: MailboxHash,
+        max_ttl: Duration,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.counted(self.inner.is_pinned(mailbox, max_ttl, now).await)
+    }
+
+    async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError> {
+        self.counted(self.inner.unpin(mailbox).await)
     }
 
     fn usage(&self) -> Usage {

@@ -11,6 +11,7 @@ use super::departures::{Departure, Departures};
 use super::model::{
     Appended, Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed,
 };
+use super::pins::{KnownPins, PinPlan};
 use super::quota::{Held, HeldInAll, Quota};
 use super::recovery::{KnownProofs, ProofPlan};
 use super::tally::Happened;
@@ -58,6 +59,7 @@ pub(super) struct Known {
     /// The expired rows of owners that the batch would fill.
     pub(super) expired_of_owners: HashMap<i64, Vec<i64>>,
     pub(super) proofs: KnownProofs,
+    pub(super) pins: KnownPins,
 }
 
 /// What is to be done in one transaction.
@@ -71,6 +73,7 @@ pub(super) struct Plan {
     pub(super) set_aside: Vec<i64>,
     pub(super) departures: Vec<Departure>,
     pub(super) proofs: ProofPlan,
+    pub(super) pins: PinPlan,
     /// One for each write.
     pub(super) outcomes: Vec<Outcome>,
     pub(super) happened: Happened,
@@ -100,6 +103,7 @@ impl Plan {
             && self.deletes.is_empty()
             && self.set_aside.is_empty()
             && self.proofs.is_empty()
+            && self.pins.changed.is_empty()
             && !self.is_trial
     }
 }
@@ -248,6 +252,7 @@ pub(super) fn fold(
             set_aside: Vec::new(),
             departures: Vec::new(),
             proofs: ProofPlan::default(),
+            pins: PinPlan::default(),
             outcomes: Vec::with_capacity(batch.len()),
             happened: Happened::default(),
             held,
@@ -263,6 +268,7 @@ pub(super) fn fold(
         folding.plan.outcomes.push(outcome);
     }
     folding.plan.happened.vouchers = folding.plan.proofs.vouchers;
+    folding.plan.happened.pins_evicted = folding.plan.pins.evicted;
     folding.plan
 }
 
@@ -312,6 +318,19 @@ impl Folding<'_> {
                 let known = &mut self.known.proofs;
                 let blobs = plan.proofs.remove(known, &mut plan.held, key_hash, owner);
                 Outcome::Removed(Removed { blobs })
+            }
+            Write::Pin { mailbox, now } => {
+                let plan = &mut self.plan;
+                let known = &mut self.known.pins;
+                let quota = &self.rules.quota;
+                plan.pins
+                    .pin(known, &mut plan.held, (*mailbox, *now), quota);
+                Outcome::Written
+            }
+            Write::Unpin { mailbox } => {
+                let plan = &mut self.plan;
+                plan.pins.unpin(&self.known.pins, &mut plan.held, mailbox);
+                Outcome::Written
             }
             Write::Trial => {
                 self.plan.is_trial = true;

@@ -418,6 +418,29 @@ impl Store for SqliteStore {
         self.pipeline.recovery_remove(key_hash, owner).await
     }
 
+    async fn pin(&self, mailbox: MailboxHash, now: Timestamp) -> Result<(), StoreError> {
+        let known = self.read(self.readers.pin(&mailbox).await)?;
+        if known.is_some_and(|pin| pin.used(now).is_none()) {
+            // As good as written today.
+            return self.pipeline.check();
+        }
+        self.pipeline.pin(mailbox, now).await
+    }
+
+    async fn is_pinned(
+        &self,
+        mailbox: MailboxHash,
+        max_ttl: Duration,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let pin = self.read(self.readers.pin(&mailbox).await)?;
+        Ok(pin.is_some_and(|pin| pin.holds(max_ttl, now)))
+    }
+
+    async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError> {
+        self.pipeline.unpin(mailbox).await
+    }
+
     fn usage(&self) -> Usage {
         self.tally.usage()
     }

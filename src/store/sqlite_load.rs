@@ -15,6 +15,7 @@ use super::plan::{self, Header, Known};
 use super::quota::{HeldInAll, Quota};
 use super::sqlite_errors::classify;
 use super::sqlite_open::SqliteOptions;
+use super::sqlite_pins::read_pins;
 use super::sqlite_recovery::read_slots;
 use super::sqlite_rows::{self as rows, SELECT_OWNERS, SELECT_SETS};
 use super::working_set::{
@@ -172,11 +173,12 @@ pub(super) async fn read_known(
     connection: &mut SqliteConnection,
     sets: &mut WorkingSets,
     secret: &Secret,
-    quota: &Quota,
+    (quota, held): (&Quota, HeldInAll),
     batch: &[&Write],
 ) -> sqlx::Result<Known> {
     let mut known = Known {
         proofs: read_slots(connection, batch).await?,
+        pins: read_pins(connection, held, quota, batch).await?,
         ..Known::default()
     };
     let keys = plan::rows_to_read(batch, sets, secret);

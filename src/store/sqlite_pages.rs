@@ -10,8 +10,10 @@ use sqlx::sqlite::{SqlitePool, SqlitePoolOptions, SqliteRow};
 
 use super::commit::Checksum;
 use super::model::{BacklogCursor, Class, OrderKey, PageBounds, RecoveryPage, StoredBlob, View};
+use super::pins::Pin;
 use super::sqlite_errors::is_damage;
 use super::sqlite_open::reader_options;
+use super::sqlite_pins::read_pin;
 use super::sqlite_recovery::read_proofs;
 use super::sqlite_rows::{Sized, fixed, sql_version, timestamp, version_of};
 use super::working_set::{Size, expiry_slot, to_i64};
@@ -334,6 +336,11 @@ impl Readers {
         now: Timestamp,
     ) -> sqlx::Result<RecoveryPage> {
         read_proofs(&self.pool, key_hashes, bytes_max, now).await
+    }
+
+    /// The pin of a mailbox.
+    pub(super) async fn pin(&self, mailbox: &MailboxHash) -> sqlx::Result<Option<Pin>> {
+        read_pin(&self.pool, mailbox).await
     }
 
     /// Rows of slots before this one, all of them expired, the oldest slot first.

@@ -22,6 +22,7 @@ use super::sqlite_load::{
     Totals, read_departures, read_known, read_owners, read_sets, read_totals,
 };
 use super::sqlite_open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
+use super::sqlite_pins::write_pins;
 use super::sqlite_recovery::{SWEPT_PROOFS_MAX, write_proofs};
 use super::sqlite_rows as rows;
 use super::tally::{Tally, as_float};
@@ -116,9 +117,15 @@ impl SqliteWriter {
         read_owners(connection, &mut self.sets, batch)
             .await
             .map_err(|error| classify(&error))?;
-        let known = read_known(connection, &mut self.sets, &self.secret, &self.quota, batch)
-            .await
-            .map_err(|error| classify(&error))?;
+        let known = read_known(
+            connection,
+            &mut self.sets,
+            &self.secret,
+            (&self.quota, self.totals.held),
+            batch,
+        )
+        .await
+        .map_err(|error| classify(&error))?;
         let rules = Rules {
             secret: &self.secret,
             quota: self.quota,
@@ -168,6 +175,7 @@ impl SqliteWriter {
                 rows::set_aside(connection, &plan.set_aside, &damaged, plan.now).await?;
             }
             rows::insert_departures(connection, &plan.departures, first_departure).await?;
+            write_pins(connection, &plan.pins).await?;
             write_proofs(connection, &plan.proofs, batch).await?;
             do_chores(connection, plan, chores).await?;
             write_totals(connection, plan, commits).await

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,9 @@ pub(crate) enum Call {
     RecoveryPut,
     RecoveryGet,
     RecoveryRemove,
+    Pin,
+    IsPinned,
+    Unpin,
 }
 
 /// What happens to a chosen call.
@@ -266,6 +270,26 @@ impl Store for FaultyStore {
     ) -> Result<u64, StoreError> {
         self.meet_whole(Call::RecoveryRemove).await?;
         self.inner.recovery_remove(key_hash, owner).await
+    }
+
+    async fn pin(&self, mailbox: MailboxHash, now: Timestamp) -> Result<(), StoreError> {
+        self.meet_whole(Call::Pin).await?;
+        self.inner.pin(mailbox, now).await
+    }
+
+    async fn is_pinned(
+        &self,
+        mailbox: MailboxHash,
+        max_ttl: Duration,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.meet_whole(Call::IsPinned).await?;
+        self.inner.is_pinned(mailbox, max_ttl, now).await
+    }
+
+    async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError> {
+        self.meet_whole(Call::Unpin).await?;
+        self.inner.unpin(mailbox).await
     }
 
     fn usage(&self) -> Usage {

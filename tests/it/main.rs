@@ -37,5 +37,6 @@ mod store_contract;
 mod store_device_sync;
 mod store_faults;
 mod store_model;
+mod store_pins;
 mod store_recovery;
 mod submit_and_deliver;

@@ -167,6 +167,12 @@ impl Rig {
             .unwrap();
     }
 
+    /// Opens it again with other settings.
+    pub(crate) async fn change(&mut self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.settings);
+        self.reopen().await;
+    }
+
     pub(crate) async fn append(&self, envelope: Envelope) -> Appended {
         append(&*self.store, envelope).await
     }
