@@ -19,8 +19,8 @@ use super::memory_books::{Books, Departures, Way};
 use super::memory_pins::Pins;
 use super::memory_shard::{Row, Shard};
 use super::model::{
-    Appended, BacklogCursor, Class, Envelope, OrderKey, Page, PageBounds, RecoveryPage,
-    RecoveryProof, RecoveryPut, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
+    RecoveryPut, Removed, Swept, Usage, View,
 };
 use super::pins::Pin;
 use super::quota::Quota;
@@ -87,18 +87,32 @@ impl MemoryStore {
         }
     }
 
+    /// Takes the row in, or says why not.
+    fn take(&self, mailbox: MailboxHash, row: Row, now: Timestamp) -> Result<Appended, StoreError> {
+        let row = match self.offer(mailbox, row, now)? {
+            Offered::Done(appended) => return Ok(appended),
+            Offered::OwnerIsFull(row, owner) => {
+                self.relieve(&owner, now)?;
+                row
+            }
+        };
+        Ok(match self.offer(mailbox, row, now)? {
+            Offered::Done(appended) => appended,
+            Offered::OwnerIsFull(..) => Appended::MailboxFull,
+        })
+    }
+
     /// Takes the row in, or says why not. Everything that decides happens under the shard's lock, so
     /// that of two senders only one gets the last place or the first use of an id.
-    fn take(&self, mailbox: MailboxHash, row: Row, now: Timestamp) -> Result<Appended, StoreError> {
-        if let Some(owner) = row.owner {
-            self.relieve(&owner.hash, row.charged_bytes(), now)?;
-        }
+    fn offer(&self, mailbox: MailboxHash, row: Row, now: Timestamp) -> Result<Offered, StoreError> {
         let mut shard = self.shard(&mailbox)?;
         if let Some(known) = shard.find(&mailbox, &row.id) {
-            return Ok(self.repeated(row.checksum == known.checksum, known.expires_at));
+            let is_same = row.checksum == known.checksum;
+            return Ok(self.repeated(is_same, known.expires_at));
         }
         if let Some(departed) = self.books().departures.recall(&(mailbox, row.id), now) {
-            return Ok(self.repeated(row.checksum == departed.checksum, departed.expires_at));
+            let is_same = row.checksum == departed.checksum;
+            return Ok(self.repeated(is_same, departed.expires_at));
         }
 
         let held = shard.held(&mailbox, row.class);
@@ -106,51 +120,41 @@ impl MemoryStore {
             .quota
             .holder_admits(row.class, held, row.charged_bytes());
         if row.owner.is_none() && is_mailbox_full {
-            let expired = shard.remove_expired_of(&mailbox, now);
+            let expired = shard.remove_expired_of(&mailbox, |_| true, now);
             self.books().depart(Way::Expired, mailbox, &expired, now);
         }
         let held = shard.held(&mailbox, row.class);
         let admitted = self.books().admit(&self.quota, held, mailbox, &row);
-        match admitted {
-            Err(full) => Ok(full),
-            Ok(key) => {
+        Ok(match (admitted, row.owner) {
+            (Ok(key), _) => {
                 let expires_at = row.expires_at;
                 shard.insert(mailbox, key, row);
-                Ok(Appended::Stored { expires_at })
+                Offered::Done(Appended::Stored { expires_at })
             }
-        }
+            (Err(Appended::MailboxFull), Some(owner)) => Offered::OwnerIsFull(row, owner.hash),
+            (Err(full), _) => Offered::Done(full),
+        })
     }
 
-    /// Takes away what has expired of an owner who has no room for `charged_bytes` more. Its
-    /// messages lie in several shards, so this comes before the one that they are taken into.
-    fn relieve(
-        &self,
-        owner: &MailboxHash,
-        charged_bytes: u64,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let held = self.books().held_by(owner);
-        if self
-            .quota
-            .holder_admits(Class::DeviceSync, held, charged_bytes)
-        {
-            return Ok(());
-        }
+    /// Takes away what has expired of a full owner. It lies in several shards, so this happens
+    /// outside the one that something was offered to.
+    fn relieve(&self, owner: &MailboxHash, now: Timestamp) -> Result<(), StoreError> {
         let mailboxes = self.books().mailboxes_of(owner);
+        let is_theirs = |row: &Row| row.owner.is_some_and(|of| of.hash == *owner);
         for mailbox in mailboxes {
             let mut shard = self.shard(&mailbox)?;
-            let expired = shard.remove_expired_of(&mailbox, now);
+            let expired = shard.remove_expired_of(&mailbox, is_theirs, now);
             self.books().depart(Way::Expired, mailbox, &expired, now);
         }
         Ok(())
     }
 
-    fn repeated(&self, is_same: bool, expires_at: Timestamp) -> Appended {
+    fn repeated(&self, is_same: bool, expires_at: Timestamp) -> Offered {
         if !is_same {
-            return Appended::IdReused;
+            return Offered::Done(Appended::IdReused);
         }
         self.metrics.duplicates_total.increment(1);
-        Appended::Duplicate { expires_at }
+        Offered::Done(Appended::Duplicate { expires_at })
     }
 
     /// Purges what is wanted of a mailbox up to `last`, a slice at a time.
@@ -263,6 +267,13 @@ impl MemoryStore {
     fn books(&self) -> MutexGuard<'_, Books> {
         lock(&self.books)
     }
+}
+
+/// What became of a row that was offered to its mailbox.
+enum Offered {
+    Done(Appended),
+    /// Its owner has too much for it; something may have expired.
+    OwnerIsFull(Row, MailboxHash),
 }
 
 #[async_trait]

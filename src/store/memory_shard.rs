@@ -227,15 +227,26 @@ impl Shard {
         self.remove(name, key)
     }
 
-    pub(super) fn remove_expired_of(&mut self, name: &MailboxHash, now: Timestamp) -> Vec<Row> {
-        let mut removed = Vec::new();
-        while let Some(mailbox) = self.mailboxes.get(name)
-            && let Some(&(expires_at, key)) = mailbox.expiries.first()
-            && expires_at <= now
-        {
-            removed.extend(self.remove(name, key));
-        }
-        removed
+    /// Removes what has expired of a mailbox and is `wanted`.
+    pub(super) fn remove_expired_of(
+        &mut self,
+        name: &MailboxHash,
+        wanted: impl Fn(&Row) -> bool,
+        now: Timestamp,
+    ) -> Vec<Row> {
+        let Some(mailbox) = self.mailboxes.get(name) else {
+            return Vec::new();
+        };
+        let keys: Vec<_> = mailbox
+            .expiries
+            .iter()
+            .take_while(|(expires_at, _)| *expires_at <= now)
+            .map(|(_, key)| *key)
+            .filter(|key| mailbox.rows.get(key).is_some_and(&wanted))
+            .collect();
+        keys.into_iter()
+            .filter_map(|key| self.remove(name, key))
+            .collect()
     }
 }
 

@@ -314,24 +314,10 @@ impl Folding<'_> {
             }
             Write::RecoveryPut(proof) => Outcome::RecoveryPut(self.recovery_put(index, proof)),
             Write::RecoveryRemove { key_hash, owner } => {
-                let plan = &mut self.plan;
-                let known = &mut self.known.proofs;
-                let blobs = plan.proofs.remove(known, &mut plan.held, key_hash, owner);
-                Outcome::Removed(Removed { blobs })
+                Outcome::Removed(self.recovery_remove(key_hash, owner))
             }
-            Write::Pin { mailbox, now } => {
-                let plan = &mut self.plan;
-                let known = &mut self.known.pins;
-                let quota = &self.rules.quota;
-                plan.pins
-                    .pin(known, &mut plan.held, (*mailbox, *now), quota);
-                Outcome::Written
-            }
-            Write::Unpin { mailbox } => {
-                let plan = &mut self.plan;
-                plan.pins.unpin(&self.known.pins, &mut plan.held, mailbox);
-                Outcome::Written
-            }
+            Write::Pin { mailbox, now } => self.pin(*mailbox, *now),
+            Write::Unpin { mailbox } => self.unpin(mailbox),
             Write::Trial => {
                 self.plan.is_trial = true;
                 Outcome::Written
@@ -349,6 +335,27 @@ impl Folding<'_> {
         let quota = &self.rules.quota;
         plan.proofs
             .put(known, &mut plan.held, (index, proof), quota)
+    }
+
+    fn recovery_remove(&mut self, key_hash: &[u8; 32], owner: &MailboxHash) -> Removed {
+        let plan = &mut self.plan;
+        let known = &mut self.known.proofs;
+        let blobs = plan.proofs.remove(known, &mut plan.held, key_hash, owner);
+        Removed { blobs }
+    }
+
+    fn pin(&mut self, mailbox: MailboxHash, now: Timestamp) -> Outcome {
+        let plan = &mut self.plan;
+        let known = &mut self.known.pins;
+        let quota = &self.rules.quota;
+        plan.pins.pin(known, &mut plan.held, (mailbox, now), quota);
+        Outcome::Written
+    }
+
+    fn unpin(&mut self, mailbox: &MailboxHash) -> Outcome {
+        let plan = &mut self.plan;
+        plan.pins.unpin(&self.known.pins, &mut plan.held, mailbox);
+        Outcome::Written
     }
 
     fn saw(&mut self, now: Timestamp) {

@@ -12,7 +12,8 @@ use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
 use vauchi_relay::store::model::{
-    Appended, Class, Envelope, OrderKey, Page, PageBounds, Removed, StoredBlob, View,
+    Appended, BacklogCursor, Class, Envelope, OrderKey, Owner, Page, PageBounds, Removed,
+    StoredBlob, View,
 };
 use vauchi_relay::store::quota::Quota;
 use vauchi_relay::store::sqlite::{DATABASE_FILE, OpenError, SqliteOptions, SqliteStore};
@@ -399,6 +400,44 @@ async fn rows_on_damaged_pages_stop_neither_their_neighbours_nor_the_sweep() {
     assert_eq!((store.usage().stored, store.usage().lost), (1, 1));
     assert!(store.usage().is_conserved());
     assert_eq!(append(&store, envelope(2, 1)).await, STORED);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_corrupt_device_sync_message_is_lost_from_its_own_sum_and_quota() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path());
+    options.quota.device_sync_blobs_max = 2;
+    let store = SqliteStore::open(options).await.unwrap();
+    let message = |number| Envelope {
+        class: Class::DeviceSync,
+        owner: Some(Owner {
+            hash: mailbox(9),
+            version: 1,
+        }),
+        ..envelope(1, number)
+    };
+    append(&store, message(1)).await;
+    append(&store, message(2)).await;
+    let full = append(&store, message(3)).await;
+    assert_eq!(full, Appended::MailboxFull);
+    let mut file = direct(folder.path()).await;
+    run(&mut file, "UPDATE blob SET body = x'00' WHERE seq = 1").await;
+    let page = store
+        .device_sync_backlog(mailbox(1), BacklogCursor::START, ALL, at(NOW))
+        .await
+        .unwrap();
+    assert_eq!(page.blobs.len(), 1);
+    // The next write stands behind the one that sets the row aside.
+    append(&store, message(1)).await;
+    let usage = store.usage();
+    assert_eq!((usage.device_sync.lost, usage.lost), (1, 0));
+    assert_eq!((usage.device_sync.stored, usage.stored), (2, 0));
+    assert!(usage.is_conserved());
+    assert_eq!(
+        number(&mut file, "SELECT count(owner) FROM corrupt").await,
+        1
+    );
     store.close().await;
 }
 

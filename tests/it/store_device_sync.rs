@@ -31,7 +31,7 @@ fn sync(owner: u8, device: u8, id: u32, version: u64) -> Envelope {
 }
 
 /// Reads a backlog to its end in pages of `blobs_max`.
-async fn backlog(
+pub(crate) async fn backlog(
     rig: &Rig,
     device: u8,
     blobs_max: u32,
