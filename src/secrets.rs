@@ -105,11 +105,14 @@ impl Secret {
         match Self::load(path) {
             Err(SecretError::Missing(_)) => {
                 let secret = Self::random();
-                secret.write_new(path).map_err(|source| SecretError::File {
-                    path: path.to_owned(),
-                    source,
-                })?;
-                Ok(secret)
+                match secret.write_new(path) {
+                    Ok(()) => Ok(secret),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Self::load(path),
+                    Err(source) => Err(SecretError::File {
+                        path: path.to_owned(),
+                        source,
+                    }),
+                }
             }
             loaded => loaded,
         }
@@ -117,19 +120,19 @@ impl Secret {
 
     fn write_new(&self, path: &Path) -> io::Result<()> {
         let text = format!("{}\n", data_encoding::HEXLOWER.encode(&self.bytes));
-        // Written beside and then linked: a start that is killed in the middle leaves no half of a
-        // secret, and two starts at once do not overwrite each other's.
-        let draft = path.with_extension("secret-draft");
+        // Written beside, under a name of its own, and then linked: a start that is killed in the
+        // middle leaves no half of a secret, and of two starts at once one is first.
+        let draft = path.with_extension(format!("{:016x}.draft", rand::random::<u64>()));
         let mut file = fs::OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&draft)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::hard_link(&draft, path)?;
+        let linked = fs::hard_link(&draft, path);
         fs::remove_file(&draft)?;
+        linked?;
         if let Some(folder) = path.parent() {
             fs::File::open(folder)?.sync_all()?;
         }

@@ -21,7 +21,7 @@ pub mod withdraw;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::hub::Hub;
 use crate::limits::budgets::Budgets;
 use crate::metrics::Metrics;
@@ -82,6 +82,11 @@ impl Service {
     /// The store beneath, for readiness and usage.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.parts.store
+    }
+
+    /// The time, by which blobs expire.
+    pub fn now(&self) -> Timestamp {
+        self.parts.clock.now()
     }
 
     /// Counts a refusal that is about to be told.

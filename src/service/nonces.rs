@@ -11,8 +11,9 @@ use std::time::Duration;
 use super::subscribe::NonceRefused;
 use crate::clock::Timestamp;
 
-/// How long a nonce is remembered: a signature is good for 60 s before and after its time.
-const REMEMBERED: Duration = Duration::from_secs(120);
+/// How long a nonce is remembered: a signature is good for 60 s before and after its time, counted in
+/// whole seconds, so up to 121 s.
+const REMEMBERED: Duration = Duration::from_secs(122);
 
 /// Nonces remembered, at the most. Two copies of 32 bytes and the set's overhead: 90 MB at the
 /// bound, which takes 8,300 good signatures a second for two minutes.

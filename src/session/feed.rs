@@ -87,7 +87,7 @@ impl Feed {
     /// The next blob; pending until there is one.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<StoredBlob> {
         loop {
-            if let Some(blob) = self.page.pop_front() {
+            if let Some(blob) = self.next_of_page() {
                 return Poll::Ready(blob);
             }
             self.step = match &mut self.step {
@@ -109,6 +109,17 @@ impl Feed {
                 }
             };
         }
+    }
+
+    /// What is still alive: a slow client may take a page for longer than its blobs live.
+    fn next_of_page(&mut self) -> Option<StoredBlob> {
+        let now = self.service.now();
+        while let Some(blob) = self.page.pop_front() {
+            if blob.expires_at > now {
+                return Some(blob);
+            }
+        }
+        None
     }
 
     fn read(&self) -> Reading {

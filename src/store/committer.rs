@@ -50,6 +50,19 @@ pub(super) struct Committer<E> {
     warned_at: Option<Instant>,
 }
 
+/// Says that nothing is written any more, however the committer has come to its end.
+struct Ended {
+    gate: Arc<Gate>,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.gate.set_down(true);
+        self.metrics.store_up.set(0.0);
+    }
+}
+
 impl<E: Engine> Committer<E> {
     pub(super) fn new(
         engine: E,
@@ -79,17 +92,25 @@ impl<E: Engine> Committer<E> {
 
     /// Commits until the pipeline is closed and its queue is empty, then closes the engine.
     pub(super) async fn run(mut self) {
+        let _ended = Ended {
+            gate: Arc::clone(&self.gate),
+            metrics: Arc::clone(&self.metrics),
+        };
         while let Some(items) = self.queues.next_batch().await {
             self.commit(Batch::new(items)).await;
         }
         self.engine.close().await;
-        self.metrics.store_up.set(0.0);
     }
 
     async fn commit(&mut self, mut batch: Batch) {
         // Parts that are still to be committed, the next one last.
         let mut parts = vec![(0..batch.writes.len()).collect::<Vec<_>>()];
-        while let Some(part) = parts.pop() {
+        while let Some(mut part) = parts.pop() {
+            // Whoever was answered while the store was reopened must not be proven wrong now.
+            part.retain(|index| batch.is_waiting(*index));
+            if part.is_empty() {
+                continue;
+            }
             let Err(error) = self.commit_part(&mut batch, &part).await else {
                 continue;
             };
@@ -392,6 +413,11 @@ impl Batch {
             .map(|item| (item.write, Some((item.reply, item.bytes))))
             .unzip();
         Self { writes, waiting }
+    }
+
+    /// Whether this write has not been answered.
+    fn is_waiting(&self, index: usize) -> bool {
+        self.waiting.get(index).is_some_and(Option::is_some)
     }
 
     fn select(&self, part: &[usize]) -> Vec<&Write> {

@@ -196,7 +196,12 @@ pub(super) fn look_at_log(database: &Path) -> Result<(), OpenError> {
     path.push("-wal");
     let path = PathBuf::from(path);
     let mut header = [0; LOG_HEADER_BYTES];
-    let read = File::open(&path).and_then(|mut log| log.read_exact(&mut header));
+    let read = File::open(&path).and_then(|mut log| {
+        log.read_exact(&mut header)?;
+        // A relay that was killed in the middle of an fsync has left a commit that can be read and is
+        // not durable. Its sender repeats it, and must not hear `Stored` before it is.
+        log.sync_all()
+    });
     match read {
         Ok(()) if is_log_header(&header) => Ok(()),
         Ok(()) => Err(OpenError::CorruptLog(path)),

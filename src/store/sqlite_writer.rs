@@ -370,15 +370,21 @@ async fn make_durable(connection: &mut SqliteConnection) -> Result<Totals, Strin
     }
 }
 
+/// The number of `auto_vacuum=INCREMENTAL`.
+const INCREMENTAL: i64 = 2;
+
 /// Whether a good part of the file is free.
 async fn has_much_free(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
     let row = sqlx::query(
-        "SELECT freelist_count, page_count FROM pragma_freelist_count, pragma_page_count",
+        "SELECT freelist_count, page_count, auto_vacuum \
+         FROM pragma_freelist_count, pragma_page_count, pragma_auto_vacuum",
     )
     .fetch_one(connection)
     .await?;
     let (free, pages): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-    Ok(free > FREE_PAGES_KEPT.max(pages / 10))
+    // A file that was rebuilt by hand may not be able to shrink; trying would never end.
+    let can_shrink = row.try_get::<i64, _>(2)? == INCREMENTAL;
+    Ok(can_shrink && free > FREE_PAGES_KEPT.max(pages / 10))
 }
 
 async fn do_chores(
