@@ -13,6 +13,7 @@ mod address_limits;
 mod architecture;
 mod check;
 mod corruption;
+mod crowds;
 mod device_sync;
 mod discretion;
 mod disk_full;
