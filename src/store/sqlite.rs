@@ -18,7 +18,7 @@ use super::model::{
     RecoveryPut, Removed, Swept, Usage, View,
 };
 use super::sqlite_errors::words;
-use super::sqlite_open::{look_at_log, open_writer, take_data_dir};
+use super::sqlite_open::{describe, look_at_log, open_writer, take_data_dir};
 use super::sqlite_pages::{Cut, Readers};
 use super::sqlite_writer::SqliteWriter;
 use super::tally::Tally;
@@ -75,6 +75,12 @@ impl SqliteStore {
         look_at_log(&path)?;
         let connection = open_writer(&path, &options.secret).await?;
         let readers = Readers::new(&path);
+        // One reader is open from here on. It keeps SQLite's index of the log alive while the writer
+        // is reopened after a failed fsync: that index ends at the last commit that succeeded.
+        // Without it the log would be read anew, and what the fsync has not brought to the disk may
+        // be in the system's cache at that moment and gone at the next.
+        let opened = readers.probe().await;
+        opened.map_err(|error| describe(&path, &error))?;
         let (writer, tally) = SqliteWriter::new(&options, path, connection, Arc::new(lock)).await?;
         Ok(Arc::new(Self {
             pipeline: Pipeline::start(writer, options.on_stored, options.metrics),

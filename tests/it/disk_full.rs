@@ -347,7 +347,16 @@ impl HollowDisk {
         let image = ground.path().join("image");
         File::create(&image).unwrap().set_len(40 * MIB).unwrap();
         // Without a journal, which would give up for good at the first failed write.
-        let options = ["-q", "-F", "-O", "^has_journal", "-E", "nodiscard"];
+        let options = [
+            "-q",
+            "-F",
+            "-b",
+            "4096",
+            "-O",
+            "^has_journal",
+            "-E",
+            "nodiscard",
+        ];
         if let Err(why) = shell("mkfs.ext4", &options, Some(&image)) {
             skipped(&why);
             return None;
@@ -356,8 +365,18 @@ impl HollowDisk {
         Some(Self { mount, ground })
     }
 
+    /// Each page is written by itself: the loop device takes a write that finds space for its first
+    /// page and for no other as done, and would lie about the rest.
     fn mount(image: &Path) -> Option<Mount> {
-        Mount::new(&["-o", "loop", &image.display().to_string()])
+        let mount = Mount::new(&["-o", "loop", &image.display().to_string()])?;
+        let queue = Path::new("/sys/block")
+            .join(loop_device(image)?)
+            .join("queue");
+        if let Err(error) = fs::write(queue.join("max_sectors_kb"), "4") {
+            skipped(&format!("max_sectors_kb: {error}"));
+            return None;
+        }
+        Some(mount)
     }
 
     /// As after a power cut: what is only in memory is gone.
@@ -370,6 +389,15 @@ impl HollowDisk {
     }
 }
 
+/// The name of the loop device over this file.
+fn loop_device(image: &Path) -> Option<String> {
+    fs::read_dir("/sys/block").unwrap().find_map(|device| {
+        let device = device.unwrap();
+        let backing = fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
+        (Path::new(backing.trim_end()) == image).then(|| device.file_name().into_string().unwrap())
+    })
+}
+
 #[tokio::test]
 async fn a_failed_fsync_ends_the_handle_and_confirms_nothing_that_is_not_on_the_disk() {
     let Some(disk) = HollowDisk::new() else {
@@ -380,6 +408,8 @@ async fn a_failed_fsync_ends_the_handle_and_confirms_nothing_that_is_not_on_the_
     for _ in 0..3 {
         sender.store(1_000).await;
     }
+    // What there is has its place, SQLite's shared memory too; what comes has none.
+    shell("sync", &["-f"], Some(disk.mount.path())).unwrap();
     let filler = disk.ground.fill(0);
     // What is refused now was refused by a failed fsync: the file system has space.
     let (code, refused) = sender.store_until_refused(64 << 10).await;
