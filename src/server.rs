@@ -35,7 +35,7 @@ use crate::shutdown::Shutdown;
 use crate::socket::forwarded::Proxies;
 use crate::socket::listener::Listener;
 use crate::socket::watch::{Unfinished, WatchRules};
-use crate::socket::websocket::{Upgrader, is_upgrade};
+use crate::socket::websocket::{Upgrader, hard_cap, is_upgrade};
 use crate::store::memory::{MemoryOptions, MemoryStore};
 use crate::store::observed::Observed;
 use crate::store::quota::Quota;
@@ -287,6 +287,7 @@ impl Running {
             message_bytes_max: config.message_bytes_max,
             watch: WatchRules {
                 message_timeout: config.message_timeout,
+                message_bytes_cap: hard_cap(config.message_bytes_max) as u64,
                 unfinished,
             },
             proxies: Arc::new(Proxies::new(config.trusted_proxies.clone())),

@@ -24,6 +24,7 @@ fuzz_target!(|input: &[u8]| {
     };
     let (early, rest) = stream.split_at(usize::from(*early).min(stream.len()));
     let rules = WatchRules {
+        message_bytes_cap: 1 << 20,
         message_timeout: Duration::from_secs(3600),
         unfinished: Unfinished::new(1 << 20, Gauge::noop(), Counter::noop()),
     };

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::Sleep;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::hub::Wakes;
 use crate::ids::MailboxHash;
@@ -20,7 +21,9 @@ use crate::service::{BacklogCursor, OrderKey, Service, StoreError, StoredBlob, V
 /// Rest after a page could not be read. The client sees a pause, not an error: its blobs are kept.
 const RETRY: Duration = Duration::from_secs(1);
 
-type Reading = Pin<Box<dyn Future<Output = Result<Turn, StoreError>> + Send>>;
+/// A read that goes on by itself: were it polled by its session only, a session that is stuck in a
+/// write would keep one of the store's few connections with it. Dropping it ends it.
+type Reading = AbortOnDropHandle<Result<Turn, StoreError>>;
 
 /// Where a feed stands.
 #[derive(Debug, Clone, Copy)]
@@ -92,10 +95,11 @@ impl Feed {
             }
             self.step = match &mut self.step {
                 Step::Look => Step::Reading(self.read()),
-                Step::Reading(reading) => match ready!(reading.as_mut().poll(context)) {
-                    Ok(page) => self.turn(page),
-                    Err(error) => {
-                        tracing::warn!(%error, "can not read a page of a mailbox; trying again");
+                Step::Reading(reading) => match ready!(Pin::new(reading).poll(context)) {
+                    Ok(Ok(page)) => self.turn(page),
+                    failed => {
+                        let error = failed.map(|page| page.err());
+                        tracing::warn!(?error, "can not read a page of a mailbox; trying again");
                         Step::Resting(Box::pin(tokio::time::sleep(RETRY)))
                     }
                 },
@@ -125,7 +129,7 @@ impl Feed {
     fn read(&self) -> Reading {
         let (service, mailbox, view) = (Arc::clone(&self.service), self.mailbox, self.view);
         match self.cursor {
-            Cursor::After(after) => Box::pin(async move {
+            Cursor::After(after) => spawned(async move {
                 let page = service.page(mailbox, view, after).await?;
                 Ok(Turn {
                     blobs: page.blobs,
@@ -133,7 +137,7 @@ impl Feed {
                     more: page.more,
                 })
             }),
-            Cursor::Backlog(after) => Box::pin(async move {
+            Cursor::Backlog(after) => spawned(async move {
                 let page = service.device_backlog(mailbox, after).await?;
                 let next = match page.more {
                     true => Cursor::Backlog(page.next),
@@ -155,4 +159,8 @@ impl Feed {
         // A wake that came while this page was read is still marked, and is taken when idle.
         if turn.more { Step::Look } else { Step::Idle }
     }
+}
+
+fn spawned(reading: impl Future<Output = Result<Turn, StoreError>> + Send + 'static) -> Reading {
+    AbortOnDropHandle::new(tokio::spawn(reading))
 }

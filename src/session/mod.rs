@@ -13,6 +13,7 @@ pub mod window;
 mod writer;
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -119,6 +120,8 @@ struct Shared {
     state: Mutex<State>,
     /// When the client was last heard. Nothing awaits inside.
     heard: Mutex<Instant>,
+    /// A request was read and is not in the outbox yet.
+    is_carrying_out: AtomicBool,
     /// Told whenever a draining session may have become free to go.
     settled: tokio::sync::Notify,
 }
@@ -370,6 +373,8 @@ fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<bool,
         Ok(()) => {}
         Err(NonceRefused::Used) => return Err(Close::NotProven),
         Err(NonceRefused::Full) => {
+            // The proof itself is good, so it costs nothing to bring it again.
+            attempt.succeeded();
             return Err(Close::Slow(
                 "too many signed handshakes; try again in a minute",
             ));
@@ -418,6 +423,7 @@ impl Shared {
             outbox: Outbox::default(),
             state: Mutex::new(state),
             heard: Mutex::new(Instant::now()),
+            is_carrying_out: AtomicBool::new(false),
             settled: tokio::sync::Notify::new(),
         }
     }
@@ -436,7 +442,7 @@ impl Shared {
     }
 
     fn is_drained(&self) -> bool {
-        self.state().is_drained(self.outbox.len())
+        !self.is_carrying_out.load(Ordering::SeqCst) && self.state().is_drained(self.outbox.len())
     }
 
     /// By when this session must have ended, once the relay drains.

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -108,7 +109,11 @@ impl Reader<'_> {
                         .on_frame(crate::protocol::message::Incoming::Garbage { why })
                 }
             };
+            // A request that waits for a place in a queue is owed an answer, too.
+            self.shared.is_carrying_out.store(true, Ordering::SeqCst);
             self.carry_out(step, Instant::now()).await;
+            self.shared.is_carrying_out.store(false, Ordering::SeqCst);
+            self.shared.settled.notify_one();
         }
     }
 
@@ -328,6 +333,7 @@ impl Reader<'_> {
         self.charge()?;
         let (service, opened) = (&self.parts.service, self.opened);
         let blobs_deleted = service.purge(opened.subscription.mailbox, View::V1).await?;
+        self.shared.state().purged();
         let device_sync_deleted = match purge.device_sync {
             true => service.purge_devices(&opened.client_id).await?,
             false => 0,

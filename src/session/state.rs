@@ -144,6 +144,11 @@ impl State {
         self.in_flight.delivered(id);
     }
 
+    /// What was in flight has been purged; nobody will acknowledge it.
+    pub fn purged(&mut self) {
+        self.in_flight = InFlight::default();
+    }
+
     /// Whether a draining session owes nothing any more; `unanswered` requests are in its outbox.
     pub fn is_drained(&self, unanswered: usize) -> bool {
         self.phase == Phase::Draining && unanswered == 0 && self.in_flight.is_empty()

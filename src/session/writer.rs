@@ -11,6 +11,8 @@ use std::time::Duration;
 use futures_util::SinkExt as _;
 use futures_util::stream::SplitSink;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Error as WsError;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 
 use super::feed::Feed;
 use super::keepalive::{Due, Keepalive};
@@ -248,12 +250,21 @@ impl Writer<'_> {
     }
 }
 
-async fn within<E>(
+async fn within(
     deadline: Duration,
-    writing: impl Future<Output = Result<(), E>>,
+    writing: impl Future<Output = Result<(), WsError>>,
 ) -> Result<(), Ended> {
     match tokio::time::timeout(deadline, writing).await {
         Ok(Ok(())) => Ok(()),
+        // The reader sees the client's close at the same time, and may be asked second.
+        Ok(Err(
+            WsError::ConnectionClosed
+            | WsError::AlreadyClosed
+            | WsError::Protocol(ProtocolError::SendAfterClosing),
+        )) => Err(Ended::ByClient),
+        Ok(Err(WsError::WriteBufferFull(_))) => Err(Ended::ByRelay(Close::Slow(
+            "the client does not take its answers",
+        ))),
         Ok(Err(_)) => Err(Ended::Lost),
         Err(_) => Err(Ended::ByRelay(Close::Slow(
             "the client does not take what is sent",

@@ -60,6 +60,8 @@ impl Unfinished {
 pub struct WatchRules {
     /// A message must be complete in this time, and a second for each 64 KiB that it announces.
     pub message_timeout: Duration,
+    /// The largest message that is read at all.
+    pub message_bytes_cap: u64,
     /// The bound over all connections.
     pub unfinished: Unfinished,
 }
@@ -85,6 +87,8 @@ struct UnfinishedMessage {
     announced: u64,
     granted: Option<Granted>,
     waiting: Option<Waiting>,
+    /// When the session took what had come; it may rest before it reads on.
+    taken_at: Option<Instant>,
 }
 
 /// Room for the bytes of one unfinished message; given back by dropping it.
@@ -135,11 +139,14 @@ impl<S> Watched<S> {
             match event {
                 FrameEvent::MessageEnded => self.unfinished = None,
                 FrameEvent::Broken => self.is_broken = true,
-                FrameEvent::Announced(bytes) => {
+                FrameEvent::Announced { bytes, is_last } => {
                     let message = self
                         .unfinished
                         .get_or_insert_with(|| Box::pin(UnfinishedMessage::begin(timeout)));
-                    message.as_mut().get_mut().announce(bytes, &self.rules);
+                    message
+                        .as_mut()
+                        .get_mut()
+                        .announce(bytes, is_last, &self.rules);
                 }
             }
         }
@@ -157,6 +164,7 @@ impl<S> Watched<S> {
             return Poll::Ready(Ok(()));
         };
         let message = message.as_mut().get_mut();
+        message.resume();
         if message.deadline.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
@@ -180,22 +188,38 @@ impl UnfinishedMessage {
             announced: 0,
             granted: None,
             waiting: None,
+            taken_at: None,
         }
     }
 
-    fn announce(&mut self, bytes: u64, rules: &WatchRules) {
+    /// The session reads on: the time in which it did not is not the client's fault.
+    fn resume(&mut self) {
+        let Some(taken_at) = self.taken_at.take() else {
+            return;
+        };
+        let rest = taken_at.elapsed();
+        self.began += rest;
+        let deadline = self.deadline.deadline() + rest;
+        self.deadline.as_mut().reset(deadline);
+    }
+
+    fn announce(&mut self, bytes: u64, is_last: bool, rules: &WatchRules) {
         self.announced = self.announced.saturating_add(bytes);
         let allowance =
             rules.message_timeout + Duration::from_secs(self.announced / BYTES_PER_SECOND);
         self.deadline.as_mut().reset(self.began + allowance);
-        if self.announced > UNCOUNTED_BYTES {
+        let is_asked = self.granted.is_some() || self.waiting.is_some();
+        if self.announced > UNCOUNTED_BYTES && !is_asked {
             let room = rules.unfinished.clone();
-            let kib = u32::try_from(self.announced.div_ceil(1024))
+            // What has come stays in memory until the message ends, so room is asked for once: by a
+            // message that goes on in further frames, for all that it may become.
+            let most = match is_last {
+                true => self.announced,
+                false => self.announced.max(rules.message_bytes_cap),
+            };
+            let kib = u32::try_from(most.div_ceil(1024))
                 .unwrap_or(u32::MAX)
                 .min(room.kib_max);
-            // A message of several frames asks anew for all of it: what it had goes back first, so
-            // that two such messages never wait for each other.
-            self.granted = None;
             self.waiting = Some(Waiting(Box::pin(room.admit(kib))));
         }
     }
@@ -239,6 +263,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
             this.early.advance(taken);
         }
         this.observe(&buffer.filled()[filled..]);
+        if let Some(message) = &mut this.unfinished {
+            message.as_mut().get_mut().taken_at = Some(Instant::now());
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -273,8 +300,13 @@ struct Frames {
 
 #[derive(Debug, PartialEq, Eq)]
 enum FrameEvent {
-    /// A data message began or goes on, with a frame of so many bytes.
-    Announced(u64),
+    /// A data message began or goes on, with a frame.
+    Announced {
+        /// So many bytes has it.
+        bytes: u64,
+        /// No further frame follows.
+        is_last: bool,
+    },
     /// The last frame of a data message is whole.
     MessageEnded,
     /// A control frame announced more than it may carry.
@@ -333,7 +365,10 @@ impl Frames {
         let is_control = first & 0x08 != 0;
         self.ends_message = !is_control && first & 0x80 != 0;
         if !is_control {
-            events.push(FrameEvent::Announced(self.payload_left));
+            events.push(FrameEvent::Announced {
+                bytes: self.payload_left,
+                is_last: self.ends_message,
+            });
         } else if self.payload_left > CONTROL_BYTES_MAX {
             events.push(FrameEvent::Broken);
         }
@@ -346,7 +381,7 @@ impl Frames {
         if !std::mem::take(&mut self.ends_message) {
             return;
         }
-        if let Some(FrameEvent::Announced(_)) = events.last() {
+        if let Some(FrameEvent::Announced { .. }) = events.last() {
             events.pop();
         }
         events.push(FrameEvent::MessageEnded);
@@ -362,6 +397,7 @@ mod tests {
         let unfinished = Unfinished::new(bytes_max, Arc::new(Metrics::new()));
         WatchRules {
             message_timeout: Duration::from_secs(30),
+            message_bytes_cap: 150 * 1024,
             unfinished,
         }
     }
@@ -482,6 +518,35 @@ mod tests {
         );
         holder.read_exact(&mut buffer[1000..]).await.unwrap();
         waiting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn further_frames_of_a_message_give_no_room_back() {
+        let rules = rules(200 * 1024);
+        let (mut first, server) = tokio::io::duplex(1 << 20);
+        let mut holder = Watched::new(server, Bytes::new(), rules.clone());
+        let mut begun = frame(0x02, 100 * 1024);
+        begun.extend(frame(0x00, 0));
+        first.write_all(&begun).await.unwrap();
+        let mut buffer = vec![0; begun.len()];
+        holder.read_exact(&mut buffer).await.unwrap();
+        let held = rules.unfinished.kib.available_permits();
+        assert_eq!(held, 50, "all that the message may become is taken");
+        first.write_all(&frame(0x80, 1)).await.unwrap();
+        holder.read_exact(&mut [0; 7]).await.unwrap();
+        assert_eq!(rules.unfinished.kib.available_permits(), 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_rests_does_not_make_its_client_late() {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let mut watched = Watched::new(server, Bytes::new(), rules(0));
+        let whole = frame(0x82, 1000);
+        client.write_all(&whole).await.unwrap();
+        let mut buffer = vec![0; whole.len()];
+        watched.read_exact(&mut buffer[..500]).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        watched.read_exact(&mut buffer[500..]).await.unwrap();
     }
 
     #[tokio::test]

@@ -176,8 +176,9 @@ fn websocket_config(message_bytes_max: usize) -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
-        // A v1 frame of the largest blob is the largest thing we write, and only one waits at a time.
-        .max_write_buffer_size(2 * cap)
+        // One frame waits at a time, and none is larger than the limit and what v1 wraps around it;
+        // the rest is for pongs, which a flood of pings cannot make more of.
+        .max_write_buffer_size(cap + 64 * 1024)
         .max_message_size(Some(cap))
         .max_frame_size(Some(cap))
 }

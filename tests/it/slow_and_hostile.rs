@@ -10,7 +10,8 @@ use tokio_tungstenite::tungstenite::Message;
 use futures_util::{SinkExt as _, StreamExt as _};
 
 use crate::harness::{
-    Goodbye, PATIENCE, Peer, Relay, envelope, eventually, frame, http_get, id, prefixed, update,
+    Goodbye, PATIENCE, Peer, Relay, SILENCE, envelope, eventually, frame, http_get, id, prefixed,
+    update,
 };
 
 /// First bytes of WebSocket frames: whole, or the pieces of a message.
@@ -276,6 +277,41 @@ async fn a_reader_that_never_reads_is_given_up_and_costs_nobody_else() {
     for _ in 0..blobs {
         reader.next().await.unwrap();
     }
+}
+
+/// Each page of their mailbox is one blob, so while the first is stuck in a write the next page is
+/// being read: that must not keep the store's few connections.
+#[tokio::test]
+async fn readers_that_are_stuck_keep_nobody_from_reading() {
+    let relay = Relay::start_with(
+        &[],
+        |config| config.write_timeout = Duration::from_secs(600),
+        |store| store,
+    )
+    .await;
+    let mut sender = relay.client(&id(1)).await;
+    // Seven megabytes: more than the system's buffers hold for one connection.
+    for number in 0..12 {
+        let name = format!("large blob {number}");
+        sender.send_bytes(zeros(&name, &id(2), 300_000)).await;
+        sender.expect_stored(&name).await;
+    }
+    let mut stuck = Vec::new();
+    for _ in 0..8 {
+        stuck.push(with_small_buffers(&relay, &id(2)).await);
+    }
+    let mut delivered = 0.0;
+    eventually("all of them are stuck", async || {
+        tokio::time::sleep(SILENCE).await;
+        let now = relay.metric("relay_blobs_delivered_total").await;
+        std::mem::replace(&mut delivered, now) == now && now >= 8.0
+    })
+    .await;
+    for _ in 0..5 {
+        others_are_served(&relay).await;
+    }
+    let (status, body) = http_get(relay.running.operators, "/ready", &[]).await;
+    assert_eq!(status, 200, "{body}");
 }
 
 #[tokio::test]
