@@ -529,7 +529,8 @@ mod tests {
         begun.extend(frame(0x00, 0));
         first.write_all(&begun).await.unwrap();
         let mut buffer = vec![0; begun.len()];
-        holder.read_exact(&mut buffer).await.unwrap();
+        holder.read_exact(&mut buffer[..20]).await.unwrap();
+        holder.read_exact(&mut buffer[20..]).await.unwrap();
         let held = rules.unfinished.kib.available_permits();
         assert_eq!(held, 50, "all that the message may become is taken");
         first.write_all(&frame(0x80, 1)).await.unwrap();
