@@ -50,6 +50,8 @@ pub struct Feed {
     cursor: Cursor,
     page: VecDeque<StoredBlob>,
     step: Step,
+    /// Everything that had waited when the session began has been handed out.
+    is_caught_up: bool,
 }
 
 enum Step {
@@ -74,7 +76,13 @@ impl Feed {
             cursor: Cursor::After(OrderKey::START),
             page: VecDeque::new(),
             step: Step::Look,
+            is_caught_up: false,
         }
+    }
+
+    /// Whether everything that had waited when the session began has been handed out.
+    pub fn is_caught_up(&self) -> bool {
+        self.is_caught_up
     }
 
     /// As [`Feed::new`] for the messages of a device: what waits comes by version, what comes later
@@ -104,6 +112,7 @@ impl Feed {
                     }
                 },
                 Step::Idle => {
+                    self.is_caught_up = true;
                     let _mailboxes: HashSet<_> = ready!(self.wakes.poll_take(context));
                     Step::Look
                 }

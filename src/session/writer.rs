@@ -145,7 +145,9 @@ impl Writer<'_> {
         {
             return Poll::Ready(Next::Delivery(blob));
         }
+        // Device sync comes after the blobs that had waited, as v1 clients expect.
         if let Some(feed) = &mut self.device_feed
+            && self.feed.is_caught_up()
             && self.shared.state().may_deliver()
             && let Poll::Ready(message) = feed.poll_next(context)
         {

@@ -63,6 +63,26 @@ async fn what_waits_comes_by_version_and_what_comes_later_is_pushed() {
 }
 
 #[tokio::test]
+async fn at_connect_the_blobs_come_first_and_device_sync_after_them() {
+    let relay = Relay::start(&[]).await;
+    let (me, phone) = (id(5), id(0xD1));
+    let mut sender = device(&relay, &me, &id(0xD2)).await;
+    sender
+        .send(&message("a message", &me, &phone, 1, b"x"))
+        .await;
+    sender.expect_stored("a message").await;
+    let mut other = relay.client(&id(6)).await;
+    for number in 0..20 {
+        other.store(&me, &vec![number; 20_000]).await;
+    }
+    let mut receiver = device(&relay, &me, &phone).await;
+    for number in 0..20 {
+        assert_eq!(receiver.delivery().await.blob[0], number);
+    }
+    next_message(&mut receiver).await;
+}
+
+#[tokio::test]
 async fn only_the_device_it_is_for_has_it_and_only_until_it_acknowledges() {
     let relay = Relay::start(&[]).await;
     let (me, phone, laptop) = (id(5), id(0xD1), id(0xD2));
