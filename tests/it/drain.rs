@@ -1,10 +1,14 @@
 //! The first signal drains, the deadline or a second signal stops.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use serde_json::json;
 
 use vauchi_relay::server::Ending;
 
-use crate::harness::{Peer, Relay, SILENCE, eventually, http_get, id};
+use crate::faulty::{Call, Fault, FaultyStore, Stall};
+use crate::harness::{Peer, Relay, SILENCE, envelope, eventually, http_get, id};
 
 #[tokio::test]
 async fn an_idle_session_is_closed_going_away_and_the_relay_ends_drained() {
@@ -48,7 +52,7 @@ async fn a_draining_session_stores_what_it_reads_delivers_nothing_and_waits_for_
     let delivered = client.round_trip(&id(1), b"to myself").await;
 
     let shutdown = relay.running.shutdown.clone();
-    let store = std::sync::Arc::clone(&relay.running.store);
+    let store = Arc::clone(&relay.running.store);
     let stopping = tokio::spawn(relay.stop());
     shutdown.draining().await;
     client.store(&id(1), b"while draining").await;
@@ -112,4 +116,37 @@ async fn a_connection_that_has_not_said_hello_does_not_hold_up_the_drain() {
         Peer::try_connect(address).await.is_err(),
         "nobody listens any more"
     );
+}
+
+/// A request that waits for the store is owed its answer, though nothing of it is in the outbox yet.
+#[tokio::test]
+async fn a_request_that_is_being_carried_out_is_answered_before_the_goodbye() {
+    let mut faulty = None;
+    let relay = Relay::start_with(
+        &[("RELAY_DRAIN_TIMEOUT_SECS", "120")],
+        |_| {},
+        |store| {
+            let store = FaultyStore::new(store);
+            faulty = Some(Arc::clone(&store));
+            store
+        },
+    )
+    .await;
+    let stall = Stall::default();
+    faulty
+        .unwrap()
+        .on(Call::Purge, 1, Fault::Stall(stall.clone()));
+    let mut client = relay.client(&id(1)).await;
+    let purge = json!({ "type": "PurgeRequest" });
+    client.send(&envelope("a purge request", purge)).await;
+    stall.reached().await;
+    let shutdown = relay.running.shutdown.clone();
+    let stopping = tokio::spawn(relay.stop());
+    shutdown.draining().await;
+    client.expect_no_notice().await;
+    stall.release();
+    let answer = client.receive().await;
+    assert_eq!(answer["payload"]["type"], "PurgeResponse", "{answer}");
+    client.expect_close(1001).await;
+    assert_eq!(stopping.await.unwrap(), Ending::Drained);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vauchi_relay::store::sqlite::DATABASE_FILE;
 
-use crate::harness::{Relay, eventually, id};
+use crate::harness::{Relay, SILENCE, eventually, id};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -103,4 +103,36 @@ async fn the_space_of_what_has_expired_is_given_back_and_used_again() {
     let again = file_bytes();
     assert!(again < full + MIB, "{again} bytes after {full}");
     assert_eq!(relay.metric("relay_blobs_stored").await, f64::from(BLOBS));
+}
+
+/// A slow client may take a page for longer than its blobs live.
+#[tokio::test]
+async fn what_expires_while_a_slow_client_takes_its_page_is_not_sent() {
+    let relay = Relay::start(&[]).await;
+    let mut sender = relay.client(&id(1)).await;
+    for number in 0..200_u8 {
+        sender.submit(&id(2), &vec![number; 20_000]).await;
+    }
+    for _ in 0..200 {
+        assert_eq!(sender.receive().await["payload"]["status"], "Stored");
+    }
+    let mut slow = relay.client(&id(2)).await;
+    let mut written = 0.0;
+    eventually("the system's buffers are full", async || {
+        tokio::time::sleep(SILENCE).await;
+        let now = relay.metric("relay_blobs_delivered_total").await;
+        std::mem::replace(&mut written, now) == now && now > 0.0
+    })
+    .await;
+    assert!(written < 190.0, "{written} of 200 fit into the buffers");
+    relay.time.advance(91 * DAY);
+    for _ in 0..written as usize {
+        slow.delivery().await;
+    }
+    // The one that was being written when its time came is on its way; the rest of the page is not.
+    let mut more = 0;
+    while tokio::time::timeout(SILENCE, slow.next()).await.is_ok() {
+        more += 1;
+    }
+    assert!(more <= 1, "{more} were sent after their time");
 }
