@@ -180,7 +180,7 @@ mod tests {
         let play = async {
             let mut relay = accept.await;
             relay.handshake().await;
-            relay.send(Outgoing::Welcome).await;
+            relay.send(Outgoing::HandshakeAccepted).await;
             relay.deliver(1).await;
             relay.deliver(2).await;
             then(&mut relay).await;

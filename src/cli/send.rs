@@ -141,6 +141,7 @@ mod tests {
 
     use super::*;
     use crate::client::played_relay::listen;
+    use crate::clock::Timestamp;
     use crate::protocol::message::{Outgoing, Refused, Request, Submit};
 
     fn args(relay: &str, more: &[&str]) -> Args {
@@ -158,7 +159,7 @@ mod tests {
         let play = async {
             let mut relay = accept.await;
             relay.handshake().await;
-            relay.send(Outgoing::Welcome).await;
+            relay.send(Outgoing::HandshakeAccepted).await;
             let (tag, request) = relay.request().await.unwrap();
             relay
                 .send(match refused {
@@ -166,7 +167,11 @@ mod tests {
                         tag: Some(tag),
                         refused,
                     },
-                    None => Outgoing::Stored { tag },
+                    None => Outgoing::Stored {
+                        tag,
+                        expires_at: Timestamp::default(),
+                        duplicate: false,
+                    },
                 })
                 .await;
             while relay.request().await.is_some() {}

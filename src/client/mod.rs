@@ -82,7 +82,7 @@ impl Delivery {
     /// The relay's name for the blob, the same each time it is delivered. A UUID with our relay, but
     /// anything that a relay likes; do not use it as a file name unseen.
     pub fn id(&self) -> &str {
-        &self.tag.0
+        self.tag.name()
     }
 }
 
@@ -173,7 +173,7 @@ impl Client {
             }),
             // Only these two kinds are handed to who waits; see `connection`.
             Status::Stored | Status::Delivered | Status::ReceivedByRecipient => Ok(Stored {
-                message_id: tag.0.into(),
+                message_id: tag.name().into(),
             }),
         }
     }
@@ -221,7 +221,7 @@ impl Client {
 
 /// A name that no other request has.
 fn fresh_tag() -> Tag {
-    Tag(uuid::Uuid::new_v4().to_string().into())
+    Tag::Name(uuid::Uuid::new_v4().to_string().into())
 }
 
 #[cfg(test)]
@@ -250,7 +250,7 @@ mod tests {
         let relay = async {
             let mut relay = accept.await;
             relay.handshake().await;
-            relay.send(Outgoing::Welcome).await;
+            relay.send(Outgoing::HandshakeAccepted).await;
             relay
         };
         let (client, relay) = tokio::join!(Client::connect(&url, options), relay);
@@ -265,7 +265,7 @@ mod tests {
         let relay = async {
             let mut relay = accept.await;
             let handshake = relay.handshake().await;
-            relay.send(Outgoing::Welcome).await;
+            relay.send(Outgoing::HandshakeAccepted).await;
             handshake
         };
         let (client, handshake) = tokio::join!(Client::connect(&url, options), relay);
@@ -301,7 +301,11 @@ mod tests {
                             tag: tag_again,
                             refused,
                         },
-                        _ => Outgoing::Stored { tag },
+                        _ => Outgoing::Stored {
+                            tag,
+                            expires_at: Timestamp::default(),
+                            duplicate: false,
+                        },
                     })
                     .await;
             }
@@ -387,7 +391,13 @@ mod tests {
         }
         let answer = async {
             let (tag, _) = relay.request().await.unwrap();
-            relay.send(Outgoing::Stored { tag }).await;
+            relay
+                .send(Outgoing::Stored {
+                    tag,
+                    expires_at: Timestamp::default(),
+                    duplicate: false,
+                })
+                .await;
         };
         let (stored, ()) = tokio::join!(client.submit(mine(), Bytes::new()), answer);
         assert!(stored.is_ok(), "{stored:?}");
@@ -419,7 +429,14 @@ mod tests {
             for _ in 0..8 {
                 let frame = stream.next().await.unwrap().unwrap().into_data();
                 let tag = v1::tag_of(&frame).unwrap();
-                let answer = v1::encode(&Outgoing::Stored { tag }, Timestamp::default());
+                let answer = v1::encode(
+                    &Outgoing::Stored {
+                        tag,
+                        expires_at: Timestamp::default(),
+                        duplicate: false,
+                    },
+                    Timestamp::default(),
+                );
                 sink.send(Message::Binary(answer)).await.unwrap();
             }
         };

@@ -1,7 +1,7 @@
 //! What clients and relay say to each other: one enum per direction, the same for every version.
 //!
-//! The codecs (`v1`, later `v2`) turn bytes into these values and back. Nothing here knows a socket,
-//! a clock or a rule.
+//! The codecs (`v1`, `v2`) turn bytes into these values and back. Nothing here knows a socket, a
+//! clock or a rule. What only v2 says is spelt out in [`super::message_v2`].
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,11 +9,39 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::message_v2::{
+    BlobDelivery, FoundProof, GoAway, Opened, PurgedMailbox, ReceiptDelivery, SubmitTerms,
+    Subscribe, Welcome, Withdrawal,
+};
+use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
 
 /// The name a client gave to its request; the answer carries it back.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Tag(pub Box<str>);
+pub enum Tag {
+    /// A v1 `message_id`.
+    Name(Box<str>),
+    /// A v2 `request`; zero where no answer is wanted.
+    Number(u32),
+}
+
+impl Tag {
+    /// The name as v1 has it; empty for a number, which v1 never sees.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Name(name) => name,
+            Self::Number(_) => "",
+        }
+    }
+
+    /// The number as v2 has it; zero for a name, which v2 never sees.
+    pub fn number(&self) -> u32 {
+        match self {
+            Self::Name(_) => 0,
+            Self::Number(number) => *number,
+        }
+    }
+}
 
 impl std::fmt::Debug for Tag {
     // A client may put anything here, so it is never printed.
@@ -46,6 +74,11 @@ pub enum Incoming {
     },
     /// Well formed, but a type that this relay does not serve or that only a relay sends.
     Ignored,
+    /// Well formed, and asks for something that this build does not know. v2 answers that.
+    Unsupported {
+        /// Its name.
+        tag: Tag,
+    },
 }
 
 /// What a client may ask for.
@@ -70,6 +103,29 @@ pub enum Request {
     Purge(Purge),
     /// Tell this mailbox that an account is no more.
     AccountRevoked(AccountRevoked),
+    /// v2: who is there and what it understands; the welcome is said again.
+    Hello,
+    /// v2: open these mailboxes.
+    Subscribe(Subscribe),
+    /// v2: close these mailboxes.
+    Unsubscribe(Vec<MailboxId>),
+    /// v2: how much may be in flight on this connection.
+    Window {
+        /// Blobs.
+        blobs: u32,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// v2: these blobs and receipts have arrived.
+    AcknowledgeEach(Vec<(MailboxId, BlobId)>),
+    /// v2: keep a blob for longer, or take it back.
+    Withdraw(Withdrawal),
+    /// v2: delete what these mailboxes hold.
+    PurgeMailboxes(Vec<MailboxId>),
+    /// v2: this mailbox may be opened without a proof again.
+    Unpin(MailboxId),
+    /// v2: are you there?
+    Ping,
 }
 
 /// A v1 handshake.
@@ -125,9 +181,13 @@ pub enum HandshakeProof {
 pub struct Submit {
     /// Whose mailbox.
     pub recipient: MailboxId,
-    /// Who says to have sent it, as it stands in the frame, for clients that can not read a delivery
-    /// without it. Never empty.
+    /// Its id, which v2 senders choose; v1 names none, and the relay makes one from the frame.
+    pub id: Option<BlobId>,
+    /// v1: who says to have sent it, as it stands in the frame, for clients that can not read a
+    /// delivery without it. Never empty.
     pub sender_id: Option<Box<str>>,
+    /// v2: what is asked beside storing it.
+    pub terms: SubmitTerms,
     /// The blob.
     pub body: Bytes,
 }
@@ -229,12 +289,23 @@ impl std::fmt::Debug for AccountRevoked {
 /// One frame to a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outgoing {
-    /// The handshake was accepted.
-    Welcome,
+    /// v1: the handshake was accepted.
+    HandshakeAccepted,
+    /// v2: the first frame of a connection, and the answer to a hello.
+    Welcome {
+        /// The hello's name; `None` for the first frame.
+        tag: Option<Tag>,
+        /// Who we are and what we serve.
+        welcome: Box<Welcome>,
+    },
     /// The blob of this request is durable.
     Stored {
         /// The request's name.
         tag: Tag,
+        /// From then on it is not delivered any more.
+        expires_at: Timestamp,
+        /// It was stored before; nothing was added.
+        duplicate: bool,
     },
     /// The request was refused.
     Refused {
@@ -272,6 +343,85 @@ pub enum Outgoing {
         /// Recovery proofs.
         recovery_proofs_deleted: u64,
     },
+    /// The recovery proof of this request is durable.
+    RecoveryKept {
+        /// The request's name.
+        tag: Tag,
+        /// From then on it is not shown any more.
+        expires_at: Timestamp,
+    },
+    /// v2: a live-only blob was handed to a subscriber's queue.
+    Handed {
+        /// The request's name.
+        tag: Tag,
+    },
+    /// v2: what became of each opening, in the order asked.
+    Subscribed {
+        /// The request's name.
+        tag: Tag,
+        /// One for each mailbox.
+        openings: Vec<Result<Opened, &'static str>>,
+    },
+    /// v2: the window that is in force.
+    Windowed {
+        /// The request's name.
+        tag: Tag,
+        /// Blobs.
+        blobs: u32,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// v2: the request is done, and there is nothing to say about it.
+    Done {
+        /// The request's name.
+        tag: Tag,
+        /// Which kind of request it was.
+        done: Done,
+    },
+    /// v2: what was deleted in each mailbox.
+    PurgedMailboxes {
+        /// The request's name.
+        tag: Tag,
+        /// In the order asked.
+        mailboxes: Vec<PurgedMailbox>,
+    },
+    /// v2: the recovery proofs that were found.
+    RecoveryFound {
+        /// The request's name.
+        tag: Tag,
+        /// The newest first.
+        proofs: Vec<FoundProof>,
+        /// Whether some were left out because the frame would be too large.
+        more: bool,
+    },
+    /// v2: a blob for the client.
+    Blob(BlobDelivery),
+    /// v2: a receipt for the client.
+    Receipt(ReceiptDelivery),
+    /// v2: everything stored in these mailboxes before now has been delivered.
+    CaughtUp {
+        /// Which mailboxes.
+        mailboxes: Vec<MailboxId>,
+    },
+    /// v2: the relay is about to stop.
+    GoAway(GoAway),
+}
+
+/// Requests whose answer says only that they are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// The mailboxes are closed.
+    Unsubscribed,
+    /// The deletion is durable.
+    Acknowledged,
+    /// Durable, whether or not the blob was still there.
+    Extended,
+    /// Durable, whether or not the blob was still there.
+    Cancelled,
+    /// The pin is off.
+    Unpinned,
+    /// Here we are.
+    Pong,
 }
 
 /// What became of a blob, as a notice tells it.

@@ -4,7 +4,9 @@
 //! sends what waits in the mailbox, then what comes. The client submits blobs, each answered `Stored`
 //! or refused, and acknowledges deliveries, which is not answered. It ends with a close frame.
 //!
-//! - [`message`]: the values, the same for every version
+//! In v2 the relay speaks first, a submit needs no handshake, and one connection opens many mailboxes.
+//!
+//! - [`message`]: the values, the same for every version; [`message_v2`]: the parts of v2's
 //! - [`v1`]: Vauchi's length-prefixed JSON, the relay's side; [`v1_client`]: the client's side
 //! - `v1_request`: what each of a client's frames asks
 //! - `v1_frame`: what both sides share; `json`, `int_array`: how frames are read and written without a
@@ -16,6 +18,7 @@ pub mod close;
 mod int_array;
 mod json;
 pub mod message;
+pub mod message_v2;
 pub mod proof;
 pub mod v1;
 pub mod v1_client;

@@ -100,21 +100,26 @@ pub struct BadFrame(pub &'static str);
 pub fn encode_request(tag: &Tag, request: ClientRequest<'_>, now: Timestamp) -> Bytes {
     match request {
         ClientRequest::Handshake(handshake) => encode_handshake(tag, handshake, now),
-        ClientRequest::Submit { recipient, body } => {
-            Builder::new(&tag.0, now, "EncryptedUpdate", 128 + room_for_bytes(body))
-                .text("recipient_id", &recipient.to_hex())
-                .bytes("ciphertext", body)
+        ClientRequest::Submit { recipient, body } => Builder::new(
+            tag.name(),
+            now,
+            "EncryptedUpdate",
+            128 + room_for_bytes(body),
+        )
+        .text("recipient_id", &recipient.to_hex())
+        .bytes("ciphertext", body)
+        .finish(),
+        ClientRequest::Acknowledge { delivery } => {
+            Builder::new(tag.name(), now, "Acknowledgment", 128)
+                .text("message_id", delivery.name())
+                .text("status", "ReceivedByRecipient")
                 .finish()
         }
-        ClientRequest::Acknowledge { delivery } => Builder::new(&tag.0, now, "Acknowledgment", 128)
-            .text("message_id", &delivery.0)
-            .text("status", "ReceivedByRecipient")
-            .finish(),
     }
 }
 
 fn encode_handshake(tag: &Tag, handshake: &ClientHandshake, now: Timestamp) -> Bytes {
-    let mut frame = Builder::new(&tag.0, now, "Handshake", 512)
+    let mut frame = Builder::new(tag.name(), now, "Handshake", 512)
         .text("client_id", &handshake.client_id.to_hex());
     if let Some(token) = handshake.routing_token {
         frame = frame.text("routing_token", &token.to_hex());
@@ -200,7 +205,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_000);
 
     fn name() -> Tag {
-        Tag("11111111-1111-4111-8111-111111111111".into())
+        Tag::Name("11111111-1111-4111-8111-111111111111".into())
     }
 
     fn asked(request: ClientRequest<'_>) -> Request {
@@ -245,7 +250,7 @@ mod tests {
     fn the_client_understands_every_answer() {
         let answer = |outgoing| decode_server_frame(&encode(&outgoing, NOW)).unwrap();
         assert_eq!(
-            answer(Outgoing::Welcome),
+            answer(Outgoing::HandshakeAccepted),
             ServerFrame::HandshakeAck {
                 server_version: env!("CARGO_PKG_VERSION").to_owned(),
                 features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
@@ -254,7 +259,11 @@ mod tests {
         let request = name();
         let status = Status::Stored;
         assert_eq!(
-            answer(Outgoing::Stored { tag: name() }),
+            answer(Outgoing::Stored {
+                tag: name(),
+                expires_at: Timestamp::default(),
+                duplicate: false
+            }),
             ServerFrame::Acknowledgment { request, status }
         );
         let refused = Refused {

@@ -368,5 +368,5 @@ pub(super) fn room_for_bytes(bytes: &[u8]) -> usize {
 
 /// The name as a tag.
 pub(super) fn tag(message_id: &str) -> Tag {
-    Tag(message_id.into())
+    Tag::Name(message_id.into())
 }

@@ -12,6 +12,7 @@ use super::message::{
     AccountRevoked, DeviceSync, Handshake, HandshakeProof, Purge, RECOVERY_HASHES_MAX,
     RecoveryProof, RecoveryQuery, Request, Submit,
 };
+use super::message_v2::SubmitTerms;
 use super::v1_frame::{Builder, Frame, Payload, TEXT_BYTES_MAX, room_for_bytes};
 use crate::ids::{BlobId, MailboxId, parse_hex};
 
@@ -135,7 +136,9 @@ fn read_signature(payload: &Payload<'_>) -> Option<HandshakeProof> {
 fn read_submit(payload: &mut Payload<'_>) -> Result<Request, Why> {
     Ok(Request::Submit(Submit {
         recipient: read_recipient(payload)?,
+        id: None,
         sender_id: read_sender_id(payload),
+        terms: SubmitTerms::default(),
         body: payload.take_bytes("ciphertext", "ciphertext is missing")?,
     }))
 }
@@ -448,7 +451,7 @@ mod tests {
         let expect = |id, blob| {
             for status in ["Stored", "Delivered", "ReceivedByRecipient", "Failed"] {
                 let request = Request::Acknowledge(blob);
-                let tag = Tag("m-1".into());
+                let tag = Tag::Name("m-1".into());
                 assert_eq!(acknowledged(id, status), Incoming::Request { tag, request });
             }
         };

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::Service;
 use super::charge::Client;
 use super::refusal::Refusal;
+use crate::clock::Timestamp;
 use crate::ids::MailboxId;
 use crate::store::model::{RecoveryProof, RecoveryPut, charged_bytes};
 
@@ -30,30 +31,31 @@ pub struct Proof {
 
 impl Service {
     /// Keeps a proof of `owner` under `key_hash`, in place of an older one of the same owner.
-    /// The request itself has been charged ([`Service::charge_recovery`]).
+    /// Tells when it expires. The request itself has been charged ([`Service::charge_recovery`]).
     pub async fn put_recovery(
         &self,
         client: &Client,
         owner: &MailboxId,
         is_proven: bool,
         Proof { key_hash, proof }: Proof,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Timestamp, Refusal> {
         if proof.len() > PROOF_BYTES_MAX {
             return Err(Refusal::Invalid("a recovery proof has 64 KiB at the most"));
         }
         self.charge_recovery_slot(client, &key_hash)?;
         let room = self.charge_bytes(client, charged_bytes(proof.len()))?;
         let (secret, stored_at) = (&self.parts.secret, self.parts.clock.now());
+        let expires_at = stored_at.plus(TTL);
         let kept = RecoveryProof {
             key_hash: secret.recovery_key(&key_hash),
             owner: secret.mailbox(owner),
             is_proven,
             sealed_proof: secret.seal(&key_hash, &proof),
             stored_at,
-            expires_at: stored_at.plus(TTL),
+            expires_at,
         };
         let refused = match self.parts.store.recovery_put(kept).await {
-            Ok(RecoveryPut::Stored) => return Ok(()),
+            Ok(RecoveryPut::Stored) => return Ok(expires_at),
             Ok(RecoveryPut::Full) => Refusal::MailboxFull,
             Ok(RecoveryPut::RelayFull) => Refusal::RelayFull,
             Err(error) => error.into(),

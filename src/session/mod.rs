@@ -187,7 +187,9 @@ async fn converse(
     drop(handshake);
     state.opened();
     let shared = Shared::new(state);
-    shared.outbox.push(Owed::Answer(Outgoing::Welcome));
+    shared
+        .outbox
+        .push(Owed::Answer(Outgoing::HandshakeAccepted));
 
     let feed = Feed::new(
         Arc::clone(&parts.service),

@@ -164,11 +164,11 @@ fn cost(owed: &Owed) -> usize {
     let carried = match owed {
         Owed::Commit { tag, .. }
         | Owed::Answer(
-            Outgoing::Stored { tag }
+            Outgoing::Stored { tag, .. }
             | Outgoing::Refused { tag: Some(tag), .. }
             | Outgoing::Notice { tag, .. }
             | Outgoing::Purged { tag, .. },
-        ) => tag.0.len(),
+        ) => tag.name().len(),
         Owed::Answer(Outgoing::RecoveryProofs { proofs }) => proofs
             .iter()
             .map(|proof| size_of_val(proof) + proof.proof.len())
@@ -181,11 +181,14 @@ fn cost(owed: &Owed) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
     use std::task::Waker;
 
     fn answer(name: &str) -> Owed {
         Owed::Answer(Outgoing::Stored {
-            tag: Tag(name.into()),
+            tag: Tag::Name(name.into()),
+            expires_at: Timestamp::default(),
+            duplicate: false,
         })
     }
 
@@ -203,10 +206,10 @@ mod tests {
         outbox.push(answer("second"));
         outbox.push(Owed::Close(Close::Drain));
         for name in ["first", "second"] {
-            let Some(Ready::Answer(Outgoing::Stored { tag })) = take(&outbox) else {
+            let Some(Ready::Answer(Outgoing::Stored { tag, .. })) = take(&outbox) else {
                 panic!("{name}")
             };
-            assert_eq!(&*tag.0, name);
+            assert_eq!(tag.name(), name);
         }
         assert!(matches!(take(&outbox), Some(Ready::Close(Close::Drain))));
         assert!(take(&outbox).is_none() && outbox.is_empty());

@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::Error as WsError;
 use super::outbox::Owed;
 use super::state::Step;
 use super::{Ended, Opened, Parts, Shared};
+use crate::clock::Timestamp;
 use crate::ids::BlobId;
 use crate::protocol::close::Close;
 use crate::protocol::message::{
@@ -154,7 +155,7 @@ impl Reader<'_> {
                 }
             }
             Step::PutRecovery(tag, proof) => match self.put_recovery(proof).await {
-                Ok(()) => self.answer(Outgoing::Stored { tag }, read_at),
+                Ok(expires_at) => self.answer(Outgoing::RecoveryKept { tag, expires_at }, read_at),
                 Err(refusal) => self.refuse(Some(tag), refusal, read_at),
             },
             Step::GetRecovery(tag, query) => match self.get_recovery(query).await {
@@ -204,7 +205,7 @@ impl Reader<'_> {
         self.charge()?;
         let service = &self.parts.service;
         let id = service.v1_blob_id(
-            &tag.0,
+            tag.name(),
             &self.opened.client_id,
             &submit.recipient,
             &submit.body,
@@ -213,6 +214,7 @@ impl Reader<'_> {
             recipient,
             sender_id,
             body,
+            ..
         } = submit;
         let subscription = &self.opened.subscription;
         let submission = Submission {
@@ -224,7 +226,7 @@ impl Reader<'_> {
                 .map(GiveBack::SenderId),
             notice: Some(NoticeTo {
                 sender: subscription.mailbox,
-                name: tag.0.clone(),
+                name: tag.name().into(),
             }),
             body,
         };
@@ -242,7 +244,7 @@ impl Reader<'_> {
             ));
         }
         let service = &self.parts.service;
-        let id = service.v1_blob_id(&tag.0, &self.opened.client_id, &recipient, &frame);
+        let id = service.v1_blob_id(tag.name(), &self.opened.client_id, &recipient, &frame);
         let submission = Submission {
             recipient,
             id,
@@ -274,7 +276,7 @@ impl Reader<'_> {
             version,
             body,
         } = message;
-        let id = service.v1_blob_id(&tag.0, &identity, &target_device, &body);
+        let id = service.v1_blob_id(tag.name(), &identity, &target_device, &body);
         let message = DeviceMessage {
             identity,
             target_device,
@@ -303,7 +305,7 @@ impl Reader<'_> {
     async fn put_recovery(
         &self,
         RecoveryProof { key_hash, proof }: RecoveryProof,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Timestamp, Refusal> {
         let (service, opened) = (&self.parts.service, self.opened);
         let client = &opened.subscription.client;
         service.charge_recovery(client)?;

@@ -188,10 +188,20 @@ impl State {
                 request:
                     Request::Acknowledge(None)
                     | Request::DeviceSyncAcknowledge(None)
-                    | Request::Handshake(_),
+                    | Request::Handshake(_)
+                    | Request::Hello
+                    | Request::Subscribe(_)
+                    | Request::Unsubscribe(_)
+                    | Request::Window { .. }
+                    | Request::AcknowledgeEach(_)
+                    | Request::Withdraw(_)
+                    | Request::PurgeMailboxes(_)
+                    | Request::Unpin(_)
+                    | Request::Ping,
                 ..
             }
-            | Incoming::Ignored => Step::Ignore,
+            | Incoming::Ignored
+            | Incoming::Unsupported { .. } => Step::Ignore,
             Incoming::Request {
                 tag,
                 request: Request::AccountRevoked(revoked),
@@ -246,6 +256,7 @@ mod tests {
     use super::*;
     use crate::ids::MailboxId;
     use crate::protocol::message::HandshakeProof;
+    use crate::protocol::message_v2::SubmitTerms;
     use bytes::Bytes;
 
     fn handshake() -> Box<Handshake> {
@@ -269,13 +280,15 @@ mod tests {
     }
 
     fn tag() -> Tag {
-        Tag("a request".into())
+        Tag::Name("a request".into())
     }
 
     fn submit() -> Submit {
         Submit {
             recipient: MailboxId::from_bytes([2; 32]),
+            id: None,
             sender_id: None,
+            terms: SubmitTerms::default(),
             body: Bytes::from_static(b"blob"),
         }
     }

@@ -75,7 +75,11 @@ impl Writer<'_> {
                         .message_duration_seconds
                         .record(read_at.elapsed());
                     self.write(&match outcome {
-                        Ok(_) => Outgoing::Stored { tag },
+                        Ok(stored) => Outgoing::Stored {
+                            tag,
+                            expires_at: stored.expires_at,
+                            duplicate: stored.duplicate,
+                        },
                         Err(refusal) => {
                             self.parts.service.count_refusal(&refusal);
                             Outgoing::Refused {
@@ -214,7 +218,7 @@ impl Writer<'_> {
             Fate::Delivered => NoticeStatus::Delivered,
             Fate::Acknowledged => NoticeStatus::ReceivedByRecipient,
         };
-        let tag = Tag(Box::from(&*notice.name));
+        let tag = Tag::Name(Box::from(&*notice.name));
         let blob_id = notice.blob;
         self.write(&Outgoing::Notice {
             tag,

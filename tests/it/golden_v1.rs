@@ -6,6 +6,7 @@ use vauchi_relay::protocol::message::{
     Delivery, DeviceSync, DeviceSyncDelivery, Handshake, HandshakeProof, Incoming, NoticeStatus,
     Outgoing, RecoveryProof, Request, Submit, Tag,
 };
+use vauchi_relay::protocol::message_v2::SubmitTerms;
 use vauchi_relay::protocol::v1::{self, FEATURES};
 use vauchi_relay::protocol::v1_client::{
     ClientHandshake, ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,
@@ -37,7 +38,7 @@ fn mailbox(hex: &str) -> MailboxId {
 }
 
 fn tag(name: &str) -> Tag {
-    Tag(name.into())
+    Tag::Name(name.into())
 }
 
 /// The frame with `from` replaced by `to` in its text and the prefix set right.
@@ -90,7 +91,7 @@ fn handshake_ack() {
     let theirs = "\"routing_token\",\"suppress_presence\",\"purge\",\"device_sync\",\"recovery_proof\",\
                   \"account_revoked\",\"forwarding_hints\",\"authenticated_handshake\"";
     let ours: Vec<String> = FEATURES.iter().map(|name| format!("\"{name}\"")).collect();
-    let written = v1::encode(&Outgoing::Welcome, NOW);
+    let written = v1::encode(&Outgoing::HandshakeAccepted, NOW);
     let golden = replaced(HANDSHAKE_ACK, theirs, &ours.join(","));
     let golden = replaced(&golden, "1.1.0", env!("CARGO_PKG_VERSION"));
     let golden = replaced(&golden, &message_id(&golden), &message_id(&written));
@@ -115,7 +116,9 @@ fn update() {
         tag: name.clone(),
         request: Request::Submit(Submit {
             recipient,
+            id: None,
             sender_id: None,
+            terms: SubmitTerms::default(),
             body: BODY.to_vec().into(),
         }),
     };
@@ -134,6 +137,8 @@ fn stored() {
     let written = v1::encode(
         &Outgoing::Stored {
             tag: request.clone(),
+            expires_at: NOW,
+            duplicate: false,
         },
         NOW,
     );
@@ -207,7 +212,7 @@ fn delivered_notice() {
         status: NoticeStatus::Delivered,
     };
     let written = v1::encode(&notice, NOW);
-    let golden = replaced(DELIVERED_NOTICE, BLOB_AS_SPELT, &request.0);
+    let golden = replaced(DELIVERED_NOTICE, BLOB_AS_SPELT, request.name());
     let golden = replaced(
         &golden,
         "\"Delivered\"",
