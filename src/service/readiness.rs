@@ -1,0 +1,36 @@
+//! Whether storage answers, asked by probes and, where nobody probes, by the relay itself.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Service;
+use crate::store::StoreError;
+
+/// Without a probe for this long the relay asks itself: three rounds of a usual prober.
+const UNASKED_MAX: Duration = Duration::from_secs(15);
+
+impl Service {
+    /// Asks storage for real, and shows the answer in `relay_ready`.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        *self.probed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let answer = self.parts.store.probe(self.parts.clock.now()).await;
+        self.show_ready(answer.is_ok());
+        answer
+    }
+
+    /// Keeps `relay_ready` fresh where nobody asks `/ready`.
+    pub async fn probe_if_unasked(&self) {
+        let last = *self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.elapsed() >= UNASKED_MAX {
+            // The answer is in the metric; what is wrong, the store's own lines say.
+            self.probe().await.ok();
+        }
+    }
+
+    /// Moves `relay_ready`; the drain says no by it whatever storage answers.
+    pub fn show_ready(&self, is_ready: bool) {
+        self.parts.metrics.ready.set(f64::from(u8::from(is_ready)));
+    }
+}
