@@ -37,6 +37,7 @@ pub struct Metrics {
 
     pub connections_total: Counter,
     pub connections_active: Gauge,
+    pub connections_limit: Gauge,
     pub connection_errors_total: Counter,
     pub connections_refused_total: Counter,
     pub accept_errors_total: Counter,
@@ -55,6 +56,9 @@ pub struct Metrics {
     pub blobs_stored_at_start: Gauge,
     pub stored_bytes: Gauge,
     pub storage_limit_bytes: Gauge,
+    pub disk_free_bytes: Gauge,
+    pub disk_free_min_bytes: Gauge,
+    pub next_expiry_timestamp_seconds: Gauge,
     pub blobs_created_total: Counter,
     pub blobs_delivered_total: Counter,
     pub device_sync_delivered_total: Counter,
@@ -93,6 +97,7 @@ pub struct Metrics {
 
     pub rate_limited_total: Counter,
     pub rate_limit_clients: Gauge,
+    pub ready: Gauge,
     pub draining: Gauge,
 }
 
@@ -135,6 +140,10 @@ impl Metrics {
                 connections_active: level(
                     "relay_connections_active",
                     "WebSocket sessions open now.",
+                ),
+                connections_limit: level(
+                    "relay_connections_limit",
+                    "RELAY_MAX_CONNECTIONS; 0 means no limit.",
                 ),
                 connection_errors_total: count(
                     "relay_connection_errors_total",
@@ -198,6 +207,18 @@ impl Metrics {
                 storage_limit_bytes: level(
                     "relay_storage_limit_bytes",
                     "RELAY_MAX_STORAGE_BYTES; 0 means no limit.",
+                ),
+                disk_free_bytes: level(
+                    "relay_disk_free_bytes",
+                    "Bytes free on the disk of the data directory, looked at every 5 s; 0 with the memory engine.",
+                ),
+                disk_free_min_bytes: level(
+                    "relay_disk_free_min_bytes",
+                    "RELAY_MIN_FREE_BYTES; 0 means that the disk may fill up, or that there is none.",
+                ),
+                next_expiry_timestamp_seconds: level(
+                    "relay_next_expiry_timestamp_seconds",
+                    "Unix time at which the oldest kept blob expires (give or take 10 min), as of the last cleanup; 0 when nothing was kept.",
                 ),
                 blobs_created_total: count(
                     "relay_blobs_created_total",
@@ -326,6 +347,10 @@ impl Metrics {
                 rate_limit_clients: level(
                     "relay_rate_limit_clients",
                     "Clients and addresses that the rate limiters remember, over all budgets.",
+                ),
+                ready: level(
+                    "relay_ready",
+                    "1 while /ready answers 200, else 0; the relay asks itself when nobody has for 15 s.",
                 ),
                 draining: level(
                     "relay_draining",

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::{Config, StorageBackend};
+use crate::filesystem;
 use crate::http::{Detailed, Health, health, operator_routes};
 use crate::hub::Hub;
 use crate::limits::budgets::Budgets;
@@ -210,6 +211,7 @@ pub async fn start_with(
     let connections = Connections::new(config, budgets);
     running.serve_clients(config, &service, &clock, connections, clients);
     running.serve_operators(config, &service, &clock, operators);
+    running.watch_disk(config);
     running.keep_house(config.cleanup_interval, service);
     Ok(running)
 }
@@ -227,6 +229,7 @@ impl Running {
     pub async fn drain(mut self) -> Ending {
         self.shutdown.announce();
         self.metrics.draining.set(1.0);
+        self.metrics.ready.set(0.0);
         tokio::select! {
             () = tokio::time::sleep(self.drain_delay) => {}
             () = self.shutdown.stopped() => {}
@@ -348,16 +351,45 @@ impl Running {
             "the sweep"
         });
         let (until, metrics) = (self.end_upkeep.clone(), Arc::clone(&self.metrics));
+        let shutdown = self.shutdown.clone();
         let upkeep = async move {
             loop {
                 tokio::time::sleep(UPKEEP).await;
                 metrics.upkeep();
                 service.tidy();
+                if !shutdown.is_announced() {
+                    service.probe_if_unasked().await;
+                }
             }
         };
         self.core.spawn(async move {
             until.run_until_cancelled(upkeep).await;
             "housekeeping"
+        });
+    }
+
+    /// Shows how full the disk is. A task of its own: a disk that hangs holds up nothing else.
+    fn watch_disk(&mut self, config: &Config) {
+        if config.storage == StorageBackend::Memory {
+            return;
+        }
+        let min = config.free_bytes_min as f64;
+        self.metrics.disk_free_min_bytes.set(min);
+        let (until, metrics) = (self.end_upkeep.clone(), Arc::clone(&self.metrics));
+        let data_dir = config.data_dir.clone();
+        let watching = async move {
+            loop {
+                let folder = data_dir.clone();
+                let asked = tokio::task::spawn_blocking(move || filesystem::free_bytes(&folder));
+                if let Ok(Ok(free)) = asked.await {
+                    metrics.disk_free_bytes.set(free as f64);
+                }
+                tokio::time::sleep(UPKEEP).await;
+            }
+        };
+        self.core.spawn(async move {
+            until.run_until_cancelled(watching).await;
+            "the watch on the disk"
         });
     }
 }
@@ -436,6 +468,9 @@ async fn open_store(
     metrics
         .storage_limit_bytes
         .set(config.storage_bytes_max as f64);
+    metrics
+        .connections_limit
+        .set(f64::from(config.connections_max));
     let waking = Arc::clone(hub);
     let on_stored: OnStored = Arc::new(move |mailbox| waking.wake(mailbox));
     Ok(match config.storage {

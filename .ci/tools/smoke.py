@@ -107,8 +107,8 @@ class Client:
         self.send({"type": "Handshake", "client_id": client_id})
         self.expect("HandshakeAck")
 
-    def send(self, payload):
-        message_id = str(uuid.uuid4())
+    def send(self, payload, message_id=None):
+        message_id = message_id or str(uuid.uuid4())
         frame = {"version": 1, "message_id": message_id, "timestamp": int(time.time()), "payload": payload}
         body = json.dumps(frame).encode()
         self.socket.send(struct.pack(">I", len(body)) + body)

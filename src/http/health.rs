@@ -52,7 +52,7 @@ impl Health {
         let Ok(_permit) = self.permits.try_acquire() else {
             return Err("too many probes at once".to_owned());
         };
-        let probed = self.service.store().probe(self.clock.now()).await;
+        let probed = self.service.probe().await;
         probed.map_err(|error| error.to_string())
     }
 

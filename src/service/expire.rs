@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Service;
+use crate::clock::Timestamp;
 use crate::store::StoreError;
 
 /// Blobs deleted in one transaction. Small, so that a sweep never makes a sender wait for long.
@@ -23,6 +24,11 @@ impl Service {
                 .await?;
             blobs += swept.blobs;
             if !swept.more {
+                let next = swept.next_expiry.map_or(0, Timestamp::secs);
+                self.parts
+                    .metrics
+                    .next_expiry_timestamp_seconds
+                    .set(next as f64);
                 return Ok(blobs);
             }
             tokio::time::sleep(REST).await;

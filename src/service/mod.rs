@@ -12,14 +12,17 @@ pub mod expire;
 pub mod give_back;
 mod nonces;
 mod notices;
+pub mod readiness;
 pub mod recovery;
 pub mod refusal;
 pub mod submit;
 pub mod subscribe;
 pub mod withdraw;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::clock::{Clock, Timestamp};
 use crate::hub::Hub;
@@ -62,6 +65,8 @@ pub struct Service {
     parts: Parts,
     notices: Notices,
     nonces: Nonces,
+    /// When storage was last asked whether it answers. Nothing awaits while it is locked.
+    probed: Mutex<Instant>,
 }
 
 impl Service {
@@ -72,14 +77,18 @@ impl Service {
             .iter()
             .for_each(|code| parts.metrics.refusals(code).absolute(0));
         let notices = Notices::new(Arc::clone(&parts.hub), Arc::clone(&parts.metrics));
-        Self {
+        let service = Self {
             parts,
             notices,
             nonces: Nonces::default(),
-        }
+            probed: Mutex::new(Instant::now()),
+        };
+        // The store has just been opened.
+        service.show_ready(true);
+        service
     }
 
-    /// The store beneath, for readiness and usage.
+    /// The store beneath, for usage.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.parts.store
     }

@@ -221,6 +221,12 @@ impl MemoryStore {
                 heads.extend(head.map(|head| Reverse((head, index))));
             }
         }
+        if !swept.more {
+            for index in 0..SHARDS {
+                let next = self.shard_at(index)?.next_expiry();
+                swept.next_expiry = [swept.next_expiry, next].into_iter().flatten().min();
+            }
+        }
         Ok(swept)
     }
 

@@ -119,6 +119,11 @@ impl Shard {
         (head.0 <= now).then_some(*head)
     }
 
+    /// When the head of this shard's queue expires.
+    pub(super) fn next_expiry(&self) -> Option<Timestamp> {
+        self.expiries.first().map(|head| head.0)
+    }
+
     /// Up to [`SLICE`] keys of the mailbox after `after` and up to `last` of rows that are `wanted`.
     pub(super) fn keys_of(
         &self,

@@ -207,6 +207,8 @@ pub struct Swept {
     pub blobs: u64,
     /// Whether another step would find more.
     pub more: bool,
+    /// When the next blob expires, give or take one slot of the index; known when there is no more.
+    pub next_expiry: Option<Timestamp>,
 }
 
 /// What is kept of one kind, and how it came to that. Over the life of a process

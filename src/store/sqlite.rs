@@ -162,8 +162,8 @@ impl SqliteStore {
             };
         }
         let mut swept = Swept {
-            blobs: 0,
             more: true,
+            ..Swept::default()
         };
         for _ in 0..SLOT_SCANS_MAX {
             let scanned = self.readers.of_slot(slot, cursor.after, SLICE_ROWS).await;
@@ -316,11 +316,15 @@ impl Store for SqliteStore {
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
         if limit == 0 {
             let more = self.pipeline.tidy(now).await?;
-            return Ok(Swept { blobs: 0, more });
+            return Ok(Swept {
+                more,
+                ..Swept::default()
+            });
         }
         let mut swept = Swept {
             blobs: self.expire_old_slots(limit, now).await?,
             more: true,
+            next_expiry: None,
         };
         let left = limit.saturating_sub(u32::try_from(swept.blobs).unwrap_or(u32::MAX));
         if left == 0 {
@@ -333,6 +337,10 @@ impl Store for SqliteStore {
         let current = self.expire_current_slot(left, now).await?;
         swept.blobs += current.blobs;
         swept.more = current.more || self.pipeline.tidy(now).await?;
+        if !swept.more {
+            let next = self.readers.next_expiry().await;
+            swept.next_expiry = self.read(next)?;
+        }
         Ok(swept)
     }
 

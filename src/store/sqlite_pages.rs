@@ -360,6 +360,17 @@ impl Readers {
         keys(&rows)
     }
 
+    /// The expiry of a row of the first slot.
+    pub(super) async fn next_expiry(&self) -> sqlx::Result<Option<Timestamp>> {
+        let row = sqlx::query(
+            "SELECT expires_at FROM blob INDEXED BY blob_by_expiry \
+             ORDER BY expires_slot LIMIT 1",
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| timestamp(&row, 0)).transpose()
+    }
+
     /// Rows of one slot behind a key, with their expiries.
     pub(super) async fn of_slot(
         &self,

@@ -8,7 +8,7 @@ use serde_json::json;
 use vauchi_relay::server::Ending;
 
 use crate::faulty::{Call, Fault, FaultyStore, Stall};
-use crate::harness::{Peer, Relay, SILENCE, envelope, eventually, http_get, id};
+use crate::harness::{Peer, Relay, SILENCE, envelope, eventually, http_get, id, value_of};
 
 #[tokio::test]
 async fn an_idle_session_is_closed_going_away_and_the_relay_ends_drained() {
@@ -33,6 +33,9 @@ async fn readiness_says_no_before_anything_else_changes_and_the_operators_port_a
     .await;
     let (_, body) = http_get(operators, "/ready", &[]).await;
     assert!(body.contains("draining"), "{body}");
+    let (_, scrape) = http_get(operators, "/metrics", &[]).await;
+    assert_eq!(value_of(&scrape, "relay_ready"), Some(0.0));
+    assert_eq!(value_of(&scrape, "relay_draining"), Some(1.0));
     assert_eq!(http_get(operators, "/health", &[]).await.0, 200);
 
     // New clients are still served while load balancers look away.

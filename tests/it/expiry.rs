@@ -48,6 +48,11 @@ async fn the_sweep_deletes_what_has_expired_and_counts_it() {
         .metric_becomes("relay_blobs_expired_total", 600.0)
         .await;
     assert_eq!(relay.metric("relay_blobs_stored").await, 1.0);
+    // Half a day and the day of its life after the harness's start of time.
+    let next = 1_795_220_095.0 + (DAY / 2 + DAY).as_secs_f64();
+    relay
+        .metric_becomes("relay_next_expiry_timestamp_seconds", next)
+        .await;
     let mut recipient = relay.client(&id(250)).await;
     assert_eq!(recipient.delivery().await.blob, b"half a day younger");
 }

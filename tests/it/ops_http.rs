@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::faulty::{Call, Fault, FaultyStore};
-use crate::harness::{Relay, http_get, id, value_of};
+use crate::harness::{Relay, eventually, http_get, id, value_of};
 
 /// The guide's fourteen.
 const GUIDE: [&str; 14] = [
@@ -166,6 +166,7 @@ async fn readiness_asks_the_store_and_names_the_reason() {
     let (status, body) = http_get(relay.running.operators, "/ready", &[]).await;
     assert_eq!(status, 503);
     assert!(body.contains("storage is unavailable"), "{body}");
+    assert_eq!(relay.metric("relay_ready").await, 0.0);
     assert_eq!(
         http_get(relay.running.operators, "/health", &[]).await.0,
         200,
@@ -175,6 +176,25 @@ async fn readiness_asks_the_store_and_names_the_reason() {
         http_get(relay.running.operators, "/ready", &[]).await.0,
         200
     );
+    assert_eq!(relay.metric("relay_ready").await, 1.0);
+}
+
+#[tokio::test]
+async fn the_bounds_and_the_disk_are_there_to_compare_with() {
+    let relay = Relay::start(&[
+        ("RELAY_MAX_CONNECTIONS", "7"),
+        ("RELAY_MIN_FREE_BYTES", "12345"),
+    ])
+    .await;
+    assert_eq!(relay.metric("relay_connections_limit").await, 7.0);
+    assert_eq!(relay.metric("relay_disk_free_min_bytes").await, 12_345.0);
+    eventually("the free bytes of the disk are shown", async || {
+        relay.metric("relay_disk_free_bytes").await > 0.0
+    })
+    .await;
+    let relay = Relay::start(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
+    assert_eq!(relay.metric("relay_disk_free_bytes").await, 0.0);
+    assert_eq!(relay.metric("relay_disk_free_min_bytes").await, 0.0);
 }
 
 #[tokio::test]

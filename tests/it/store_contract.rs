@@ -875,6 +875,8 @@ async fn the_sweep_goes_in_steps_with_the_oldest_expiry_first() {
             let swept = rig.store.expire(1, later).await.unwrap();
             assert_eq!(swept.blobs, 1, "step {step}");
             assert_eq!(swept.more, step < 17, "step {step}");
+            let next = (step == 17).then(|| NOW.plus(18 * HOUR));
+            assert_eq!(swept.next_expiry, next, "step {step}");
             let mailbox = (0..20_u8).find(|n| u32::from(*n) * 7 % 20 + 1 == step);
             let mailbox = mailbox.unwrap() * 11;
             let gone = rig.acknowledge(mailbox, &[step], later).await == 0;
@@ -882,6 +884,9 @@ async fn the_sweep_goes_in_steps_with_the_oldest_expiry_first() {
         }
         assert_eq!(rig.sweep(256, later).await, 0);
         assert_eq!(rig.usage().stored, 3);
+        assert_eq!(rig.sweep(256, NOW.plus(22 * HOUR)).await, 3);
+        let swept = rig.store.expire(1, NOW.plus(22 * HOUR)).await.unwrap();
+        assert_eq!(swept.next_expiry, None, "nothing is kept");
     }
 }
 
