@@ -108,20 +108,26 @@ class Client:
         self.expect("HandshakeAck")
 
     def send(self, payload, message_id=None):
-        message_id = message_id or str(uuid.uuid4())
-        frame = {"version": 1, "message_id": message_id, "timestamp": int(time.time()), "payload": payload}
-        body = json.dumps(frame).encode()
-        self.socket.send(struct.pack(">I", len(body)) + body)
+        message_id, bytes_of_frame = frame(payload, message_id)
+        self.socket.send(bytes_of_frame)
         return message_id
 
     def expect(self, kind):
         """The next frame, which must be of this type."""
-        frame = self.socket.recv(timeout=STEP_SECS)
-        check(isinstance(frame, bytes), "frames are binary")
-        check(struct.unpack(">I", frame[:4])[0] == len(frame) - 4, "the length prefix is right")
-        message = json.loads(frame[4:])
+        received = self.socket.recv(timeout=STEP_SECS)
+        check(isinstance(received, bytes), "frames are binary")
+        check(struct.unpack(">I", received[:4])[0] == len(received) - 4, "the length prefix is right")
+        message = json.loads(received[4:])
         check(message["payload"]["type"] == kind, f"{kind} comes, not {message['payload']}")
         return message
+
+
+def frame(payload, message_id=None):
+    """Its id, a fresh one unless given, and its bytes: without spaces, so that the largest blob fits."""
+    message_id = message_id or str(uuid.uuid4())
+    envelope = {"version": 1, "message_id": message_id, "timestamp": int(time.time()), "payload": payload}
+    body = json.dumps(envelope, separators=(",", ":")).encode()
+    return message_id, struct.pack(">I", len(body)) + body
 
 
 class Failed(Exception):
