@@ -94,7 +94,7 @@ check_settings() {
         -p Environment=RELAY_DATA_DIR=$data_dir -p EnvironmentFile=-$settings "$binary.new" check 2>&1) || status=$?
     # Beside a running relay its folder and its ports are in use, so that only wrong settings count.
     if [ $status -eq 0 ] || { [ $status -eq 1 ] && is_active; }; then return 0; fi
-    echo "$told" | grep -v -e '^ok ' -e '^RELAY_' >&2 || true
+    echo "$told" | grep -v -e '^ok ' -e '^RELAY_[A-Z0-9_]* ' >&2 || true
     rm -f $binary.new
     fail "$version would not start (vauchi-relay check, above); nothing was replaced. Settings are in $settings"
 }

@@ -86,6 +86,10 @@ class Machine:
         for place, local in self.files.items():
             os.makedirs(os.path.dirname(self.root + place), exist_ok=True)
             (shutil.copytree if os.path.isdir(local) else shutil.copy)(local, self.root + place)
+        # A name that resolves, for sudo.
+        for file, text in (("hostname", "localhost\n"), ("hosts", "127.0.0.1 localhost\n")):
+            with open(f"{self.root}/etc/{file}", "w") as opened:
+                opened.write(text)
         log = open(f"{self.work}/log", "w")
         nspawn = ["systemd-nspawn", "-q", "-D", self.root, "--keep-unit", "--register=no", "--private-network", "-b"]
         self.boot = subprocess.Popen(nspawn, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
