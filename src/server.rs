@@ -29,6 +29,7 @@ use crate::hub::Hub;
 use crate::limits::budgets::Budgets;
 use crate::limits::connections::Connections;
 use crate::metrics::Metrics;
+use crate::pulse::Pulse;
 use crate::secrets::{SECRET_FILE, Secret, SecretError};
 use crate::service::{self, Service};
 use crate::session;
@@ -55,6 +56,9 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 /// How long sessions that were cut off may take to be gone, and the store to close.
 const AFTER_THE_END: Duration = Duration::from_secs(5);
+
+/// How long requests on the operators' port may take to finish; a scrape that takes longer is cut.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
 /// Why the relay did not start. One line for the operator, with the system's own words.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +141,8 @@ pub struct Running {
     pub metrics: Arc<Metrics>,
     /// The store beneath.
     pub store: Arc<dyn Store>,
+    /// Whether it still moves.
+    pub pulse: Pulse,
     drain_delay: Duration,
     drain_timeout: Duration,
     sessions: TaskTracker,
@@ -197,6 +203,7 @@ pub async fn start_with(
         clients: clients_addr,
         operators: operators_addr,
         shutdown: Shutdown::default(),
+        pulse: Pulse::new(Arc::clone(&service), Arc::clone(&metrics)),
         metrics,
         store,
         drain_delay: config.drain_delay,
@@ -223,6 +230,11 @@ impl Running {
             Some(Ok(name)) => name,
             Some(Err(_)) | None => "a task panicked",
         }
+    }
+
+    /// How long [`Running::drain`] may take.
+    pub fn drain_takes_max(&self) -> Duration {
+        self.drain_delay + self.drain_timeout + AFTER_THE_END + LAST_REQUESTS
     }
 
     /// Ends the relay in the order told above. A call of [`Shutdown::stop`] cuts it short.
@@ -258,8 +270,7 @@ impl Running {
         }
         self.close_operators.cancel();
         self.requests.close();
-        // Requests get a second to finish; a scrape that takes longer is cut.
-        drop(tokio::time::timeout(Duration::from_secs(2), self.requests.wait()).await);
+        drop(tokio::time::timeout(LAST_REQUESTS, self.requests.wait()).await);
         self.core.shutdown().await;
         ending
     }

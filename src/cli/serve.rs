@@ -1,6 +1,10 @@
 //! `vauchi-relay` and `vauchi-relay serve`: runs the relay until a signal ends it.
 
+use std::sync::Arc;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use tokio_util::task::AbortOnDropHandle;
 
 use super::banner::{Banner, Facts, banner};
 use super::descriptors::{self, Descriptors};
@@ -8,7 +12,9 @@ use super::exit;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::filesystem;
+use crate::pulse::{Pulse, Vitals};
 use crate::server::{self, Ending, Running};
+use crate::supervisor::Supervisor;
 use crate::telemetry::{self, LogFilter};
 
 /// Reads the settings, serves, drains.
@@ -90,24 +96,66 @@ async fn serve_and_listen(config: &Config, mut filter: LogFilter) -> u8 {
 }
 
 async fn serve(config: &Config, mut terminate: Signal, mut interrupt: Signal) -> u8 {
-    let mut running = match server::start(config, Clock::system()).await {
+    let supervisor = Arc::new(Supervisor::from_env());
+    let starting = server::start(config, Clock::system());
+    let mut running = match supervisor.wait_for(starting).await {
         Ok(running) => running,
         Err(error) => {
             tracing::error!("{error}");
+            supervisor.failed(&error.to_string()).await;
             return exit::FAILED;
         }
     };
     say_hello(config, &running);
+    supervisor.ready("serving").await;
+    let _reports = supervisor.is_there().then(|| {
+        let reports = report(Arc::clone(&supervisor), running.pulse.clone());
+        AbortOnDropHandle::new(tokio::spawn(reports))
+    });
     tokio::select! {
         () = signalled(&mut terminate, &mut interrupt) => {}
         task = running.broken() => {
             tracing::error!(task, "a part of the relay ended that must not; stopping");
+            supervisor.stopping(running.drain_takes_max(), "stopping: a part of it broke").await;
             running.shutdown.stop();
             running.drain().await;
             return exit::FAILED;
         }
     }
+    supervisor
+        .stopping(running.drain_takes_max(), "draining")
+        .await;
     drain(running, &mut terminate, &mut interrupt).await
+}
+
+/// Tells the supervisor that the relay lives, as long as it does.
+async fn report(supervisor: Arc<Supervisor>, pulse: Pulse) {
+    let mut told = None;
+    loop {
+        if let Some(vitals) = pulse.feel().await {
+            let status = status(&vitals);
+            let is_news = told.as_ref() != Some(&status);
+            supervisor.alive(is_news.then_some(&status)).await;
+            told = Some(status);
+        }
+        tokio::time::sleep(supervisor.interval()).await;
+    }
+}
+
+/// How the relay is, in one line.
+fn status(vitals: &Vitals) -> String {
+    let Vitals {
+        connections,
+        blobs,
+        takes_writes,
+        is_draining,
+    } = vitals;
+    let kept = format!("connections: {connections}, blobs waiting: {blobs}");
+    match (is_draining, takes_writes) {
+        (true, _) => format!("draining; {kept}"),
+        (false, true) => format!("serving; {kept}"),
+        (false, false) => format!("storage takes no writes, the log says why; {kept}"),
+    }
 }
 
 fn say_hello(config: &Config, running: &Running) {

@@ -41,3 +41,4 @@ mod store_model;
 mod store_pins;
 mod store_recovery;
 mod submit_and_deliver;
+mod supervisor;

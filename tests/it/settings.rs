@@ -590,6 +590,30 @@ fn the_configuration_page_explains_exactly_the_settings_there_are() {
     }
 }
 
+#[test]
+fn the_environment_file_shows_exactly_the_settings_there_are_and_sets_none() {
+    let file = document("deploy/systemd/relay.env");
+    let unit = document("deploy/systemd/vauchi-relay.service");
+    assert!(file.lines().all(|l| l.is_empty() || l.starts_with('#')));
+    let mut shown = file.lines().zip(file.lines().skip(1));
+    for setting in SETTINGS {
+        let (what, line) = shown
+            .find(|(_, line)| line.starts_with("#RELAY_"))
+            .unwrap_or_else(|| panic!("{} is missing", setting.name));
+        let default = match setting.default {
+            "none" => "",
+            // The unit has a default of its own.
+            "/data" => "/var/lib/vauchi-relay",
+            value => value,
+        };
+        assert_eq!(line, format!("#{}={default}", setting.name));
+        let expected = format!("# {}", setting.what.replace('`', ""));
+        assert!(what.starts_with(&expected), "{what:?} is not {expected:?}");
+    }
+    assert_eq!(shown.find(|(_, line)| line.starts_with("#RELAY_")), None);
+    assert!(unit.contains("\nEnvironment=RELAY_DATA_DIR=/var/lib/vauchi-relay\n"));
+}
+
 fn readme_row(setting: &Setting) -> String {
     let Setting { name, what, .. } = setting;
     format!("| `{name}` | {} | {what} |", default(setting))
