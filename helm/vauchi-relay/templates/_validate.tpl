@@ -27,6 +27,9 @@
 {{- else if and .Values.backup.enabled (not .Values.persistence.enabled) -}}
 {{- $faults = append $faults "backup.enabled: without persistence there is no volume to back up; use persistence.enabled=true" -}}
 {{- end -}}
+{{- if and .Values.backup.enabled (has "ReadWriteOncePod" .Values.persistence.accessModes) -}}
+{{- $faults = append $faults "backup.enabled: the backup's pod mounts the relay's volume beside it, which persistence.accessModes=[ReadWriteOncePod] forbids; use ReadWriteOnce" -}}
+{{- end -}}
 {{- if and .Values.service.nodePort (eq .Values.service.type "ClusterIP") -}}
 {{- $faults = append $faults "service.nodePort: a ClusterIP has none; use service.type=NodePort or LoadBalancer" -}}
 {{- end -}}
