@@ -1,7 +1,7 @@
 """A real Kubernetes API server on loopback, for the chart: Debian's kube-apiserver 1.20 over its etcd.
 
-Debian 12 has the server only as source, with all of its modules, so it is built once (about 4 minutes of two cores, 2 GB
-meanwhile, 120 MB after) with Debian's Go. It does admission and validation; there are no controllers and no nodes, so
+Debian 12 has the server only as source, with all of its modules, so it is built once (about 4 minutes of two cores,
+2 GB meanwhile, 120 MB after) with Debian's Go. It does admission and validation; there are no controllers and no nodes, so
 nothing ever runs. Objects of later API versions are unknown to it. Needs root and Debian 12.
 """
 
