@@ -60,8 +60,10 @@ spec:
       ports:
         - name: websocket
           containerPort: 8080
+          protocol: TCP
         - name: metrics
           containerPort: 8081
+          protocol: TCP
       # /health is 200 while the process runs, whatever the disk does: a restart does not mend a disk.
       startupProbe:
         httpGet:
