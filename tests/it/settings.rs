@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::{Map, Value, json};
 use vauchi_relay::config::{
     Accepts, Config, InForce, LogFormat, Origin, SETTINGS, Setting, StorageBackend,
 };
@@ -612,6 +613,76 @@ fn the_environment_file_shows_exactly_the_settings_there_are_and_sets_none() {
     }
     assert_eq!(shown.find(|(_, line)| line.starts_with("#RELAY_")), None);
     assert!(unit.contains("\nEnvironment=RELAY_DATA_DIR=/var/lib/vauchi-relay\n"));
+}
+
+/// The chart's own: where things are mounted.
+const SET_BY_THE_CHART: [&str; 4] = [
+    "RELAY_DATA_DIR",
+    "RELAY_METRICS_TOKEN",
+    "RELAY_METRICS_TOKEN_FILE",
+    "RELAY_SECRET_FILE",
+];
+
+#[test]
+fn the_chart_takes_exactly_the_settings_there_are() {
+    let schema: Value =
+        serde_json::from_str(&document("helm/vauchi-relay/values.schema.json")).unwrap();
+    let expected: Map<String, Value> = SETTINGS
+        .iter()
+        .filter(|setting| !SET_BY_THE_CHART.contains(&setting.name))
+        .map(|setting| (value_name(setting), value_schema(setting)))
+        .collect();
+    let expected = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["drainDelaySecs", "drainTimeoutSecs", "storageBackend"],
+        "properties": expected,
+    });
+    assert!(
+        schema["properties"]["config"] == expected,
+        "properties.config of values.schema.json should be:\n{expected:#}"
+    );
+}
+
+/// `RELAY_MAX_CONNECTIONS` is `maxConnections`.
+fn value_name(setting: &Setting) -> String {
+    let words = setting.name.split('_').skip(1).map(str::to_lowercase);
+    words
+        .enumerate()
+        .map(|(at, word)| match at {
+            0 => word,
+            _ => word[..1].to_uppercase() + &word[1..],
+        })
+        .collect()
+}
+
+/// What Helm lets through. `--set-string` and quotes make strings of numbers; their bounds are the
+/// relay's to check.
+fn value_schema(setting: &Setting) -> Value {
+    let mut schema = match setting.accepts {
+        // The ports are those of the pod; [::] serves clusters without IPv4.
+        Accepts::Address => {
+            let (_, port) = setting.default.rsplit_once(':').unwrap();
+            json!({"type": "string", "pattern": format!("^([0-9.]+|\\[[0-9a-fA-F:]+\\]):{port}$")})
+        }
+        Accepts::Number { min, max } => json!({
+            "type": ["integer", "string"], "minimum": min, "maximum": max, "pattern": "^[0-9]+$",
+        }),
+        Accepts::Share => json!({
+            "type": ["number", "string"], "minimum": 0, "maximum": 1, "pattern": "^[0-9.]+$",
+        }),
+        Accepts::Networks => json!({
+            "type": ["array", "string"], "items": {"type": "string", "minLength": 1},
+            "minItems": 1, "minLength": 1,
+        }),
+        Accepts::Word(words) => json!({"enum": words}),
+        Accepts::Flag => json!({"enum": [true, false, "true", "false"]}),
+        Accepts::Path => json!({"type": "string", "pattern": "^/"}),
+        Accepts::Secret => unreachable!("a secret belongs into a Secret: {}", setting.name),
+    };
+    let (name, what) = (setting.name, setting.what);
+    schema["description"] = json!(format!("{name} ({}): {what}", setting.default));
+    schema
 }
 
 fn readme_row(setting: &Setting) -> String {
