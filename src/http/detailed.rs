@@ -72,6 +72,8 @@ impl Detailed {
                 "stored_at_start": usage.stored_at_start,
                 "created": usage.created,
                 "acknowledged": usage.acknowledged,
+                "cancelled": usage.cancelled,
+                "replaced": usage.replaced,
                 "purged": usage.purged,
                 "expired": usage.expired,
                 "lost": usage.lost,

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::committer::Committer;
-use super::model::{Appended, Envelope, OrderKey, RecoveryProof, RecoveryPut, Removed, View};
+use super::model::{
+    Appended, Envelope, OrderKey, RecoveryProof, RecoveryPut, Removed, Tells, View,
+};
 use super::{OnStored, Pending, StoreError};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -53,6 +55,26 @@ pub(super) enum Write {
     Acknowledge {
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
+        now: Timestamp,
+    },
+    /// Tell senders that their blobs were delivered.
+    Delivered {
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+        now: Timestamp,
+    },
+    /// Let a blob live longer.
+    Extend {
+        mailbox: MailboxHash,
+        id: BlobId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    },
+    /// Delete a blob for its sender.
+    Cancel {
+        mailbox: MailboxHash,
+        id: BlobId,
         now: Timestamp,
     },
     /// Delete these rows, each only if the cause fits it.
@@ -87,7 +109,11 @@ pub(super) enum Write {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Cause {
     /// The mailbox is purged of what `view` sees.
-    Purged { mailbox: MailboxHash, view: View },
+    Purged {
+        mailbox: MailboxHash,
+        view: View,
+        tells: Tells,
+    },
     /// The owner is purged of its device sync messages.
     OwnerPurged { owner: MailboxHash },
     /// Their time is over.
@@ -102,7 +128,9 @@ impl Write {
         ITEM_BYTES
             + match self {
                 Self::Append { envelope, .. } => envelope.sealed.len() + envelope.body.len(),
-                Self::Acknowledge { ids, .. } => size_of_val(ids.as_slice()),
+                Self::Acknowledge { ids, .. } | Self::Delivered { ids, .. } => {
+                    size_of_val(ids.as_slice())
+                }
                 Self::Remove { keys, .. } => size_of_val(keys.as_slice()),
                 Self::RecoveryPut(proof) => proof.sealed_proof.len(),
                 _ => 0,
@@ -112,7 +140,7 @@ impl Write {
     /// How many rows it may touch, at least one.
     pub(super) fn rows(&self) -> usize {
         match self {
-            Self::Acknowledge { ids, .. } => ids.len().max(1),
+            Self::Acknowledge { ids, .. } | Self::Delivered { ids, .. } => ids.len().max(1),
             Self::Remove { keys, .. } => keys.len().max(1),
             _ => 1,
         }
@@ -348,10 +376,16 @@ impl Pipeline {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
         let (reply, pending) = Pending::channel();
-        let write = Write::Acknowledge { mailbox, ids, now };
+        let write = Write::Acknowledge {
+            mailbox,
+            ids,
+            tells,
+            now,
+        };
         self.place(Lane::Normal, write, Reply::Removed(reply))
             .await?;
         Ok(pending)
@@ -420,10 +454,15 @@ impl Pipeline {
     }
 
     async fn write(&self, write: Write) -> Result<(), StoreError> {
+        self.queue(write).await?.await
+    }
+
+    /// Queues a write that has nothing to tell but that it is durable.
+    pub(super) async fn queue(&self, write: Write) -> Result<Pending<()>, StoreError> {
         let (reply, pending) = Pending::channel();
         self.place(Lane::Normal, write, Reply::Written(reply))
             .await?;
-        pending.await
+        Ok(pending)
     }
 
     /// The last order key given out before this call; all up to it is committed or refused.

@@ -12,10 +12,10 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
-use super::commit::{Cause, Lane, Pipeline};
+use super::commit::{Cause, Lane, Pipeline, Write};
 use super::model::{
-    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
-    RecoveryPut, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 use super::sqlite_errors::words;
 use super::sqlite_open::{describe, look_at_log, open_writer, take_data_dir};
@@ -207,7 +207,7 @@ impl SqliteStore {
             .pipeline
             .remove(Lane::Low, keys, Cause::Expired, now)
             .await?;
-        Ok(removed.await?.blobs)
+        Ok(removed.await?.rows())
     }
 
     async fn probe_now(&self) -> Result<(), StoreError> {
@@ -263,15 +263,53 @@ impl Store for SqliteStore {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
-        self.pipeline.acknowledge(mailbox, ids, now).await
+        self.pipeline.acknowledge(mailbox, ids, tells, now).await
+    }
+
+    async fn delivered(
+        &self,
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let write = Write::Delivered { mailbox, ids, now };
+        self.pipeline.queue(write).await
+    }
+
+    async fn extend(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let write = Write::Extend {
+            mailbox,
+            id,
+            expires_at,
+            now,
+        };
+        self.pipeline.queue(write).await
+    }
+
+    async fn cancel(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let write = Write::Cancel { mailbox, id, now };
+        self.pipeline.queue(write).await
     }
 
     async fn purge(
         &self,
         mailbox: MailboxHash,
         view: View,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Removed, StoreError> {
         let up_to = self.pipeline.mark().await?;
@@ -286,9 +324,15 @@ impl Store for SqliteStore {
             let Some(last) = keys.last().copied() else {
                 return Ok(purged);
             };
-            let cause = Cause::Purged { mailbox, view };
+            let cause = Cause::Purged {
+                mailbox,
+                view,
+                tells,
+            };
             let removed = self.pipeline.remove(Lane::Normal, keys, cause, now).await?;
-            purged.blobs += removed.await?.blobs;
+            let removed = removed.await?;
+            purged.blobs += removed.blobs;
+            purged.receipts += removed.receipts;
             after = last;
         }
     }
@@ -365,6 +409,18 @@ impl Store for SqliteStore {
             }
         }
         Ok(page)
+    }
+
+    async fn holdings(
+        &self,
+        mailboxes: Vec<MailboxHash>,
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Holding>, StoreError> {
+        let prefixes: Vec<_> = mailboxes.iter().map(MailboxHash::prefix64).collect();
+        let held = self.read(self.readers.holdings(&prefixes, view, now).await)?;
+        let of = |mailbox64: i64| held.get(&mailbox64).copied().unwrap_or_default();
+        Ok(prefixes.into_iter().map(of).collect())
     }
 
     async fn device_sync_backlog(

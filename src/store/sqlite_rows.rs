@@ -11,11 +11,13 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 
 use super::commit::{Checksum, Write};
 use super::departures::Departure;
-use super::plan::{Header, Plan, owner_of};
+use super::model::Envelope;
+use super::plan::{Header, Plan, owner_of, topic_of};
+use super::plan_needs::receipt_to;
 use super::sqlite_errors::is_damage;
 use super::working_set::{Size, expiry_slot, to_i64, to_u64};
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash};
+use crate::ids::{BlobId, MailboxHash, Topic};
 use crate::secrets::Secret;
 
 /// A query with its arguments.
@@ -46,6 +48,15 @@ impl Sized {
     /// The same for a list of keys, where the last statement may be for more keys than there are:
     /// what is not bound is NULL and equals nothing.
     pub(super) fn cut_keys<'a>(&'static self, keys: &'a [i64]) -> Option<(Query, &'a [i64])> {
+        self.cut_keys_after(&[], keys)
+    }
+
+    /// The same with arguments that come before the keys.
+    pub(super) fn cut_keys_after<'a>(
+        &'static self,
+        first: &[i64],
+        keys: &'a [i64],
+    ) -> Option<(Query, &'a [i64])> {
         let [(most, _), ..] = &self.texts;
         let (now, later) = keys.split_at_checked(keys.len().min(*most))?;
         let (_, text) = self
@@ -56,8 +67,9 @@ impl Sized {
         if now.is_empty() {
             return None;
         }
-        let query = now
+        let query = first
             .iter()
+            .chain(now)
             .fold(sqlx::query(text.as_str()), |query, key| query.bind(*key));
         Some((query, later))
     }
@@ -68,6 +80,16 @@ static INSERT_BLOBS: LazyLock<Sized> = LazyLock::new(|| {
         "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
          mailbox, id, checksum, sealed, body) VALUES ",
         "(?,?,?,?,?,0,?,?,?,?,?,?,?)",
+        "",
+    )
+});
+
+/// The same for blobs that have a topic or ask for receipts.
+static INSERT_FOLLOWED: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, expires_at, stored_at, \
+         mailbox, id, checksum, sealed, body, kind, topic64, owner) VALUES ",
+        "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         "",
     )
 });
@@ -93,6 +115,37 @@ static INSERT_DEPARTED: LazyLock<Sized> = LazyLock::new(|| {
 static DELETE_BLOBS: LazyLock<Sized> =
     LazyLock::new(|| Sized::new("DELETE FROM blob WHERE seq IN (", "?", ")"));
 
+static MARK_DELIVERED: LazyLock<Sized> =
+    LazyLock::new(|| Sized::new("UPDATE blob SET kind = 3 WHERE seq IN (", "?", ")"));
+
+/// What becomes of a blob is told to nobody, to its sender, or to one who knows that it was
+/// delivered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kind(i64);
+
+impl Kind {
+    fn new(wants_receipts: bool, is_delivered_told: bool) -> Self {
+        Self(match (wants_receipts, is_delivered_told) {
+            (false, _) => 0,
+            (true, false) => 2,
+            (true, true) => 3,
+        })
+    }
+
+    /// The kind in this column.
+    pub(super) fn read(row: &SqliteRow, column: usize) -> sqlx::Result<Self> {
+        row.try_get(column).map(Self)
+    }
+
+    pub(super) fn wants_receipts(self) -> bool {
+        matches!(self.0, 2 | 3)
+    }
+
+    pub(super) fn is_delivered_told(self) -> bool {
+        self.0 == 3
+    }
+}
+
 const COPY_CORRUPT: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, \
      expires_slot, kind, expires_at, stored_at, mailbox, id, checksum, topic64, owner64, owner, \
      version, sealed, body) \
@@ -107,10 +160,20 @@ const COPY_CORRUPT_HEADER: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox6
 
 static SELECT_HEADERS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "SELECT seq, mailbox64, id64, size, expires_at, mailbox, id, checksum, owner FROM blob \
-         WHERE seq IN (",
+        "SELECT seq, mailbox64, id64, size, expires_at, mailbox, id, checksum, owner, kind, \
+         topic64 FROM blob WHERE seq IN (",
         "?",
         ")",
+    )
+});
+
+/// The rows of topics, given with their mailboxes: mailbox64, topic64 and seq.
+pub(super) static SELECT_TOPICS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT mailbox64, topic64, seq FROM (VALUES ",
+        "(?,?)",
+        ") AS asked CROSS JOIN blob INDEXED BY blob_by_topic \
+         WHERE mailbox64 = asked.column1 AND topic64 = asked.column2 AND topic64 IS NOT NULL",
     )
 });
 
@@ -138,18 +201,22 @@ pub(super) static SELECT_SETS: LazyLock<Sized> = LazyLock::new(|| {
 pub(super) async fn read_headers(
     connection: &mut SqliteConnection,
     mut keys: &[i64],
+    secret: &Secret,
 ) -> sqlx::Result<Vec<(i64, Header)>> {
     let mut headers = Vec::with_capacity(keys.len());
     while let Some((query, later)) = SELECT_HEADERS.cut_keys(keys) {
         for row in query.fetch_all(&mut *connection).await? {
-            headers.push((row.try_get(0)?, header(&row)?));
+            headers.push((row.try_get(0)?, header(&row, secret)?));
         }
         keys = later;
     }
     Ok(headers)
 }
 
-fn header(row: &SqliteRow) -> sqlx::Result<Header> {
+fn header(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Header> {
+    let kind = Kind::read(row, 9)?;
+    let topic: Option<i64> = row.try_get(10)?;
+    let is_asking = kind.wants_receipts();
     Ok(Header {
         mailbox64: row.try_get(1)?,
         id64: row.try_get(2)?,
@@ -158,8 +225,25 @@ fn header(row: &SqliteRow) -> sqlx::Result<Header> {
         mailbox: MailboxHash::from_bytes(fixed(row, 5)?),
         id: BlobId::from_bytes(fixed(row, 6)?),
         checksum: fixed(row, 7)?,
-        owner: owner(row, 8)?,
+        owner: if is_asking { None } else { owner(row, 8)? },
+        topic: topic.map(Topic::from_prefix64),
+        receipt_to: if is_asking {
+            sealed_receipt_to(row, 8, secret)?
+        } else {
+            None
+        },
+        is_delivered_told: kind.is_delivered_told(),
     })
+}
+
+/// Where the receipts of a row go, if that can still be read.
+fn sealed_receipt_to(
+    row: &SqliteRow,
+    column: usize,
+    secret: &Secret,
+) -> sqlx::Result<Option<MailboxHash>> {
+    let sealed: Option<&[u8]> = row.try_get(column)?;
+    Ok(sealed.and_then(|sealed| secret.unseal_receipt_to(sealed).ok()))
 }
 
 /// The owner of a row, if it has one that reads as one.
@@ -192,6 +276,15 @@ pub(super) fn timestamp(row: &SqliteRow, column: usize) -> sqlx::Result<Timestam
     Ok(Timestamp::from_millis(to_u64(millis)))
 }
 
+/// A row on its way in.
+struct NewRow<'a> {
+    key: i64,
+    envelope: &'a Envelope,
+    checksum: &'a Checksum,
+    expires_at: Timestamp,
+    is_delivered_told: bool,
+}
+
 /// Inserts the rows that the plan keeps.
 pub(super) async fn insert_blobs(
     connection: &mut SqliteConnection,
@@ -199,28 +292,41 @@ pub(super) async fn insert_blobs(
     batch: &[&Write],
     secret: &Secret,
 ) -> sqlx::Result<()> {
-    let rows: Vec<_> = (plan.first_key..)
-        .zip(&plan.inserts)
-        .filter_map(|(key, write)| Some((key, *batch.get((*write)?)?)))
-        .collect();
-    let (synced, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, write)| {
-        matches!(write, Write::Append { envelope, .. } if owner_of(envelope).is_some())
-    });
-    insert(connection, &INSERT_BLOBS, &rows, secret).await?;
+    let (mut plain, mut followed, mut synced) = (Vec::new(), Vec::new(), Vec::new());
+    for (key, envelope, checksum) in plan.rows(batch) {
+        let row = NewRow {
+            key,
+            envelope,
+            checksum,
+            expires_at: plan
+                .extended
+                .get(&key)
+                .copied()
+                .unwrap_or(envelope.expires_at),
+            is_delivered_told: plan.delivered.contains(&key),
+        };
+        if owner_of(envelope).is_some() {
+            synced.push(row);
+        } else if topic_of(envelope).is_some() || receipt_to(envelope).is_some() {
+            followed.push(row);
+        } else {
+            plain.push(row);
+        }
+    }
+    insert(connection, &INSERT_BLOBS, &plain, secret).await?;
+    insert(connection, &INSERT_FOLLOWED, &followed, secret).await?;
     insert(connection, &INSERT_DEVICE_SYNC, &synced, secret).await
 }
 
 async fn insert(
     connection: &mut SqliteConnection,
     statement: &'static Sized,
-    mut rows: &[(i64, &Write)],
+    mut rows: &[NewRow<'_>],
     secret: &Secret,
 ) -> sqlx::Result<()> {
     while let Some((mut query, now, later)) = statement.cut(rows) {
-        for (key, write) in now {
-            if let Write::Append { envelope, checksum } = write {
-                query = bind_blob(query, *key, envelope, checksum, secret);
-            }
+        for row in now {
+            query = bind_blob(query, row, secret);
         }
         query.execute(&mut *connection).await?;
         rows = later;
@@ -228,34 +334,78 @@ async fn insert(
     Ok(())
 }
 
-fn bind_blob(
-    query: Query,
-    key: i64,
-    envelope: &super::model::Envelope,
-    checksum: &Checksum,
-    secret: &Secret,
-) -> Query {
+fn bind_blob(query: Query, row: &NewRow<'_>, secret: &Secret) -> Query {
+    let envelope = row.envelope;
     let size = Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class);
     let query = query
-        .bind(key)
+        .bind(row.key)
         .bind(envelope.mailbox.prefix64())
         .bind(secret.id64(&envelope.id))
         .bind(size.0)
-        .bind(expiry_slot(envelope.expires_at))
-        .bind(to_i64(envelope.expires_at.millis()))
+        .bind(expiry_slot(row.expires_at))
+        .bind(to_i64(row.expires_at.millis()))
         .bind(to_i64(envelope.stored_at.millis()))
         .bind(envelope.mailbox.as_bytes().to_vec())
         .bind(envelope.id.as_bytes().to_vec())
-        .bind(checksum.to_vec())
+        .bind(row.checksum.to_vec())
         .bind(envelope.sealed.to_vec())
         .bind(envelope.body.to_vec());
-    match owner_of(envelope) {
-        None => query,
-        Some(owner) => query
+    if let Some(owner) = owner_of(envelope) {
+        return query
             .bind(owner.hash.prefix64())
             .bind(owner.hash.as_bytes().to_vec())
-            .bind(sql_version(owner.version)),
+            .bind(sql_version(owner.version));
     }
+    let (topic, receipt_to) = (topic_of(envelope), receipt_to(envelope));
+    if topic.is_none() && receipt_to.is_none() {
+        return query;
+    }
+    query
+        .bind(Kind::new(receipt_to.is_some(), row.is_delivered_told).0)
+        .bind(topic.map(Topic::prefix64))
+        .bind(receipt_to.map(|mailbox| secret.seal_receipt_to(&mailbox)))
+}
+
+/// Changes the rows that live longer, or whose sender is told that they were delivered.
+pub(super) async fn change_blobs(
+    connection: &mut SqliteConnection,
+    plan: &Plan,
+) -> sqlx::Result<()> {
+    // Rows that the plan inserts are written as they are to be.
+    let is_there = |key: &i64| *key < plan.first_key;
+    for (key, expires_at) in plan.extended.iter().filter(|(key, _)| is_there(key)) {
+        sqlx::query("UPDATE blob SET expires_at = ?, expires_slot = ? WHERE seq = ?")
+            .bind(to_i64(expires_at.millis()))
+            .bind(expiry_slot(*expires_at))
+            .bind(*key)
+            .execute(&mut *connection)
+            .await?;
+    }
+    let keys: Vec<_> = plan.delivered.iter().copied().filter(is_there).collect();
+    let mut keys = keys.as_slice();
+    while let Some((query, later)) = MARK_DELIVERED.cut_keys(keys) {
+        query.execute(&mut *connection).await?;
+        keys = later;
+    }
+    Ok(())
+}
+
+/// Reads which rows there are of these topics, given with their mailboxes.
+pub(super) async fn read_topics(
+    connection: &mut SqliteConnection,
+    mut topics: &[(i64, i64)],
+) -> sqlx::Result<Vec<((i64, i64), i64)>> {
+    let mut found = Vec::new();
+    while let Some((mut query, now, later)) = SELECT_TOPICS.cut(topics) {
+        for (mailbox64, topic64) in now {
+            query = query.bind(*mailbox64).bind(*topic64);
+        }
+        for row in query.fetch_all(&mut *connection).await? {
+            found.push(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?));
+        }
+        topics = later;
+    }
+    Ok(found)
 }
 
 /// Deletes these rows.

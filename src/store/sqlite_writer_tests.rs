@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::model::{Appended, Class, Envelope};
+use super::super::model::{Appended, Class, Envelope, Tells};
 use super::super::sqlite_open::{DATABASE_FILE, open_writer, take_data_dir};
 use super::*;
 use crate::ids::{BlobId, MailboxHash};
@@ -18,6 +18,7 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> SqliteWriter {
         free_bytes_min: 0,
         dedup: Duration::from_secs(3600),
         dedup_max: 0,
+        receipt_ttl: Duration::from_secs(3600),
         allow_network_fs: false,
         on_stored: Arc::new(|_| {}),
         metrics: Arc::new(Metrics::new()),
@@ -37,6 +38,8 @@ fn append(id: u8, now: u64, expires_at: u64) -> Write {
             id: BlobId::from_bytes([id; 16]),
             class: Class::SeenByV1,
             owner: None,
+            topic: None,
+            receipt_to: None,
             stored_at: Timestamp::from_millis(now),
             expires_at: Timestamp::from_millis(expires_at),
             sealed: bytes::Bytes::new(),
@@ -50,6 +53,7 @@ fn acknowledge(id: u8) -> Write {
     Write::Acknowledge {
         mailbox: MailboxHash::from_bytes([1; 32]),
         ids: vec![BlobId::from_bytes([id; 16])],
+        tells: Tells::Nobody,
         now: Timestamp::from_millis(5),
     }
 }

@@ -12,8 +12,8 @@ use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
 use vauchi_relay::store::model::{
-    Appended, BacklogCursor, Class, Envelope, OrderKey, Owner, Page, PageBounds, Removed,
-    StoredBlob, View,
+    Appended, BacklogCursor, Class, Envelope, OrderKey, Owner, Page, PageBounds, StoredBlob, Tells,
+    View,
 };
 use vauchi_relay::store::quota::Quota;
 use vauchi_relay::store::sqlite::{DATABASE_FILE, OpenError, SqliteOptions, SqliteStore};
@@ -39,6 +39,7 @@ fn options(data_dir: &Path) -> SqliteOptions {
         free_bytes_min: 0,
         dedup: Duration::from_secs(3_600),
         dedup_max: 1_000_000,
+        receipt_ttl: Duration::from_secs(3_600),
         allow_network_fs: false,
         on_stored: Arc::new(|_| {}),
         metrics: Arc::new(Metrics::new()),
@@ -74,6 +75,8 @@ fn envelope(to: u8, number: u32) -> Envelope {
         id: id(number),
         class: Class::SeenByV1,
         owner: None,
+        topic: None,
+        receipt_to: None,
         stored_at: at(NOW),
         expires_at: at(NOW + HOUR),
         sealed: Bytes::new(),
@@ -87,7 +90,10 @@ async fn append(store: &SqliteStore, envelope: Envelope) -> Appended {
 
 async fn acknowledge(store: &SqliteStore, of: u8, numbers: &[u32]) -> u64 {
     let ids = numbers.iter().copied().map(id).collect();
-    let pending = store.acknowledge(mailbox(of), ids, at(NOW)).await.unwrap();
+    let pending = store
+        .acknowledge(mailbox(of), ids, Tells::Nobody, at(NOW))
+        .await
+        .unwrap();
     pending.await.unwrap().blobs
 }
 
@@ -496,13 +502,16 @@ async fn a_page_over_many_hidden_and_expired_rows_is_bounded_and_goes_on() {
         }
     }
     assert_eq!(expired, 4_000);
-    let purged = store.purge(mailbox(1), View::V1, at(NOW)).await.unwrap();
-    assert_eq!(purged, Removed { blobs: 1 });
     let purged = store
-        .purge(mailbox(1), View::Proven, at(NOW))
+        .purge(mailbox(1), View::V1, Tells::Nobody, at(NOW))
         .await
         .unwrap();
-    assert_eq!(purged, Removed { blobs: 2_000 });
+    assert_eq!((purged.blobs, purged.receipts), (1, 0));
+    let purged = store
+        .purge(mailbox(1), View::Proven, Tells::Nobody, at(NOW))
+        .await
+        .unwrap();
+    assert_eq!((purged.blobs, purged.receipts), (2_000, 0));
     assert_eq!((store.usage().stored, store.usage().bytes), (0, 0));
     assert!(store.usage().is_conserved());
     store.close().await;
@@ -523,7 +532,7 @@ async fn space_is_given_back_to_the_disk() {
     }
     let path = folder.path().join(DATABASE_FILE);
     store
-        .purge(mailbox(1), View::Proven, at(NOW))
+        .purge(mailbox(1), View::Proven, Tells::Nobody, at(NOW))
         .await
         .unwrap();
     while store.expire(1_000, at(NOW)).await.unwrap().more {}
