@@ -8,16 +8,18 @@
 //! Beside blobs: `recovery` (what is known of lost keys) and `pins` (mailboxes that only a proof
 //! opens) each hold the rule that both engines go by.
 //!
-//! Of memory: `memory_shard` (mailboxes that share a lock), `memory_books` (what is counted over
-//! all), `memory_receipts`, `memory_recovery`, `memory_pins`.
+//! Of memory: `memory_append` (how a blob is taken in), `memory_shard` (mailboxes that share a
+//! lock), `memory_books` (what is counted over all), `memory_receipts`, `memory_recovery`,
+//! `memory_pins`.
 //!
-//! Behind the pipeline: `committer` is its task. `plan` folds a batch, with `plan_needs` (what must
-//! be read for that), `plan_receipts` (what senders are told), `leaving` (how a row
-//! leaves), `working_set` (what a mailbox holds), `owners` (what an identity has on its devices) and `departures` (what left
-//! lately) as its memory; `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock,
-//! schema), `sqlite_load` (what a batch must know), `sqlite_writer` (its transaction),
-//! `sqlite_rows`, `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what
-//! failed), `sqlite_pages` (reading).
+//! Behind the pipeline: `write` is what waits in it, `committer` its task. `plan` folds a batch, with
+//! `plan_needs` (what must be read for that), `plan_append` (what comes), `leaving` (how a row
+//! leaves) and `plan_receipts` (what senders are told of that); `working_set` (what a mailbox holds),
+//! `owners` (what an identity has on its devices) and `departures` (what left lately) are its memory;
+//! `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load`
+//! (what a batch must know), `sqlite_writer` (its transaction), `sqlite_rows`, `sqlite_blobs`,
+//! `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what failed),
+//! `sqlite_pages` (reading), `sqlite_sweep` (deleting what has expired).
 
 mod commit;
 mod committer;
@@ -25,6 +27,7 @@ mod departures;
 mod disk;
 mod leaving;
 pub mod memory;
+mod memory_append;
 mod memory_books;
 mod memory_pins;
 mod memory_receipts;
@@ -35,12 +38,14 @@ pub mod observed;
 mod owners;
 mod pins;
 mod plan;
+mod plan_append;
 mod plan_needs;
 mod plan_receipts;
 pub mod quota;
 mod receipt;
 mod recovery;
 pub mod sqlite;
+mod sqlite_blobs;
 mod sqlite_errors;
 mod sqlite_load;
 mod sqlite_open;
@@ -48,9 +53,11 @@ mod sqlite_pages;
 mod sqlite_pins;
 mod sqlite_recovery;
 mod sqlite_rows;
+mod sqlite_sweep;
 mod sqlite_writer;
 mod tally;
 mod working_set;
+mod write;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -10,9 +10,7 @@ use std::time::Duration;
 use super::commit::{Cause, Checksum, Outcome, Write};
 use super::departures::{Departure, Departures};
 use super::leaving::Leaving;
-use super::model::{
-    Appended, Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, Tells,
-};
+use super::model::{Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, Tells};
 use super::pins::{KnownPins, PinPlan};
 use super::plan_needs::receipt_to;
 use super::plan_receipts::Due;
@@ -36,7 +34,7 @@ pub(super) struct Rules<'a> {
 }
 
 /// A row without its bodies.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) mailbox64: i64,
     pub(super) id64: i64,
@@ -78,7 +76,7 @@ impl Header {
     }
 
     /// How it leaves when its sender takes it away: nobody takes away what has expired.
-    fn or_expired(&self, leaving: Leaving, now: Timestamp) -> Leaving {
+    pub(super) fn or_expired(&self, leaving: Leaving, now: Timestamp) -> Leaving {
         match self.expires_at <= now {
             true => Leaving::Expired,
             false => leaving,
@@ -256,7 +254,7 @@ pub(super) struct Folding<'a> {
     pub(super) known: Known,
     pub(super) sets: &'a mut WorkingSets,
     /// What left within this batch, as places in `plan.departures`.
-    left: HashMap<(i64, BlobId), usize>,
+    pub(super) left: HashMap<(i64, BlobId), usize>,
     /// What senders are still to be told of the write that is folded now.
     pub(super) due: Vec<Due>,
     pub(super) plan: Plan,
@@ -359,41 +357,6 @@ impl Folding<'_> {
         self.plan.now = self.plan.now.max(now);
     }
 
-    fn append(&mut self, index: usize, envelope: &Envelope, checksum: &Checksum) -> Appended {
-        let header = Header::new(envelope, checksum, self.rules.secret);
-        if let Some((first, expires_at)) = self.first_of(envelope, header.id64) {
-            if first != *checksum {
-                return Appended::IdReused;
-            }
-            self.plan.happened.duplicates += 1;
-            return Appended::Duplicate { expires_at };
-        }
-        if !self.rules.has_room {
-            return Appended::RelayFull;
-        }
-        if let Err(refused) = self.admit(envelope) {
-            return refused;
-        }
-        if let Some((key, replaced)) = self.replaced_by(envelope) {
-            let now = envelope.stored_at;
-            self.leave(key, replaced.or_expired(Leaving::Replaced, now), now);
-        }
-        self.come(Insert::Write(index), header);
-        Appended::Stored {
-            expires_at: envelope.expires_at,
-        }
-    }
-
-    /// The row that this envelope replaces.
-    fn replaced_by(&self, envelope: &Envelope) -> Option<(i64, Header)> {
-        let place = (envelope.mailbox.prefix64(), topic_of(envelope)?.prefix64());
-        let keys = self.known.topics.get(&place)?;
-        keys.iter().find_map(|key| {
-            let header = self.known.headers.get(key)?;
-            (header.mailbox == envelope.mailbox).then_some((*key, *header))
-        })
-    }
-
     /// Gives a row the next place in the order.
     pub(super) fn come(&mut self, insert: Insert, header: Header) {
         let key = self.plan.next_key();
@@ -422,28 +385,8 @@ impl Folding<'_> {
         self.known.headers.insert(key, header);
     }
 
-    /// The checksum and the expiry of the blob that has or had this id in this mailbox.
-    fn first_of(&self, envelope: &Envelope, id64: i64) -> Option<(Checksum, Timestamp)> {
-        let mailbox64 = envelope.mailbox.prefix64();
-        if let Some(key) = self.find(&envelope.mailbox, &envelope.id, id64) {
-            let header = self.known.headers.get(&key)?;
-            return Some((header.checksum, header.expires_at));
-        }
-        let just_left = self
-            .left
-            .get(&(mailbox64, envelope.id))
-            .and_then(|place| self.plan.departures.get(*place));
-        just_left
-            .or_else(|| {
-                self.rules
-                    .departures
-                    .find(mailbox64, &envelope.id, envelope.stored_at)
-            })
-            .map(|departure| (departure.checksum, departure.expires_at))
-    }
-
     /// The key of the blob with this id, told apart from others with the same prefix.
-    fn find(&self, mailbox: &MailboxHash, id: &BlobId, id64: i64) -> Option<i64> {
+    pub(super) fn find(&self, mailbox: &MailboxHash, id: &BlobId, id64: i64) -> Option<i64> {
         let set = self.sets.peek(mailbox.prefix64())?;
         set.find(id64).find(|key| {
             self.known
@@ -451,54 +394,6 @@ impl Folding<'_> {
                 .get(key)
                 .is_some_and(|header| header.mailbox == *mailbox && header.id == *id)
         })
-    }
-
-    fn admit(&mut self, envelope: &Envelope) -> Result<(), Appended> {
-        let refused = match self.quota_admits(envelope) {
-            Err(refused @ Appended::MailboxFull) => refused,
-            other => return other,
-        };
-        // What has expired in it makes room first.
-        let expired = match owner_of(envelope) {
-            Some(owner) => {
-                let owner64 = owner.hash.prefix64();
-                self.known.expired_of_owners.remove(&owner64)
-            }
-            None => self.known.expired.remove(&envelope.mailbox.prefix64()),
-        };
-        let Some(expired) = expired else {
-            return Err(refused);
-        };
-        for key in expired {
-            let row = self.known.headers.get(&key);
-            if row.is_some_and(|row| row.expires_at <= envelope.stored_at) {
-                self.leave(key, Leaving::Expired, envelope.stored_at);
-            }
-        }
-        self.quota_admits(envelope)
-    }
-
-    fn quota_admits(&self, envelope: &Envelope) -> Result<(), Appended> {
-        let mut relay_bytes = self.plan.held.bytes;
-        let mut held = match owner_of(envelope) {
-            Some(owner) => self.sets.owners.peek(owner.hash.prefix64()).held,
-            None => self
-                .sets
-                .peek(envelope.mailbox.prefix64())
-                .map(|set| set.held(envelope.class))
-                .unwrap_or_default(),
-        };
-        // What it replaces makes room for it.
-        if let Some((_, replaced)) = self.replaced_by(envelope) {
-            let given_back = replaced.size.charged_bytes();
-            relay_bytes = relay_bytes.saturating_sub(given_back);
-            if replaced.size.class() == Some(envelope.class) {
-                held.remove(given_back);
-            }
-        }
-        let charged_bytes = envelope.charged_bytes();
-        let quota = &self.rules.quota;
-        quota.admits(envelope.class, held, relay_bytes, charged_bytes)
     }
 
     fn acknowledge(
@@ -582,7 +477,7 @@ impl Folding<'_> {
     }
 
     /// Takes a row out; `false` when it is not there (any more).
-    fn leave(&mut self, key: i64, leaving: Leaving, now: Timestamp) -> bool {
+    pub(super) fn leave(&mut self, key: i64, leaving: Leaving, now: Timestamp) -> bool {
         let Some(header) = self.known.headers.remove(&key) else {
             return false;
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::model::View;
+use crate::store::model::{Appended, View};
 use crate::store::plan_needs::{
     mailboxes_to_read, mailboxes_to_relieve, receipt_mailboxes_to_read, rows_to_read, topics_of,
 };
@@ -69,7 +69,8 @@ impl Engine {
             known
                 .headers
                 .extend(expired.iter().map(|(k, r)| (**k, **r)));
-            let keys = expired.iter().map(|(key, _)| **key).collect();
+            let mut keys: Vec<_> = expired.iter().map(|(key, _)| **key).collect();
+            keys.sort_unstable();
             known.expired.insert(mailbox64, keys);
         }
         let missing = receipt_mailboxes_to_read(&batch, &known, &mut self.sets);
@@ -329,6 +330,9 @@ fn a_purge_takes_only_what_its_view_shows_and_the_sweep_only_what_has_expired() 
     assert_eq!(plan.outcomes, [removed(2)]);
     assert_eq!(plan.happened.blobs.expired, 2);
 }
+
+#[path = "plan_receipts_tests.rs"]
+mod receipts;
 
 /// The promises about one blob in a few lines, without batches, keys or sets.
 #[derive(Default)]

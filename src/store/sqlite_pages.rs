@@ -15,11 +15,12 @@ use super::model::{
     StoredBlob, View,
 };
 use super::pins::Pin;
+use super::sqlite_blobs::Kind;
 use super::sqlite_errors::is_damage;
 use super::sqlite_open::reader_options;
 use super::sqlite_pins::read_pin;
 use super::sqlite_recovery::read_proofs;
-use super::sqlite_rows::{Kind, Sized, fixed, sql_version, timestamp, version_of};
+use super::sqlite_rows::{Sized, fixed, sql_version, timestamp, version_of};
 use super::working_set::{Size, expiry_slot, to_i64, to_u64};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -44,7 +45,7 @@ static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
 });
 
 /// What mailboxes hold, from the index alone: mailbox64, rows, bytes, and rows that wait.
-static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| {
+pub(super) static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         "SELECT mailbox64, count(*), sum(size >> 2), sum(expires_slot >= ?) \
          FROM blob INDEXED BY blob_by_mailbox \

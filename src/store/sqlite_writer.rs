@@ -18,6 +18,7 @@ use super::departures::Departures;
 use super::disk::DiskWatch;
 use super::plan::{self, Plan, Rules};
 use super::quota::Quota;
+use super::sqlite_blobs::{change_blobs, insert_blobs};
 use super::sqlite_errors::{classify, classify_commit, code, primary_code, words};
 use super::sqlite_load::{Totals, read_departures, read_known, read_totals};
 use super::sqlite_open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
@@ -169,9 +170,9 @@ impl SqliteWriter {
         let body = async {
             let damaged = rows::damaged(connection, &plan.set_aside).await?;
             execute(connection, "BEGIN IMMEDIATE").await?;
-            rows::insert_blobs(connection, plan, batch, &self.secret).await?;
+            insert_blobs(connection, plan, batch, &self.secret).await?;
             rows::delete_blobs(connection, &plan.deletes).await?;
-            rows::change_blobs(connection, plan).await?;
+            change_blobs(connection, plan).await?;
             if !plan.set_aside.is_empty() {
                 rows::set_aside(connection, &plan.set_aside, &damaged, plan.now).await?;
             }
