@@ -79,6 +79,16 @@ impl Detailed {
                 "lost": usage.lost,
                 "add_up": usage.is_conserved(),
             },
+            "receipts": {
+                "stored": usage.receipts.stored,
+                "stored_at_start": usage.receipts.stored_at_start,
+                "created": usage.receipts.created,
+                "acknowledged": usage.receipts.acknowledged,
+                "purged": usage.receipts.purged,
+                "expired": usage.receipts.expired,
+                "lost": usage.receipts.lost,
+                "dropped": usage.receipts_dropped,
+            },
             "sessions": {
                 "active": value("relay_connections_active"),
                 "max": limit(self.connections_max),

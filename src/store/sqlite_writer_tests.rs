@@ -344,7 +344,7 @@ async fn topics_and_holdings_are_found_in_an_index() {
     for (sql, expected) in [
         (
             crate::store::sqlite_rows::SELECT_TOPICS.text(10),
-            "SEARCH blob USING INDEX blob_by_topic (mailbox64=? AND topic64=?)",
+            "SEARCH blob USING COVERING INDEX blob_by_topic (mailbox64=? AND topic64=?)",
         ),
         (
             crate::store::sqlite_pages::SELECT_HOLDINGS.text(10),

@@ -456,109 +456,12 @@ impl Shown {
 /// Does the operation on both and compares the answers.
 async fn run(operation: &Operation, model: &mut Model, rig: &mut Rig) {
     match operation {
-        Operation::Append {
-            mailbox,
-            id,
-            body_bytes,
-            class,
-            owner,
-            topic,
-            ttl_hours,
-        } => {
-            let row = Row {
-                mailbox: *mailbox,
-                id: *id,
-                body_bytes: *body_bytes,
-                class: *class,
-                owner: (*class == Class::DeviceSync).then_some(*owner),
-                topic: *topic,
-                is_delivered_told: false,
-                tells: None,
-                expires_at: model.now.plus(*ttl_hours * HOUR + HOUR / 2),
-            };
-            let envelope = Envelope {
-                class: row.class,
-                owner: row.owner.map(|owner| Owner {
-                    hash: hash_of(owner),
-                    version: row.body_bytes as u64,
-                }),
-                topic: row.topic.map(|topic| Topic::from_prefix64(topic.into())),
-                receipt_to: ((row.mailbox, row.id) == ASKS).then(|| hash_of(RECEIPTS)),
-                stored_at: model.now,
-                expires_at: row.expires_at,
-                body: Bytes::from(vec![b'x'; row.body_bytes]),
-                ..blob(row.mailbox, row.id)
-            };
-            // An engine may remember a departure until the sweep after its time.
-            rig.store.expire(0, model.now).await.unwrap();
-            assert_eq!(rig.append(envelope).await, model.append(row));
+        Operation::Append { .. } | Operation::Extend { .. } | Operation::Cancel { .. } => {
+            of_sender(operation, model, rig).await
         }
-        Operation::Acknowledge {
-            mailbox,
-            ids,
-            tells,
-        } => {
-            let removed = model.remove(|row| {
-                row.tells.is_none() && row.mailbox == *mailbox && ids.contains(&row.id)
-            });
-            model.count(&removed, |kept| &mut kept.acknowledged);
-            let told = (*tells == Tells::Senders).then_some(ReceiptKind::Acknowledged);
-            model.tell(&removed, told);
-            let (place, ids) = (hash_of(*mailbox), ids.iter().copied().map(id_of).collect());
-            let pending = rig.store.acknowledge(place, ids, *tells, model.now).await;
-            let answer = pending.unwrap().await.unwrap();
-            assert_eq!((answer.blobs, answer.receipts), (removed.len() as u64, 0));
-        }
-        Operation::AcknowledgeReceipts => {
-            let now = model.now;
-            let removed = model.remove(|row| row.tells.is_some() && row.expires_at > now);
-            model.count(&removed, |kept| &mut kept.acknowledged);
-            let shown = rig.blobs(RECEIPTS, View::Proven, now).await;
-            let receipts = shown.iter().filter(|blob| blob.receipt().is_some());
-            let ids = receipts.map(|blob| blob.id).collect();
-            let place = hash_of(RECEIPTS);
-            let pending = rig.store.acknowledge(place, ids, Tells::Senders, now).await;
-            let answer = pending.unwrap().await.unwrap();
-            assert_eq!((answer.blobs, answer.receipts), (0, removed.len() as u64));
-        }
-        Operation::Delivered { mailbox, ids } => {
-            let mut told = Vec::new();
-            for row in model.rows.values_mut() {
-                let is_new = row.asks() && !row.is_delivered_told;
-                if is_new && row.mailbox == *mailbox && ids.contains(&row.id) {
-                    row.is_delivered_told = true;
-                    told.push(row.clone());
-                }
-            }
-            model.tell(&told, Some(ReceiptKind::Delivered));
-            let ids = ids.iter().copied().map(id_of).collect();
-            let pending = rig.store.delivered(hash_of(*mailbox), ids, model.now).await;
-            pending.unwrap().await.unwrap();
-        }
-        Operation::Extend {
-            mailbox,
-            id,
-            ttl_hours,
-        } => {
-            let expires_at = model.now.plus(*ttl_hours * HOUR + HOUR / 2);
-            for row in model.rows.values_mut() {
-                let is_it = row.is_blob() && (row.mailbox, row.id) == (*mailbox, *id);
-                if is_it && row.expires_at > model.now {
-                    row.expires_at = row.expires_at.max(expires_at);
-                }
-            }
-            let (place, id) = (hash_of(*mailbox), id_of(*id));
-            let pending = rig.store.extend(place, id, expires_at, model.now).await;
-            pending.unwrap().await.unwrap();
-        }
-        Operation::Cancel { mailbox, id } => {
-            let removed =
-                model.remove(|row| row.is_blob() && (row.mailbox, row.id) == (*mailbox, *id));
-            model.withdrawn(&removed, |kept| &mut kept.cancelled);
-            let (place, id) = (hash_of(*mailbox), id_of(*id));
-            let pending = rig.store.cancel(place, id, model.now).await;
-            pending.unwrap().await.unwrap();
-        }
+        Operation::Acknowledge { .. }
+        | Operation::AcknowledgeReceipts
+        | Operation::Delivered { .. } => of_recipient(operation, model, rig).await,
         Operation::Purge {
             mailbox,
             view,
@@ -605,6 +508,123 @@ async fn run(operation: &Operation, model: &mut Model, rig: &mut Rig) {
             model.receipts_dropped = 0;
         }
         Operation::Reopen => (),
+    }
+}
+
+/// What senders do.
+async fn of_sender(operation: &Operation, model: &mut Model, rig: &Rig) {
+    match operation {
+        Operation::Append {
+            mailbox,
+            id,
+            body_bytes,
+            class,
+            owner,
+            topic,
+            ttl_hours,
+        } => {
+            let row = Row {
+                mailbox: *mailbox,
+                id: *id,
+                body_bytes: *body_bytes,
+                class: *class,
+                owner: (*class == Class::DeviceSync).then_some(*owner),
+                topic: *topic,
+                is_delivered_told: false,
+                tells: None,
+                expires_at: model.now.plus(*ttl_hours * HOUR + HOUR / 2),
+            };
+            let envelope = Envelope {
+                class: row.class,
+                owner: row.owner.map(|owner| Owner {
+                    hash: hash_of(owner),
+                    version: row.body_bytes as u64,
+                }),
+                topic: row.topic.map(|topic| Topic::from_prefix64(topic.into())),
+                receipt_to: ((row.mailbox, row.id) == ASKS).then(|| hash_of(RECEIPTS)),
+                stored_at: model.now,
+                expires_at: row.expires_at,
+                body: Bytes::from(vec![b'x'; row.body_bytes]),
+                ..blob(row.mailbox, row.id)
+            };
+            // An engine may remember a departure until the sweep after its time.
+            rig.store.expire(0, model.now).await.unwrap();
+            assert_eq!(rig.append(envelope).await, model.append(row));
+        }
+        Operation::Extend {
+            mailbox,
+            id,
+            ttl_hours,
+        } => {
+            let expires_at = model.now.plus(*ttl_hours * HOUR + HOUR / 2);
+            for row in model.rows.values_mut() {
+                let is_it = row.is_blob() && (row.mailbox, row.id) == (*mailbox, *id);
+                if is_it && row.expires_at > model.now {
+                    row.expires_at = row.expires_at.max(expires_at);
+                }
+            }
+            let (place, id) = (hash_of(*mailbox), id_of(*id));
+            let pending = rig.store.extend(place, id, expires_at, model.now).await;
+            pending.unwrap().await.unwrap();
+        }
+        Operation::Cancel { mailbox, id } => {
+            let removed =
+                model.remove(|row| row.is_blob() && (row.mailbox, row.id) == (*mailbox, *id));
+            model.withdrawn(&removed, |kept| &mut kept.cancelled);
+            let (place, id) = (hash_of(*mailbox), id_of(*id));
+            let pending = rig.store.cancel(place, id, model.now).await;
+            pending.unwrap().await.unwrap();
+        }
+        _ => unreachable!("{operation:?}"),
+    }
+}
+
+/// What recipients do.
+async fn of_recipient(operation: &Operation, model: &mut Model, rig: &Rig) {
+    match operation {
+        Operation::Acknowledge {
+            mailbox,
+            ids,
+            tells,
+        } => {
+            let removed = model.remove(|row| {
+                row.tells.is_none() && row.mailbox == *mailbox && ids.contains(&row.id)
+            });
+            model.count(&removed, |kept| &mut kept.acknowledged);
+            let told = (*tells == Tells::Senders).then_some(ReceiptKind::Acknowledged);
+            model.tell(&removed, told);
+            let (place, ids) = (hash_of(*mailbox), ids.iter().copied().map(id_of).collect());
+            let pending = rig.store.acknowledge(place, ids, *tells, model.now).await;
+            let answer = pending.unwrap().await.unwrap();
+            assert_eq!((answer.blobs, answer.receipts), (removed.len() as u64, 0));
+        }
+        Operation::AcknowledgeReceipts => {
+            let now = model.now;
+            let removed = model.remove(|row| row.tells.is_some() && row.expires_at > now);
+            model.count(&removed, |kept| &mut kept.acknowledged);
+            let shown = rig.blobs(RECEIPTS, View::Proven, now).await;
+            let receipts = shown.iter().filter(|blob| blob.receipt().is_some());
+            let ids = receipts.map(|blob| blob.id).collect();
+            let place = hash_of(RECEIPTS);
+            let pending = rig.store.acknowledge(place, ids, Tells::Senders, now).await;
+            let answer = pending.unwrap().await.unwrap();
+            assert_eq!((answer.blobs, answer.receipts), (0, removed.len() as u64));
+        }
+        Operation::Delivered { mailbox, ids } => {
+            let mut told = Vec::new();
+            for row in model.rows.values_mut() {
+                let is_new = row.asks() && !row.is_delivered_told;
+                if is_new && row.mailbox == *mailbox && ids.contains(&row.id) {
+                    row.is_delivered_told = true;
+                    told.push(row.clone());
+                }
+            }
+            model.tell(&told, Some(ReceiptKind::Delivered));
+            let ids = ids.iter().copied().map(id_of).collect();
+            let pending = rig.store.delivered(hash_of(*mailbox), ids, model.now).await;
+            pending.unwrap().await.unwrap();
+        }
+        _ => unreachable!("{operation:?}"),
     }
 }
 
