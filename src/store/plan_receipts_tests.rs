@@ -163,17 +163,21 @@ fn the_quota_of_receipts_is_exact_when_their_mailbox_must_be_read() {
 /// Receipts of the same batch may take the places that an append counts on.
 #[test]
 fn a_mailbox_that_receipts_fill_loses_its_expired_rows() {
-    let mut engine = Engine::new(2);
+    let mut engine = Engine::new(3);
     let hidden = |id, now| {
         change(append(RECEIPTS, id, 1, now), |envelope| {
             envelope.class = Class::ProvenOnly;
         })
     };
-    engine.run(&[hidden(1, 0), asking(append(1, 1, 1, 400))]);
-    let plan = engine.run(&[acknowledge(1, &[1], 600), hidden(2, 600)]);
-    assert_eq!(plan.outcomes, [removed(1), stored(600)]);
+    engine.run(&[
+        hidden(1, 0),
+        asking(append(1, 1, 1, 400)),
+        asking(append(1, 2, 1, 400)),
+    ]);
+    let plan = engine.run(&[acknowledge(1, &[1, 2], 600), hidden(2, 600)]);
+    assert_eq!(plan.outcomes, [removed(2), stored(600)]);
     assert_eq!(plan.happened.blobs.expired, 1);
-    assert_eq!(told(&plan).len(), 1);
+    assert_eq!(told(&plan).len(), 2);
 }
 
 #[test]
