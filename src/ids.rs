@@ -75,6 +75,23 @@ impl MailboxHash {
     }
 }
 
+/// Which blobs of a mailbox replace each other: the first 64 bits of a keyed hash over the mailbox
+/// and what its senders call the topic. Made by [`crate::secrets::Secret::topic`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Topic(i64);
+
+impl Topic {
+    /// The topic with this prefix of a keyed hash.
+    pub const fn from_prefix64(prefix64: i64) -> Self {
+        Self(prefix64)
+    }
+
+    /// The 64 bits, as the index has them.
+    pub const fn prefix64(self) -> i64 {
+        self.0
+    }
+}
+
 /// A blob within its mailbox: 16 bytes. (mailbox, id) is what makes a repeated submit a duplicate.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobId([u8; 16]);
@@ -132,6 +149,12 @@ impl fmt::Debug for MailboxHash {
     }
 }
 
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Topic(…)")
+    }
+}
+
 impl fmt::Debug for BlobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("BlobId(…)")
@@ -162,9 +185,10 @@ mod tests {
     #[test]
     fn debug_prints_no_digit_of_an_id() {
         let printed = format!(
-            "{:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?}",
             MailboxId::from_bytes([0xAB; 32]),
             MailboxHash::from_bytes([0xAB; 32]),
+            Topic::from_prefix64(0xABAB),
             BlobId::from_bytes([0xAB; 16])
         );
         assert!(!printed.to_lowercase().contains("ab"), "{printed}");

@@ -63,6 +63,8 @@ pub struct Metrics {
     pub blobs_delivered_total: Counter,
     pub device_sync_delivered_total: Counter,
     pub blobs_acknowledged_total: Counter,
+    pub blobs_cancelled_total: Counter,
+    pub blobs_replaced_total: Counter,
     pub blobs_purged_total: Counter,
     pub blobs_expired_total: Counter,
     pub blobs_lost_total: Counter,
@@ -75,6 +77,15 @@ pub struct Metrics {
     pub device_sync_purged_total: Counter,
     pub device_sync_expired_total: Counter,
     pub device_sync_lost_total: Counter,
+
+    pub receipts_stored: Gauge,
+    pub receipts_stored_at_start: Gauge,
+    pub receipts_created_total: Counter,
+    pub receipts_acknowledged_total: Counter,
+    pub receipts_purged_total: Counter,
+    pub receipts_expired_total: Counter,
+    pub receipts_lost_total: Counter,
+    pub receipts_dropped_total: Counter,
 
     pub commit_batch_size: Histogram,
     pub commit_duration_seconds: Histogram,
@@ -236,6 +247,14 @@ impl Metrics {
                     "relay_blobs_acknowledged_total",
                     "Blobs deleted because their recipient acknowledged them.",
                 ),
+                blobs_cancelled_total: count(
+                    "relay_blobs_cancelled_total",
+                    "Blobs deleted because their sender withdrew them.",
+                ),
+                blobs_replaced_total: count(
+                    "relay_blobs_replaced_total",
+                    "Blobs deleted because a later one of the same topic took their place.",
+                ),
                 blobs_purged_total: count(
                     "relay_blobs_purged_total",
                     "Blobs deleted because their mailbox was purged.",
@@ -280,6 +299,36 @@ impl Metrics {
                 device_sync_lost_total: count(
                     "relay_device_sync_lost_total",
                     "Device sync messages set aside because their checksum did not match.",
+                ),
+
+                receipts_stored: level("relay_receipts_stored", "Receipts kept now."),
+                receipts_stored_at_start: level(
+                    "relay_receipts_stored_at_start",
+                    "Receipts that were kept when this process started.",
+                ),
+                receipts_created_total: count(
+                    "relay_receipts_created_total",
+                    "Receipts written: what became of a blob, for a sender who asked.",
+                ),
+                receipts_acknowledged_total: count(
+                    "relay_receipts_acknowledged_total",
+                    "Receipts deleted because they were acknowledged.",
+                ),
+                receipts_purged_total: count(
+                    "relay_receipts_purged_total",
+                    "Receipts deleted because their mailbox was purged.",
+                ),
+                receipts_expired_total: count(
+                    "relay_receipts_expired_total",
+                    "Receipts deleted because their time to live had passed.",
+                ),
+                receipts_lost_total: count(
+                    "relay_receipts_lost_total",
+                    "Receipts set aside because their checksum did not match.",
+                ),
+                receipts_dropped_total: count(
+                    "relay_receipts_dropped_total",
+                    "Receipts that were not written because their mailbox or the relay was full.",
                 ),
 
                 commit_batch_size: batch("relay_commit_batch_size", "Writes per transaction."),

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use chacha20poly1305::aead::Aead as _;
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
 
-use crate::ids::{BlobId, MailboxHash, MailboxId};
+use crate::ids::{BlobId, MailboxHash, MailboxId, Topic};
 
 /// The file of the secret in the data directory: 64 hexadecimal digits.
 pub const SECRET_FILE: &str = "relay.secret";
@@ -32,6 +32,9 @@ pub struct Secret {
     index_key: [u8; 32],
     checksum_key: [u8; 32],
     v1_blob_key: [u8; 32],
+    topic_key: [u8; 32],
+    receipt_id_key: [u8; 32],
+    receipt_to_key: [u8; 32],
     seal_key: [u8; 32],
 }
 
@@ -72,6 +75,9 @@ impl Secret {
             index_key: key("vauchi-relay 2026-11 index prefix of blob ids"),
             checksum_key: key("vauchi-relay 2026-11 checksum of rows"),
             v1_blob_key: key("vauchi-relay 2026-11 blob id of protocol v1"),
+            topic_key: key("vauchi-relay 2026-11 hash of topics"),
+            receipt_id_key: key("vauchi-relay 2026-11 id of a receipt"),
+            receipt_to_key: key("vauchi-relay 2026-11 sealing of receipt mailboxes"),
             seal_key: key("vauchi-relay 2026-11 sealing under a plain id"),
         }
     }
@@ -188,23 +194,46 @@ impl Secret {
     /// recovery key) and the secret: only who names that id again, and this relay, open it. A
     /// stolen database with its secret, but without the ids, does not.
     pub fn seal(&self, id: &[u8; 32], plain: &[u8]) -> Bytes {
-        let nonce: [u8; NONCE_BYTES] = rand::random();
-        let mut sealed = Vec::with_capacity(NONCE_BYTES + plain.len() + TAG_BYTES);
-        sealed.extend_from_slice(&nonce);
-        // Encryption fails only for plaintexts of 256 GiB.
-        let body = self.sealer(id).encrypt(&XNonce::from(nonce), plain);
-        sealed.extend_from_slice(&body.unwrap_or_default());
-        sealed.into()
+        seal(&self.sealer(id), plain).into()
     }
 
     /// Opens what [`Secret::seal`] sealed under this id.
     pub fn unseal(&self, id: &[u8; 32], sealed: &[u8]) -> Result<Vec<u8>, NotSealedHere> {
-        let (nonce, body) = sealed
-            .split_first_chunk::<NONCE_BYTES>()
-            .ok_or(NotSealedHere)?;
-        self.sealer(id)
-            .decrypt(&XNonce::from(*nonce), body)
-            .map_err(|_| NotSealedHere)
+        unseal(&self.sealer(id), sealed)
+    }
+
+    /// Seals where a blob's receipts go, under a key from the secret alone: a blob expires, or is
+    /// found corrupt, when nobody has named either mailbox.
+    pub fn seal_receipt_to(&self, mailbox: &MailboxHash) -> Vec<u8> {
+        seal(&self.receipt_sealer(), mailbox.as_bytes())
+    }
+
+    /// Opens what [`Secret::seal_receipt_to`] sealed.
+    pub fn unseal_receipt_to(&self, sealed: &[u8]) -> Result<MailboxHash, NotSealedHere> {
+        let plain = unseal(&self.receipt_sealer(), sealed)?;
+        let bytes = plain.try_into().map_err(|_| NotSealedHere)?;
+        Ok(MailboxHash::from_bytes(bytes))
+    }
+
+    fn receipt_sealer(&self) -> XChaCha20Poly1305 {
+        XChaCha20Poly1305::new((&self.receipt_to_key).into())
+    }
+
+    /// The topic of a blob, within its mailbox.
+    pub fn topic(&self, mailbox: &MailboxId, topic: &[u8; 32]) -> Topic {
+        let mut hasher = blake3::Hasher::new_keyed(&self.topic_key);
+        hasher.update(mailbox.as_bytes()).update(topic);
+        Topic::from_prefix64(i64::from_be_bytes(truncated(hasher.finalize())))
+    }
+
+    /// The id of the receipt that tells this of the blob `id` of `mailbox`.
+    pub fn receipt_id(&self, mailbox: &MailboxHash, id: &BlobId, kind: u8) -> BlobId {
+        let mut hasher = blake3::Hasher::new_keyed(&self.receipt_id_key);
+        hasher
+            .update(mailbox.as_bytes())
+            .update(id.as_bytes())
+            .update(&[kind]);
+        BlobId::from_bytes(truncated(hasher.finalize()))
     }
 
     fn sealer(&self, id: &[u8; 32]) -> XChaCha20Poly1305 {
@@ -238,6 +267,26 @@ impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// The nonce, and what the cipher makes of `plain`.
+fn seal(cipher: &XChaCha20Poly1305, plain: &[u8]) -> Vec<u8> {
+    let nonce: [u8; NONCE_BYTES] = rand::random();
+    let mut sealed = Vec::with_capacity(NONCE_BYTES + plain.len() + TAG_BYTES);
+    sealed.extend_from_slice(&nonce);
+    // Encryption fails only for plaintexts of 256 GiB.
+    let body = cipher.encrypt(&XNonce::from(nonce), plain);
+    sealed.extend_from_slice(&body.unwrap_or_default());
+    sealed
+}
+
+fn unseal(cipher: &XChaCha20Poly1305, sealed: &[u8]) -> Result<Vec<u8>, NotSealedHere> {
+    let (nonce, body) = sealed
+        .split_first_chunk::<NONCE_BYTES>()
+        .ok_or(NotSealedHere)?;
+    cipher
+        .decrypt(&XNonce::from(*nonce), body)
+        .map_err(|_| NotSealedHere)
 }
 
 fn truncated<const N: usize>(hash: blake3::Hash) -> [u8; N] {
@@ -302,6 +351,35 @@ mod tests {
             secret.seal(&[1; 32], b"a sender"),
             "a fresh nonce each time"
         );
+    }
+
+    #[test]
+    fn a_receipt_mailbox_opens_under_the_secret_alone() {
+        let secret = Secret::from_bytes([7; 32]);
+        let mailbox = MailboxHash::from_bytes([3; 32]);
+        let sealed = secret.seal_receipt_to(&mailbox);
+        assert_eq!(secret.unseal_receipt_to(&sealed).unwrap(), mailbox);
+        assert_ne!(sealed, secret.seal_receipt_to(&mailbox));
+        let other = Secret::from_bytes([8; 32]);
+        assert_eq!(other.unseal_receipt_to(&sealed), Err(NotSealedHere));
+        let another = secret.seal(&[3; 32], mailbox.as_bytes());
+        assert_eq!(secret.unseal_receipt_to(&another), Err(NotSealedHere));
+    }
+
+    #[test]
+    fn topics_and_receipt_ids_change_with_every_part() {
+        let secret = Secret::from_bytes([7; 32]);
+        let [a, b] = [1, 2].map(|byte| MailboxId::from_bytes([byte; 32]));
+        let topic = secret.topic(&a, &[1; 32]);
+        assert_eq!(topic, secret.topic(&a, &[1; 32]));
+        assert_ne!(topic, secret.topic(&b, &[1; 32]));
+        assert_ne!(topic, secret.topic(&a, &[2; 32]));
+        let (a, b) = (secret.mailbox(&a), secret.mailbox(&b));
+        let [one, two] = [1, 2].map(|byte| BlobId::from_bytes([byte; 16]));
+        let id = secret.receipt_id(&a, &one, 1);
+        assert_ne!(id, secret.receipt_id(&b, &one, 1));
+        assert_ne!(id, secret.receipt_id(&a, &two, 1));
+        assert_ne!(id, secret.receipt_id(&a, &one, 2));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::Service;
 use super::refusal::Refusal;
 use crate::ids::{BlobId, MailboxHash};
 use crate::store::Pending;
-use crate::store::model::Removed;
+use crate::store::model::{Removed, Tells};
 
 impl Service {
     /// A blob was written to a recipient that lets its sender know.
@@ -27,7 +27,7 @@ impl Service {
         Ok(self
             .parts
             .store
-            .acknowledge(mailbox, ids, self.parts.clock.now())
+            .acknowledge(mailbox, ids, Tells::Nobody, self.parts.clock.now())
             .await?)
     }
 }

@@ -187,6 +187,7 @@ mod tests {
             quota: Quota::UNBOUNDED,
             dedup: Duration::ZERO,
             dedup_max: 1,
+            receipt_ttl: Duration::ZERO,
             on_stored: Arc::new(|_| {}),
             metrics: Arc::clone(&metrics),
         });

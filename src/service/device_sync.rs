@@ -72,6 +72,8 @@ impl Service {
                 hash: secret.mailbox(&message.identity),
                 version: message.version,
             }),
+            topic: None,
+            receipt_to: None,
             stored_at,
             expires_at: stored_at.plus(self.parts.blob_ttl),
             sealed: kept.seal(secret, &message.target_device),

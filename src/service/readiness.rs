@@ -56,6 +56,7 @@ mod tests {
         let (clock, _) = Clock::manual(Timestamp::from_millis(0));
         let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
         let store = Arc::new(MemoryStore::new(MemoryOptions {
+            receipt_ttl: Duration::from_secs(60),
             secret: secret.clone(),
             quota: Quota::UNBOUNDED,
             dedup: Duration::ZERO,

@@ -96,6 +96,8 @@ impl Service {
             id: submission.id,
             class: submission.class,
             owner: None,
+            topic: None,
+            receipt_to: None,
             stored_at,
             expires_at: stored_at.plus(self.parts.blob_ttl),
             sealed: sealed.unwrap_or_default(),

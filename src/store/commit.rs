@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::committer::Committer;
-use super::model::{Appended, Envelope, OrderKey, RecoveryProof, RecoveryPut, Removed, View};
+use super::model::{Appended, Envelope, OrderKey, RecoveryProof, RecoveryPut, Removed, Tells};
 use super::{OnStored, Pending, StoreError};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use crate::metrics::Metrics;
+
+pub(super) use super::write::{Cause, Checksum, Outcome, Write};
 
 /// Writes that may wait: eight full batches.
 pub(super) const QUEUE_ITEMS_MAX: usize = 4_096;
@@ -34,116 +36,6 @@ const LOW_QUEUE_ITEMS_MAX: usize = 16;
 
 /// How long a write waits for a place in the queue.
 const PLACE_WAIT_MAX: Duration = Duration::from_secs(10);
-
-/// What a write costs in the queue beside its bytes: the item and its answer.
-const ITEM_BYTES: usize = 256;
-
-/// The checksum of a row (`Secret::checksum`).
-pub(super) type Checksum = [u8; 16];
-
-/// One thing to be written.
-#[derive(Debug, Clone)]
-pub(super) enum Write {
-    /// Take a blob into its mailbox.
-    Append {
-        envelope: Envelope,
-        checksum: Checksum,
-    },
-    /// Delete what the recipient has.
-    Acknowledge {
-        mailbox: MailboxHash,
-        ids: Vec<BlobId>,
-        now: Timestamp,
-    },
-    /// Delete these rows, each only if the cause fits it.
-    Remove {
-        keys: Vec<OrderKey>,
-        cause: Cause,
-        now: Timestamp,
-    },
-    /// Keep a recovery proof.
-    RecoveryPut(RecoveryProof),
-    /// Delete an owner's recovery proof.
-    RecoveryRemove {
-        key_hash: [u8; 32],
-        owner: MailboxHash,
-    },
-    /// A mailbox was opened with a proof: only a proof opens it from now on.
-    Pin {
-        mailbox: MailboxHash,
-        now: Timestamp,
-    },
-    /// A mailbox may be opened without a proof again.
-    Unpin { mailbox: MailboxHash },
-    /// Do a slice of the engine's housekeeping.
-    Tidy { now: Timestamp },
-    /// Write something, whatever it is: shows that storage takes writes.
-    Trial,
-    /// Tell which order key was the last before this place in the queue.
-    Mark,
-}
-
-/// Why rows are removed.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Cause {
-    /// The mailbox is purged of what `view` sees.
-    Purged { mailbox: MailboxHash, view: View },
-    /// The owner is purged of its device sync messages.
-    OwnerPurged { owner: MailboxHash },
-    /// Their time is over.
-    Expired,
-    /// Their checksum did not match; they are set aside, and not remembered as departed.
-    Corrupt,
-}
-
-impl Write {
-    /// How many bytes it takes in memory.
-    pub(super) fn bytes(&self) -> usize {
-        ITEM_BYTES
-            + match self {
-                Self::Append { envelope, .. } => envelope.sealed.len() + envelope.body.len(),
-                Self::Acknowledge { ids, .. } => size_of_val(ids.as_slice()),
-                Self::Remove { keys, .. } => size_of_val(keys.as_slice()),
-                Self::RecoveryPut(proof) => proof.sealed_proof.len(),
-                _ => 0,
-            }
-    }
-
-    /// How many rows it may touch, at least one.
-    pub(super) fn rows(&self) -> usize {
-        match self {
-            Self::Acknowledge { ids, .. } => ids.len().max(1),
-            Self::Remove { keys, .. } => keys.len().max(1),
-            _ => 1,
-        }
-    }
-
-    /// What it is answered when there is no room for what it brings; `None` when it brings nothing.
-    pub(super) fn without_room(&self) -> Option<Outcome> {
-        match self {
-            Self::Append { .. } => Some(Outcome::Appended(Appended::RelayFull)),
-            Self::RecoveryPut(_) => Some(Outcome::RecoveryPut(RecoveryPut::RelayFull)),
-            _ => None,
-        }
-    }
-}
-
-/// What became of a [`Write`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// Of an append.
-    Appended(Appended),
-    /// Of an acknowledgement or a removal.
-    Removed(Removed),
-    /// Of a recovery proof.
-    RecoveryPut(RecoveryPut),
-    /// Of housekeeping: whether there is more to do.
-    Tidied { more: bool },
-    /// Of a trial, and of what always succeeds.
-    Written,
-    /// Of a mark: the last key before it.
-    Marked(OrderKey),
-}
 
 /// Why a batch was not committed. The texts are for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -348,10 +240,16 @@ impl Pipeline {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
         let (reply, pending) = Pending::channel();
-        let write = Write::Acknowledge { mailbox, ids, now };
+        let write = Write::Acknowledge {
+            mailbox,
+            ids,
+            tells,
+            now,
+        };
         self.place(Lane::Normal, write, Reply::Removed(reply))
             .await?;
         Ok(pending)
@@ -420,10 +318,15 @@ impl Pipeline {
     }
 
     async fn write(&self, write: Write) -> Result<(), StoreError> {
+        self.queue(write).await?.await
+    }
+
+    /// Queues a write that has nothing to tell but that it is durable.
+    pub(super) async fn queue(&self, write: Write) -> Result<Pending<()>, StoreError> {
         let (reply, pending) = Pending::channel();
         self.place(Lane::Normal, write, Reply::Written(reply))
             .await?;
-        pending.await
+        Ok(pending)
     }
 
     /// The last order key given out before this call; all up to it is committed or refused.

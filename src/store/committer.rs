@@ -150,7 +150,7 @@ impl<E: Engine> Committer<E> {
         }
     }
 
-    /// A removal of many rows that was rejected: goes on without the rows that cannot be removed, or
+    /// A removal of many rows that was rejected, or that touches too much: goes on without the rows that cannot be removed, or
     /// one damaged page would keep the sweep from all that comes after it. Any other error is handed
     /// back as it is.
     async fn remove_in_pieces(
@@ -159,7 +159,7 @@ impl<E: Engine> Committer<E> {
         part: &[usize],
         error: CommitError,
     ) -> Result<Outcome, CommitError> {
-        let (CommitError::Rejected(_), [Write::Remove { keys, cause, now }]) =
+        let (CommitError::Rejected(_) | CommitError::TooWide, [Write::Remove { keys, cause, now }]) =
             (&error, &batch.select(part)[..])
         else {
             return Err(error);
@@ -180,10 +180,13 @@ impl<E: Engine> Committer<E> {
                     for outcome in outcomes {
                         if let Outcome::Removed(of_piece) = outcome {
                             removed.blobs += of_piece.blobs;
+                            removed.receipts += of_piece.receipts;
                         }
                     }
                 }
-                Err(CommitError::Rejected(_)) if keys.len() > 1 => pieces.extend(halves(keys)),
+                Err(CommitError::Rejected(_) | CommitError::TooWide) if keys.len() > 1 => {
+                    pieces.extend(halves(keys));
+                }
                 Err(CommitError::Rejected(_)) => {}
                 Err(error) => return Err(error),
             }

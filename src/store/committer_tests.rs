@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
 use super::super::commit::{Engine, Lane, Pipeline, QUEUE_ITEMS_MAX};
-use super::super::model::{Class, Envelope, RecoveryPut, Removed};
+use super::super::model::{Class, Envelope, RecoveryPut, Removed, Tells};
 use super::super::{Pending, StoreError};
 use super::*;
 use crate::clock::Timestamp;
@@ -73,7 +73,10 @@ fn outcome(write: &Write) -> Outcome {
         Write::Append { envelope, .. } => Outcome::Appended(Appended::Stored {
             expires_at: envelope.expires_at,
         }),
-        Write::Acknowledge { .. } | Write::Remove { .. } => Outcome::Removed(Removed { blobs: 1 }),
+        Write::Acknowledge { .. } | Write::Remove { .. } => Outcome::Removed(Removed {
+            blobs: 1,
+            receipts: 0,
+        }),
         Write::Tidy { .. } => Outcome::Tidied { more: false },
         Write::RecoveryPut(_) => Outcome::RecoveryPut(RecoveryPut::Stored),
         Write::Mark => Outcome::Marked(crate::store::model::OrderKey::START),
@@ -167,6 +170,8 @@ impl Bench {
             id: BlobId::from_bytes([body[0]; 16]),
             class: Class::SeenByV1,
             owner: None,
+            topic: None,
+            receipt_to: None,
             stored_at: Timestamp::default(),
             expires_at: Timestamp::from_millis(1),
             sealed: bytes::Bytes::new(),
@@ -179,7 +184,7 @@ impl Bench {
         let mailbox = MailboxHash::from_bytes([1; 32]);
         let ids = vec![BlobId::from_bytes([1; 16])];
         self.pipeline
-            .acknowledge(mailbox, ids, Timestamp::default())
+            .acknowledge(mailbox, ids, Tells::Nobody, Timestamp::default())
             .await
             .unwrap()
     }

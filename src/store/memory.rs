@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::memory_books::{Books, Departures, Way};
+use super::leaving::Leaving;
+use super::memory_books::{Books, Departures};
 use super::memory_pins::Pins;
 use super::memory_shard::{Row, Shard};
 use super::model::{
-    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
-    RecoveryPut, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 use super::pins::Pin;
 use super::quota::Quota;
@@ -46,6 +47,8 @@ pub struct MemoryOptions {
     pub dedup: Duration,
     /// How many departed blobs are remembered.
     pub dedup_max: u64,
+    /// How long a receipt lives.
+    pub receipt_ttl: Duration,
     /// Told of each mailbox that has something new.
     pub on_stored: OnStored,
     /// Where everything is counted.
@@ -54,10 +57,11 @@ pub struct MemoryOptions {
 
 /// Blobs in memory. They survive everything but the end of the process.
 pub struct MemoryStore {
-    secret: Secret,
-    quota: Quota,
-    on_stored: OnStored,
-    metrics: Arc<Metrics>,
+    pub(super) secret: Secret,
+    pub(super) quota: Quota,
+    pub(super) receipt_ttl: Duration,
+    pub(super) on_stored: OnStored,
+    pub(super) metrics: Arc<Metrics>,
     is_closed: AtomicBool,
     /// Nothing awaits under these locks.
     shards: Vec<Mutex<Shard>>,
@@ -75,6 +79,7 @@ impl MemoryStore {
         Self {
             secret: options.secret,
             quota: options.quota,
+            receipt_ttl: options.receipt_ttl,
             on_stored: options.on_stored,
             is_closed: AtomicBool::new(false),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -87,113 +92,48 @@ impl MemoryStore {
         }
     }
 
-    /// Takes the row in, or says why not.
-    fn take(&self, mailbox: MailboxHash, row: Row, now: Timestamp) -> Result<Appended, StoreError> {
-        let row = match self.offer(mailbox, row, now)? {
-            Offered::Done(appended) => return Ok(appended),
-            Offered::OwnerIsFull(row, owner) => {
-                self.relieve(&owner, now)?;
-                row
-            }
-        };
-        Ok(match self.offer(mailbox, row, now)? {
-            Offered::Done(appended) => appended,
-            Offered::OwnerIsFull(..) => Appended::MailboxFull,
-        })
-    }
-
-    /// Takes the row in, or says why not. Everything that decides happens under the shard's lock, so
-    /// that of two senders only one gets the last place or the first use of an id.
-    fn offer(&self, mailbox: MailboxHash, row: Row, now: Timestamp) -> Result<Offered, StoreError> {
-        let mut shard = self.shard(&mailbox)?;
-        if let Some(known) = shard.find(&mailbox, &row.id) {
-            let is_same = row.checksum == known.checksum;
-            return Ok(self.repeated(is_same, known.expires_at));
-        }
-        if let Some(departed) = self.books().departures.recall(&(mailbox, row.id), now) {
-            let is_same = row.checksum == departed.checksum;
-            return Ok(self.repeated(is_same, departed.expires_at));
-        }
-
-        let held = shard.held(&mailbox, row.class);
-        let is_mailbox_full = !self
-            .quota
-            .holder_admits(row.class, held, row.charged_bytes());
-        if row.owner.is_none() && is_mailbox_full {
-            let expired = shard.remove_expired_of(&mailbox, |_| true, now);
-            self.books().depart(Way::Expired, mailbox, &expired, now);
-        }
-        let held = shard.held(&mailbox, row.class);
-        let admitted = self.books().admit(&self.quota, held, mailbox, &row);
-        Ok(match (admitted, row.owner) {
-            (Ok(key), _) => {
-                let expires_at = row.expires_at;
-                shard.insert(mailbox, key, row);
-                Offered::Done(Appended::Stored { expires_at })
-            }
-            (Err(Appended::MailboxFull), Some(owner)) => Offered::OwnerIsFull(row, owner.hash),
-            (Err(full), _) => Offered::Done(full),
-        })
-    }
-
-    /// Takes away what has expired of a full owner. It lies in several shards, so this happens
-    /// outside the one that something was offered to.
-    fn relieve(&self, owner: &MailboxHash, now: Timestamp) -> Result<(), StoreError> {
-        let mailboxes = self.books().mailboxes_of(owner);
-        let is_theirs = |row: &Row| row.owner.is_some_and(|of| of.hash == *owner);
-        for mailbox in mailboxes {
-            let mut shard = self.shard(&mailbox)?;
-            let expired = shard.remove_expired_of(&mailbox, is_theirs, now);
-            self.books().depart(Way::Expired, mailbox, &expired, now);
-        }
-        Ok(())
-    }
-
-    fn repeated(&self, is_same: bool, expires_at: Timestamp) -> Offered {
-        if !is_same {
-            return Offered::Done(Appended::IdReused);
-        }
-        self.metrics.duplicates_total.increment(1);
-        Offered::Done(Appended::Duplicate { expires_at })
-    }
-
     /// Purges what is wanted of a mailbox up to `last`, a slice at a time.
     async fn purge_all(
         &self,
         mailbox: MailboxHash,
         wanted: impl Fn(&Row) -> bool + Send + Sync,
         last: OrderKey,
-        now: Timestamp,
-    ) -> Result<u64, StoreError> {
+        (tells, now): (Tells, Timestamp),
+    ) -> Result<Removed, StoreError> {
         let mut after = Some(OrderKey::START);
-        let mut removed = 0;
+        let mut removed = Removed::default();
         while let Some(from) = after {
-            let (rows, next) = self.purge_slice(mailbox, &wanted, (from, last), now)?;
-            removed += rows;
+            let (rows, next) = self.purge_slice(mailbox, &wanted, (from, last), (tells, now))?;
+            for row in rows {
+                removed.add(Some(row.class));
+            }
             after = next;
             tokio::task::yield_now().await;
         }
         Ok(removed)
     }
 
-    /// Purges up to [`SLICE`] blobs after `after` and up to `last`. Answers how many, and where the
+    /// Purges up to [`SLICE`] blobs after `after` and up to `last`. Answers which, and where the
     /// next slice begins when there may be one.
     fn purge_slice(
         &self,
         mailbox: MailboxHash,
         wanted: impl Fn(&Row) -> bool,
         (after, last): (OrderKey, OrderKey),
-        now: Timestamp,
-    ) -> Result<(u64, Option<OrderKey>), StoreError> {
+        (tells, now): (Tells, Timestamp),
+    ) -> Result<(Vec<Row>, Option<OrderKey>), StoreError> {
         let mut shard = self.shard(&mailbox)?;
         let keys = shard.keys_of(&mailbox, wanted, after, last);
         let removed: Vec<Row> = keys
             .iter()
             .filter_map(|key| shard.remove(&mailbox, *key))
             .collect();
-        self.books().depart(Way::Purged, mailbox, &removed, now);
+        let leaving = Leaving::Purged(tells);
+        self.books().depart(leaving, mailbox, &removed, now);
+        drop(shard);
+        self.tell(leaving, &mailbox, &removed, now);
         let next = keys.last().copied().filter(|_| keys.len() == SLICE);
-        Ok((removed.len() as u64, next))
+        Ok((removed, next))
     }
 
     /// Deletes up to `limit` expired blobs. Each shard has its own queue by expiry; always taking
@@ -214,11 +154,14 @@ impl MemoryStore {
             // The head may be another one by now: acknowledged, or overtaken by an older expiry.
             if let Some((_, key, mailbox)) = shard.first_expired(now) {
                 let removed = shard.remove(&mailbox, key);
+                let leaving = Leaving::Expired;
                 self.books()
-                    .depart(Way::Expired, mailbox, removed.as_slice(), now);
+                    .depart(leaving, mailbox, removed.as_slice(), now);
                 swept.blobs += removed.iter().count() as u64;
                 let head = shard.first_expired(now);
                 heads.extend(head.map(|head| Reverse((head, index))));
+                drop(shard);
+                self.tell(leaving, &mailbox, removed.as_slice(), now);
             }
         }
         if !swept.more {
@@ -257,7 +200,7 @@ impl MemoryStore {
 
     /// The shard of a mailbox. An error once the store is closed: [`Store::close`] passes through
     /// every lock, so that nothing is written after it returned.
-    fn shard(&self, mailbox: &MailboxHash) -> Result<MutexGuard<'_, Shard>, StoreError> {
+    pub(super) fn shard(&self, mailbox: &MailboxHash) -> Result<MutexGuard<'_, Shard>, StoreError> {
         // The hash is uniform, so its first byte is.
         self.shard_at(usize::from(mailbox.as_bytes()[0]) % SHARDS)
     }
@@ -270,16 +213,9 @@ impl MemoryStore {
         Ok(shard)
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    pub(super) fn books(&self) -> MutexGuard<'_, Books> {
         lock(&self.books)
     }
-}
-
-/// What became of a row that was offered to its mailbox.
-enum Offered {
-    Done(Appended),
-    /// Its owner has too much for it; something may have expired.
-    OwnerIsFull(Row, MailboxHash),
 }
 
 #[async_trait]
@@ -298,6 +234,7 @@ impl Store for MemoryStore {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
         let mut shard = self.shard(&mailbox)?;
@@ -305,23 +242,63 @@ impl Store for MemoryStore {
             .iter()
             .filter_map(|id| shard.remove_id(&mailbox, id))
             .collect();
-        self.books()
-            .depart(Way::Acknowledged, mailbox, &removed, now);
-        Ok(Pending::ready(Removed {
-            blobs: removed.len() as u64,
-        }))
+        let leaving = Leaving::Acknowledged(tells);
+        self.books().depart(leaving, mailbox, &removed, now);
+        drop(shard);
+        self.tell(leaving, &mailbox, &removed, now);
+        let mut counted = Removed::default();
+        for row in removed {
+            counted.add(Some(row.class));
+        }
+        Ok(Pending::ready(counted))
+    }
+
+    async fn delivered(
+        &self,
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        for id in ids {
+            let to = self.shard(&mailbox)?.delivered(&mailbox, &id);
+            if let Some(to) = to {
+                self.tell_delivered(&mailbox, (id, to), now);
+            }
+        }
+        Ok(Pending::ready(()))
+    }
+
+    async fn extend(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let mut shard = self.shard(&mailbox)?;
+        shard.extend(&mailbox, &id, expires_at, now);
+        Ok(Pending::ready(()))
+    }
+
+    async fn cancel(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        self.withdraw(mailbox, &id, now).map(Pending::ready)
     }
 
     async fn purge(
         &self,
         mailbox: MailboxHash,
         view: View,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Removed, StoreError> {
         let last = self.shard(&mailbox)?.last_key(&mailbox);
         let is_shown = |row: &Row| view.shows(row.class);
-        let blobs = self.purge_all(mailbox, is_shown, last, now).await?;
-        Ok(Removed { blobs })
+        self.purge_all(mailbox, is_shown, last, (tells, now)).await
     }
 
     async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
@@ -334,7 +311,9 @@ impl Store for MemoryStore {
         let is_theirs = |row: &Row| row.owner.is_some_and(|of| of.hash == owner);
         let mut removed = Removed::default();
         for mailbox in mailboxes {
-            removed.blobs += self.purge_all(mailbox, is_theirs, last, now).await?;
+            let told = (Tells::Nobody, now);
+            let purged = self.purge_all(mailbox, is_theirs, last, told).await?;
+            removed.blobs += purged.blobs;
         }
         Ok(removed)
     }
@@ -361,6 +340,16 @@ impl Store for MemoryStore {
         Ok(self
             .shard(&mailbox)?
             .page(&mailbox, view, after, bounds, now))
+    }
+
+    async fn holdings(
+        &self,
+        mailboxes: Vec<MailboxHash>,
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Holding>, StoreError> {
+        let holding = |mailbox| Ok(self.shard(mailbox)?.holding(mailbox, view, now));
+        mailboxes.iter().map(holding).collect()
     }
 
     async fn device_sync_backlog(

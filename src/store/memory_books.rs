@@ -4,23 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::leaving::Leaving;
 use super::memory::SLICE;
 use super::memory_recovery::Proofs;
 use super::memory_shard::Row;
-use super::model::{Appended, OrderKey, RecoveryProof, RecoveryPut, Usage};
+use super::model::{Appended, Class, OrderKey, RecoveryProof, RecoveryPut, Usage};
 use super::quota::{Held, HeldInAll, Quota};
 use super::tally::{Happened, Ledger};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use crate::metrics::Metrics;
-
-/// How a blob left.
-#[derive(Clone, Copy)]
-pub(super) enum Way {
-    Acknowledged,
-    Purged,
-    Expired,
-}
 
 /// What is counted over all mailboxes. Under one lock, so that the sums hold whenever somebody
 /// looks, and so that no gauge is overwritten by an older value.
@@ -81,17 +74,18 @@ impl Books {
     }
 
     /// Counts one row more and draws its key, if there is room beside what its mailbox has `held`
-    /// in its class, or what its owner has.
+    /// in its class, or what its owner has. `given_back` are the bytes of the row that it replaces.
     pub(super) fn admit(
         &mut self,
         quota: &Quota,
-        held: Held,
+        (held, given_back): (Held, u64),
         mailbox: MailboxHash,
         row: &Row,
     ) -> Result<OrderKey, Appended> {
         let charged_bytes = row.charged_bytes();
         let held = row.owner.map_or(held, |owner| self.held_by(&owner.hash));
-        quota.admits(row.class, held, self.held.bytes, charged_bytes)?;
+        let bytes = self.held.bytes.saturating_sub(given_back);
+        quota.admits(row.class, held, bytes, charged_bytes)?;
         if let Some(owner) = row.owner {
             let book = self.owners.entry(owner.hash).or_default();
             book.held.add(charged_bytes);
@@ -105,26 +99,37 @@ impl Books {
         Ok(self.last_key)
     }
 
+    /// A receipt found no room.
+    pub(super) fn drop_receipt(&mut self) {
+        let happened = Happened {
+            receipts_dropped: 1,
+            ..Happened::default()
+        };
+        self.ledger.count(happened, self.held);
+    }
+
     /// Counts the rows as gone and remembers them.
-    pub(super) fn depart(&mut self, way: Way, mailbox: MailboxHash, rows: &[Row], now: Timestamp) {
+    pub(super) fn depart(
+        &mut self,
+        leaving: Leaving,
+        mailbox: MailboxHash,
+        rows: &[Row],
+        now: Timestamp,
+    ) {
         if rows.is_empty() {
             return;
         }
         let mut happened = Happened::default();
         for row in rows {
-            let counts = happened.to(Some(row.class));
-            *match way {
-                Way::Acknowledged => &mut counts.acknowledged,
-                Way::Purged => &mut counts.purged,
-                Way::Expired => &mut counts.expired,
-            } += 1;
+            *leaving.count_in(happened.to(Some(row.class))) += 1;
             self.held.remove(Some(row.class), row.charged_bytes());
             self.leave_owner(mailbox, row);
         }
         self.ledger.count(happened, self.held);
 
         let mut forgotten_early = 0;
-        for row in rows {
+        // Nobody hands in a receipt, so none is handed in twice.
+        for row in rows.iter().filter(|row| row.class != Class::Receipt) {
             forgotten_early += self.departures.remember(mailbox, row, now);
         }
         self.metrics
@@ -296,7 +301,6 @@ impl Departures {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::model::Class;
     use super::*;
 
     fn row(body: &'static [u8]) -> Row {
@@ -304,6 +308,9 @@ mod tests {
             id: BlobId::from_bytes([1; 16]),
             class: Class::SeenByV1,
             owner: None,
+            topic: None,
+            receipt_to: None,
+            is_delivered_told: false,
             stored_at: Timestamp::default(),
             expires_at: Timestamp::from_millis(9),
             checksum: [body[0]; 16],

@@ -5,14 +5,17 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
+use super::leaving::Leaving;
 use super::memory::SLICE;
 use super::model::{
-    BacklogCursor, Class, Envelope, OrderKey, Owner, Page, PageBounds, StoredBlob, View,
+    BacklogCursor, Class, Envelope, Holding, OrderKey, Owner, Page, PageBounds, StoredBlob, View,
     charged_bytes,
 };
-use super::quota::Held;
+use super::plan::topic_of;
+use super::plan_needs::receipt_to;
+use super::quota::{Held, held_beside};
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash};
+use crate::ids::{BlobId, MailboxHash, Topic};
 
 /// A blob as it is kept.
 pub(super) struct Row {
@@ -20,6 +23,10 @@ pub(super) struct Row {
     pub(super) class: Class,
     /// Only of device sync messages.
     pub(super) owner: Option<Owner>,
+    pub(super) topic: Option<Topic>,
+    /// Where its sender hears what becomes of it.
+    pub(super) receipt_to: Option<MailboxHash>,
+    pub(super) is_delivered_told: bool,
     pub(super) stored_at: Timestamp,
     pub(super) expires_at: Timestamp,
     pub(super) checksum: [u8; 16],
@@ -37,6 +44,9 @@ impl Row {
             owner: envelope
                 .owner
                 .filter(|_| envelope.class == Class::DeviceSync),
+            topic: topic_of(envelope),
+            receipt_to: receipt_to(envelope),
+            is_delivered_told: false,
             stored_at: envelope.stored_at,
             expires_at: envelope.expires_at,
             checksum,
@@ -49,6 +59,19 @@ impl Row {
         charged_bytes(self.sealed.len() + self.body.len())
     }
 
+    /// Whether it came from a sender to this mailbox: no receipt, no device sync message.
+    pub(super) fn is_blob(&self) -> bool {
+        matches!(self.class, Class::SeenByV1 | Class::ProvenOnly)
+    }
+
+    /// How it leaves when its sender takes it away: nobody takes away what has expired.
+    pub(super) fn or_expired(&self, leaving: Leaving, now: Timestamp) -> Leaving {
+        match self.is_expired(now) {
+            true => Leaving::Expired,
+            false => leaving,
+        }
+    }
+
     pub(super) fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at <= now
     }
@@ -59,6 +82,8 @@ impl Row {
             id: self.id,
             class: self.class,
             version: self.owner.map(|owner| owner.version),
+            wants_receipts: self.receipt_to.is_some(),
+            is_delivered_told: self.is_delivered_told,
             stored_at: self.stored_at,
             expires_at: self.expires_at,
             sealed: self.sealed.clone(),
@@ -80,6 +105,7 @@ pub(super) struct Shard {
 pub(super) struct Mailbox {
     pub(super) rows: BTreeMap<OrderKey, Row>,
     pub(super) ids: HashMap<BlobId, OrderKey>,
+    pub(super) topics: HashMap<Topic, OrderKey>,
     /// The same rows, the oldest expiry first: a full mailbox finds its expired ones without a scan.
     pub(super) expiries: BTreeSet<(Timestamp, OrderKey)>,
     /// By [`Class`].
@@ -96,10 +122,11 @@ impl Shard {
         !self.mailboxes.contains_key(mailbox)
     }
 
+    /// What a mailbox holds that counts against the quota of this class.
     pub(super) fn held(&self, mailbox: &MailboxHash, class: Class) -> Held {
         self.mailboxes
             .get(mailbox)
-            .map(|mailbox| mailbox.held[class as usize])
+            .map(|mailbox| held_beside(class, &mailbox.held))
             .unwrap_or_default()
     }
 
@@ -209,6 +236,9 @@ impl Shard {
         let mailbox = self.mailboxes.entry(name).or_default();
         mailbox.held[row.class as usize].add(row.charged_bytes());
         mailbox.ids.insert(row.id, key);
+        if let Some(topic) = row.topic {
+            mailbox.topics.insert(topic, key);
+        }
         mailbox.expiries.insert((row.expires_at, key));
         self.expiries.insert((row.expires_at, key, name));
         mailbox.rows.insert(key, row);
@@ -219,6 +249,9 @@ impl Shard {
         let row = mailbox.rows.remove(&key)?;
         mailbox.held[row.class as usize].remove(row.charged_bytes());
         mailbox.ids.remove(&row.id);
+        if let Some(topic) = row.topic {
+            mailbox.topics.remove(&topic);
+        }
         mailbox.expiries.remove(&(row.expires_at, key));
         self.expiries.remove(&(row.expires_at, key, *name));
         if mailbox.rows.is_empty() {
@@ -230,6 +263,74 @@ impl Shard {
     pub(super) fn remove_id(&mut self, name: &MailboxHash, id: &BlobId) -> Option<Row> {
         let key = *self.mailboxes.get(name)?.ids.get(id)?;
         self.remove(name, key)
+    }
+
+    /// The row that a blob of this topic replaces, with its key.
+    pub(super) fn of_topic(
+        &self,
+        mailbox: &MailboxHash,
+        topic: Option<Topic>,
+    ) -> Option<(OrderKey, &Row)> {
+        let mailbox = self.mailboxes.get(mailbox)?;
+        let key = *mailbox.topics.get(&topic?)?;
+        Some((key, mailbox.rows.get(&key)?))
+    }
+
+    /// Lets a blob live until `expires_at`, if it has not expired and that is later.
+    pub(super) fn extend(
+        &mut self,
+        name: &MailboxHash,
+        id: &BlobId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) {
+        let Some(mailbox) = self.mailboxes.get_mut(name) else {
+            return;
+        };
+        let key = mailbox.ids.get(id).copied();
+        let Some((key, row)) = key.and_then(|key| Some((key, mailbox.rows.get_mut(&key)?))) else {
+            return;
+        };
+        if !row.is_blob() || row.is_expired(now) || expires_at <= row.expires_at {
+            return;
+        }
+        mailbox.expiries.remove(&(row.expires_at, key));
+        self.expiries.remove(&(row.expires_at, key, *name));
+        row.expires_at = expires_at;
+        mailbox.expiries.insert((expires_at, key));
+        self.expiries.insert((expires_at, key, *name));
+    }
+
+    /// Marks a row as delivered. Answers where its sender wants to hear that, the first time.
+    pub(super) fn delivered(&mut self, name: &MailboxHash, id: &BlobId) -> Option<MailboxHash> {
+        let mailbox = self.mailboxes.get_mut(name)?;
+        let row = mailbox.rows.get_mut(mailbox.ids.get(id)?)?;
+        let to = row.receipt_to.filter(|_| !row.is_delivered_told)?;
+        row.is_delivered_told = true;
+        Some(to)
+    }
+
+    /// What a mailbox holds of what `view` shows.
+    pub(super) fn holding(&self, mailbox: &MailboxHash, view: View, now: Timestamp) -> Holding {
+        let Some(mailbox) = self.mailboxes.get(mailbox) else {
+            return Holding::default();
+        };
+        let waiting = mailbox
+            .rows
+            .values()
+            .filter(|row| view.shows(row.class) && !row.is_expired(now));
+        let mut holding = Holding {
+            pending: waiting
+                .take(Holding::PENDING_MAX as usize)
+                .fold(0, |count, _| count + 1),
+            ..Holding::default()
+        };
+        for class in Class::ALL.into_iter().filter(|class| view.shows(*class)) {
+            let held = mailbox.held[class as usize];
+            holding.blobs += held.blobs;
+            holding.bytes += held.bytes;
+        }
+        holding
     }
 
     /// Removes what has expired of a mailbox and is `wanted`.
@@ -292,6 +393,8 @@ mod tests {
             id: BlobId::from_bytes([1; 16]),
             class: Class::SeenByV1,
             owner: None,
+            topic: None,
+            receipt_to: None,
             stored_at: Timestamp::default(),
             expires_at: Timestamp::default(),
             sealed: buffer.slice(..3),

@@ -8,23 +8,29 @@
 //! Beside blobs: `recovery` (what is known of lost keys) and `pins` (mailboxes that only a proof
 //! opens) each hold the rule that both engines go by.
 //!
-//! Of memory: `memory_shard` (mailboxes that share a lock), `memory_books` (what is counted over
-//! all), `memory_recovery`, `memory_pins`.
+//! Of memory: `memory_append` (how a blob is taken in), `memory_shard` (mailboxes that share a
+//! lock), `memory_books` (what is counted over all), `memory_receipts`, `memory_recovery`,
+//! `memory_pins`.
 //!
-//! Behind the pipeline: `committer` is its task. `plan` folds a batch, with `working_set` (what a
-//! mailbox holds), `owners` (what an identity has on its devices) and `departures` (what left
-//! lately) as its memory; `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock,
-//! schema), `sqlite_load` (what a batch must know), `sqlite_writer` (its transaction),
-//! `sqlite_rows`, `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what
-//! failed), `sqlite_pages` (reading).
+//! Behind the pipeline: `write` is what waits in it, `committer` its task. `plan` folds a batch, with
+//! `plan_needs` (what must be read for that), `plan_append` (what comes), `leaving` (how a row
+//! leaves) and `plan_receipts` (what senders are told of that); `working_set` (what a mailbox holds),
+//! `owners` (what an identity has on its devices) and `departures` (what left lately) are its memory;
+//! `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load`
+//! (what a batch must know), `sqlite_writer` (its transaction), `sqlite_rows`, `sqlite_blobs`,
+//! `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what failed),
+//! `sqlite_pages` (reading), `sqlite_sweep` (deleting what has expired).
 
 mod commit;
 mod committer;
 mod departures;
 mod disk;
+mod leaving;
 pub mod memory;
+mod memory_append;
 mod memory_books;
 mod memory_pins;
+mod memory_receipts;
 mod memory_recovery;
 mod memory_shard;
 pub mod model;
@@ -32,9 +38,14 @@ pub mod observed;
 mod owners;
 mod pins;
 mod plan;
+mod plan_append;
+mod plan_needs;
+mod plan_receipts;
 pub mod quota;
+mod receipt;
 mod recovery;
 pub mod sqlite;
+mod sqlite_blobs;
 mod sqlite_errors;
 mod sqlite_load;
 mod sqlite_open;
@@ -42,9 +53,11 @@ mod sqlite_pages;
 mod sqlite_pins;
 mod sqlite_recovery;
 mod sqlite_rows;
+mod sqlite_sweep;
 mod sqlite_writer;
 mod tally;
 mod working_set;
+mod write;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -58,11 +71,12 @@ use tokio::sync::oneshot;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use model::{
-    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
-    RecoveryPut, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 
-/// Called by an engine after the commit, once for each mailbox that has something new.
+/// Called by an engine after the commit for each mailbox that has something new: once for blobs,
+/// once for receipts.
 ///
 /// It comes from the committer and not from the sender's session, so that a sender who does not
 /// take its answers never delays a recipient. It must return quickly and not block.
@@ -79,13 +93,43 @@ pub trait Store: Send + Sync + 'static {
     /// Takes a blob into its mailbox. `envelope.stored_at` is the time of the call.
     async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError>;
 
-    /// Deletes blobs that their recipient has. What is not there (any more) is passed over.
+    /// Deletes blobs and receipts that their recipient has. What is not there (any more) is passed
+    /// over.
     async fn acknowledge(
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError>;
+
+    /// Tells the senders of these blobs that they were delivered: those who asked to hear it and
+    /// have not been told before. For subscribers that let senders know; what is not there (any
+    /// more) is passed over.
+    async fn delivered(
+        &self,
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError>;
+
+    /// Lets a blob live until `expires_at`, if that is later than its expiry. The answer does not
+    /// tell whether it was there; one that has expired stays so.
+    async fn extend(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError>;
+
+    /// Deletes a blob for its sender. The answer does not tell whether it was there.
+    async fn cancel(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError>;
 
     /// Deletes everything of a mailbox that `view` can see and that was stored before this call;
     /// durable when it returns. Large mailboxes are emptied in slices between other writes.
@@ -93,6 +137,7 @@ pub trait Store: Send + Sync + 'static {
         &self,
         mailbox: MailboxHash,
         view: View,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Removed, StoreError>;
 
@@ -114,6 +159,14 @@ pub trait Store: Send + Sync + 'static {
         bounds: PageBounds,
         now: Timestamp,
     ) -> Result<Page, StoreError>;
+
+    /// What each of these mailboxes holds of what `view` shows, in the order asked.
+    async fn holdings(
+        &self,
+        mailboxes: Vec<MailboxHash>,
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Holding>, StoreError>;
 
     /// What waited for a device when its first page was asked for: device sync messages by version,
     /// then by arrival, bounded and checked as a page is. What comes later is read with

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash};
+use crate::ids::{BlobId, MailboxHash, Topic};
+
+pub use super::receipt::{Receipt, ReceiptKind};
 
 /// What each row costs beside its body: the row, its index entries and its departure.
 /// Counted for the mailbox and for the relay alike, because empty blobs fill disks too.
@@ -17,14 +19,21 @@ pub enum Class {
     SeenByV1 = 0,
     /// Submitted through v2: only subscribers who proved possession see it.
     ProvenOnly = 1,
-    // 2 is kept for receipts.
+    /// What became of a blob, told to its sender ([`Receipt`]): a row of the receipt mailbox, for
+    /// subscribers who proved possession. The store makes these itself.
+    Receipt = 2,
     /// From one device of an identity to another; has an [`Owner`].
     DeviceSync = 3,
 }
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 3] = [Self::SeenByV1, Self::ProvenOnly, Self::DeviceSync];
+    pub const ALL: [Self; Self::NUMBERS] = [
+        Self::SeenByV1,
+        Self::ProvenOnly,
+        Self::Receipt,
+        Self::DeviceSync,
+    ];
 
     /// One more than the largest number, for tables that are indexed by it.
     pub const NUMBERS: usize = 4;
@@ -40,7 +49,7 @@ impl Class {
 pub enum View {
     /// A v1 session: what was submitted through v1.
     V1,
-    /// A subscriber who proved possession: every blob.
+    /// A subscriber who proved possession: every blob, and every receipt.
     Proven,
     /// A device of an identity: what its other devices sent it.
     DeviceSync,
@@ -77,6 +86,11 @@ pub struct Envelope {
     pub class: Class,
     /// Given exactly for [`Class::DeviceSync`].
     pub owner: Option<Owner>,
+    /// It replaces the blob of the same mailbox and topic that was not acknowledged. Not for device
+    /// sync.
+    pub topic: Option<Topic>,
+    /// In which mailbox its sender hears what became of it, if at all. Not for device sync.
+    pub receipt_to: Option<MailboxHash>,
     /// When it was handed in: now.
     pub stored_at: Timestamp,
     /// From this moment on it is never delivered.
@@ -140,6 +154,10 @@ pub struct StoredBlob {
     pub class: Class,
     /// Of a device sync message: the version that its sender gave it.
     pub version: Option<u64>,
+    /// Whether its sender asked to hear what becomes of it.
+    pub wants_receipts: bool,
+    /// Whether its sender has been told that it was delivered.
+    pub is_delivered_told: bool,
     /// When it was handed in.
     pub stored_at: Timestamp,
     /// From this moment on it is never delivered.
@@ -148,6 +166,39 @@ pub struct StoredBlob {
     pub sealed: Bytes,
     /// The blob.
     pub body: Bytes,
+}
+
+impl StoredBlob {
+    /// What it says, when it is a receipt.
+    pub fn receipt(&self) -> Option<Receipt> {
+        (self.class == Class::Receipt).then(|| Receipt::parse(&self.body))?
+    }
+}
+
+/// Whether the senders of blobs that asked for receipts hear of this: whoever took the blobs says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tells {
+    /// Those who asked hear of it.
+    Senders,
+    /// Nobody does.
+    Nobody,
+}
+
+/// What one mailbox holds for one view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Holding {
+    /// Rows that wait to be delivered, counted up to [`Holding::PENDING_MAX`]. What expired less
+    /// than ten minutes ago may be among them.
+    pub pending: u32,
+    /// Rows that count against its quota.
+    pub blobs: u64,
+    /// Their charged bytes.
+    pub bytes: u64,
+}
+
+impl Holding {
+    /// Up to how many rows that wait are counted.
+    pub const PENDING_MAX: u32 = 1_000;
 }
 
 /// How much a page may hold. At least one blob is returned, however large, when there is one.
@@ -198,12 +249,29 @@ pub struct Page<C = OrderKey> {
 pub struct Removed {
     /// Blobs, or device sync messages.
     pub blobs: u64,
+    /// Receipts.
+    pub receipts: u64,
+}
+
+impl Removed {
+    /// One row more of this class; what this build does not know counts as a blob.
+    pub(super) fn add(&mut self, class: Option<Class>) {
+        match class {
+            Some(Class::Receipt) => self.receipts += 1,
+            _ => self.blobs += 1,
+        }
+    }
+
+    /// Rows of either kind.
+    pub fn rows(self) -> u64 {
+        self.blobs + self.receipts
+    }
 }
 
 /// What one step of the sweep did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Swept {
-    /// Expired blobs deleted, device sync messages included.
+    /// Expired rows deleted: blobs, device sync messages and receipts.
     pub blobs: u64,
     /// Whether another step would find more.
     pub more: bool,
@@ -212,7 +280,8 @@ pub struct Swept {
 }
 
 /// What is kept of one kind, and how it came to that. Over the life of a process
-/// `stored_at_start + created = acknowledged + purged + expired + lost + stored`.
+/// `stored_at_start + created = acknowledged + cancelled + replaced + purged + expired + lost +
+/// stored`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Kept {
     /// Kept when the store was opened.
@@ -221,6 +290,10 @@ pub struct Kept {
     pub created: u64,
     /// Deleted by acknowledgement since.
     pub acknowledged: u64,
+    /// Withdrawn by their sender since; only blobs are.
+    pub cancelled: u64,
+    /// Replaced by a later one of the same topic since; only blobs are.
+    pub replaced: u64,
     /// Deleted by purge since.
     pub purged: u64,
     /// Deleted because they had expired, since.
@@ -235,7 +308,13 @@ impl Kept {
     /// Whether the sum above holds.
     pub fn is_conserved(&self) -> bool {
         self.stored_at_start + self.created
-            == self.acknowledged + self.purged + self.expired + self.lost + self.stored
+            == self.acknowledged
+                + self.cancelled
+                + self.replaced
+                + self.purged
+                + self.expired
+                + self.lost
+                + self.stored
     }
 }
 
@@ -248,6 +327,10 @@ pub struct Usage {
     pub created: u64,
     /// Blobs deleted by acknowledgement since.
     pub acknowledged: u64,
+    /// Blobs withdrawn by their sender since.
+    pub cancelled: u64,
+    /// Blobs replaced by a later one of the same topic since.
+    pub replaced: u64,
     /// Blobs deleted by purge since.
     pub purged: u64,
     /// Blobs deleted because they had expired, since.
@@ -258,6 +341,10 @@ pub struct Usage {
     pub stored: u64,
     /// Device sync messages, a sum of their own.
     pub device_sync: Kept,
+    /// Receipts, a sum of their own.
+    pub receipts: Kept,
+    /// Receipts that found their mailbox or the relay full and were never written.
+    pub receipts_dropped: u64,
     /// Recovery proofs kept now.
     pub recovery_proofs: u64,
     /// Pins kept now.
@@ -274,6 +361,8 @@ impl Usage {
             stored_at_start: self.stored_at_start,
             created: self.created,
             acknowledged: self.acknowledged,
+            cancelled: self.cancelled,
+            replaced: self.replaced,
             purged: self.purged,
             expired: self.expired,
             lost: self.lost,
@@ -281,9 +370,11 @@ impl Usage {
         }
     }
 
-    /// Whether both sums hold.
+    /// Whether all three sums hold.
     pub fn is_conserved(&self) -> bool {
-        self.blobs().is_conserved() && self.device_sync.is_conserved()
+        self.blobs().is_conserved()
+            && self.device_sync.is_conserved()
+            && self.receipts.is_conserved()
     }
 }
 

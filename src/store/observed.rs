@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::model::{
-    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
-    RecoveryPut, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 use super::{Pending, Store, StoreError};
 use crate::clock::Timestamp;
@@ -45,18 +45,48 @@ impl Store for Observed {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
-        self.counted(self.inner.acknowledge(mailbox, ids, now).await)
+        self.counted(self.inner.acknowledge(mailbox, ids, tells, now).await)
+    }
+
+    async fn delivered(
+        &self,
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        self.counted(self.inner.delivered(mailbox, ids, now).await)
+    }
+
+    async fn extend(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        self.counted(self.inner.extend(mailbox, id, expires_at, now).await)
+    }
+
+    async fn cancel(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        self.counted(self.inner.cancel(mailbox, id, now).await)
     }
 
     async fn purge(
         &self,
         mailbox: MailboxHash,
         view: View,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Removed, StoreError> {
-        self.counted(self.inner.purge(mailbox, view, now).await)
+        self.counted(self.inner.purge(mailbox, view, tells, now).await)
     }
 
     async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
@@ -79,6 +109,15 @@ impl Store for Observed {
         let page = self.inner.page(mailbox, view, after, bounds, now).await;
         self.metrics.page_duration_seconds.record(began.elapsed());
         self.counted(page)
+    }
+
+    async fn holdings(
+        &self,
+        mailboxes: Vec<MailboxHash>,
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Holding>, StoreError> {
+        self.counted(self.inner.holdings(mailboxes, view, now).await)
     }
 
     async fn device_sync_backlog(

@@ -5,19 +5,21 @@
 //! write sees what the ones before it in the same batch did.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use super::commit::{Cause, Checksum, Outcome, Write};
 use super::departures::{Departure, Departures};
-use super::model::{
-    Appended, Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed,
-};
+use super::leaving::Leaving;
+use super::model::{Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, Tells};
 use super::pins::{KnownPins, PinPlan};
-use super::quota::{Held, HeldInAll, Quota};
+use super::plan_needs::receipt_to;
+use super::plan_receipts::Due;
+use super::quota::{HeldInAll, Quota};
 use super::recovery::{KnownProofs, ProofPlan};
 use super::tally::Happened;
 use super::working_set::{Entry, Size, WorkingSets, to_i64};
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash};
+use crate::ids::{BlobId, MailboxHash, Topic};
 use crate::secrets::Secret;
 
 /// What a plan goes by.
@@ -27,10 +29,12 @@ pub(super) struct Rules<'a> {
     /// Whether the disk has room for new blobs.
     pub(super) has_room: bool,
     pub(super) departures: &'a Departures,
+    /// How long a receipt lives.
+    pub(super) receipt_ttl: Duration,
 }
 
 /// A row without its bodies.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) mailbox64: i64,
     pub(super) id64: i64,
@@ -41,9 +45,44 @@ pub(super) struct Header {
     pub(super) expires_at: Timestamp,
     /// Whose device sync message it is.
     pub(super) owner: Option<MailboxHash>,
+    pub(super) topic: Option<Topic>,
+    /// Where its sender hears what becomes of it.
+    pub(super) receipt_to: Option<MailboxHash>,
+    /// Whether its sender has been told that it was delivered.
+    pub(super) is_delivered_told: bool,
 }
 
 impl Header {
+    /// Of the row that this envelope becomes.
+    pub(super) fn new(envelope: &Envelope, checksum: &Checksum, secret: &Secret) -> Self {
+        Self {
+            mailbox64: envelope.mailbox.prefix64(),
+            id64: secret.id64(&envelope.id),
+            mailbox: envelope.mailbox,
+            id: envelope.id,
+            checksum: *checksum,
+            size: Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class),
+            expires_at: envelope.expires_at,
+            owner: owner_of(envelope).map(|owner| owner.hash),
+            topic: topic_of(envelope),
+            receipt_to: receipt_to(envelope),
+            is_delivered_told: false,
+        }
+    }
+
+    /// Whether it came from a sender to this mailbox: no receipt, no device sync message.
+    fn is_blob(&self) -> bool {
+        matches!(self.size.class(), Some(Class::SeenByV1 | Class::ProvenOnly))
+    }
+
+    /// How it leaves when its sender takes it away: nobody takes away what has expired.
+    pub(super) fn or_expired(&self, leaving: Leaving, now: Timestamp) -> Leaving {
+        match self.expires_at <= now {
+            true => Leaving::Expired,
+            false => leaving,
+        }
+    }
+
     pub(super) fn owner64(&self) -> Option<i64> {
         self.owner.map(|owner| owner.prefix64())
     }
@@ -54,6 +93,8 @@ impl Header {
 pub(super) struct Known {
     /// The rows that the batch may touch, by key.
     pub(super) headers: HashMap<i64, Header>,
+    /// The rows that the batch may replace, by the prefixes of mailbox and topic.
+    pub(super) topics: HashMap<(i64, i64), Vec<i64>>,
     /// The expired rows of mailboxes that the batch would fill.
     pub(super) expired: HashMap<i64, Vec<i64>>,
     /// The expired rows of owners that the batch would fill.
@@ -62,14 +103,28 @@ pub(super) struct Known {
     pub(super) pins: KnownPins,
 }
 
+/// Where a row that is inserted comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Insert {
+    /// It is what this write of the batch brings.
+    Write(usize),
+    /// It is this one of the plan's receipts.
+    Receipt(usize),
+}
+
 /// What is to be done in one transaction.
 #[derive(Debug)]
 pub(super) struct Plan {
     /// The key of the first insert.
     pub(super) first_key: i64,
-    /// For each key from the first: which write of the batch it holds, unless that left again.
-    pub(super) inserts: Vec<Option<usize>>,
+    /// For each key from the first: what it holds, unless that left again.
+    pub(super) inserts: Vec<Option<Insert>>,
+    pub(super) receipts: Vec<(Envelope, Checksum)>,
     pub(super) deletes: Vec<i64>,
+    /// Rows that live longer, those that are inserted among them.
+    pub(super) extended: HashMap<i64, Timestamp>,
+    /// Rows whose sender is told that they were delivered, those that are inserted among them.
+    pub(super) delivered: HashSet<i64>,
     pub(super) set_aside: Vec<i64>,
     pub(super) departures: Vec<Departure>,
     pub(super) proofs: ProofPlan,
@@ -97,92 +152,39 @@ impl Plan {
         self.first_key + to_i64(self.inserts.len() as u64)
     }
 
+    /// The row that is inserted under each key, unless it left again.
+    pub(super) fn rows<'a>(
+        &'a self,
+        batch: &[&'a Write],
+    ) -> impl Iterator<Item = (i64, &'a Envelope, &'a Checksum)> {
+        (self.first_key..)
+            .zip(&self.inserts)
+            .filter_map(|(key, insert)| {
+                let (envelope, checksum) = match (*insert)? {
+                    Insert::Receipt(index) => {
+                        let (envelope, checksum) = self.receipts.get(index)?;
+                        (envelope, checksum)
+                    }
+                    Insert::Write(index) => match batch.get(index)? {
+                        Write::Append { envelope, checksum } => (envelope, checksum),
+                        _ => return None,
+                    },
+                };
+                Some((key, envelope, checksum))
+            })
+    }
+
     /// Whether there is nothing to commit: repeats, and acknowledgements of what is gone.
     pub(super) fn is_empty(&self) -> bool {
         self.inserts.is_empty()
             && self.deletes.is_empty()
             && self.set_aside.is_empty()
+            && self.extended.is_empty()
+            && self.delivered.is_empty()
             && self.proofs.is_empty()
             && self.pins.changed.is_empty()
             && !self.is_trial
     }
-}
-
-/// The keys of the rows that may be what the batch is about, to be read before it is folded.
-pub(super) fn rows_to_read(batch: &[&Write], sets: &WorkingSets, secret: &Secret) -> Vec<i64> {
-    let mut keys = Vec::new();
-    let mut find = |mailbox: &MailboxHash, id: &BlobId| {
-        if let Some(set) = sets.peek(mailbox.prefix64()) {
-            keys.extend(set.find(secret.id64(id)));
-        }
-    };
-    for write in batch {
-        match write {
-            Write::Append { envelope, .. } => find(&envelope.mailbox, &envelope.id),
-            Write::Acknowledge { mailbox, ids, .. } => ids.iter().for_each(|id| find(mailbox, id)),
-            _ => {}
-        }
-    }
-    for write in batch {
-        if let Write::Remove { keys: rows, .. } = write {
-            keys.extend(rows.iter().map(|key| key.0));
-        }
-    }
-    keys.sort_unstable();
-    keys.dedup();
-    keys
-}
-
-/// The mailboxes whose working set must be in memory before the batch is folded.
-pub(super) fn mailboxes_to_read(batch: &[&Write], sets: &mut WorkingSets) -> Vec<i64> {
-    let mut missing: Vec<_> = batch
-        .iter()
-        .filter_map(|write| match write {
-            Write::Append { envelope, .. } => Some(envelope.mailbox.prefix64()),
-            Write::Acknowledge { mailbox, ids, .. } if !ids.is_empty() => Some(mailbox.prefix64()),
-            _ => None,
-        })
-        .filter(|mailbox64| sets.get(*mailbox64).is_none())
-        .collect();
-    missing.sort_unstable();
-    missing.dedup();
-    missing
-}
-
-/// The mailboxes that this batch would fill although something in them may have expired, each
-/// with the time to look at.
-pub(super) fn mailboxes_to_relieve(
-    batch: &[&Write],
-    sets: &WorkingSets,
-    quota: &Quota,
-) -> HashMap<i64, Timestamp> {
-    let mut wanted: HashMap<_, (Held, u64)> = HashMap::new();
-    let mut full = HashMap::new();
-    for write in batch {
-        let Write::Append { envelope, .. } = write else {
-            continue;
-        };
-        if owner_of(envelope).is_some() {
-            continue;
-        }
-        let mailbox64 = envelope.mailbox.prefix64();
-        let Some(set) = sets.peek(mailbox64) else {
-            continue;
-        };
-        let (held, last) = wanted
-            .entry((mailbox64, envelope.class as u8))
-            .or_insert((set.held(envelope.class), 0));
-        held.add(*last);
-        *last = 0;
-        let bytes = envelope.charged_bytes();
-        let may_have_expired = set.earliest_expiry() <= envelope.stored_at;
-        if may_have_expired && !quota.holder_admits(envelope.class, *held, bytes) {
-            let latest = full.entry(mailbox64).or_insert(envelope.stored_at);
-            *latest = envelope.stored_at.max(*latest);
-        }
-        *last = bytes;
-    }
-    full
 }
 
 /// The owner whose quota counts for this envelope.
@@ -192,43 +194,11 @@ pub(super) fn owner_of(envelope: &Envelope) -> Option<Owner> {
         .filter(|_| envelope.class == Class::DeviceSync)
 }
 
-/// The owners to whom the batch brings something.
-pub(super) fn owners_of(batch: &[&Write]) -> HashSet<i64> {
-    let owners = batch.iter().filter_map(|write| match write {
-        Write::Append { envelope, .. } => owner_of(envelope),
-        _ => None,
-    });
-    owners.map(|owner| owner.hash.prefix64()).collect()
-}
-
-/// The owners that this batch may fill although something of theirs may have expired, each with
-/// the time to look at.
-pub(super) fn owners_to_relieve(
-    batch: &[&Write],
-    sets: &WorkingSets,
-    quota: &Quota,
-) -> HashMap<i64, Timestamp> {
-    let mut wanted: HashMap<_, Held> = HashMap::new();
-    let mut full = HashMap::new();
-    for write in batch {
-        let Write::Append { envelope, .. } = write else {
-            continue;
-        };
-        let Some(owner) = owner_of(envelope) else {
-            continue;
-        };
-        let owner64 = owner.hash.prefix64();
-        let owned = sets.owners.peek(owner64);
-        let held = wanted.entry(owner64).or_insert(owned.held);
-        let bytes = envelope.charged_bytes();
-        let may_have_expired = owned.earliest_expiry <= envelope.stored_at;
-        if may_have_expired && !quota.holder_admits(envelope.class, *held, bytes) {
-            let latest = full.entry(owner64).or_insert(envelope.stored_at);
-            *latest = envelope.stored_at.max(*latest);
-        }
-        held.add(bytes);
-    }
-    full
+/// The topic of which this envelope replaces the last blob.
+pub(super) fn topic_of(envelope: &Envelope) -> Option<Topic> {
+    envelope
+        .topic
+        .filter(|_| envelope.class != Class::DeviceSync)
 }
 
 /// Folds a batch. `first_key` is the first free key, `held` what the relay holds before.
@@ -245,10 +215,14 @@ pub(super) fn fold(
         known,
         sets,
         left: HashMap::new(),
+        due: Vec::new(),
         plan: Plan {
             first_key,
             inserts: Vec::new(),
+            receipts: Vec::new(),
             deletes: Vec::new(),
+            extended: HashMap::new(),
+            delivered: HashSet::new(),
             set_aside: Vec::new(),
             departures: Vec::new(),
             proofs: ProofPlan::default(),
@@ -266,28 +240,24 @@ pub(super) fn fold(
     for (index, write) in batch.iter().enumerate() {
         let outcome = folding.write(index, write);
         folding.plan.outcomes.push(outcome);
+        // A write first, and then what is told of it: where there is room for one, it is the write's.
+        folding.tell();
     }
     folding.plan.happened.vouchers = folding.plan.proofs.vouchers;
     folding.plan.happened.pins_evicted = folding.plan.pins.evicted;
     folding.plan
 }
 
-struct Folding<'a> {
-    rules: &'a Rules<'a>,
-    known: Known,
-    sets: &'a mut WorkingSets,
+/// A batch on its way to a plan.
+pub(super) struct Folding<'a> {
+    pub(super) rules: &'a Rules<'a>,
+    pub(super) known: Known,
+    pub(super) sets: &'a mut WorkingSets,
     /// What left within this batch, as places in `plan.departures`.
-    left: HashMap<(i64, BlobId), usize>,
-    plan: Plan,
-}
-
-/// How a row leaves.
-#[derive(Clone, Copy)]
-enum Leaving {
-    Acknowledged,
-    Purged,
-    Expired,
-    Lost,
+    pub(super) left: HashMap<(i64, BlobId), usize>,
+    /// What senders are still to be told of the write that is folded now.
+    pub(super) due: Vec<Due>,
+    pub(super) plan: Plan,
 }
 
 impl Folding<'_> {
@@ -297,9 +267,34 @@ impl Folding<'_> {
                 self.saw(envelope.stored_at);
                 Outcome::Appended(self.append(index, envelope, checksum))
             }
-            Write::Acknowledge { mailbox, ids, now } => {
+            Write::Acknowledge {
+                mailbox,
+                ids,
+                tells,
+                now,
+            } => {
                 self.saw(*now);
-                Outcome::Removed(self.acknowledge(mailbox, ids, *now))
+                Outcome::Removed(self.acknowledge(mailbox, ids, *tells, *now))
+            }
+            Write::Delivered { mailbox, ids, now } => {
+                self.saw(*now);
+                self.delivered(mailbox, ids, *now);
+                Outcome::Written
+            }
+            Write::Extend {
+                mailbox,
+                id,
+                expires_at,
+                now,
+            } => {
+                self.saw(*now);
+                self.extend((mailbox, id), *expires_at, *now);
+                Outcome::Written
+            }
+            Write::Cancel { mailbox, id, now } => {
+                self.saw(*now);
+                self.cancel((mailbox, id), *now);
+                Outcome::Written
             }
             Write::Remove { keys, cause, now } => {
                 self.saw(*now);
@@ -341,7 +336,7 @@ impl Folding<'_> {
         let plan = &mut self.plan;
         let known = &mut self.known.proofs;
         let blobs = plan.proofs.remove(known, &mut plan.held, key_hash, owner);
-        Removed { blobs }
+        Removed { blobs, receipts: 0 }
     }
 
     fn pin(&mut self, mailbox: MailboxHash, now: Timestamp) -> Outcome {
@@ -362,41 +357,14 @@ impl Folding<'_> {
         self.plan.now = self.plan.now.max(now);
     }
 
-    fn append(&mut self, index: usize, envelope: &Envelope, checksum: &Checksum) -> Appended {
-        let mailbox64 = envelope.mailbox.prefix64();
-        let id64 = self.rules.secret.id64(&envelope.id);
-        if let Some((first, expires_at)) = self.first_of(envelope, id64) {
-            if first != *checksum {
-                return Appended::IdReused;
-            }
-            self.plan.happened.duplicates += 1;
-            return Appended::Duplicate { expires_at };
-        }
-        if !self.rules.has_room {
-            return Appended::RelayFull;
-        }
-        if let Err(refused) = self.admit(envelope) {
-            return refused;
-        }
+    /// Gives a row the next place in the order.
+    pub(super) fn come(&mut self, insert: Insert, header: Header) {
         let key = self.plan.next_key();
-        let header = Header {
-            mailbox64,
-            id64,
-            mailbox: envelope.mailbox,
-            id: envelope.id,
-            checksum: *checksum,
-            size: Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class),
-            expires_at: envelope.expires_at,
-            owner: owner_of(envelope).map(|owner| owner.hash),
-        };
-        self.plan.inserts.push(Some(index));
-        self.come(key, header);
-        Appended::Stored {
-            expires_at: envelope.expires_at,
+        self.plan.inserts.push(Some(insert));
+        if let Some(topic) = header.topic {
+            let place = (header.mailbox64, topic.prefix64());
+            self.known.topics.entry(place).or_default().push(key);
         }
-    }
-
-    fn come(&mut self, key: i64, header: Header) {
         let charged_bytes = header.size.charged_bytes();
         let class = header.size.class();
         self.plan.held.add(class, charged_bytes);
@@ -417,28 +385,8 @@ impl Folding<'_> {
         self.known.headers.insert(key, header);
     }
 
-    /// The checksum and the expiry of the blob that has or had this id in this mailbox.
-    fn first_of(&self, envelope: &Envelope, id64: i64) -> Option<(Checksum, Timestamp)> {
-        let mailbox64 = envelope.mailbox.prefix64();
-        if let Some(key) = self.find(&envelope.mailbox, &envelope.id, id64) {
-            let header = self.known.headers.get(&key)?;
-            return Some((header.checksum, header.expires_at));
-        }
-        let just_left = self
-            .left
-            .get(&(mailbox64, envelope.id))
-            .and_then(|place| self.plan.departures.get(*place));
-        just_left
-            .or_else(|| {
-                self.rules
-                    .departures
-                    .find(mailbox64, &envelope.id, envelope.stored_at)
-            })
-            .map(|departure| (departure.checksum, departure.expires_at))
-    }
-
     /// The key of the blob with this id, told apart from others with the same prefix.
-    fn find(&self, mailbox: &MailboxHash, id: &BlobId, id64: i64) -> Option<i64> {
+    pub(super) fn find(&self, mailbox: &MailboxHash, id: &BlobId, id64: i64) -> Option<i64> {
         let set = self.sets.peek(mailbox.prefix64())?;
         set.find(id64).find(|key| {
             self.known
@@ -448,59 +396,53 @@ impl Folding<'_> {
         })
     }
 
-    fn admit(&mut self, envelope: &Envelope) -> Result<(), Appended> {
-        let refused = match self.quota_admits(envelope) {
-            Err(refused @ Appended::MailboxFull) => refused,
-            other => return other,
-        };
-        // What has expired in it makes room first.
-        let expired = match owner_of(envelope) {
-            Some(owner) => {
-                let owner64 = owner.hash.prefix64();
-                self.known.expired_of_owners.remove(&owner64)
-            }
-            None => self.known.expired.remove(&envelope.mailbox.prefix64()),
-        };
-        let Some(expired) = expired else {
-            return Err(refused);
-        };
-        for key in expired {
-            let row = self.known.headers.get(&key);
-            if row.is_some_and(|row| row.expires_at <= envelope.stored_at) {
-                self.leave(key, Leaving::Expired, envelope.stored_at);
-            }
-        }
-        self.quota_admits(envelope)
-    }
-
-    fn quota_admits(&self, envelope: &Envelope) -> Result<(), Appended> {
-        let held = match owner_of(envelope) {
-            Some(owner) => self.sets.owners.peek(owner.hash.prefix64()).held,
-            None => self
-                .sets
-                .peek(envelope.mailbox.prefix64())
-                .map(|set| set.held(envelope.class))
-                .unwrap_or_default(),
-        };
-        self.rules.quota.admits(
-            envelope.class,
-            held,
-            self.plan.held.bytes,
-            envelope.charged_bytes(),
-        )
-    }
-
-    fn acknowledge(&mut self, mailbox: &MailboxHash, ids: &[BlobId], now: Timestamp) -> Removed {
+    fn acknowledge(
+        &mut self,
+        mailbox: &MailboxHash,
+        ids: &[BlobId],
+        tells: Tells,
+        now: Timestamp,
+    ) -> Removed {
         let mut removed = Removed::default();
         for id in ids {
-            let id64 = self.rules.secret.id64(id);
-            if let Some(key) = self.find(mailbox, id, id64)
-                && self.leave(key, Leaving::Acknowledged, now)
+            if let Some((key, header)) = self.look_up(mailbox, id)
+                && self.leave(key, Leaving::Acknowledged(tells), now)
             {
-                removed.blobs += 1;
+                removed.add(header.size.class());
             }
         }
         removed
+    }
+
+    /// The row of this id.
+    pub(super) fn look_up(&self, mailbox: &MailboxHash, id: &BlobId) -> Option<(i64, Header)> {
+        let key = self.find(mailbox, id, self.rules.secret.id64(id))?;
+        Some((key, *self.known.headers.get(&key)?))
+    }
+
+    fn extend(
+        &mut self,
+        (mailbox, id): (&MailboxHash, &BlobId),
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) {
+        if let Some((key, mut header)) = self.look_up(mailbox, id)
+            && header.is_blob()
+            && header.expires_at > now
+            && header.expires_at < expires_at
+        {
+            header.expires_at = expires_at;
+            self.known.headers.insert(key, header);
+            self.plan.extended.insert(key, expires_at);
+        }
+    }
+
+    fn cancel(&mut self, (mailbox, id): (&MailboxHash, &BlobId), now: Timestamp) {
+        if let Some((key, header)) = self.look_up(mailbox, id)
+            && header.is_blob()
+        {
+            self.leave(key, header.or_expired(Leaving::Cancelled, now), now);
+        }
     }
 
     fn remove(&mut self, keys: &[OrderKey], cause: &Cause, now: Timestamp) -> Removed {
@@ -512,22 +454,30 @@ impl Folding<'_> {
             let leaving = match cause {
                 Cause::Corrupt => Leaving::Lost,
                 Cause::Expired if header.expires_at <= now => Leaving::Expired,
-                Cause::Purged { mailbox, view }
-                    if header.mailbox == *mailbox
-                        && header.size.class().is_some_and(|class| view.shows(class)) =>
+                Cause::Purged {
+                    mailbox,
+                    view,
+                    tells,
+                } if header.mailbox == *mailbox
+                    && header.size.class().is_some_and(|class| view.shows(class)) =>
                 {
-                    Leaving::Purged
+                    Leaving::Purged(*tells)
                 }
-                Cause::OwnerPurged { owner } if header.owner == Some(*owner) => Leaving::Purged,
+                Cause::OwnerPurged { owner } if header.owner == Some(*owner) => {
+                    Leaving::Purged(Tells::Nobody)
+                }
                 Cause::Expired | Cause::Purged { .. } | Cause::OwnerPurged { .. } => continue,
             };
-            removed.blobs += u64::from(self.leave(key.0, leaving, now));
+            let class = header.size.class();
+            if self.leave(key.0, leaving, now) {
+                removed.add(class);
+            }
         }
         removed
     }
 
     /// Takes a row out; `false` when it is not there (any more).
-    fn leave(&mut self, key: i64, leaving: Leaving, now: Timestamp) -> bool {
+    pub(super) fn leave(&mut self, key: i64, leaving: Leaving, now: Timestamp) -> bool {
         let Some(header) = self.known.headers.remove(&key) else {
             return false;
         };
@@ -541,7 +491,9 @@ impl Folding<'_> {
             self.plan.touched_owners.insert(owner64);
             self.sets.owners.remove(owner64, charged_bytes);
         }
-        let is_lost = matches!(leaving, Leaving::Lost);
+        self.plan.extended.remove(&key);
+        self.plan.delivered.remove(&key);
+        let is_lost = leaving == Leaving::Lost;
         match usize::try_from(key - self.plan.first_key) {
             // Came in this very batch: it is not written at all.
             Ok(place) => {
@@ -553,13 +505,11 @@ impl Folding<'_> {
             Err(_) => self.plan.deletes.push(key),
         }
         let counts = self.plan.happened.to(class);
-        *match leaving {
-            Leaving::Acknowledged => &mut counts.acknowledged,
-            Leaving::Purged => &mut counts.purged,
-            Leaving::Expired => &mut counts.expired,
-            Leaving::Lost => &mut counts.lost,
-        } += 1;
-        if !is_lost && !self.rules.departures.is_off() {
+        *leaving.count_in(counts) += 1;
+        self.due.extend(Due::of(header, leaving, now));
+        // Nobody hands in a receipt, so none is handed in twice.
+        let is_remembered = !is_lost && class != Some(Class::Receipt);
+        if is_remembered && !self.rules.departures.is_off() {
             self.left
                 .insert((header.mailbox64, header.id), self.plan.departures.len());
             self.plan.departures.push(Departure {

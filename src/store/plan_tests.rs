@@ -5,7 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::model::{Class, View};
+use crate::store::model::{Appended, View};
+use crate::store::plan_needs::{
+    mailboxes_to_read, mailboxes_to_relieve, receipt_mailboxes_to_read, rows_to_read, topics_of,
+};
 use crate::store::working_set::WorkingSet;
 
 /// Rows in memory and everything that a plan needs, instead of a database.
@@ -39,25 +42,25 @@ impl Engine {
 
     fn run(&mut self, batch: &[Write]) -> Plan {
         let batch: Vec<_> = batch.iter().collect();
-        for mailbox64 in mailboxes_to_read(&batch, &mut self.sets) {
-            let mut set = WorkingSet::default();
-            for (key, row) in self.rows.iter().filter(|row| row.1.mailbox64 == mailbox64) {
-                set.insert(Entry {
-                    key: *key,
-                    id64: row.id64,
-                    size: row.size,
-                    expires_from: row.expires_at,
-                });
-            }
-            self.sets.put(mailbox64, set);
-        }
+        let missing = mailboxes_to_read(&batch, &mut self.sets);
+        self.read_sets(&missing);
         let mut known = Known::default();
-        for key in rows_to_read(&batch, &self.sets, &self.secret) {
+        let mut keys = rows_to_read(&batch, &self.sets, &self.secret);
+        for place in topics_of(&batch) {
+            let is_of = |row: &Header| Some(place.1) == row.topic.map(Topic::prefix64);
+            let rows = self.rows.iter().filter(|row| row.1.mailbox64 == place.0);
+            let found: Vec<_> = rows.filter(|row| is_of(row.1)).map(|row| *row.0).collect();
+            keys.extend(&found);
+            known.topics.insert(place, found);
+        }
+        for key in keys {
             if let Some(row) = self.rows.get(&key) {
                 known.headers.insert(key, *row);
             }
         }
-        for (mailbox64, now) in mailboxes_to_relieve(&batch, &self.sets, &self.quota) {
+        let missing = receipt_mailboxes_to_read(&batch, &known, &mut self.sets);
+        self.read_sets(&missing);
+        for (mailbox64, now) in mailboxes_to_relieve(&batch, &known, &self.sets, &self.quota) {
             let expired: Vec<_> = self
                 .rows
                 .iter()
@@ -66,14 +69,18 @@ impl Engine {
             known
                 .headers
                 .extend(expired.iter().map(|(k, r)| (**k, **r)));
-            let keys = expired.iter().map(|(key, _)| **key).collect();
+            let mut keys: Vec<_> = expired.iter().map(|(key, _)| **key).collect();
+            keys.sort_unstable();
             known.expired.insert(mailbox64, keys);
         }
+        let missing = receipt_mailboxes_to_read(&batch, &known, &mut self.sets);
+        self.read_sets(&missing);
         let rules = Rules {
             secret: &self.secret,
             quota: self.quota,
             has_room: self.has_room,
             departures: &self.departures,
+            receipt_ttl: Duration::from_millis(2_000),
         };
         let plan = fold(
             &batch,
@@ -87,30 +94,44 @@ impl Engine {
         plan
     }
 
-    fn apply(&mut self, batch: &[&Write], plan: &Plan) {
-        for (key, write) in (plan.first_key..).zip(&plan.inserts) {
-            if let Some(Write::Append { envelope, checksum }) = write.map(|i| batch[i]) {
-                let header = Header {
-                    mailbox64: envelope.mailbox.prefix64(),
-                    id64: self.secret.id64(&envelope.id),
-                    mailbox: envelope.mailbox,
-                    id: envelope.id,
-                    checksum: *checksum,
-                    size: Size::new(envelope.body.len(), envelope.class),
-                    expires_at: envelope.expires_at,
-                    owner: owner_of(envelope).map(|owner| owner.hash),
-                };
-                assert!(self.rows.insert(key, header).is_none(), "a key twice");
+    fn read_sets(&mut self, mailboxes: &[i64]) {
+        for mailbox64 in mailboxes {
+            let mut set = WorkingSet::default();
+            for (key, row) in self.rows.iter().filter(|row| row.1.mailbox64 == *mailbox64) {
+                set.insert(Entry {
+                    key: *key,
+                    id64: row.id64,
+                    size: row.size,
+                    expires_from: row.expires_at,
+                });
             }
+            self.sets.put(*mailbox64, set);
+        }
+    }
+
+    fn apply(&mut self, batch: &[&Write], plan: &Plan) {
+        for (key, envelope, checksum) in plan.rows(batch) {
+            let header = Header::new(envelope, checksum, &self.secret);
+            assert!(self.rows.insert(key, header).is_none(), "a key twice");
         }
         for key in plan.deletes.iter().chain(&plan.set_aside) {
             assert!(self.rows.remove(key).is_some(), "deleted what is not there");
+        }
+        for (key, expires_at) in &plan.extended {
+            let row = self.rows.get_mut(key).expect("extended what is not there");
+            assert!(row.expires_at < *expires_at);
+            row.expires_at = *expires_at;
+        }
+        for key in &plan.delivered {
+            let row = self.rows.get_mut(key).expect("marked what is not there");
+            row.is_delivered_told = true;
         }
         self.departures.remember(&plan.departures);
         self.departures.forget(plan.now);
         self.next_key = plan.next_key();
         self.held = plan.held;
-        assert_eq!(self.held.blobs, self.rows.len() as u64);
+        let held = self.held.blobs + self.held.receipts;
+        assert_eq!(held, self.rows.len() as u64);
         let bytes: u64 = self.rows.values().map(|row| row.size.charged_bytes()).sum();
         assert_eq!(self.held.bytes, bytes);
     }
@@ -135,6 +156,8 @@ fn append(to: u8, id: u8, checksum: u8, now: u64) -> Write {
             id: blob(id),
             class: Class::SeenByV1,
             owner: None,
+            topic: None,
+            receipt_to: None,
             stored_at: at(now),
             expires_at: at(now + 500),
             sealed: bytes::Bytes::new(),
@@ -148,6 +171,7 @@ fn acknowledge(of: u8, ids: &[u8], now: u64) -> Write {
     Write::Acknowledge {
         mailbox: mailbox(of),
         ids: ids.iter().copied().map(blob).collect(),
+        tells: Tells::Senders,
         now: at(now),
     }
 }
@@ -165,7 +189,7 @@ fn duplicate(first: u64) -> Outcome {
 }
 
 fn removed(blobs: u64) -> Outcome {
-    Outcome::Removed(Removed { blobs })
+    Outcome::Removed(Removed { blobs, receipts: 0 })
 }
 
 const REUSED: Outcome = Outcome::Appended(Appended::IdReused);
@@ -298,6 +322,7 @@ fn a_purge_takes_only_what_its_view_shows_and_the_sweep_only_what_has_expired() 
     let purge = Cause::Purged {
         mailbox: mailbox(1),
         view,
+        tells: Tells::Nobody,
     };
     let plan = engine.run(&[remove(purge, 1), remove(Cause::Expired, 499)]);
     assert_eq!(plan.outcomes, [removed(1), removed(0)]);
@@ -305,6 +330,9 @@ fn a_purge_takes_only_what_its_view_shows_and_the_sweep_only_what_has_expired() 
     assert_eq!(plan.outcomes, [removed(2)]);
     assert_eq!(plan.happened.blobs.expired, 2);
 }
+
+#[path = "plan_receipts_tests.rs"]
+mod receipts;
 
 /// The promises about one blob in a few lines, without batches, keys or sets.
 #[derive(Default)]

@@ -68,6 +68,22 @@ impl Held {
     }
 }
 
+/// What counts against the quota of a row of `class`, of what a mailbox holds in each class: receipts
+/// and what v1 cannot see count together.
+pub fn held_beside(class: Class, by_class: &[Held; Class::NUMBERS]) -> Held {
+    let of = |class: Class| by_class[usize::from(class as u8)];
+    match class {
+        Class::SeenByV1 | Class::DeviceSync => of(class),
+        Class::ProvenOnly | Class::Receipt => {
+            let (blobs, receipts) = (of(Class::ProvenOnly), of(Class::Receipt));
+            Held {
+                blobs: blobs.blobs + receipts.blobs,
+                bytes: blobs.bytes + receipts.bytes,
+            }
+        }
+    }
+}
+
 /// What the relay holds in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HeldInAll {
@@ -75,6 +91,8 @@ pub struct HeldInAll {
     pub blobs: u64,
     /// Device sync messages.
     pub device_sync: u64,
+    /// Receipts.
+    pub receipts: u64,
     /// Recovery proofs.
     pub recovery_proofs: u64,
     /// Pins, which cost no bytes.
@@ -101,6 +119,7 @@ impl HeldInAll {
     fn rows_of(&mut self, class: Option<Class>) -> &mut u64 {
         match class {
             Some(Class::DeviceSync) => &mut self.device_sync,
+            Some(Class::Receipt) => &mut self.receipts,
             _ => &mut self.blobs,
         }
     }
@@ -129,7 +148,9 @@ impl Quota {
     /// Whether the bounds of the mailbox or the owner leave room for one of `charged_bytes` more.
     pub fn holder_admits(&self, class: Class, held: Held, charged_bytes: u64) -> bool {
         let (blobs_max, bytes_max) = match class {
-            Class::SeenByV1 | Class::ProvenOnly => (self.mailbox_blobs_max, self.mailbox_bytes_max),
+            Class::SeenByV1 | Class::ProvenOnly | Class::Receipt => {
+                (self.mailbox_blobs_max, self.mailbox_bytes_max)
+            }
             Class::DeviceSync => (self.device_sync_blobs_max, self.device_sync_bytes_max),
         };
         let blobs = held.blobs + 1;
@@ -237,6 +258,17 @@ mod tests {
         let one = Held { blobs: 1, bytes: 1 };
         assert!(QUOTA.holder_admits(Class::SeenByV1, one, 1));
         assert!(!QUOTA.holder_admits(Class::DeviceSync, one, 1));
+    }
+
+    #[test]
+    fn receipts_count_together_with_what_v1_cannot_see() {
+        let mut by_class = [Held::default(); Class::NUMBERS];
+        for class in Class::ALL {
+            by_class[usize::from(class as u8)].add(1 << class as u8);
+        }
+        let bytes = Class::ALL.map(|class| held_beside(class, &by_class).bytes);
+        assert_eq!(bytes, [1, 2 + 4, 2 + 4, 8]);
+        assert_eq!(held_beside(Class::Receipt, &by_class).blobs, 2);
     }
 
     #[test]

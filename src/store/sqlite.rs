@@ -12,17 +12,17 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
-use super::commit::{Cause, Lane, Pipeline};
+use super::commit::{Cause, Lane, Pipeline, Write};
 use super::model::{
-    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
-    RecoveryPut, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 use super::sqlite_errors::words;
 use super::sqlite_open::{describe, look_at_log, open_writer, take_data_dir};
 use super::sqlite_pages::{Cut, Readers};
+use super::sqlite_sweep::SlotCursor;
 use super::sqlite_writer::SqliteWriter;
 use super::tally::Tally;
-use super::working_set::expiry_slot;
 use super::{Pending, Store, StoreError};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -31,13 +31,10 @@ use crate::secrets::Secret;
 pub use super::sqlite_open::{DATABASE_FILE, LOCK_FILE, OpenError, SqliteOptions};
 
 /// Rows that a purge or the sweep removes in one transaction.
-const SLICE_ROWS: u32 = 256;
+pub(super) const SLICE_ROWS: u32 = 256;
 
 /// Steps of one page over rows that are not shown, before it comes back with what it has.
 const PAGE_STEPS_MAX: u32 = 4;
-
-/// Slices of the current slot that one step of the sweep looks through.
-const SLOT_SCANS_MAX: u32 = 16;
 
 /// How long a probe may take.
 const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
@@ -51,20 +48,14 @@ const PROBE_WRITE_AFTER: Duration = Duration::from_secs(5);
 /// Blobs in a SQLite file.
 #[derive(Debug)]
 pub struct SqliteStore {
-    pipeline: Pipeline,
-    readers: Readers,
+    pub(super) pipeline: Pipeline,
+    pub(super) readers: Readers,
     secret: Secret,
     tally: Arc<Tally>,
     /// Up to where the sweep has looked through the current slot. Nothing awaits while it is locked.
-    swept: Mutex<SlotCursor>,
+    pub(super) swept: Mutex<SlotCursor>,
     /// The last answer. Nothing awaits while it is locked.
     probed: Mutex<Option<(Instant, Result<(), StoreError>)>>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct SlotCursor {
-    slot: i64,
-    after: OrderKey,
 }
 
 impl SqliteStore {
@@ -133,83 +124,6 @@ impl SqliteStore {
         }
     }
 
-    /// Deletes up to `limit` rows of slots that are over.
-    async fn expire_old_slots(&self, limit: u32, now: Timestamp) -> Result<u64, StoreError> {
-        let mut expired = 0;
-        while expired < u64::from(limit) {
-            let slice = slice_of(limit, expired);
-            let due = self.readers.expired_before(expiry_slot(now), slice).await;
-            let keys = self.read(due)?;
-            let found = keys.len() as u64;
-            let removed = self.remove_expired(keys, now).await?;
-            expired += removed;
-            if removed == 0 || found < u64::from(slice) {
-                break;
-            }
-        }
-        Ok(expired)
-    }
-
-    /// Deletes up to `limit` rows of the current slot that are over. Looks through a bounded part
-    /// of it and goes on from there the next time.
-    async fn expire_current_slot(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
-        let slot = expiry_slot(now);
-        let mut cursor = self.slot_cursor();
-        if cursor.slot != slot {
-            cursor = SlotCursor {
-                slot,
-                after: OrderKey::START,
-            };
-        }
-        let mut swept = Swept {
-            more: true,
-            ..Swept::default()
-        };
-        for _ in 0..SLOT_SCANS_MAX {
-            let scanned = self.readers.of_slot(slot, cursor.after, SLICE_ROWS).await;
-            let scanned = self.read(scanned)?;
-            let is_end = scanned.len() < SLICE_ROWS as usize;
-            let last = scanned.last().map_or(cursor.after, |(key, _)| *key);
-            let mut keys: Vec<_> = scanned
-                .into_iter()
-                .filter(|(_, expires_at)| *expires_at <= now)
-                .map(|(key, _)| key)
-                .collect();
-            let room = slice_of(limit, swept.blobs) as usize;
-            if keys.len() > room {
-                // The cursor stays before the first one that is left.
-                keys.truncate(room);
-                cursor.after = keys.last().copied().unwrap_or(cursor.after);
-                swept.blobs += self.remove_expired(keys, now).await?;
-                break;
-            }
-            swept.blobs += self.remove_expired(keys, now).await?;
-            cursor.after = last;
-            if is_end {
-                cursor.after = OrderKey::START;
-                swept.more = false;
-                break;
-            }
-        }
-        *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = cursor;
-        Ok(swept)
-    }
-
-    fn slot_cursor(&self) -> SlotCursor {
-        *self.swept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn remove_expired(&self, keys: Vec<OrderKey>, now: Timestamp) -> Result<u64, StoreError> {
-        if keys.is_empty() {
-            return Ok(0);
-        }
-        let removed = self
-            .pipeline
-            .remove(Lane::Low, keys, Cause::Expired, now)
-            .await?;
-        Ok(removed.await?.blobs)
-    }
-
     async fn probe_now(&self) -> Result<(), StoreError> {
         self.pipeline.check()?;
         let reads = self.readers.probe().await;
@@ -221,18 +135,12 @@ impl SqliteStore {
     }
 
     /// What a read came to, in the words of the store.
-    fn read<T>(&self, read: sqlx::Result<T>) -> Result<T, StoreError> {
+    pub(super) fn read<T>(&self, read: sqlx::Result<T>) -> Result<T, StoreError> {
         read.map_err(|error| match error {
             sqlx::Error::PoolClosed => StoreError::Closed,
             other => StoreError::unavailable(words(&other)),
         })
     }
-}
-
-/// How many rows the next slice may have.
-fn slice_of(limit: u32, done: u64) -> u32 {
-    let left = u64::from(limit).saturating_sub(done);
-    u32::try_from(left).unwrap_or(u32::MAX).min(SLICE_ROWS)
 }
 
 /// What of `bounds` a page has not used; `None` when it is full.
@@ -263,15 +171,53 @@ impl Store for SqliteStore {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
-        self.pipeline.acknowledge(mailbox, ids, now).await
+        self.pipeline.acknowledge(mailbox, ids, tells, now).await
+    }
+
+    async fn delivered(
+        &self,
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let write = Write::Delivered { mailbox, ids, now };
+        self.pipeline.queue(write).await
+    }
+
+    async fn extend(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let write = Write::Extend {
+            mailbox,
+            id,
+            expires_at,
+            now,
+        };
+        self.pipeline.queue(write).await
+    }
+
+    async fn cancel(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let write = Write::Cancel { mailbox, id, now };
+        self.pipeline.queue(write).await
     }
 
     async fn purge(
         &self,
         mailbox: MailboxHash,
         view: View,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Removed, StoreError> {
         let up_to = self.pipeline.mark().await?;
@@ -286,9 +232,15 @@ impl Store for SqliteStore {
             let Some(last) = keys.last().copied() else {
                 return Ok(purged);
             };
-            let cause = Cause::Purged { mailbox, view };
+            let cause = Cause::Purged {
+                mailbox,
+                view,
+                tells,
+            };
             let removed = self.pipeline.remove(Lane::Normal, keys, cause, now).await?;
-            purged.blobs += removed.await?.blobs;
+            let removed = removed.await?;
+            purged.blobs += removed.blobs;
+            purged.receipts += removed.receipts;
             after = last;
         }
     }
@@ -314,34 +266,7 @@ impl Store for SqliteStore {
     }
 
     async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
-        if limit == 0 {
-            let more = self.pipeline.tidy(now).await?;
-            return Ok(Swept {
-                more,
-                ..Swept::default()
-            });
-        }
-        let mut swept = Swept {
-            blobs: self.expire_old_slots(limit, now).await?,
-            more: true,
-            next_expiry: None,
-        };
-        let left = limit.saturating_sub(u32::try_from(swept.blobs).unwrap_or(u32::MAX));
-        if left == 0 {
-            // Whether that was all decides whether the caller comes again for the current slot.
-            let next = self.readers.expired_before(expiry_slot(now), 1).await;
-            if !self.read(next)?.is_empty() {
-                return Ok(swept);
-            }
-        }
-        let current = self.expire_current_slot(left, now).await?;
-        swept.blobs += current.blobs;
-        swept.more = current.more || self.pipeline.tidy(now).await?;
-        if !swept.more {
-            let next = self.readers.next_expiry().await;
-            swept.next_expiry = self.read(next)?;
-        }
-        Ok(swept)
+        self.sweep(limit, now).await
     }
 
     async fn page(
@@ -373,6 +298,18 @@ impl Store for SqliteStore {
             }
         }
         Ok(page)
+    }
+
+    async fn holdings(
+        &self,
+        mailboxes: Vec<MailboxHash>,
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Holding>, StoreError> {
+        let prefixes: Vec<_> = mailboxes.iter().map(MailboxHash::prefix64).collect();
+        let held = self.read(self.readers.holdings(&prefixes, view, now).await)?;
+        let of = |mailbox64: i64| held.get(&mailbox64).copied().unwrap_or_default();
+        Ok(prefixes.into_iter().map(of).collect())
     }
 
     async fn device_sync_backlog(

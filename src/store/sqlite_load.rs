@@ -11,7 +11,8 @@ use sqlx::sqlite::SqliteConnection;
 use super::commit::{CommitError, Write};
 use super::departures::Departures;
 use super::owners::Owned;
-use super::plan::{self, Header, Known};
+use super::plan::{Header, Known};
+use super::plan_needs as needs;
 use super::quota::{HeldInAll, Quota};
 use super::sqlite_errors::classify;
 use super::sqlite_open::SqliteOptions;
@@ -37,14 +38,14 @@ pub(super) struct Totals {
 
 pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Result<Totals> {
     let row = sqlx::query(
-        "SELECT blobs, device_sync, recovery_proofs, pins, bytes, commits, \
+        "SELECT blobs, device_sync, recovery_proofs, pins, bytes, receipts, commits, \
          max((SELECT value FROM meta WHERE name = 'high_water'), \
              (SELECT coalesce(max(seq), 0) FROM blob)) \
          FROM usage WHERE one = 1",
     )
     .fetch_one(connection)
     .await?;
-    let last_key: i64 = row.try_get(6)?;
+    let last_key: i64 = row.try_get(7)?;
     Ok(Totals {
         held: HeldInAll {
             blobs: to_u64(row.try_get(0)?),
@@ -52,8 +53,9 @@ pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Resu
             recovery_proofs: to_u64(row.try_get(2)?),
             pins: to_u64(row.try_get(3)?),
             bytes: to_u64(row.try_get(4)?),
+            receipts: to_u64(row.try_get(5)?),
         },
-        commits: row.try_get(5)?,
+        commits: row.try_get(6)?,
         next_key: last_key + 1,
     })
 }
@@ -92,14 +94,14 @@ pub(super) async fn read_departures(
     Ok(departures)
 }
 
-/// Reads the working sets that the batch needs and that are not in memory.
-pub(super) async fn read_sets(
+/// Reads the working sets of these mailboxes, which are not in memory.
+async fn read_sets(
     connection: &mut SqliteConnection,
     sets: &mut WorkingSets,
+    missing: &[i64],
     batch: &[&Write],
 ) -> Result<(), CommitError> {
-    let missing = plan::mailboxes_to_read(batch, sets);
-    let mut left = missing.as_slice();
+    let mut left = missing;
     while let Some((query, later)) = SELECT_SETS.cut_keys(left) {
         let mut read: HashMap<i64, WorkingSet> = left[..left.len() - later.len()]
             .iter()
@@ -111,7 +113,7 @@ pub(super) async fn read_sets(
             let (mailbox64, entry) = set_entry(&row).map_err(|e| classify(&e))?;
             read.entry(mailbox64).or_default().insert(entry);
             count += 1;
-            if batch.len() > 1 && is_too_wide(sets, count) {
+            if can_be_split(batch) && is_too_wide(sets, count) {
                 return Err(CommitError::TooWide);
             }
         }
@@ -122,6 +124,14 @@ pub(super) async fn read_sets(
         left = later;
     }
     Ok(())
+}
+
+/// Whether the committer can make smaller batches of this one.
+fn can_be_split(batch: &[&Write]) -> bool {
+    match batch {
+        [Write::Remove { keys, .. }] => keys.len() > 1,
+        _ => batch.len() > 1,
+    }
 }
 
 /// Whether what the batch needs at once goes beyond twice the bound of all working sets. The old
@@ -141,12 +151,12 @@ fn set_entry(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<(i64, Entry)> {
 }
 
 /// Reads what the owners have to whom the batch brings something and who are not in memory.
-pub(super) async fn read_owners(
+async fn read_owners(
     connection: &mut SqliteConnection,
     sets: &mut WorkingSets,
     batch: &[&Write],
 ) -> sqlx::Result<()> {
-    let mut missing: Vec<_> = plan::owners_of(batch).into_iter().collect();
+    let mut missing: Vec<_> = needs::owners_of(batch).into_iter().collect();
     missing.retain(|owner64| sets.owners.get(*owner64).is_none());
     let mut left = missing.as_slice();
     let mut read: HashMap<i64, Owned> = missing
@@ -168,10 +178,36 @@ pub(super) async fn read_owners(
     Ok(())
 }
 
-/// Reads the headers that the batch needs, and what has expired in mailboxes that it would fill.
+/// Reads what must be known to fold the batch.
 pub(super) async fn read_known(
     connection: &mut SqliteConnection,
     sets: &mut WorkingSets,
+    secret: &Secret,
+    (quota, held): (&Quota, HeldInAll),
+    batch: &[&Write],
+) -> Result<Known, CommitError> {
+    let missing = needs::mailboxes_to_read(batch, sets);
+    read_sets(connection, sets, &missing, batch).await?;
+    let rows = async {
+        read_owners(connection, sets, batch).await?;
+        read_rows(connection, sets, secret, (quota, held), batch).await
+    };
+    let mut known = rows.await.map_err(|error| classify(&error))?;
+    let missing = needs::receipt_mailboxes_to_read(batch, &known, sets);
+    read_sets(connection, sets, &missing, batch).await?;
+    read_relief(connection, sets, (secret, quota), &mut known, batch)
+        .await
+        .map_err(|error| classify(&error))?;
+    // What goes to make room is told, too.
+    let missing = needs::receipt_mailboxes_to_read(batch, &known, sets);
+    read_sets(connection, sets, &missing, batch).await?;
+    Ok(known)
+}
+
+/// Reads the rows that the batch is about, and proofs and pins.
+async fn read_rows(
+    connection: &mut SqliteConnection,
+    sets: &WorkingSets,
     secret: &Secret,
     (quota, held): (&Quota, HeldInAll),
     batch: &[&Write],
@@ -181,12 +217,29 @@ pub(super) async fn read_known(
         pins: read_pins(connection, held, quota, batch).await?,
         ..Known::default()
     };
-    let keys = plan::rows_to_read(batch, sets, secret);
-    known
-        .headers
-        .extend(rows::read_headers(connection, &keys).await?);
-    for (mailbox64, now) in plan::mailboxes_to_relieve(batch, sets, quota) {
-        let expired = read_expired(connection, EXPIRED_OF_MAILBOX, mailbox64, now).await?;
+    let mut keys = needs::rows_to_read(batch, sets, secret);
+    for (place, key) in rows::read_topics(connection, &needs::topics_of(batch)).await? {
+        known.topics.entry(place).or_default().push(key);
+        keys.push(key);
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    let headers = rows::read_headers(connection, &keys, secret).await?;
+    known.headers.extend(headers);
+    Ok(known)
+}
+
+/// Reads what has expired of mailboxes and owners that the batch would fill.
+async fn read_relief(
+    connection: &mut SqliteConnection,
+    sets: &mut WorkingSets,
+    (secret, quota): (&Secret, &Quota),
+    known: &mut Known,
+    batch: &[&Write],
+) -> sqlx::Result<()> {
+    for (mailbox64, now) in needs::mailboxes_to_relieve(batch, known, sets, quota) {
+        let holder = (EXPIRED_OF_MAILBOX, mailbox64);
+        let expired = read_expired(connection, holder, secret, now).await?;
         if expired.keys.is_empty() {
             sets.set_earliest_expiry(mailbox64, expired.look_again_at(now));
         } else {
@@ -194,8 +247,9 @@ pub(super) async fn read_known(
         }
         known.headers.extend(expired.headers);
     }
-    for (owner64, now) in plan::owners_to_relieve(batch, sets, quota) {
-        let expired = read_expired(connection, EXPIRED_OF_OWNER, owner64, now).await?;
+    for (owner64, now) in needs::owners_to_relieve(batch, sets, quota) {
+        let holder = (EXPIRED_OF_OWNER, owner64);
+        let expired = read_expired(connection, holder, secret, now).await?;
         if expired.keys.is_empty() {
             let again = expired.look_again_at(now);
             sets.owners.set_earliest_expiry(owner64, again);
@@ -204,7 +258,7 @@ pub(super) async fn read_known(
         }
         known.headers.extend(expired.headers);
     }
-    Ok(known)
+    Ok(())
 }
 
 const EXPIRED_OF_MAILBOX: &str = "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
@@ -231,8 +285,8 @@ impl Expired {
 /// Reads what has expired of one holder with `sql`, one of the two above.
 async fn read_expired(
     connection: &mut SqliteConnection,
-    sql: &'static str,
-    holder64: i64,
+    (sql, holder64): (&'static str, i64),
+    secret: &Secret,
     now: Timestamp,
 ) -> sqlx::Result<Expired> {
     let slot = expiry_slot(now);
@@ -246,7 +300,7 @@ async fn read_expired(
         .iter()
         .map(|row| row.try_get(0))
         .collect::<sqlx::Result<Vec<i64>>>()?;
-    let headers = rows::read_headers(connection, &keys).await?;
+    let headers = rows::read_headers(connection, &keys, secret).await?;
     let is_all = to_i64(keys.len() as u64) < RELIEF_ROWS_MAX;
     let mut expired = Expired {
         keys: Vec::new(),

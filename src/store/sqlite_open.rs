@@ -55,6 +55,8 @@ pub struct SqliteOptions {
     pub dedup: Duration,
     /// How many departed blobs are remembered; zero for no bound.
     pub dedup_max: u64,
+    /// How long a receipt lives.
+    pub receipt_ttl: Duration,
     /// Whether to open on a network file system all the same.
     pub allow_network_fs: bool,
     /// Called after each commit for each mailbox that has something new.

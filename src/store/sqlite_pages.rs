@@ -1,6 +1,7 @@
 //! Reading: pages of mailboxes, and what is due to be removed. Only on read-only connections, so
 //! that no reader waits for the committer and none delays it.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -9,14 +10,18 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions, SqliteRow};
 
 use super::commit::Checksum;
-use super::model::{BacklogCursor, Class, OrderKey, PageBounds, RecoveryPage, StoredBlob, View};
+use super::model::{
+    BacklogCursor, Class, Holding, OrderKey, PageBounds, ROW_OVERHEAD_BYTES, RecoveryPage,
+    StoredBlob, View,
+};
 use super::pins::Pin;
+use super::sqlite_blobs::Kind;
 use super::sqlite_errors::is_damage;
 use super::sqlite_open::reader_options;
 use super::sqlite_pins::read_pin;
 use super::sqlite_recovery::read_proofs;
 use super::sqlite_rows::{Sized, fixed, sql_version, timestamp, version_of};
-use super::working_set::{Size, expiry_slot, to_i64};
+use super::working_set::{Size, expiry_slot, to_i64, to_u64};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use crate::secrets::Secret;
@@ -32,11 +37,21 @@ const SCAN_ROWS: (u32, u32) = (128, 1_024);
 
 static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "SELECT seq, size, expires_at, stored_at, mailbox, id, checksum, sealed, body, version \
-         FROM blob \
-         WHERE seq IN (",
+        "SELECT seq, size, expires_at, stored_at, mailbox, id, checksum, sealed, body, version, \
+         kind FROM blob WHERE seq IN (",
         "?",
         ")",
+    )
+});
+
+/// What mailboxes hold, from the index alone: mailbox64, rows, bytes, and rows that wait.
+pub(super) static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT mailbox64, count(*), sum(size >> 2), sum(expires_slot >= ?) \
+         FROM blob INDEXED BY blob_by_mailbox \
+         WHERE (1 << (size & 3)) & ? <> 0 AND mailbox64 IN (",
+        "?",
+        ") GROUP BY mailbox64",
     )
 });
 
@@ -286,12 +301,6 @@ impl Readers {
         up_to: OrderKey,
         limit: u32,
     ) -> sqlx::Result<Vec<OrderKey>> {
-        // One bit for each class that is shown.
-        let shown: i64 = Class::ALL
-            .into_iter()
-            .filter(|class| view.shows(*class))
-            .map(|class| 1 << class as u8)
-            .sum();
         let rows = sqlx::query(
             "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
              WHERE mailbox64 = ? AND seq > ? AND seq <= ? AND (1 << (size & 3)) & ? <> 0 \
@@ -300,11 +309,39 @@ impl Readers {
         .bind(mailbox64)
         .bind(after.0)
         .bind(up_to.0)
-        .bind(shown)
+        .bind(shown_classes(view))
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?;
         keys(&rows)
+    }
+
+    /// What these mailboxes hold, those that hold something, by their prefixes.
+    pub(super) async fn holdings(
+        &self,
+        mailboxes: &[i64],
+        view: View,
+        now: Timestamp,
+    ) -> sqlx::Result<HashMap<i64, Holding>> {
+        let mut holdings = HashMap::new();
+        let mut left = mailboxes;
+        while let Some((query, later)) =
+            SELECT_HOLDINGS.cut_keys_after(&[expiry_slot(now), shown_classes(view)], left)
+        {
+            for row in query.fetch_all(&self.pool).await? {
+                let blobs = to_u64(row.try_get(1)?);
+                let holding = Holding {
+                    pending: u32::try_from(to_u64(row.try_get(3)?))
+                        .unwrap_or(u32::MAX)
+                        .min(Holding::PENDING_MAX),
+                    blobs,
+                    bytes: to_u64(row.try_get(2)?) + blobs * ROW_OVERHEAD_BYTES,
+                };
+                holdings.insert(row.try_get(0)?, holding);
+            }
+            left = later;
+        }
+        Ok(holdings)
     }
 
     /// The keys of an owner's messages between two keys, the second one included.
@@ -393,6 +430,12 @@ impl Readers {
     }
 }
 
+/// One bit for each class that is shown.
+fn shown_classes(view: View) -> i64 {
+    let shown = Class::ALL.into_iter().filter(|class| view.shows(*class));
+    shown.map(|class| 1 << class as u8).sum()
+}
+
 fn keys(rows: &[SqliteRow]) -> sqlx::Result<Vec<OrderKey>> {
     rows.iter()
         .map(|row| row.try_get(0).map(OrderKey))
@@ -405,6 +448,7 @@ fn stored(row: &SqliteRow, mailbox: &MailboxHash, secret: &Secret) -> sqlx::Resu
     let id = BlobId::from_bytes(fixed(row, 5)?);
     let checksum: Checksum = fixed(row, 6)?;
     let version: Option<i64> = row.try_get(9)?;
+    let kind = Kind::read(row, 10)?;
     let (sealed, body): (Vec<u8>, Vec<u8>) = (row.try_get(7)?, row.try_get(8)?);
     Ok(Row {
         is_sound: secret.checksum(&of, &id, &body) == checksum,
@@ -414,6 +458,8 @@ fn stored(row: &SqliteRow, mailbox: &MailboxHash, secret: &Secret) -> sqlx::Resu
             id,
             class: size.class().unwrap_or(Class::ProvenOnly),
             version: version.map(version_of),
+            wants_receipts: kind.wants_receipts(),
+            is_delivered_told: kind.is_delivered_told(),
             stored_at: timestamp(row, 3)?,
             expires_at: timestamp(row, 2)?,
             sealed: sealed.into(),

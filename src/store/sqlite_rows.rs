@@ -9,13 +9,13 @@ use std::sync::LazyLock;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 
-use super::commit::{Checksum, Write};
 use super::departures::Departure;
-use super::plan::{Header, Plan, owner_of};
+use super::plan::Header;
+use super::sqlite_blobs::Kind;
 use super::sqlite_errors::is_damage;
-use super::working_set::{Size, expiry_slot, to_i64, to_u64};
+use super::working_set::{Size, to_i64, to_u64};
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash};
+use crate::ids::{BlobId, MailboxHash, Topic};
 use crate::secrets::Secret;
 
 /// A query with its arguments.
@@ -36,6 +36,13 @@ impl Sized {
         Self { texts }
     }
 
+    /// The statement for so many rows.
+    #[cfg(test)]
+    pub(super) fn text(&self, rows: usize) -> &str {
+        let sized = self.texts.iter().find(|(size, _)| *size == rows);
+        sized.map_or("", |(_, text)| text)
+    }
+
     /// The first rows of `rows` that one statement takes, exactly as many as it is for.
     pub(super) fn cut<'a, T>(&'static self, rows: &'a [T]) -> Option<(Query, &'a [T], &'a [T])> {
         let (size, text) = self.texts.iter().find(|(size, _)| *size <= rows.len())?;
@@ -46,6 +53,15 @@ impl Sized {
     /// The same for a list of keys, where the last statement may be for more keys than there are:
     /// what is not bound is NULL and equals nothing.
     pub(super) fn cut_keys<'a>(&'static self, keys: &'a [i64]) -> Option<(Query, &'a [i64])> {
+        self.cut_keys_after(&[], keys)
+    }
+
+    /// The same with arguments that come before the keys.
+    pub(super) fn cut_keys_after<'a>(
+        &'static self,
+        first: &[i64],
+        keys: &'a [i64],
+    ) -> Option<(Query, &'a [i64])> {
         let [(most, _), ..] = &self.texts;
         let (now, later) = keys.split_at_checked(keys.len().min(*most))?;
         let (_, text) = self
@@ -56,31 +72,13 @@ impl Sized {
         if now.is_empty() {
             return None;
         }
-        let query = now
+        let query = first
             .iter()
+            .chain(now)
             .fold(sqlx::query(text.as_str()), |query, key| query.bind(*key));
         Some((query, later))
     }
 }
-
-static INSERT_BLOBS: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
-         mailbox, id, checksum, sealed, body) VALUES ",
-        "(?,?,?,?,?,0,?,?,?,?,?,?,?)",
-        "",
-    )
-});
-
-/// The same for device sync messages, which alone have an owner.
-static INSERT_DEVICE_SYNC: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
-         mailbox, id, checksum, sealed, body, owner64, owner, version) VALUES ",
-        "(?,?,?,?,?,0,?,?,?,?,?,?,?,?,?,?)",
-        "",
-    )
-});
 
 static INSERT_DEPARTED: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
@@ -107,10 +105,20 @@ const COPY_CORRUPT_HEADER: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox6
 
 static SELECT_HEADERS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "SELECT seq, mailbox64, id64, size, expires_at, mailbox, id, checksum, owner FROM blob \
-         WHERE seq IN (",
+        "SELECT seq, mailbox64, id64, size, expires_at, mailbox, id, checksum, owner, kind, \
+         topic64 FROM blob WHERE seq IN (",
         "?",
         ")",
+    )
+});
+
+/// The rows of topics, given with their mailboxes: mailbox64, topic64 and seq.
+pub(super) static SELECT_TOPICS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT mailbox64, topic64, seq FROM (VALUES ",
+        "(?,?)",
+        ") AS asked CROSS JOIN blob INDEXED BY blob_by_topic \
+         WHERE mailbox64 = asked.column1 AND topic64 = asked.column2 AND topic64 IS NOT NULL",
     )
 });
 
@@ -138,18 +146,22 @@ pub(super) static SELECT_SETS: LazyLock<Sized> = LazyLock::new(|| {
 pub(super) async fn read_headers(
     connection: &mut SqliteConnection,
     mut keys: &[i64],
+    secret: &Secret,
 ) -> sqlx::Result<Vec<(i64, Header)>> {
     let mut headers = Vec::with_capacity(keys.len());
     while let Some((query, later)) = SELECT_HEADERS.cut_keys(keys) {
         for row in query.fetch_all(&mut *connection).await? {
-            headers.push((row.try_get(0)?, header(&row)?));
+            headers.push((row.try_get(0)?, header(&row, secret)?));
         }
         keys = later;
     }
     Ok(headers)
 }
 
-fn header(row: &SqliteRow) -> sqlx::Result<Header> {
+fn header(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Header> {
+    let kind = Kind::read(row, 9)?;
+    let topic: Option<i64> = row.try_get(10)?;
+    let is_asking = kind.wants_receipts();
     Ok(Header {
         mailbox64: row.try_get(1)?,
         id64: row.try_get(2)?,
@@ -158,8 +170,25 @@ fn header(row: &SqliteRow) -> sqlx::Result<Header> {
         mailbox: MailboxHash::from_bytes(fixed(row, 5)?),
         id: BlobId::from_bytes(fixed(row, 6)?),
         checksum: fixed(row, 7)?,
-        owner: owner(row, 8)?,
+        owner: if is_asking { None } else { owner(row, 8)? },
+        topic: topic.map(Topic::from_prefix64),
+        receipt_to: if is_asking {
+            sealed_receipt_to(row, 8, secret)?
+        } else {
+            None
+        },
+        is_delivered_told: kind.is_delivered_told(),
     })
+}
+
+/// Where the receipts of a row go, if that can still be read.
+fn sealed_receipt_to(
+    row: &SqliteRow,
+    column: usize,
+    secret: &Secret,
+) -> sqlx::Result<Option<MailboxHash>> {
+    let sealed: Option<&[u8]> = row.try_get(column)?;
+    Ok(sealed.and_then(|sealed| secret.unseal_receipt_to(sealed).ok()))
 }
 
 /// The owner of a row, if it has one that reads as one.
@@ -192,70 +221,22 @@ pub(super) fn timestamp(row: &SqliteRow, column: usize) -> sqlx::Result<Timestam
     Ok(Timestamp::from_millis(to_u64(millis)))
 }
 
-/// Inserts the rows that the plan keeps.
-pub(super) async fn insert_blobs(
+/// Reads which rows there are of these topics, given with their mailboxes.
+pub(super) async fn read_topics(
     connection: &mut SqliteConnection,
-    plan: &Plan,
-    batch: &[&Write],
-    secret: &Secret,
-) -> sqlx::Result<()> {
-    let rows: Vec<_> = (plan.first_key..)
-        .zip(&plan.inserts)
-        .filter_map(|(key, write)| Some((key, *batch.get((*write)?)?)))
-        .collect();
-    let (synced, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, write)| {
-        matches!(write, Write::Append { envelope, .. } if owner_of(envelope).is_some())
-    });
-    insert(connection, &INSERT_BLOBS, &rows, secret).await?;
-    insert(connection, &INSERT_DEVICE_SYNC, &synced, secret).await
-}
-
-async fn insert(
-    connection: &mut SqliteConnection,
-    statement: &'static Sized,
-    mut rows: &[(i64, &Write)],
-    secret: &Secret,
-) -> sqlx::Result<()> {
-    while let Some((mut query, now, later)) = statement.cut(rows) {
-        for (key, write) in now {
-            if let Write::Append { envelope, checksum } = write {
-                query = bind_blob(query, *key, envelope, checksum, secret);
-            }
+    mut topics: &[(i64, i64)],
+) -> sqlx::Result<Vec<((i64, i64), i64)>> {
+    let mut found = Vec::new();
+    while let Some((mut query, now, later)) = SELECT_TOPICS.cut(topics) {
+        for (mailbox64, topic64) in now {
+            query = query.bind(*mailbox64).bind(*topic64);
         }
-        query.execute(&mut *connection).await?;
-        rows = later;
+        for row in query.fetch_all(&mut *connection).await? {
+            found.push(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?));
+        }
+        topics = later;
     }
-    Ok(())
-}
-
-fn bind_blob(
-    query: Query,
-    key: i64,
-    envelope: &super::model::Envelope,
-    checksum: &Checksum,
-    secret: &Secret,
-) -> Query {
-    let size = Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class);
-    let query = query
-        .bind(key)
-        .bind(envelope.mailbox.prefix64())
-        .bind(secret.id64(&envelope.id))
-        .bind(size.0)
-        .bind(expiry_slot(envelope.expires_at))
-        .bind(to_i64(envelope.expires_at.millis()))
-        .bind(to_i64(envelope.stored_at.millis()))
-        .bind(envelope.mailbox.as_bytes().to_vec())
-        .bind(envelope.id.as_bytes().to_vec())
-        .bind(checksum.to_vec())
-        .bind(envelope.sealed.to_vec())
-        .bind(envelope.body.to_vec());
-    match owner_of(envelope) {
-        None => query,
-        Some(owner) => query
-            .bind(owner.hash.prefix64())
-            .bind(owner.hash.as_bytes().to_vec())
-            .bind(sql_version(owner.version)),
-    }
+    Ok(found)
 }
 
 /// Deletes these rows.

@@ -3,30 +3,31 @@
 //! Read what the batch needs to know, fold it (`plan`), write what comes out of that, commit, and
 //! only then let the world see it: departures, counters, metrics.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection as _, Row as _};
 use tracing::{info, warn};
 
-use super::StoreError;
 use super::commit::{CommitError, Engine, Outcome, Write};
 use super::departures::Departures;
 use super::disk::DiskWatch;
 use super::plan::{self, Plan, Rules};
 use super::quota::Quota;
+use super::sqlite_blobs::{change_blobs, insert_blobs};
 use super::sqlite_errors::{classify, classify_commit, code, primary_code, words};
-use super::sqlite_load::{
-    Totals, read_departures, read_known, read_owners, read_sets, read_totals,
-};
+use super::sqlite_load::{Totals, read_departures, read_known, read_totals};
 use super::sqlite_open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
 use super::sqlite_pins::write_pins;
 use super::sqlite_recovery::{SWEPT_PROOFS_MAX, write_proofs};
 use super::sqlite_rows as rows;
 use super::tally::{Tally, as_float};
 use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets, to_i64};
+use super::{OnStored, StoreError};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
@@ -42,6 +43,8 @@ pub(super) struct SqliteWriter {
     path: PathBuf,
     secret: Secret,
     quota: Quota,
+    receipt_ttl: Duration,
+    on_stored: OnStored,
     /// `None` after a failed write, until it is reopened.
     connection: Option<SqliteConnection>,
     sets: WorkingSets,
@@ -96,6 +99,8 @@ impl SqliteWriter {
             path,
             secret: options.secret.clone(),
             quota: options.quota,
+            receipt_ttl: options.receipt_ttl,
+            on_stored: Arc::clone(&options.on_stored),
             connection: Some(connection),
             sets: WorkingSets::new(WORKING_SETS_BYTES_MAX),
             departures,
@@ -113,10 +118,6 @@ impl SqliteWriter {
     /// Reads what the batch needs and folds it.
     async fn plan(&mut self, batch: &[&Write]) -> Result<Plan, CommitError> {
         let connection = self.connection.as_mut().ok_or_else(not_open)?;
-        read_sets(connection, &mut self.sets, batch).await?;
-        read_owners(connection, &mut self.sets, batch)
-            .await
-            .map_err(|error| classify(&error))?;
         let known = read_known(
             connection,
             &mut self.sets,
@@ -124,13 +125,13 @@ impl SqliteWriter {
             (&self.quota, self.totals.held),
             batch,
         )
-        .await
-        .map_err(|error| classify(&error))?;
+        .await?;
         let rules = Rules {
             secret: &self.secret,
             quota: self.quota,
             has_room: self.disk.has_room(),
             departures: &self.departures,
+            receipt_ttl: self.receipt_ttl,
         };
         let Totals { next_key, held, .. } = self.totals;
         let plan = plan::fold(batch, &rules, known, &mut self.sets, next_key, held);
@@ -169,8 +170,9 @@ impl SqliteWriter {
         let body = async {
             let damaged = rows::damaged(connection, &plan.set_aside).await?;
             execute(connection, "BEGIN IMMEDIATE").await?;
-            rows::insert_blobs(connection, plan, batch, &self.secret).await?;
+            insert_blobs(connection, plan, batch, &self.secret).await?;
             rows::delete_blobs(connection, &plan.deletes).await?;
+            change_blobs(connection, plan).await?;
             if !plan.set_aside.is_empty() {
                 rows::set_aside(connection, &plan.set_aside, &damaged, plan.now).await?;
             }
@@ -226,7 +228,8 @@ impl SqliteWriter {
             forget(&mut self.departures, plan.now, &self.metrics);
             self.tally.written();
         }
-        let lost = plan.happened.blobs.lost + plan.happened.device_sync.lost;
+        let happened = &plan.happened;
+        let lost = happened.blobs.lost + happened.device_sync.lost + happened.receipts.lost;
         if lost > 0 {
             warn!(
                 blobs = lost,
@@ -235,6 +238,7 @@ impl SqliteWriter {
         }
         self.tally.count(plan.happened, plan.held);
         self.show(plan.now);
+        self.wake_for_receipts(&plan);
         let more = chores.vacuums
             || self.departures.trim_to(1).is_some()
             || plan.proofs.deletes.len() >= SWEPT_PROOFS_MAX;
@@ -244,6 +248,14 @@ impl SqliteWriter {
             }
         }
         plan.outcomes
+    }
+
+    /// Wakes those who wait for receipts; blobs are the committer's.
+    fn wake_for_receipts(&self, plan: &Plan) {
+        let mailboxes = plan.receipts.iter().map(|(receipt, _)| receipt.mailbox);
+        for mailbox in mailboxes.collect::<HashSet<_>>() {
+            (self.on_stored)(&mailbox);
+        }
     }
 
     fn show(&self, now: Timestamp) {
@@ -420,7 +432,7 @@ async fn write_totals(
 ) -> sqlx::Result<()> {
     sqlx::query(
         "UPDATE usage SET blobs = ?, device_sync = ?, recovery_proofs = ?, pins = ?, bytes = ?, \
-         commits = ? WHERE one = 1; \
+         receipts = ?, commits = ? WHERE one = 1; \
          UPDATE meta SET value = ? WHERE name = 'high_water'",
     )
     .bind(to_i64(plan.held.blobs))
@@ -428,6 +440,7 @@ async fn write_totals(
     .bind(to_i64(plan.held.recovery_proofs))
     .bind(to_i64(plan.held.pins))
     .bind(to_i64(plan.held.bytes))
+    .bind(to_i64(plan.held.receipts))
     .bind(commits)
     .bind(plan.next_key() - 1)
     .execute(connection)

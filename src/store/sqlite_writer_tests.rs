@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::super::model::{Appended, Class, Envelope};
+use super::super::commit::Cause;
+use super::super::model::{Appended, Class, Envelope, OrderKey, Tells};
 use super::super::sqlite_open::{DATABASE_FILE, open_writer, take_data_dir};
 use super::*;
 use crate::ids::{BlobId, MailboxHash};
@@ -18,6 +19,7 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> SqliteWriter {
         free_bytes_min: 0,
         dedup: Duration::from_secs(3600),
         dedup_max: 0,
+        receipt_ttl: Duration::from_secs(3600),
         allow_network_fs: false,
         on_stored: Arc::new(|_| {}),
         metrics: Arc::new(Metrics::new()),
@@ -37,6 +39,8 @@ fn append(id: u8, now: u64, expires_at: u64) -> Write {
             id: BlobId::from_bytes([id; 16]),
             class: Class::SeenByV1,
             owner: None,
+            topic: None,
+            receipt_to: None,
             stored_at: Timestamp::from_millis(now),
             expires_at: Timestamp::from_millis(expires_at),
             sealed: bytes::Bytes::new(),
@@ -50,6 +54,7 @@ fn acknowledge(id: u8) -> Write {
     Write::Acknowledge {
         mailbox: MailboxHash::from_bytes([1; 32]),
         ids: vec![BlobId::from_bytes([id; 16])],
+        tells: Tells::Nobody,
         now: Timestamp::from_millis(5),
     }
 }
@@ -207,5 +212,154 @@ async fn a_batch_that_touches_too_much_is_split_and_a_single_write_never_is() {
     let error = writer.commit(&batch).await.unwrap_err();
     assert!(matches!(error, CommitError::TooWide));
     assert!(is_stored(&writer.commit(&batch[..1]).await.unwrap()));
+    writer.close().await;
+}
+
+fn asking(mut write: Write) -> Write {
+    if let Write::Append { envelope, .. } = &mut write {
+        envelope.receipt_to = Some(MailboxHash::from_bytes([9; 32]));
+    }
+    write
+}
+
+fn cancel(id: u8) -> Write {
+    Write::Cancel {
+        mailbox: MailboxHash::from_bytes([1; 32]),
+        id: BlobId::from_bytes([id; 16]),
+        now: Timestamp::from_millis(5),
+    }
+}
+
+async fn rows_of(writer: &mut SqliteWriter, class: Class) -> i64 {
+    let connection = writer.connection.as_mut().unwrap();
+    let row = sqlx::query("SELECT count(*) FROM blob WHERE size & 3 = ?")
+        .bind(i64::from(class as u8))
+        .fetch_one(connection)
+        .await;
+    row.unwrap().try_get(0).unwrap()
+}
+
+/// What is written after the receipt fails: no receipt without its event.
+#[tokio::test]
+async fn a_failed_event_is_not_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path(), 0).await;
+    writer.commit(&[&asking(append(1, 1, 900))]).await.unwrap();
+    let spoil = "CREATE TRIGGER spoil BEFORE DELETE ON blob \
+                 BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
+    execute(writer.connection.as_mut().unwrap(), spoil)
+        .await
+        .unwrap();
+    let error = writer.commit(&[&cancel(1)]).await.unwrap_err();
+    assert!(matches!(error, CommitError::Rejected(_)));
+    assert_eq!(rows_of(&mut writer, Class::Receipt).await, 0);
+    assert_eq!(rows_of(&mut writer, Class::SeenByV1).await, 1);
+    let usage = writer.tally.usage();
+    assert_eq!((usage.cancelled, usage.receipts.created), (0, 0));
+    let mend = "DROP TRIGGER spoil";
+    execute(writer.connection.as_mut().unwrap(), mend)
+        .await
+        .unwrap();
+    writer.commit(&[&cancel(1)]).await.unwrap();
+    assert_eq!(rows_of(&mut writer, Class::Receipt).await, 1);
+    writer.close().await;
+}
+
+/// The receipt cannot be written: no event without it, and nothing is left of either in memory.
+#[tokio::test]
+async fn an_event_whose_receipt_fails_does_not_happen() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path(), 0).await;
+    writer.commit(&[&asking(append(1, 1, 900))]).await.unwrap();
+    let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON blob WHEN NEW.size & 3 = 2 \
+                 BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
+    execute(writer.connection.as_mut().unwrap(), spoil)
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        let error = writer.commit(&[&cancel(1)]).await.unwrap_err();
+        assert!(matches!(error, CommitError::Rejected(_)));
+        assert_eq!(rows_of(&mut writer, Class::SeenByV1).await, 1);
+    }
+    let mend = "DROP TRIGGER spoil";
+    execute(writer.connection.as_mut().unwrap(), mend)
+        .await
+        .unwrap();
+    writer.commit(&[&cancel(1)]).await.unwrap();
+    let usage = writer.tally.usage();
+    assert_eq!((usage.cancelled, usage.receipts.created), (1, 1));
+    assert!(usage.is_conserved());
+    writer.close().await;
+}
+
+#[tokio::test]
+async fn a_receipt_of_a_commit_with_an_unknown_end_is_there_and_wakes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path(), 0).await;
+    let woken = Arc::<std::sync::Mutex<Vec<MailboxHash>>>::default();
+    let list = Arc::clone(&woken);
+    writer.on_stored = Arc::new(move |mailbox| list.lock().unwrap().push(*mailbox));
+    writer.commit(&[&asking(append(1, 1, 900))]).await.unwrap();
+    let gone = cancel(1);
+    lose_the_end_of(&mut writer, &[&gone], true).await;
+    assert!(woken.lock().unwrap().is_empty());
+    writer.reopen().await.unwrap();
+    assert_eq!(*woken.lock().unwrap(), [MailboxHash::from_bytes([9; 32])]);
+    assert_eq!(rows_of(&mut writer, Class::Receipt).await, 1);
+    assert_eq!(writer.tally.usage().receipts.stored, 1);
+    writer.close().await;
+}
+
+/// The sets of the mailboxes that receipts go to may be many: a removal goes on in pieces.
+#[tokio::test]
+async fn a_removal_whose_receipts_touch_too_much_is_split() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path(), 0).await;
+    for id in 1..=2 {
+        writer.commit(&[&asking(append(id, 1, 900))]).await.unwrap();
+        writer
+            .commit(&[&asking(append(id + 2, 1, 900))])
+            .await
+            .unwrap();
+        writer.commit(&[&cancel(id + 2)]).await.unwrap();
+    }
+    writer.sets = WorkingSets::new(0);
+    let remove = |keys: &[i64]| Write::Remove {
+        keys: keys.iter().copied().map(OrderKey).collect(),
+        cause: Cause::Expired,
+        now: Timestamp::from_millis(901),
+    };
+    let error = writer.commit(&[&remove(&[1, 4])]).await.unwrap_err();
+    assert!(matches!(error, CommitError::TooWide));
+    writer.commit(&[&remove(&[1])]).await.unwrap();
+    writer.close().await;
+}
+
+/// Each of them must find its rows without reading others.
+#[tokio::test]
+async fn topics_and_holdings_are_found_in_an_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path(), 0).await;
+    let connection = writer.connection.as_mut().unwrap();
+    for (sql, expected) in [
+        (
+            crate::store::sqlite_rows::SELECT_TOPICS.text(10),
+            "SEARCH blob USING COVERING INDEX blob_by_topic (mailbox64=? AND topic64=?)",
+        ),
+        (
+            crate::store::sqlite_pages::SELECT_HOLDINGS.text(10),
+            "SEARCH blob USING COVERING INDEX blob_by_mailbox (mailbox64=?)",
+        ),
+    ] {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+        let rows = sqlx::query(explain).fetch_all(&mut *connection).await;
+        let lines = rows
+            .unwrap()
+            .iter()
+            .map(|row| row.get::<String, _>("detail"))
+            .collect::<Vec<_>>();
+        assert!(lines.iter().any(|line| line == expected), "{lines:?}");
+        assert!(!lines.iter().any(|line| line == "SCAN blob"), "{lines:?}");
+    }
     writer.close().await;
 }

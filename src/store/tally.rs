@@ -14,6 +14,8 @@ use crate::metrics::Metrics;
 pub(super) struct Counts {
     pub(super) created: u64,
     pub(super) acknowledged: u64,
+    pub(super) cancelled: u64,
+    pub(super) replaced: u64,
     pub(super) purged: u64,
     pub(super) expired: u64,
     pub(super) lost: u64,
@@ -24,6 +26,8 @@ pub(super) struct Counts {
 pub(super) struct Happened {
     pub(super) blobs: Counts,
     pub(super) device_sync: Counts,
+    pub(super) receipts: Counts,
+    pub(super) receipts_dropped: u64,
     pub(super) duplicates: u64,
     pub(super) vouchers: u64,
     pub(super) pins_evicted: u64,
@@ -34,6 +38,7 @@ impl Happened {
     pub(super) fn to(&mut self, class: Option<Class>) -> &mut Counts {
         match class {
             Some(Class::DeviceSync) => &mut self.device_sync,
+            Some(Class::Receipt) => &mut self.receipts,
             _ => &mut self.blobs,
         }
     }
@@ -54,11 +59,18 @@ impl Ledger {
         at_start
             .device_sync_stored_at_start
             .set(as_float(held.device_sync));
+        at_start
+            .receipts_stored_at_start
+            .set(as_float(held.receipts));
         let mut ledger = Self {
             usage: Usage {
                 stored_at_start: held.blobs,
                 device_sync: Kept {
                     stored_at_start: held.device_sync,
+                    ..Kept::default()
+                },
+                receipts: Kept {
+                    stored_at_start: held.receipts,
                     ..Kept::default()
                 },
                 ..Usage::default()
@@ -75,21 +87,18 @@ impl Ledger {
 
     /// Counts what happened; the store holds `held` now.
     pub(super) fn count(&mut self, happened: Happened, held: HeldInAll) {
-        let Happened {
-            blobs, device_sync, ..
-        } = happened;
+        let blobs = happened.blobs;
         let usage = &mut self.usage;
         usage.created += blobs.created;
         usage.acknowledged += blobs.acknowledged;
+        usage.cancelled += blobs.cancelled;
+        usage.replaced += blobs.replaced;
         usage.purged += blobs.purged;
         usage.expired += blobs.expired;
         usage.lost += blobs.lost;
-        let kept = &mut usage.device_sync;
-        kept.created += device_sync.created;
-        kept.acknowledged += device_sync.acknowledged;
-        kept.purged += device_sync.purged;
-        kept.expired += device_sync.expired;
-        kept.lost += device_sync.lost;
+        add(&mut usage.device_sync, happened.device_sync);
+        add(&mut usage.receipts, happened.receipts);
+        usage.receipts_dropped += happened.receipts_dropped;
         self.move_metrics(happened);
         self.show(held);
     }
@@ -101,6 +110,8 @@ impl Ledger {
         metrics
             .blobs_acknowledged_total
             .increment(blobs.acknowledged);
+        metrics.blobs_cancelled_total.increment(blobs.cancelled);
+        metrics.blobs_replaced_total.increment(blobs.replaced);
         metrics.blobs_purged_total.increment(blobs.purged);
         metrics.blobs_expired_total.increment(blobs.expired);
         metrics.blobs_lost_total.increment(blobs.lost);
@@ -112,6 +123,17 @@ impl Ledger {
         metrics.device_sync_purged_total.increment(sync.purged);
         metrics.device_sync_expired_total.increment(sync.expired);
         metrics.device_sync_lost_total.increment(sync.lost);
+        let receipts = happened.receipts;
+        metrics.receipts_created_total.increment(receipts.created);
+        metrics
+            .receipts_acknowledged_total
+            .increment(receipts.acknowledged);
+        metrics.receipts_purged_total.increment(receipts.purged);
+        metrics.receipts_expired_total.increment(receipts.expired);
+        metrics.receipts_lost_total.increment(receipts.lost);
+        metrics
+            .receipts_dropped_total
+            .increment(happened.receipts_dropped);
         metrics.duplicates_total.increment(happened.duplicates);
         metrics.recovery_vouchers_total.increment(happened.vouchers);
         metrics.pins_evicted_total.increment(happened.pins_evicted);
@@ -120,18 +142,29 @@ impl Ledger {
     fn show(&mut self, held: HeldInAll) {
         self.usage.stored = held.blobs;
         self.usage.device_sync.stored = held.device_sync;
+        self.usage.receipts.stored = held.receipts;
         self.usage.recovery_proofs = held.recovery_proofs;
         self.usage.pins = held.pins;
         self.usage.bytes = held.bytes;
         let metrics = &self.metrics;
         metrics.blobs_stored.set(as_float(held.blobs));
         metrics.device_sync_stored.set(as_float(held.device_sync));
+        metrics.receipts_stored.set(as_float(held.receipts));
         metrics
             .recovery_proofs_active
             .set(as_float(held.recovery_proofs));
         metrics.pins.set(as_float(held.pins));
         metrics.stored_bytes.set(as_float(held.bytes));
     }
+}
+
+/// Adds what happened to a sum of rows that are neither cancelled nor replaced.
+fn add(kept: &mut Kept, counts: Counts) {
+    kept.created += counts.created;
+    kept.acknowledged += counts.acknowledged;
+    kept.purged += counts.purged;
+    kept.expired += counts.expired;
+    kept.lost += counts.lost;
 }
 
 /// The counters of one engine. Moved after each commit, read by anybody.

@@ -13,7 +13,7 @@ use lru::LruCache;
 
 use super::model::{Class, charged_bytes};
 use super::owners::Owners;
-use super::quota::Held;
+use super::quota::{Held, held_beside};
 use crate::clock::Timestamp;
 
 /// Bytes that all sets together may take: about 2,000,000 entries.
@@ -110,9 +110,9 @@ impl Default for WorkingSet {
 }
 
 impl WorkingSet {
-    /// What it holds in this class.
+    /// What it holds that counts against the quota of this class.
     pub(super) fn held(&self, class: Class) -> Held {
-        self.held[usize::from(class as u8)]
+        held_beside(class, &self.held)
     }
 
     /// No blob of it expires before this moment.
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!((size.0, size.bytes()), (4001, 1000));
         assert_eq!(size.class(), Some(Class::ProvenOnly));
         assert_eq!(size.charged_bytes(), 1256);
-        assert_eq!(Size(4002).class(), None);
+        assert_eq!(Size(4002).class(), Some(Class::Receipt));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::store::model::{
-    Appended, BacklogCursor, Envelope, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof,
-    RecoveryPut, Removed, Swept, Usage, View,
+    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 use vauchi_relay::store::{Pending, Store, StoreError};
 
@@ -20,8 +20,12 @@ use vauchi_relay::store::{Pending, Store, StoreError};
 pub(crate) enum Call {
     Append,
     Acknowledge,
+    Delivered,
+    Extend,
+    Cancel,
     Purge,
     Page,
+    Holdings,
     Expire,
     Probe,
     RecoveryPut,
@@ -198,20 +202,53 @@ impl Store for FaultyStore {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
-        let write = self.inner.acknowledge(mailbox, ids, now);
+        let write = self.inner.acknowledge(mailbox, ids, tells, now);
         self.meet_commit(Call::Acknowledge, write).await
+    }
+
+    async fn delivered(
+        &self,
+        mailbox: MailboxHash,
+        ids: Vec<BlobId>,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let write = self.inner.delivered(mailbox, ids, now);
+        self.meet_commit(Call::Delivered, write).await
+    }
+
+    async fn extend(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let write = self.inner.extend(mailbox, id, expires_at, now);
+        self.meet_commit(Call::Extend, write).await
+    }
+
+    async fn cancel(
+        &self,
+        mailbox: MailboxHash,
+        id: BlobId,
+        now: Timestamp,
+    ) -> Result<Pending<()>, StoreError> {
+        let write = self.inner.cancel(mailbox, id, now);
+        self.meet_commit(Call::Cancel, write).await
     }
 
     async fn purge(
         &self,
         mailbox: MailboxHash,
         view: View,
+        tells: Tells,
         now: Timestamp,
     ) -> Result<Removed, StoreError> {
         self.meet_whole(Call::Purge).await?;
-        self.inner.purge(mailbox, view, now).await
+        self.inner.purge(mailbox, view, tells, now).await
     }
 
     async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
@@ -234,6 +271,16 @@ impl Store for FaultyStore {
     ) -> Result<Page, StoreError> {
         self.meet_whole(Call::Page).await?;
         self.inner.page(mailbox, view, after, bounds, now).await
+    }
+
+    async fn holdings(
+        &self,
+        mailboxes: Vec<MailboxHash>,
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Holding>, StoreError> {
+        self.meet_whole(Call::Holdings).await?;
+        self.inner.holdings(mailboxes, view, now).await
     }
 
     async fn device_sync_backlog(
@@ -365,7 +412,11 @@ mod tests {
         append(&store, 1).await.unwrap();
 
         let purger = Arc::clone(&store);
-        let purge = tokio::spawn(async move { purger.purge(mailbox(1), View::Proven, NOW).await });
+        let purge = tokio::spawn(async move {
+            purger
+                .purge(mailbox(1), View::Proven, Tells::Nobody, NOW)
+                .await
+        });
         stall.reached().await;
         assert_eq!(store.usage().stored, 1);
         stall.release();

@@ -12,8 +12,8 @@ use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
 use vauchi_relay::store::model::{
-    Appended, BacklogCursor, Class, Envelope, OrderKey, Owner, Page, PageBounds, Removed,
-    StoredBlob, View,
+    Appended, BacklogCursor, Class, Envelope, OrderKey, Owner, Page, PageBounds, ReceiptKind,
+    StoredBlob, Tells, View,
 };
 use vauchi_relay::store::quota::Quota;
 use vauchi_relay::store::sqlite::{DATABASE_FILE, OpenError, SqliteOptions, SqliteStore};
@@ -39,6 +39,7 @@ fn options(data_dir: &Path) -> SqliteOptions {
         free_bytes_min: 0,
         dedup: Duration::from_secs(3_600),
         dedup_max: 1_000_000,
+        receipt_ttl: Duration::from_secs(3_600),
         allow_network_fs: false,
         on_stored: Arc::new(|_| {}),
         metrics: Arc::new(Metrics::new()),
@@ -74,6 +75,8 @@ fn envelope(to: u8, number: u32) -> Envelope {
         id: id(number),
         class: Class::SeenByV1,
         owner: None,
+        topic: None,
+        receipt_to: None,
         stored_at: at(NOW),
         expires_at: at(NOW + HOUR),
         sealed: Bytes::new(),
@@ -87,7 +90,10 @@ async fn append(store: &SqliteStore, envelope: Envelope) -> Appended {
 
 async fn acknowledge(store: &SqliteStore, of: u8, numbers: &[u32]) -> u64 {
     let ids = numbers.iter().copied().map(id).collect();
-    let pending = store.acknowledge(mailbox(of), ids, at(NOW)).await.unwrap();
+    let pending = store
+        .acknowledge(mailbox(of), ids, Tells::Nobody, at(NOW))
+        .await
+        .unwrap();
     pending.await.unwrap().blobs
 }
 
@@ -403,6 +409,74 @@ async fn rows_on_damaged_pages_stop_neither_their_neighbours_nor_the_sweep() {
     store.close().await;
 }
 
+/// The sender of a damaged blob hears of it, also when the pages of its body cannot be read at all.
+#[tokio::test]
+async fn a_corrupt_row_is_told_to_the_sender_who_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    for (number, bytes) in [(1, 10), (2, 100_000)] {
+        let asking = Envelope {
+            receipt_to: Some(mailbox(9)),
+            body: vec![b'x'; bytes].into(),
+            ..envelope(1, number)
+        };
+        store.append(asking).await.unwrap().await.unwrap();
+    }
+    store.close().await;
+    drop(store);
+    let mut file = direct(folder.path()).await;
+    run(&mut file, "UPDATE blob SET body = x'00' WHERE seq = 1").await;
+    run(&mut file, "PRAGMA wal_checkpoint(TRUNCATE)").await;
+    drop(file);
+    let path = folder.path().join(DATABASE_FILE);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The first page of the body beyond its row: the page that it names as the next is none.
+    let (pages, _) = bytes.as_chunks_mut::<8_192>();
+    let first = pages.iter_mut().find(|page| page[4..] == [b'x'; 8_188]);
+    first.unwrap()[..4].copy_from_slice(&[0xFF; 4]);
+    std::fs::write(&path, bytes).unwrap();
+
+    let store = open(folder.path()).await;
+    assert!(blobs(&store, 1).await.is_empty());
+    // What was handed in before is done when this is.
+    acknowledge(&store, 1, &[99]).await;
+    assert_eq!(store.usage().lost, 2);
+    let bounds = PageBounds {
+        blobs_max: 10,
+        bytes_max: 1 << 30,
+    };
+    let page = store.page(mailbox(9), View::Proven, OrderKey::START, bounds, at(NOW));
+    let told = page.await.unwrap().blobs;
+    let kinds: Vec<_> = told.iter().map(|row| row.receipt().unwrap().kind).collect();
+    assert_eq!(kinds, [ReceiptKind::Lost; 2]);
+    store.close().await;
+}
+
+/// A database of the release before receipts opens, keeps what it has and counts on.
+#[tokio::test]
+async fn a_database_from_before_receipts_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    store.append(envelope(1, 1)).await.unwrap().await.unwrap();
+    store.close().await;
+    drop(store);
+    let mut file = direct(folder.path()).await;
+    run(&mut file, "ALTER TABLE usage DROP COLUMN receipts").await;
+    run(&mut file, "DELETE FROM _sqlx_migrations WHERE version = 2").await;
+    drop(file);
+    let store = open(folder.path()).await;
+    let asking = Envelope {
+        receipt_to: Some(mailbox(9)),
+        ..envelope(1, 2)
+    };
+    store.append(asking).await.unwrap().await.unwrap();
+    let cancelled = store.cancel(mailbox(1), envelope(1, 2).id, at(NOW)).await;
+    cancelled.unwrap().await.unwrap();
+    let usage = store.usage();
+    assert_eq!((usage.stored, usage.receipts.stored), (1, 1));
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_corrupt_device_sync_message_is_lost_from_its_own_sum_and_quota() {
     let folder = tempfile::tempdir().unwrap();
@@ -496,13 +570,16 @@ async fn a_page_over_many_hidden_and_expired_rows_is_bounded_and_goes_on() {
         }
     }
     assert_eq!(expired, 4_000);
-    let purged = store.purge(mailbox(1), View::V1, at(NOW)).await.unwrap();
-    assert_eq!(purged, Removed { blobs: 1 });
     let purged = store
-        .purge(mailbox(1), View::Proven, at(NOW))
+        .purge(mailbox(1), View::V1, Tells::Nobody, at(NOW))
         .await
         .unwrap();
-    assert_eq!(purged, Removed { blobs: 2_000 });
+    assert_eq!((purged.blobs, purged.receipts), (1, 0));
+    let purged = store
+        .purge(mailbox(1), View::Proven, Tells::Nobody, at(NOW))
+        .await
+        .unwrap();
+    assert_eq!((purged.blobs, purged.receipts), (2_000, 0));
     assert_eq!((store.usage().stored, store.usage().bytes), (0, 0));
     assert!(store.usage().is_conserved());
     store.close().await;
@@ -523,7 +600,7 @@ async fn space_is_given_back_to_the_disk() {
     }
     let path = folder.path().join(DATABASE_FILE);
     store
-        .purge(mailbox(1), View::Proven, at(NOW))
+        .purge(mailbox(1), View::Proven, Tells::Nobody, at(NOW))
         .await
         .unwrap();
     while store.expire(1_000, at(NOW)).await.unwrap().more {}

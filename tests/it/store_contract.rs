@@ -20,7 +20,7 @@ use vauchi_relay::secrets::Secret;
 use vauchi_relay::store::memory::{MemoryOptions, MemoryStore};
 use vauchi_relay::store::model::{
     Appended, Class, Envelope, OrderKey, Owner, Page, PageBounds, ROW_OVERHEAD_BYTES, StoredBlob,
-    Usage, View,
+    Tells, Usage, View,
 };
 use vauchi_relay::store::quota::Quota;
 use vauchi_relay::store::sqlite::{SqliteOptions, SqliteStore};
@@ -48,6 +48,7 @@ pub(crate) static ENGINES: &[Engine] = &[
                 quota: settings.quota,
                 dedup: settings.dedup,
                 dedup_max: settings.dedup_max,
+                receipt_ttl: settings.receipt_ttl,
                 on_stored: settings.on_stored,
                 metrics,
             }));
@@ -65,6 +66,7 @@ pub(crate) static ENGINES: &[Engine] = &[
                 free_bytes_min: 0,
                 dedup: settings.dedup,
                 dedup_max: settings.dedup_max,
+                receipt_ttl: settings.receipt_ttl,
                 on_stored: settings.on_stored,
                 metrics,
                 now: NOW,
@@ -91,6 +93,7 @@ pub(crate) struct Settings {
     pub(crate) quota: Quota,
     pub(crate) dedup: Duration,
     pub(crate) dedup_max: u64,
+    pub(crate) receipt_ttl: Duration,
     pub(crate) on_stored: OnStored,
 }
 
@@ -101,6 +104,7 @@ impl Default for Settings {
             quota: UNBOUNDED,
             dedup: HOUR,
             dedup_max: 1_000,
+            receipt_ttl: 30 * DAY,
             on_stored: Arc::new(|_| ()),
         }
     }
@@ -151,6 +155,7 @@ impl Rig {
             quota: settings.quota,
             dedup: settings.dedup,
             dedup_max: settings.dedup_max,
+            receipt_ttl: settings.receipt_ttl,
             on_stored: settings.on_stored,
             metrics: Arc::new(Metrics::new()),
         }))
@@ -247,13 +252,21 @@ impl Rig {
     pub(crate) async fn acknowledge(&self, mailbox: u8, ids: &[u32], now: Timestamp) -> u64 {
         let ids = ids.iter().copied().map(id).collect();
         let mailbox = self::mailbox(mailbox);
-        let pending = self.store.acknowledge(mailbox, ids, now).await.unwrap();
+        let pending = self
+            .store
+            .acknowledge(mailbox, ids, Tells::Nobody, now)
+            .await
+            .unwrap();
         pending.await.unwrap().blobs
     }
 
     pub(crate) async fn purge(&self, mailbox: u8, view: View, now: Timestamp) -> u64 {
         let mailbox = self::mailbox(mailbox);
-        self.store.purge(mailbox, view, now).await.unwrap().blobs
+        self.store
+            .purge(mailbox, view, Tells::Nobody, now)
+            .await
+            .unwrap()
+            .blobs
     }
 
     /// Sweeps in steps of `limit` until nothing is left to sweep; answers how many blobs went.
@@ -331,6 +344,8 @@ pub(crate) fn blob(mailbox: u8, id: u32) -> Envelope {
         id: self::id(id),
         class: Class::SeenByV1,
         owner: None,
+        topic: None,
+        receipt_to: None,
         stored_at: NOW,
         expires_at: NOW.plus(30 * DAY),
         sealed: Bytes::new(),
@@ -346,7 +361,7 @@ pub(crate) fn blob_of(mailbox: u8, id: u32, body_bytes: usize) -> Envelope {
     }
 }
 
-fn proven_only(envelope: Envelope) -> Envelope {
+pub(crate) fn proven_only(envelope: Envelope) -> Envelope {
     Envelope {
         class: Class::ProvenOnly,
         ..envelope
@@ -368,7 +383,7 @@ pub(crate) fn at(envelope: Envelope, stored_at: Timestamp) -> Envelope {
     }
 }
 
-fn duplicate_of(envelope: &Envelope) -> Appended {
+pub(crate) fn duplicate_of(envelope: &Envelope) -> Appended {
     Appended::Duplicate {
         expires_at: envelope.expires_at,
     }
@@ -380,7 +395,7 @@ pub(crate) fn quota(change: impl FnOnce(&mut Quota)) -> Settings {
     settings
 }
 
-fn dedup(dedup: Duration, dedup_max: u64) -> Settings {
+pub(crate) fn dedup(dedup: Duration, dedup_max: u64) -> Settings {
     Settings {
         dedup,
         dedup_max,
@@ -394,9 +409,10 @@ fn dedup(dedup: Duration, dedup_max: u64) -> Settings {
 async fn a_stored_blob_comes_back_as_it_was_given() {
     for engine in ENGINES {
         let rig = Rig::open(engine, Settings::default()).await;
-        for (class, view) in Class::ALL
-            .into_iter()
-            .zip([View::V1, View::Proven, View::DeviceSync])
+        for (class, view) in
+            Class::ALL
+                .into_iter()
+                .zip([View::V1, View::Proven, View::Proven, View::DeviceSync])
         {
             let owner = (class == Class::DeviceSync).then_some(Owner {
                 hash: mailbox(77),
@@ -540,7 +556,10 @@ async fn dropping_a_pending_does_not_lose_the_write() {
         drop(rig.store.append(blob(1, 1)).await.unwrap());
         rig.stores(blob(1, 2)).await;
         assert_eq!(rig.ids(1, View::Proven, NOW).await, [1, 2]);
-        let acknowledgement = rig.store.acknowledge(mailbox(1), vec![id(1)], NOW).await;
+        let acknowledgement = rig
+            .store
+            .acknowledge(mailbox(1), vec![id(1)], Tells::Nobody, NOW)
+            .await;
         drop(acknowledgement.unwrap());
         rig.stores(blob(1, 3)).await;
         assert_eq!(rig.ids(1, View::Proven, NOW).await, [2, 3]);
@@ -1392,7 +1411,8 @@ async fn the_sums_hold_at_every_moment() {
             writers.spawn(async move {
                 for number in 0..100 {
                     append(&*store, blob(writer, number)).await;
-                    let acknowledgement = store.acknowledge(mailbox(writer), vec![id(number)], NOW);
+                    let acknowledgement =
+                        store.acknowledge(mailbox(writer), vec![id(number)], Tells::Nobody, NOW);
                     acknowledgement.await.unwrap().await.unwrap();
                 }
             });
@@ -1466,11 +1486,17 @@ async fn a_closed_store_has_finished_its_writes_and_refuses_later_ones() {
         };
         assert!(matches!(later.await, Err(StoreError::Closed)));
         let later = async {
-            let pending = rig.store.acknowledge(mailbox(1), vec![id(1)], NOW).await?;
+            let pending = rig
+                .store
+                .acknowledge(mailbox(1), vec![id(1)], Tells::Nobody, NOW)
+                .await?;
             pending.await
         };
         assert!(matches!(later.await, Err(StoreError::Closed)));
-        let later = rig.store.purge(mailbox(1), View::V1, NOW).await;
+        let later = rig
+            .store
+            .purge(mailbox(1), View::V1, Tells::Nobody, NOW)
+            .await;
         assert!(matches!(later, Err(StoreError::Closed)));
         let later = rig.store.expire(256, NOW).await;
         assert!(matches!(later, Err(StoreError::Closed)));

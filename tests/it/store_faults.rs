@@ -11,7 +11,7 @@ use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use vauchi_relay::ids::MailboxId;
 use vauchi_relay::secrets::{SECRET_FILE, Secret};
-use vauchi_relay::store::model::View;
+use vauchi_relay::store::model::{Tells, View};
 use vauchi_relay::store::sqlite::DATABASE_FILE;
 
 use crate::faulty::{Call, Fault, FaultyStore, Stall};
@@ -243,7 +243,10 @@ impl Life {
             let mut purge = async || {
                 calls += 1;
                 let now = vauchi_relay::clock::Timestamp::from_millis(1_795_306_500_000);
-                let purged = tokio::time::timeout(PATIENCE, store.purge(mailbox, View::V1, now));
+                let purged = tokio::time::timeout(
+                    PATIENCE,
+                    store.purge(mailbox, View::V1, Tells::Nobody, now),
+                );
                 let purged = purged.await.expect("the purge ends");
                 assert_eq!(purged.is_err(), self.fails_at(Call::Purge, calls));
                 purged

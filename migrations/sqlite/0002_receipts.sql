@@ -1,0 +1,12 @@
+-- Receipts, and what they need to know of blobs. Adds only.
+--
+-- A receipt is a row of blob with class 2, in the mailbox that it goes to; its body is the blob's
+-- id, the kind, and the time in Unix milliseconds (8 bytes).
+-- kind says what a blob's sender hears: 0 nothing; 2 what becomes of it; 3 the same, and it has heard
+-- that the blob was delivered. 2 and 3 take the same room in a row (0 and 1 would take none), so that
+-- the mark changes one page and not the body's as well.
+-- owner is, where kind is 2 or 3, the receipt mailbox's hash, sealed under a key from the secret.
+-- It stands before the body, so it can still be read when the body is damaged. owner64 is NULL there:
+-- such a row is in no index that others are not in.
+-- topic64 is the first 64 bits of the keyed hash of mailbox and topic.
+ALTER TABLE usage ADD COLUMN receipts INTEGER NOT NULL DEFAULT 0;
