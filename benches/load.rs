@@ -3,7 +3,9 @@
 //! `cargo bench --bench load` starts the release binary on a folder of its own and prints stores a
 //! second and the time to `Stored` at 1, 32 and 512 in flight, beside a bare loop of 100-row
 //! transactions into the same schema, and the memory of an idle connection. Both are measured in
-//! the same run, so what counts is the ratio. `cargo bench --bench load -- SECONDS` runs longer.
+//! the same run, so what counts is the ratio. `cargo bench --bench load -- SECONDS` runs longer, and
+//! `cargo bench --bench load -- SECONDS BINARY BINARY…` measures these binaries in turn instead, for
+//! example one of another target or allocator.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +18,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -48,10 +50,17 @@ const LIMITS_OFF: [&str; 7] = [
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 fn main() {
-    let seconds = std::env::args()
-        .skip(1)
-        .find_map(|word| word.parse().ok())
-        .unwrap_or(5);
+    let (mut seconds, mut binaries) = (5, Vec::new());
+    // Cargo says --bench to it.
+    for word in std::env::args().skip(1).filter(|word| word != "--bench") {
+        match word.parse() {
+            Ok(number) => seconds = number,
+            Err(_) => binaries.push(PathBuf::from(word)),
+        }
+    }
+    if binaries.is_empty() {
+        binaries.push(env!("CARGO_BIN_EXE_vauchi-relay").into());
+    }
     let span = Duration::from_secs(seconds);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -62,9 +71,18 @@ fn main() {
     );
     let bare = runtime.block_on(bare_loop(span));
     println!("bare loop, 100 rows a transaction: {bare:.0} rows/s");
+    for binary in &binaries {
+        if binaries.len() > 1 {
+            println!("{}", binary.display());
+        }
+        measure(&runtime, binary, span, bare);
+    }
+}
+
+fn measure(runtime: &tokio::runtime::Runtime, binary: &Path, span: Duration, bare: f64) {
     for (connections, in_flight) in [(1, 1), (32, 1), (32, 16)] {
         let folder = tempfile::tempdir().unwrap();
-        let relay = Relay::start(folder.path());
+        let relay = Relay::start(binary, folder.path());
         let mut latencies =
             runtime.block_on(store_load(relay.clients, connections, in_flight, span));
         let rate = latencies.len() as f64 / span.as_secs_f64();
@@ -82,19 +100,19 @@ fn main() {
         );
     }
     let folder = tempfile::tempdir().unwrap();
-    let relay = Relay::start(folder.path());
+    let relay = Relay::start(binary, folder.path());
     runtime.block_on(idle_memory(&relay));
 }
 
-/// The release binary, killed when it is dropped.
+/// A running relay, killed when it is dropped.
 struct Relay {
     child: Child,
     clients: SocketAddr,
 }
 
 impl Relay {
-    fn start(folder: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vauchi-relay"))
+    fn start(binary: &Path, folder: &Path) -> Self {
+        let mut child = Command::new(binary)
             .env("RELAY_LISTEN_ADDR", "127.0.0.1:0")
             .env("RELAY_HTTP_ADDR", "127.0.0.1:0")
             .env("RELAY_DATA_DIR", folder)

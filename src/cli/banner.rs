@@ -34,7 +34,7 @@ pub struct Banner {
 /// Says which relay this is, where it listens, what it keeps where, and what is open or off.
 pub fn banner(config: &Config, facts: &Facts) -> Banner {
     let mut lines = vec![
-        format!("vauchi-relay {}", env!("CARGO_PKG_VERSION")),
+        concat!("vauchi-relay ", env!("VAUCHI_VERSION")).to_owned(),
         clients_line(config, facts),
         operators_line(config, facts),
         storage_line(config),
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(
             banner.lines,
             [
-                concat!("vauchi-relay ", env!("CARGO_PKG_VERSION")),
+                concat!("vauchi-relay ", env!("VAUCHI_VERSION")),
                 "clients: ws://0.0.0.0:8080, 1000 connections at the most; no TLS of its own, \
                  put a proxy in front",
                 "operators: http://0.0.0.0:8081/health, /ready, /metrics; metrics need no token",

@@ -80,7 +80,7 @@ impl Report {
     }
 
     fn as_text(&self) -> String {
-        let mut text = concat!("vauchi-relay ", env!("CARGO_PKG_VERSION"), "\n\n").to_owned();
+        let mut text = concat!("vauchi-relay ", env!("VAUCHI_VERSION"), "\n\n").to_owned();
         let width = |cell: fn(&InForce) -> usize| self.settings.iter().map(cell).max();
         let name_width = width(|setting| setting.name.len()).unwrap_or(0);
         let value_width = width(|setting| setting.value.len()).unwrap_or(0).min(32);

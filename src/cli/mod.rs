@@ -3,10 +3,11 @@
 //! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
 //! `preflight`, tries what a start needs; `send` and `receive` talk to a relay, so that a newcomer
 //! sees it work by hand; `healthcheck` is for probes. `exit` lists the exit codes, `descriptors`
-//! counts what connections take of the system.
+//! counts what connections take of the system, `container` tells whether data goes with one.
 
 pub mod banner;
 mod check;
+mod container;
 pub mod descriptors;
 pub mod exit;
 mod healthcheck;
@@ -26,7 +27,7 @@ use clap::{Parser, Subcommand};
 /// Exit codes: 0 done, or drained and stopped; 1 could not start, or what was asked failed;
 /// 2 settings or arguments wrong; 3 stopped before the drain was complete.
 #[derive(Debug, Parser)]
-#[command(name = "vauchi-relay", version)]
+#[command(name = "vauchi-relay", version = env!("VAUCHI_VERSION"))]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,

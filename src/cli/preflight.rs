@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::banner::{full_path, in_bytes};
+use super::container;
 use super::descriptors::Descriptors;
 use crate::config::{Config, StorageBackend};
 use crate::filesystem::{self, Kind};
@@ -98,6 +99,7 @@ fn storage(config: &Config) -> Vec<Finding> {
         Err(finding) => return vec![finding],
     };
     findings.extend(file_system(config, &folder));
+    findings.extend(volume(config));
     findings.extend(room(config, &folder));
     match Trial::begin(&folder) {
         Ok(mut trial) => findings.push(trial.finding()),
@@ -171,6 +173,15 @@ fn file_system(config: &Config, folder: &Path) -> Option<Finding> {
             Finding::fail(SUBJECT, error.to_string())
         }
         Err(error) => Finding::warn(SUBJECT, format!("cannot be told: {error}")),
+    })
+}
+
+/// Only in a container, which may take the data along.
+fn volume(config: &Config) -> Option<Finding> {
+    const SUBJECT: &str = "volume";
+    Some(match container::goes_along(config)? {
+        Ok(()) => Finding::ok(SUBJECT, "the data outlives this container"),
+        Err(place) => Finding::warn(SUBJECT, container::told(place, &config.data_dir)),
     })
 }
 

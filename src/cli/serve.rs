@@ -7,6 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::banner::{Banner, Facts, banner};
+use super::container;
 use super::descriptors::{self, Descriptors};
 use super::exit;
 use crate::clock::Clock;
@@ -169,7 +170,8 @@ fn say_hello(config: &Config, running: &Running) {
     let Banner { lines, warnings } = banner(config, &facts);
     lines.iter().for_each(|line| tracing::info!("{line}"));
     warnings
-        .iter()
+        .into_iter()
+        .chain(container::warning(config))
         .for_each(|warning| tracing::warn!("{warning}"));
 }
 

@@ -1,0 +1,208 @@
+//! Whether the data directory goes with the container.
+//!
+//! A container is removed with every upgrade, and takes along what is not on a volume that outlives
+//! it. The relay works perfectly until then, so it has to say so itself.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use super::banner::full_path;
+use crate::config::{Config, StorageBackend};
+
+/// Where a data directory is that a container takes along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the container's own file system.
+    Container,
+    /// On a volume that was made for this container and has no name to find it by again.
+    NamelessVolume,
+    /// On a volume of the pod.
+    EmptyDir,
+    /// In memory.
+    Memory,
+}
+
+/// Whether what is kept goes with the container: `None` where this is no container or nothing is
+/// kept.
+pub(super) fn goes_along(config: &Config) -> Option<Result<(), Place>> {
+    if config.storage == StorageBackend::Memory {
+        return None;
+    }
+    let root = Path::new("/");
+    // Only the first process of a container has this number; on a machine it is the init system.
+    let is_first = std::process::id() == 1;
+    if !is_first && !is_container(root, |name| std::env::var_os(name)) {
+        return None;
+    }
+    let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
+    let folder = fs::canonicalize(&config.data_dir).ok()?;
+    Some(match place(&mounts, &folder) {
+        Some(place) => Err(place),
+        None => Ok(()),
+    })
+}
+
+/// The warning of a start.
+pub(super) fn warning(config: &Config) -> Option<String> {
+    let place = goes_along(config)?.err()?;
+    Some(told(place, &config.data_dir))
+}
+
+/// What is wrong, and what to do.
+pub(super) fn told(place: Place, data_dir: &Path) -> String {
+    let path = full_path(data_dir);
+    let (what, instead) = match place {
+        Place::Container => ("is not on a volume", "mount one"),
+        Place::NamelessVolume => ("is on a volume without a name", "mount one with a name"),
+        Place::EmptyDir => (
+            "is on an emptyDir of the pod",
+            "use a PersistentVolumeClaim",
+        ),
+        Place::Memory => ("is in memory (tmpfs)", "mount a volume"),
+    };
+    let example = match place {
+        Place::EmptyDir => String::new(),
+        _ => format!(", for example with: docker run -v relay-data:{path}"),
+    };
+    format!(
+        "THE DATA GOES WITH THIS CONTAINER: {path} {what}, so every blob and the relay's secret are lost when the container is removed, as at an upgrade; {instead}{example}"
+    )
+}
+
+/// By what Docker, Podman and Kubernetes leave in the ones that they start.
+fn is_container(root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    root.join(".dockerenv").exists()
+        || root.join("run/.containerenv").exists()
+        || variable("KUBERNETES_SERVICE_HOST").is_some()
+}
+
+/// Where `folder` is, when that goes with the container. `mounts` is /proc/self/mountinfo, see proc(5).
+fn place(mounts: &str, folder: &Path) -> Option<Place> {
+    // There, blanks are written as numbers.
+    let folder = folder.to_string_lossy().replace(' ', "\\040");
+    let (point, source, kind) = mounts
+        .lines()
+        .filter_map(mount)
+        .filter(|(point, ..)| Path::new(&folder).starts_with(point))
+        // Of equals the last one, which covers the others.
+        .max_by_key(|(point, ..)| Path::new(point).components().count())?;
+    if point == "/" {
+        return Some(Place::Container);
+    }
+    if matches!(kind, "tmpfs" | "ramfs") {
+        return Some(Place::Memory);
+    }
+    if source.contains("/kubernetes.io~empty-dir/") {
+        return Some(Place::EmptyDir);
+    }
+    // Docker and Podman: …/volumes/HASH/_data. containerd, for a VOLUME of the image: …/volumes/HASH.
+    let volume = source.strip_suffix("/_data").unwrap_or(source);
+    let (parent, name) = volume.rsplit_once('/')?;
+    let is_hash = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_hash && parent.ends_with("/volumes")).then_some(Place::NamelessVolume)
+}
+
+/// Where it is mounted, which folder of its file system that is, and the kind of file system.
+fn mount(line: &str) -> Option<(&str, &str, &str)> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let mut words = mount.split(' ').skip(3);
+    let (source, point) = (words.next()?, words.next()?);
+    Some((point, source, file_system.split(' ').next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: &str = "612 540 0:73 / / ro,relatime - overlay overlay rw,lowerdir=/a,upperdir=/b\n\
+                        613 612 0:76 / /proc rw,nosuid - proc proc rw\n";
+    const HASH: &str = "a3f1a3f1a3f1a3f1a3f1a3f1a3f1a3f1a3f1a3f1a3f1a3f1a3f1a3f1a3f1a3f1";
+
+    fn place_of(folder: &str, mounted: &str) -> Option<Place> {
+        place(&format!("{ROOT}{mounted}"), Path::new(folder))
+    }
+
+    /// `source` of a disk, mounted on /data.
+    fn mounted(source: &str) -> String {
+        format!("640 612 254:1 {source} /data rw,relatime master:1 - ext4 /dev/vda1 rw\n")
+    }
+
+    #[test]
+    fn a_folder_in_the_container_goes_along() {
+        assert_eq!(place_of("/data", ""), Some(Place::Container));
+        // Another folder's volume, and one whose name only begins the same.
+        let other = mounted("/srv/relay");
+        assert_eq!(place_of("/elsewhere", &other), Some(Place::Container));
+        assert_eq!(place_of("/database", &other), Some(Place::Container));
+    }
+
+    #[test]
+    fn a_named_volume_and_a_folder_of_the_machine_stay() {
+        for source in [
+            "/var/lib/docker/volumes/relay-data/_data",
+            "/volumes/relay-data/_data",
+            "/srv/relay",
+            &format!("/srv/{HASH}"),
+            "/",
+        ] {
+            assert_eq!(place_of("/data", &mounted(source)), None, "{source}");
+            assert_eq!(place_of("/data/relay", &mounted(source)), None, "{source}");
+        }
+        let blank = mounted("/srv/relay").replace("/data", "/my\\040data");
+        assert_eq!(place_of("/my data", &blank), None);
+    }
+
+    #[test]
+    fn a_volume_that_only_this_container_knows_goes_along() {
+        for source in [
+            format!("/var/lib/docker/volumes/{HASH}/_data"),
+            format!("/volumes/{HASH}/_data"),
+            format!("/var/lib/containerd/cri/containers/c1/volumes/{HASH}"),
+        ] {
+            let found = place_of("/data", &mounted(&source));
+            assert_eq!(found, Some(Place::NamelessVolume), "{source}");
+        }
+        let pods = "/var/lib/kubelet/pods/5d0/volumes/kubernetes.io~empty-dir/data";
+        assert_eq!(place_of("/data", &mounted(pods)), Some(Place::EmptyDir));
+    }
+
+    #[test]
+    fn memory_goes_along_and_the_mount_on_top_counts() {
+        let memory = "641 612 0:80 / /data rw - tmpfs tmpfs rw,size=65536k\n";
+        let disk = mounted("/srv/relay");
+        assert_eq!(place_of("/data", memory), Some(Place::Memory));
+        assert_eq!(
+            place_of("/data", &format!("{disk}{memory}")),
+            Some(Place::Memory)
+        );
+        assert_eq!(place_of("/data", &format!("{memory}{disk}")), None);
+    }
+
+    #[test]
+    fn a_container_is_known_by_what_its_maker_left() {
+        let nothing = |_: &str| None;
+        for file in [".dockerenv", "run/.containerenv"] {
+            let root = tempfile::tempdir().unwrap();
+            fs::create_dir(root.path().join("run")).unwrap();
+            assert!(!is_container(root.path(), nothing));
+            fs::write(root.path().join(file), "").unwrap();
+            assert!(is_container(root.path(), nothing), "{file}");
+        }
+        let root = tempfile::tempdir().unwrap();
+        let pod = |name: &str| (name == "KUBERNETES_SERVICE_HOST").then(|| "10.0.0.1".into());
+        assert!(is_container(root.path(), pod));
+    }
+
+    #[test]
+    fn the_warning_says_what_to_do() {
+        let text = told(Place::NamelessVolume, Path::new("/data"));
+        assert!(
+            text.contains("/data is on a volume without a name"),
+            "{text}"
+        );
+        assert!(text.ends_with("docker run -v relay-data:/data"), "{text}");
+        let text = told(Place::EmptyDir, Path::new("/data"));
+        assert!(text.ends_with("use a PersistentVolumeClaim"), "{text}");
+    }
+}
