@@ -6,6 +6,8 @@ use ed25519_dalek::{Signature, VerifyingKey};
 
 use crate::clock::Timestamp;
 use crate::protocol::message::{Handshake, HandshakeProof};
+use crate::ids::MailboxId;
+use crate::protocol::message_v2::OpeningProof;
 use crate::protocol::proof;
 
 /// How far a client's clock may be from ours, to either side.
@@ -68,6 +70,39 @@ pub fn verify_v1_handshake(handshake: &Handshake, now: Timestamp) -> Result<Veri
     key.verify_strict(&signed, &Signature::from_bytes(signature))
         .map_err(|_| AuthError::BadSignature)?;
     Ok(Verified::Proven)
+}
+
+/// What a v2 client must have signed, besides the mailbox.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// This relay's public key.
+    pub relay_id: [u8; 32],
+    /// This connection's own.
+    pub challenge: [u8; 32],
+    /// The host that the client says to have dialled.
+    pub origin: Box<str>,
+}
+
+/// Whether this opens a v2 mailbox. What is malformed takes as long as what is wrong.
+pub fn verify_v2_opening(asked: &Asked, mailbox: &MailboxId, brought: &OpeningProof) -> bool {
+    match brought {
+        // Both are public once this is known, so there is no secret that time could tell.
+        OpeningProof::Secret(secret) => proof::v2_secret_mailbox(secret) == *mailbox,
+        OpeningProof::Signature(signature) => signs(asked, mailbox, signature),
+        OpeningProof::Malformed => signs(asked, mailbox, &[0; 64]),
+    }
+}
+
+fn signs(asked: &Asked, mailbox: &MailboxId, signature: &[u8; 64]) -> bool {
+    let signed = proof::v2_subscribe(&asked.relay_id, &asked.challenge, &asked.origin, mailbox);
+    // A secret mailbox's id is seldom a point of the curve: then no signature fits.
+    VerifyingKey::from_bytes(mailbox.as_bytes()).is_ok_and(|key| {
+        // A key that is not spelt canonically would be a second name of the same mailbox.
+        key.to_bytes() == *mailbox.as_bytes()
+            && key
+                .verify_strict(&signed, &Signature::from_bytes(signature))
+                .is_ok()
+    })
 }
 
 #[cfg(test)]

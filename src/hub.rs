@@ -10,8 +10,10 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 
+use crate::clock::Timestamp;
 use crate::ids::{BlobId, ConnectionId, MailboxHash};
 
 /// Enough that two cores seldom meet; each shard costs 100 bytes.
@@ -41,6 +43,23 @@ pub enum Fate {
     Acknowledged,
 }
 
+/// Live blobs that wait in one session, at the most; and their bytes, unless it is a single one.
+const LIVE_MAX: usize = 16;
+const LIVE_BYTES_MAX: usize = 1 << 20;
+
+/// A blob that is handed on and never stored.
+#[derive(Debug, Clone)]
+pub struct LiveBlob {
+    /// Whose it is.
+    pub mailbox: MailboxHash,
+    /// Its id.
+    pub id: BlobId,
+    /// When it was handed in.
+    pub handed_at: Timestamp,
+    /// The blob.
+    pub body: Bytes,
+}
+
 /// What one session has been woken for. Held by the session and, for each mailbox it joined, by the hub.
 #[derive(Debug, Default)]
 pub struct Wakes {
@@ -50,6 +69,19 @@ pub struct Wakes {
     /// Bounded by [`NOTICES_MAX`]. Nothing awaits inside.
     notices: Mutex<VecDeque<Notice>>,
     notice_waker: AtomicWaker,
+    /// Nothing awaits inside.
+    live: Mutex<Live>,
+    live_waker: AtomicWaker,
+}
+
+/// Live blobs of one session.
+#[derive(Debug, Default)]
+struct Live {
+    /// The mailboxes whose senders are told; bounded by what the session joined.
+    from: HashSet<MailboxHash>,
+    /// Bounded by [`LIVE_MAX`] and [`LIVE_BYTES_MAX`].
+    blobs: VecDeque<LiveBlob>,
+    bytes: usize,
 }
 
 impl Wakes {
@@ -78,6 +110,42 @@ impl Wakes {
         lock(&self.notices)
             .pop_front()
             .map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Whether this session takes live blobs of a mailbox that it joined.
+    pub fn take_live(&self, mailbox: MailboxHash, takes: bool) {
+        let mut live = lock(&self.live);
+        match takes {
+            true => live.from.insert(mailbox),
+            false => live.from.remove(&mailbox),
+        };
+    }
+
+    /// Takes the next live blob; pending while there is none. One task at a time may wait here.
+    pub fn poll_live(&self, context: &mut Context<'_>) -> Poll<LiveBlob> {
+        self.live_waker.register(context.waker());
+        let mut live = lock(&self.live);
+        let Some(blob) = live.blobs.pop_front() else {
+            return Poll::Pending;
+        };
+        live.bytes -= blob.body.len();
+        Poll::Ready(blob)
+    }
+
+    /// Whether it was taken.
+    fn hand(&self, blob: &LiveBlob) -> bool {
+        let mut live = lock(&self.live);
+        let bytes = live.bytes + blob.body.len();
+        let has_room =
+            live.blobs.is_empty() || (live.blobs.len() < LIVE_MAX && bytes <= LIVE_BYTES_MAX);
+        if !has_room || !live.from.contains(&blob.mailbox) {
+            return false;
+        }
+        live.bytes = bytes;
+        live.blobs.push_back(blob.clone());
+        drop(live);
+        self.live_waker.wake();
+        true
     }
 
     fn tell(&self, notice: Notice) -> bool {
@@ -147,6 +215,13 @@ impl Hub {
         sessions
             .filter(|(_, wakes)| !wakes.tell(notice.clone()))
             .count()
+    }
+
+    /// Hands a live blob to every session that takes it; returns how many did.
+    pub fn hand(&self, blob: &LiveBlob) -> usize {
+        let shard = self.shard(&blob.mailbox);
+        let sessions = shard.get(&blob.mailbox).into_iter().flatten();
+        sessions.filter(|(_, wakes)| wakes.hand(blob)).count()
     }
 
     /// How many subscriptions there are.

@@ -61,6 +61,8 @@ pub struct Metrics {
     pub next_expiry_timestamp_seconds: Gauge,
     pub blobs_created_total: Counter,
     pub blobs_delivered_total: Counter,
+    pub blobs_handed_total: Counter,
+    pub receipts_delivered_total: Counter,
     pub device_sync_delivered_total: Counter,
     pub blobs_acknowledged_total: Counter,
     pub blobs_cancelled_total: Counter,
@@ -242,6 +244,14 @@ impl Metrics {
                 blobs_delivered_total: count(
                     "relay_blobs_delivered_total",
                     "Deliveries written to a socket, repeats included.",
+                ),
+                blobs_handed_total: count(
+                    "relay_blobs_handed_total",
+                    "Live-only blobs handed to at least one subscriber.",
+                ),
+                receipts_delivered_total: count(
+                    "relay_receipts_delivered_total",
+                    "Receipts written to a socket, repeats included.",
                 ),
                 blobs_acknowledged_total: count(
                     "relay_blobs_acknowledged_total",

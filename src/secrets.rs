@@ -145,6 +145,15 @@ impl Secret {
         Ok(())
     }
 
+    /// The relay's public key: who it is to v2 clients. Relays that share a secret are one relay.
+    ///
+    /// The Ed25519 key is derived from the secret, so there is one file to keep and to restore.
+    pub fn relay_id(&self) -> [u8; 32] {
+        let seed = blake3::derive_key("vauchi-relay 2026-11 Ed25519 identity", &self.bytes);
+        let key = ed25519_dalek::SigningKey::from_bytes(&seed);
+        key.verifying_key().to_bytes()
+    }
+
     /// The mailbox as the store knows it.
     pub fn mailbox(&self, id: &MailboxId) -> MailboxHash {
         MailboxHash::from_bytes(*blake3::keyed_hash(&self.mailbox_key, id.as_bytes()).as_bytes())

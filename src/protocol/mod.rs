@@ -14,6 +14,18 @@
 //! - [`proof`]: the exact bytes that are signed
 //! - [`close`]: how a connection ends
 
+/// Which protocol a connection speaks; the upgrade request settles it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Vauchi's length-prefixed JSON: no subprotocol was offered.
+    V1,
+    /// [`V2_SUBPROTOCOL`] was among those that were offered.
+    V2,
+}
+
+/// The WebSocket subprotocol of v2.
+pub const V2_SUBPROTOCOL: &str = "vauchi.relay.v2";
+
 pub mod close;
 mod int_array;
 mod json;

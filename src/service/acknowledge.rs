@@ -1,5 +1,7 @@
 //! Delete what was received.
 
+use std::sync::PoisonError;
+
 use super::Service;
 use super::refusal::Refusal;
 use crate::ids::{BlobId, MailboxHash};
@@ -23,11 +25,32 @@ impl Service {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
+        tells: Tells,
     ) -> Result<Pending<Removed>, Refusal> {
+        let now = self.parts.clock.now();
         Ok(self
             .parts
             .store
-            .acknowledge(mailbox, ids, Tells::Nobody, self.parts.clock.now())
+            .acknowledge(mailbox, ids, tells, now)
             .await?)
+    }
+
+    /// A blob that asks for receipts was written to a subscriber that tells senders. Nobody waits
+    /// for it: should it fail, the sender hears of what comes next.
+    pub async fn note_delivered(&self, mailbox: MailboxHash, id: BlobId) {
+        let now = self.parts.clock.now();
+        if let Err(error) = self.parts.store.delivered(mailbox, vec![id], now).await {
+            tracing::debug!(%error, "a receipt of a delivery is not written");
+        }
+    }
+
+    /// Notes that a blob is being delivered; whether this process did so before and has not
+    /// forgotten. Of the last 100,000 deliveries (40 bytes each) it is known.
+    pub fn is_redelivered(&self, mailbox: &MailboxHash, id: &BlobId) -> bool {
+        let mut delivered = self
+            .delivered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        delivered.put((mailbox.prefix64(), *id), ()).is_some()
     }
 }

@@ -10,6 +10,7 @@ pub mod deliver;
 pub mod device_sync;
 pub mod expire;
 pub mod give_back;
+pub mod live;
 mod nonces;
 mod notices;
 pub mod readiness;
@@ -19,6 +20,7 @@ pub mod submit;
 pub mod subscribe;
 pub mod withdraw;
 
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,17 +28,23 @@ use tokio::time::Instant;
 
 use crate::clock::{Clock, Timestamp};
 use crate::hub::Hub;
+use crate::ids::BlobId;
 use crate::limits::budgets::Budgets;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::Store;
+use lru::LruCache;
 use nonces::Nonces;
 use notices::Notices;
 use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
 pub use crate::store::StoreError;
-pub use crate::store::model::{BacklogCursor, Class, OrderKey, Page, StoredBlob, Usage, View};
+pub use crate::store::Pending;
+pub use crate::store::model::{
+    BacklogCursor, Class, Holding, OrderKey, Page, Receipt, ReceiptKind, Removed, StoredBlob, Tells,
+    Usage, View,
+};
 
 /// What the service stands on.
 pub struct Parts {
@@ -52,6 +60,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// How long a blob lives.
     pub blob_ttl: Duration,
+    /// The shortest life of a blob that asks for receipts (`RELAY_RECEIPT_MIN_TTL_SECS`).
+    pub receipt_min_ttl: Duration,
     /// How fast clients and addresses may be.
     pub budgets: Arc<Budgets>,
     /// Whether a v1 client may open a mailbox without a proof (`RELAY_V1_UNVERIFIED`).
@@ -65,9 +75,15 @@ pub struct Service {
     parts: Parts,
     notices: Notices,
     nonces: Nonces,
+    relay_id: [u8; 32],
+    /// What was delivered lately, by the first bits of the mailbox. Nothing awaits inside.
+    delivered: Mutex<LruCache<(i64, BlobId), ()>>,
     /// When storage was last asked whether it answers. Nothing awaits while it is locked.
     probed: Mutex<Instant>,
 }
+
+/// Deliveries that are remembered, to tell a repeat: 10 MB at the most.
+const DELIVERED_MAX: NonZeroUsize = NonZeroUsize::new(100_000).unwrap();
 
 impl Service {
     /// A service on these parts.
@@ -76,11 +92,14 @@ impl Service {
         Refusal::CODES
             .iter()
             .for_each(|code| parts.metrics.refusals(code).absolute(0));
+        let relay_id = parts.secret.relay_id();
         let notices = Notices::new(Arc::clone(&parts.hub), Arc::clone(&parts.metrics));
         let service = Self {
             parts,
             notices,
             nonces: Nonces::default(),
+            relay_id,
+            delivered: Mutex::new(LruCache::new(DELIVERED_MAX)),
             probed: Mutex::new(Instant::now()),
         };
         // The store has just been opened.

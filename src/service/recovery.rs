@@ -29,6 +29,15 @@ pub struct Proof {
     pub proof: Bytes,
 }
 
+/// What is kept under some hashes.
+#[derive(Debug)]
+pub struct Found {
+    /// Each with the time when it was stored, the newest first.
+    pub proofs: Vec<(Proof, Timestamp)>,
+    /// Whether older ones were left out because they did not fit.
+    pub more: bool,
+}
+
 impl Service {
     /// Keeps a proof of `owner` under `key_hash`, in place of an older one of the same owner.
     /// Tells when it expires. The request itself has been charged ([`Service::charge_recovery`]).
@@ -70,7 +79,7 @@ impl Service {
         &self,
         key_hashes: &[[u8; 32]],
         bytes_max: u64,
-    ) -> Result<Vec<Proof>, Refusal> {
+    ) -> Result<Found, Refusal> {
         let secret = &self.parts.secret;
         let hashed: Vec<_> = key_hashes
             .iter()
@@ -87,9 +96,12 @@ impl Service {
             let key_hash = key_hashes[place];
             // A proof that does not open is a damaged row; the others are whole.
             let proof = secret.unseal(&key_hash, &kept.sealed_proof).ok()?.into();
-            Some(Proof { key_hash, proof })
+            Some((Proof { key_hash, proof }, kept.stored_at))
         };
-        Ok(page.proofs.into_iter().filter_map(plain).collect())
+        Ok(Found {
+            proofs: page.proofs.into_iter().filter_map(plain).collect(),
+            more: page.more,
+        })
     }
 
     /// Takes back the owner's own proof under `key_hash`; returns how many that were.

@@ -41,11 +41,23 @@ pub enum Refusal {
     Unauthorized,
     /// Storage does not take writes now.
     Unavailable,
+    /// A request that this version of the relay does not know.
+    Unsupported,
+    /// The time to live is longer than the relay keeps blobs, or too short for a receipt.
+    TtlOutOfRange,
+    /// Nobody is there to take a live-only blob.
+    NotConnected,
+    /// The connection has as many mailboxes open as it may.
+    TooManyMailboxes,
+    /// The blob is for a relay that this one can not reach.
+    UnknownRelay,
+    /// The relay is about to stop and takes nothing new.
+    ShuttingDown,
 }
 
 impl Refusal {
     /// Every code, for tables and tests.
-    pub const CODES: [&'static str; 8] = [
+    pub const CODES: [&'static str; 14] = [
         "invalid",
         "too_large",
         "rate_limited",
@@ -54,6 +66,12 @@ impl Refusal {
         "id_reused",
         "unauthorized",
         "unavailable",
+        "unsupported",
+        "ttl_out_of_range",
+        "not_connected",
+        "too_many_mailboxes",
+        "unknown_relay",
+        "shutting_down",
     ];
 
     /// One lower-case word, also the metric label and the anchor in `docs/errors.md`.
@@ -67,6 +85,12 @@ impl Refusal {
             Self::IdReused => "id_reused",
             Self::Unauthorized => "unauthorized",
             Self::Unavailable => "unavailable",
+            Self::Unsupported => "unsupported",
+            Self::TtlOutOfRange => "ttl_out_of_range",
+            Self::NotConnected => "not_connected",
+            Self::TooManyMailboxes => "too_many_mailboxes",
+            Self::UnknownRelay => "unknown_relay",
+            Self::ShuttingDown => "shutting_down",
         }
     }
 
@@ -85,11 +109,28 @@ impl Refusal {
             Self::RelayFull => "the relay has no room; try again later or tell its operator".into(),
             Self::IdReused => "another blob was sent under this id; use a fresh one".into(),
             Self::Unauthorized => {
-                "the signature does not prove this client_id; check the key and the clock".into()
+                "what was brought does not prove that this is yours; check the key and the origin"
+                    .into()
             }
             Self::Unavailable => {
                 "the relay can not store now; send it again under the same id".into()
             }
+            Self::Unsupported => {
+                "this relay does not know such a request; its welcome tells what it serves".into()
+            }
+            Self::TtlOutOfRange => {
+                "the welcome tells the longest ttl; one that asks for receipts has a shortest, too"
+                    .into()
+            }
+            Self::NotConnected => {
+                "no subscriber that tells senders is connected; store the blob instead".into()
+            }
+            Self::TooManyMailboxes => {
+                "the connection has as many mailboxes open as it may; close some, or open another"
+                    .into()
+            }
+            Self::UnknownRelay => "relays do not pass blobs on yet; go to that relay itself".into(),
+            Self::ShuttingDown => "the relay is about to stop; come back as it told you".into(),
         }
     }
 
@@ -98,7 +139,12 @@ impl Refusal {
         match self {
             Self::RateLimited { retry_after, .. } => Some(*retry_after),
             Self::MailboxFull | Self::RelayFull => Some(RETRY_FULL),
-            Self::Unavailable => Some(RETRY_UNAVAILABLE),
+            Self::Unavailable | Self::ShuttingDown => Some(RETRY_UNAVAILABLE),
+            Self::NotConnected => Some(RETRY_FULL),
+            Self::Unsupported
+            | Self::TtlOutOfRange
+            | Self::TooManyMailboxes
+            | Self::UnknownRelay => None,
             Self::Invalid(_) | Self::TooLarge { .. } | Self::IdReused | Self::Unauthorized => None,
         }
     }

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -28,8 +29,28 @@ pub struct Submission {
     pub give_back: Option<GiveBack>,
     /// Who is told what becomes of it, and under which name.
     pub notice: Option<NoticeTo>,
+    /// What its sender asks beside storing it; v1 asks nothing.
+    pub terms: Terms,
     /// The blob.
     pub body: Bytes,
+}
+
+/// What a sender may ask beside storing a blob.
+#[derive(Default)]
+pub struct Terms {
+    /// How long it shall be kept; `None` for as long as the relay keeps blobs.
+    pub ttl: Option<Duration>,
+    /// It replaces the unacknowledged blob of the same mailbox and topic.
+    pub topic: Option<[u8; 32]>,
+    /// The sender's mailbox for its receipts, which the caller has seen to be open.
+    pub receipt_to: Option<MailboxId>,
+}
+
+impl std::fmt::Debug for Terms {
+    // Topics and receipt mailboxes tell who has to do with whom.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Terms(…)")
+    }
 }
 
 /// Where notices of a blob go to.
@@ -87,6 +108,8 @@ impl Service {
         submission: Submission,
     ) -> Result<Submitted, Refusal> {
         let stored_at = self.parts.clock.now();
+        let (secret, terms) = (&self.parts.secret, &submission.terms);
+        let ttl = self.ttl(terms)?;
         let recipient = &submission.recipient;
         let sealed = submission
             .give_back
@@ -96,10 +119,10 @@ impl Service {
             id: submission.id,
             class: submission.class,
             owner: None,
-            topic: None,
-            receipt_to: None,
+            topic: terms.topic.map(|topic| secret.topic(recipient, &topic)),
+            receipt_to: terms.receipt_to.map(|mailbox| secret.mailbox(&mailbox)),
             stored_at,
-            expires_at: stored_at.plus(self.parts.blob_ttl),
+            expires_at: stored_at.plus(ttl),
             sealed: sealed.unwrap_or_default(),
             body: submission.body,
         };
@@ -108,6 +131,17 @@ impl Service {
             self.notices.await_fate(envelope.id, sender, &name);
         }
         self.hand_in(envelope, room).await
+    }
+
+    /// How long a blob on these terms is kept.
+    fn ttl(&self, terms: &Terms) -> Result<Duration, Refusal> {
+        let ttl = terms.ttl.unwrap_or(self.parts.blob_ttl);
+        // "Collected within its time or not" is what a receipt of a short-lived blob would tell.
+        let too_short = terms.receipt_to.is_some() && ttl < self.parts.receipt_min_ttl;
+        if ttl > self.parts.blob_ttl || too_short {
+            return Err(Refusal::TtlOutOfRange);
+        }
+        Ok(ttl)
     }
 
     /// Hands an envelope to the store; its room goes back when the store does not take it.

@@ -8,6 +8,7 @@ use super::charge::Client;
 use super::refusal::Refusal;
 use crate::hub::{Joined, Wakes};
 use crate::ids::{ConnectionId, MailboxHash, MailboxId};
+use crate::store::model::{Holding, View};
 
 /// An opened mailbox; closing it is dropping it.
 #[derive(Debug)]
@@ -37,6 +38,22 @@ impl Service {
     /// Whether v1 deliveries tell who says to have sent them.
     pub fn v1_keeps_sender_id(&self) -> bool {
         self.parts.v1_keeps_sender_id
+    }
+
+    /// This relay's public key, part of what keys sign.
+    pub fn relay_id(&self) -> &[u8; 32] {
+        &self.relay_id
+    }
+
+    /// A mailbox as the store knows it.
+    pub fn mailbox(&self, id: &MailboxId) -> MailboxHash {
+        self.parts.secret.mailbox(id)
+    }
+
+    /// What each of these mailboxes holds for one who proved possession, in the order asked.
+    pub async fn holdings(&self, mailboxes: Vec<MailboxHash>) -> Result<Vec<Holding>, Refusal> {
+        let (store, now) = (&self.parts.store, self.parts.clock.now());
+        Ok(store.holdings(mailboxes, View::Proven, now).await?)
     }
 
     /// Whether this id has proved itself, so that it is opened only with a proof.

@@ -2,13 +2,21 @@
 //!
 //! `state` decides (pure), `reader` and `writer` carry out, each in a loop of its own within one
 //! task, so that neither can block the other. Between them lie the `outbox` (the answer lane) and
-//! the `feed` (the delivery lane). `window` knows what is in flight, `keepalive` when to ping.
+//! the `feed` (the delivery lane) of the open `mailboxes`. `window` knows what is in flight,
+//! `keepalive` when to ping. Both versions go this way; only how a session begins and what its
+//! requests ask is told apart: `v1_open`, `v1_requests`, `v2_subscribe`, `v2_requests`.
 
+mod answers;
 pub mod feed;
 pub mod keepalive;
+pub mod mailboxes;
 pub mod outbox;
 mod reader;
 pub mod state;
+mod v1_open;
+mod v1_requests;
+mod v2_requests;
+mod v2_subscribe;
 pub mod window;
 mod writer;
 
@@ -18,30 +26,30 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::task::AtomicWaker;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tracing::Instrument as _;
 
-use crate::auth;
 use crate::clock::Clock;
 use crate::hub::Wakes;
-use crate::ids::{ConnectionId, MailboxId, SessionLabel};
+use crate::ids::{MailboxHash, MailboxId, SessionLabel};
 use crate::metrics::Metrics;
+use crate::protocol::Version;
 use crate::protocol::close::Close;
-use crate::protocol::message::{Handshake, HandshakeProof, Incoming, Outgoing};
-use crate::protocol::v1;
-use crate::service::Service;
-use crate::service::View;
-use crate::service::device_sync::DeviceSubscription;
-use crate::service::subscribe::{NonceRefused, Subscription};
+use crate::protocol::message::Outgoing;
+use crate::service::{BacklogCursor, OrderKey, Service, View};
 use crate::shutdown::Shutdown;
 use crate::socket::{Connection, Message, Socket, linger};
 use feed::Feed;
 use keepalive::Keepalive;
+use mailboxes::{Cursor, Mailboxes};
 use outbox::{Outbox, Owed};
-use reader::{Reader, Received, receive};
-use state::{State, Step};
+use reader::Reader;
+use state::State;
+use v1_open::Opened;
+use v2_requests::Guest;
 use writer::Writer;
 
 /// How long we try to hand a close frame to a client.
@@ -77,6 +85,33 @@ pub struct Settings {
     pub keepalive: Duration,
     /// `RELAY_IDLE_TIMEOUT_SECS`.
     pub idle_timeout: Duration,
+    /// What v2 clients are told and held to.
+    pub v2: V2Settings,
+}
+
+/// What v2 clients are told and held to.
+#[derive(Debug, Clone)]
+pub struct V2Settings {
+    /// `RELAY_RATE_LIMIT_PER_MIN`.
+    pub submits_per_minute: u32,
+    /// `RELAY_BLOB_TTL_DAYS`.
+    pub ttl_max: Duration,
+    /// `RELAY_MAILBOX_MAX_BLOBS`.
+    pub mailbox_blobs_max: u64,
+    /// `RELAY_MAILBOX_MAX_BYTES`.
+    pub mailbox_bytes_max: u64,
+    /// `RELAY_PUBLIC_ORIGINS`; empty where every origin will do.
+    pub origins: Vec<String>,
+    /// `RELAY_ALTERNATES`.
+    pub alternates: Arc<[String]>,
+}
+
+impl V2Settings {
+    /// Whether a client that dialled this host is in the right place: otherwise somebody may pass
+    /// on what it signed for another.
+    pub fn serves(&self, origin: &str) -> bool {
+        self.origins.is_empty() || self.origins.iter().any(|ours| ours == origin)
+    }
 }
 
 /// How a session ended.
@@ -91,26 +126,17 @@ enum Ended {
     /// The relay stops at once.
     Stopped,
 }
-
-/// What the handshake settled.
-struct Opened {
-    client_id: MailboxId,
-    mailbox: MailboxId,
-    /// Whether the handshake proved that `client_id` is the client's own.
-    is_proven: bool,
-    tells_senders: bool,
-    device: Option<Device>,
-    mailbox_as_spelt: Arc<str>,
-    subscription: Subscription,
+/// Whom a session talks to, by what it speaks.
+enum Dialect {
+    V1(Box<Opened>),
+    V2(Box<Guest>),
 }
 
-/// A device that receives messages from the others of its identity.
-struct Device {
-    id: MailboxId,
-    id_as_spelt: Arc<str>,
-    client_as_spelt: Arc<str>,
-    subscription: DeviceSubscription,
-    wakes: Arc<Wakes>,
+/// What the beginning of a session settled.
+struct Begun {
+    dialect: Dialect,
+    mailboxes: Arc<Mailboxes>,
+    welcome: Outgoing,
 }
 
 /// What the two loops share.
@@ -124,6 +150,8 @@ struct Shared {
     is_carrying_out: AtomicBool,
     /// Told whenever a draining session may have become free to go.
     settled: tokio::sync::Notify,
+    /// Wakes the writer when the window may admit more, or another mailbox is open.
+    unblocked: AtomicWaker,
 }
 
 /// Serves a client until it leaves, breaks a rule or the relay stops.
@@ -133,11 +161,12 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
     parts.metrics.connections_active.increment(1.0);
     let Connection {
         socket,
+        version,
         address,
         permit,
     } = connection;
     let ended = async {
-        let ended = serve(socket, address, &parts).await;
+        let ended = serve(socket, version, address, &parts).await;
         tracing::debug!(?ended, "session ended");
         ended
     }
@@ -153,12 +182,17 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
     drop(permit);
 }
 
-async fn serve(socket: Socket, address: IpAddr, parts: &Arc<Parts>) -> Ended {
+async fn serve(
+    socket: Socket,
+    version: Version,
+    address: IpAddr,
+    parts: &Arc<Parts>,
+) -> Ended {
     let (mut sink, mut stream) = socket.split();
     let stopped = parts.shutdown.stopped();
     tokio::pin!(stopped);
     let ended = tokio::select! {
-        ended = converse(&mut sink, &mut stream, address, parts) => ended,
+        ended = converse(&mut sink, &mut stream, version, address, parts) => ended,
         () = &mut stopped => Ended::Stopped,
     };
     tokio::select! {
@@ -167,65 +201,50 @@ async fn serve(socket: Socket, address: IpAddr, parts: &Arc<Parts>) -> Ended {
     }
     ended
 }
-
 async fn converse(
     sink: &mut SplitSink<Socket, Message>,
     stream: &mut SplitStream<Socket>,
+    version: Version,
     address: IpAddr,
     parts: &Arc<Parts>,
 ) -> Ended {
-    let mut state = State::default();
-    let handshake = match first_frame(stream, &mut state, parts).await {
-        Ok(handshake) => handshake,
+    let mut state = State::new(version);
+    let wakes = Arc::new(Wakes::default());
+    let begun = match version {
+        Version::V1 => begin_v1(stream, &mut state, address, &wakes, parts).await,
+        Version::V2 => Ok(begin_v2(address, &wakes, parts)),
+    };
+    let Begun {
+        dialect,
+        mailboxes,
+        welcome,
+    } = match begun {
+        Ok(begun) => begun,
         Err(ended) => return ended,
     };
-    let wakes = Arc::new(Wakes::default());
-    let opened = match open(&handshake, address, Arc::clone(&wakes), parts).await {
-        Ok(opened) => opened,
-        Err(close) => return Ended::ByRelay(close),
-    };
-    drop(handshake);
-    state.opened();
     let shared = Shared::new(state);
-    shared
-        .outbox
-        .push(Owed::Answer(Outgoing::HandshakeAccepted));
-
-    let feed = Feed::new(
-        Arc::clone(&parts.service),
-        opened.subscription.mailbox,
-        View::V1,
-        Arc::clone(&wakes),
-    );
-    let settings = &parts.settings;
-    let keepalive = Keepalive::new(
-        settings.keepalive,
-        settings.idle_timeout,
-        rand::random(),
-        Instant::now(),
-    );
+    shared.outbox.push(Owed::Answer(welcome));
     let mut reader = Reader {
         stream,
         parts,
         shared: &shared,
-        opened: &opened,
+        dialect: &dialect,
     };
     let mut writer = Writer {
         sink,
         parts,
         shared: &shared,
-        opened: &opened,
-        feed,
-        device_feed: opened.device.as_ref().map(|device| {
-            let mailbox = device.subscription.mailbox;
-            Feed::of_device(
-                Arc::clone(&parts.service),
-                mailbox,
-                Arc::clone(&device.wakes),
-            )
-        }),
+        dialect: &dialect,
+        feed: Feed::new(
+            Arc::clone(&parts.service),
+            Arc::clone(&mailboxes),
+            Arc::clone(&wakes),
+        ),
+        device_feed: device_feed(&dialect, parts),
+        mailboxes,
         wakes,
-        keepalive,
+        keepalive: keepalive(version, parts),
+        has_said_go_away: false,
         unflushed: 0,
     };
     tokio::select! {
@@ -234,156 +253,65 @@ async fn converse(
     }
 }
 
-/// Waits for the first frame, which must be a handshake.
-async fn first_frame(
+/// Waits for the handshake and opens its mailbox.
+async fn begin_v1(
     stream: &mut SplitStream<Socket>,
     state: &mut State,
-    parts: &Parts,
-) -> Result<Box<Handshake>, Ended> {
-    let reading = async {
-        loop {
-            match receive(stream).await {
-                Received::Sign => {}
-                other => return other,
-            }
-        }
-    };
-    let received = tokio::select! {
-        received = reading => received,
-        () = tokio::time::sleep(parts.settings.first_frame_timeout) => return Err(Ended::ByRelay(Close::FirstFrameLate)),
-        () = parts.shutdown.draining() => return Err(Ended::ByRelay(Close::Drain)),
-    };
-    let step = match received {
-        Received::Over(ended) => return Err(ended),
-        Received::Frame(frame) if is_noise(&frame) => {
-            return Err(Ended::ByRelay(Close::NotOffered));
-        }
-        Received::Frame(frame) => {
-            parts.metrics.messages_received_total.increment(1);
-            if frame.len() > parts.settings.message_bytes_max {
-                state.on_oversize(None, parts.settings.message_bytes_max)
-            } else {
-                state.on_frame(v1::decode(&frame))
-            }
-        }
-        Received::Text | Received::Sign => state.on_frame(Incoming::Garbage {
-            why: "a text message",
-        }),
-    };
-    match step {
-        Step::Greet(handshake) => Ok(handshake),
-        Step::Close(_, close) => Err(Ended::ByRelay(close)),
-        _ => Err(Ended::ByRelay(Close::Protocol(
-            "the first frame must be a Handshake",
-        ))),
-    }
-}
-
-/// The start of a Noise handshake (`protocol-v1.md`, 6), which this relay does not offer.
-fn is_noise(frame: &[u8]) -> bool {
-    frame.starts_with(&[0x00, 0x56, 0x32])
-}
-
-/// Charges the opening, checks the proof and joins the mailbox.
-async fn open(
-    handshake: &Handshake,
     address: IpAddr,
-    wakes: Arc<Wakes>,
-    parts: &Parts,
-) -> Result<Opened, Close> {
-    let (service, connection) = (&parts.service, ConnectionId::next());
-    service
-        .charge_openings(connection, address, 1)
-        .map_err(|_| Close::TooManyOpenings)?;
-    let is_proven = verify(handshake, address, parts)?;
-    may_open(handshake, is_proven, address, service)
+    wakes: &Arc<Wakes>,
+    parts: &Arc<Parts>,
+) -> Result<Begun, Ended> {
+    let handshake = v1_open::first_frame(stream, state, parts).await?;
+    let opened = v1_open::open(&handshake, address, Arc::clone(wakes), parts)
         .await
-        .map_err(|refusal| refusal.unwrap_or(Close::Slow("storage does not answer; try again")))?;
-    let mailbox = handshake.mailbox();
-    Ok(Opened {
-        client_id: handshake.client_id,
-        mailbox,
-        is_proven,
-        tells_senders: !handshake.suppress_presence,
-        device: device(handshake, connection, service),
-        mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
-        subscription: service.subscribe(&mailbox, address, connection, wakes),
+        .map_err(Ended::ByRelay)?;
+    state.opened();
+    let mailboxes = only(opened.subscription.mailbox, View::V1, Cursor::After(OrderKey::START));
+    Ok(Begun {
+        dialect: Dialect::V1(Box::new(opened)),
+        mailboxes,
+        welcome: Outgoing::HandshakeAccepted,
     })
 }
 
-/// Refuses what is pinned and not proven, and pins what is proven. `None` when the store fails.
-async fn may_open(
-    handshake: &Handshake,
-    is_proven: bool,
-    address: IpAddr,
-    service: &Service,
-) -> Result<(), Option<Close>> {
-    // A signature proves the client_id; a routing_token is always unproven.
-    let unproven_id = (!is_proven).then_some(handshake.client_id);
-    for id in unproven_id.into_iter().chain(handshake.routing_token) {
-        if service.is_pinned(&id).await.map_err(|_| None)? {
-            return Err(Some(Close::Pinned));
-        }
+/// The relay speaks first.
+fn begin_v2(address: IpAddr, wakes: &Arc<Wakes>, parts: &Parts) -> Begun {
+    let guest = Guest::new(address, Arc::clone(wakes), parts);
+    Begun {
+        mailboxes: Arc::clone(&guest.mailboxes),
+        welcome: guest.welcome(None, parts),
+        dialect: Dialect::V2(Box::new(guest)),
     }
-    if is_proven {
-        // Whoever proves itself is let in also while nothing can be written, as on a full disk; the
-        // pin is set the next time.
-        if service.pin(&handshake.client_id, address).await.is_err() {
-            tracing::warn!("an id that proved itself could not be pinned");
-        }
-    }
-    Ok(())
 }
 
-fn device(handshake: &Handshake, connection: ConnectionId, service: &Service) -> Option<Device> {
-    let id = handshake.device_id?;
-    let wakes = Arc::new(Wakes::default());
-    let client = &handshake.client_id;
-    Some(Device {
-        id,
-        id_as_spelt: Arc::clone(handshake.device_as_spelt.as_ref()?),
-        client_as_spelt: Arc::clone(&handshake.client_as_spelt),
-        subscription: service.subscribe_device(client, &id, connection, Arc::clone(&wakes)),
-        wakes,
-    })
-}
-
-/// Checks the proof of a handshake, if it brings one. An address with too many bad ones is refused
-/// before the check; a handshake without a proof has nothing to check and costs nothing here.
-/// Tells whether the `client_id` is proven.
-fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<bool, Close> {
-    let allows_unverified = parts.service.v1_allows_unverified();
-    // A signature proves the client_id, never a routing_token.
-    if !allows_unverified && handshake.routing_token.is_some() {
-        return Err(Close::ProofRequired);
-    }
-    let nonce = match &handshake.proof {
-        HandshakeProof::Unsigned if allows_unverified => return Ok(false),
-        HandshakeProof::Unsigned => return Err(Close::ProofRequired),
-        HandshakeProof::Partial => None,
-        HandshakeProof::Signed { nonce, .. } => Some(*nonce),
+fn device_feed(dialect: &Dialect, parts: &Parts) -> Option<Feed> {
+    let Dialect::V1(opened) = dialect else {
+        return None;
     };
-    let attempt = parts
-        .service
-        .begin_proof(address)
-        .map_err(|_| Close::TooManyFailedProofs)?;
-    if let Err(error) = auth::verify_v1_handshake(handshake, parts.clock.now()) {
-        tracing::debug!(%error, "handshake refused");
-        return Err(Close::NotProven);
-    }
-    match nonce.map_or(Ok(()), |nonce| parts.service.burn_nonce(nonce)) {
-        Ok(()) => {}
-        Err(NonceRefused::Used) => return Err(Close::NotProven),
-        Err(NonceRefused::Full) => {
-            // The proof itself is good, so it costs nothing to bring it again.
-            attempt.succeeded();
-            return Err(Close::Slow(
-                "too many signed handshakes; try again in a minute",
-            ));
-        }
-    }
-    attempt.succeeded();
-    Ok(true)
+    let device = opened.device.as_ref()?;
+    let from = Cursor::Backlog(BacklogCursor::START);
+    let mailboxes = only(device.subscription.mailbox, View::DeviceSync, from);
+    let wakes = Arc::clone(&device.wakes);
+    Some(Feed::new(Arc::clone(&parts.service), mailboxes, wakes))
+}
+
+/// A v1 session knows one mailbox of a kind, which it calls as its client spelt it.
+fn only(mailbox: MailboxHash, view: View, from: Cursor) -> Arc<Mailboxes> {
+    let mailboxes = Mailboxes::default();
+    let unnamed = MailboxId::from_bytes([0; 32]);
+    mailboxes.open((mailbox, unnamed), (view, from), false, None);
+    mailboxes.begin(&mailbox, true);
+    Arc::new(mailboxes)
+}
+
+fn keepalive(version: Version, parts: &Parts) -> Keepalive {
+    let settings = &parts.settings;
+    let idle = match version {
+        Version::V1 => settings.idle_timeout,
+        // A v2 client answers pings, so two and a half silent intervals are long enough.
+        Version::V2 => settings.keepalive * 5 / 2,
+    };
+    Keepalive::new(settings.keepalive, idle, rand::random(), Instant::now())
 }
 
 /// Sends the close frame, if it is ours to send, and lets the client read it.
@@ -427,6 +355,7 @@ impl Shared {
             heard: Mutex::new(Instant::now()),
             is_carrying_out: AtomicBool::new(false),
             settled: tokio::sync::Notify::new(),
+            unblocked: AtomicWaker::new(),
         }
     }
 

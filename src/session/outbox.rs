@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
+use futures_util::future::BoxFuture;
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
@@ -38,8 +39,24 @@ pub enum Owed {
         /// When the request had been read.
         read_at: Instant,
     },
+    /// An answer that is complete when a write is durable.
+    Later {
+        /// Resolves to the answer.
+        answer: Later,
+        /// When the request had been read.
+        read_at: Instant,
+    },
     /// The last thing: the close frame.
     Close(Close),
+}
+
+/// An answer that is not known yet.
+pub struct Later(pub BoxFuture<'static, Outgoing>);
+
+impl std::fmt::Debug for Later {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Later(…)")
+    }
 }
 
 /// What may leave now.
@@ -53,6 +70,13 @@ pub enum Ready {
         tag: Tag,
         /// Stored, or why not.
         outcome: Result<Stored, Refusal>,
+        /// When the request had been read.
+        read_at: Instant,
+    },
+    /// An answer whose write is durable now.
+    Late {
+        /// The answer.
+        answer: Outgoing,
         /// When the request had been read.
         read_at: Instant,
     },
@@ -124,20 +148,29 @@ impl Outbox {
     pub fn poll_take(&self, context: &mut Context<'_>) -> Poll<Ready> {
         self.writer.register(context.waker());
         let mut lane = self.lane();
-        let outcome = match lane.owed.front_mut() {
+        let (mut outcome, mut late) = (None, None);
+        match lane.owed.front_mut() {
             None => return Poll::Pending,
-            Some(Owed::Commit { submitted, .. }) => match Pin::new(submitted).poll(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(outcome) => Some(outcome),
-            },
-            Some(_) => None,
-        };
+            Some(Owed::Commit { submitted, .. }) => {
+                outcome = Some(ready!(Pin::new(submitted).poll(context)));
+            }
+            Some(Owed::Later { answer, .. }) => {
+                late = Some(ready!(answer.0.as_mut().poll(context)));
+            }
+            Some(Owed::Answer(_) | Owed::Close(_)) => {}
+        }
         let Some(first) = lane.owed.pop_front() else {
             return Poll::Pending;
         };
         lane.bytes -= cost(&first);
         drop(lane);
         self.reader.wake();
+        if let (Owed::Later { read_at, .. }, Some(answer)) = (&first, late) {
+            return Poll::Ready(Ready::Late {
+                answer,
+                read_at: *read_at,
+            });
+        }
         Poll::Ready(match (first, outcome) {
             (Owed::Commit { tag, read_at, .. }, Some(outcome)) => Ready::Outcome {
                 tag,
@@ -146,9 +179,14 @@ impl Outbox {
             },
             (Owed::Close(close), _) => Ready::Close(close),
             (Owed::Answer(answer), _) => Ready::Answer(answer),
-            // A commit is taken only with its outcome; said as a refusal rather than a panic.
+            // Neither is taken without its outcome; said as a refusal rather than a panic.
             (Owed::Commit { tag, read_at, .. }, None) => Ready::Outcome {
                 tag,
+                outcome: Err(Refusal::Unavailable),
+                read_at,
+            },
+            (Owed::Later { read_at, .. }, _) => Ready::Outcome {
+                tag: Tag::Number(0),
                 outcome: Err(Refusal::Unavailable),
                 read_at,
             },
@@ -173,7 +211,7 @@ fn cost(owed: &Owed) -> usize {
             .iter()
             .map(|proof| size_of_val(proof) + proof.proof.len())
             .sum(),
-        Owed::Answer(_) | Owed::Close(_) => 0,
+        Owed::Answer(_) | Owed::Later { .. } | Owed::Close(_) => 0,
     };
     ANSWER_BYTES + carried
 }

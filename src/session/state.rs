@@ -3,15 +3,17 @@
 //! No socket, no clock, no store; so order, limits and drain are tested with plain values. The
 //! loops in `reader` and `writer` carry out what is decided here.
 
-use crate::ids::BlobId;
+use crate::ids::{BlobId, MailboxHash, MailboxId};
+use crate::protocol::Version;
 use crate::protocol::close::Close;
 use crate::protocol::message::{
     AccountRevoked, DeviceSync, Handshake, Incoming, Purge, RecoveryProof, RecoveryQuery, Request,
     Submit, Tag,
 };
+use crate::protocol::message_v2::{Subscribe, Withdrawal};
 use crate::service::refusal::Refusal;
 
-use super::window::InFlight;
+use super::window::{Size, Window};
 
 /// Frames without a readable name that a session answers; with the next it is closed.
 pub const GARBAGE_MAX: u32 = 10;
@@ -64,6 +66,24 @@ pub enum Step {
     AccountRevoked(Tag, AccountRevoked),
     /// Charge the client, then delete what is kept for it.
     Purge(Tag, Purge),
+    /// v2: say the welcome again.
+    Welcome(Tag),
+    /// v2: charge the openings, check the proofs, open the mailboxes.
+    Subscribe(Tag, Subscribe),
+    /// v2: close the mailboxes.
+    Unsubscribe(Tag, Vec<MailboxId>),
+    /// v2: say how large the window is now.
+    Windowed(Tag, Size),
+    /// v2: delete what has arrived.
+    AcknowledgeEach(Tag, Vec<(MailboxId, BlobId)>),
+    /// v2: charge the client, then keep the blob for longer or take it back.
+    Withdraw(Tag, Withdrawal),
+    /// v2: charge the client, then delete what these mailboxes hold.
+    PurgeMailboxes(Tag, Vec<MailboxId>),
+    /// v2: charge the client, then take the pin off.
+    Unpin(Tag, MailboxId),
+    /// v2: answer.
+    Ping(Tag),
     /// Charge the client, then answer with a refusal.
     Refuse(Option<Tag>, Refusal),
     /// Charge the client and do nothing.
@@ -76,21 +96,35 @@ pub enum Step {
 #[derive(Debug)]
 pub struct State {
     phase: Phase,
+    version: Version,
     garbage: u32,
-    in_flight: InFlight,
+    window: Window,
 }
 
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            phase: Phase::Greeting,
-            garbage: 0,
-            in_flight: InFlight::default(),
-        }
-    }
-}
+/// A v1 client acknowledges by the id alone, so all of its mailboxes are one here.
+pub const ANY_MAILBOX: MailboxHash = MailboxHash::from_bytes([0; 32]);
 
 impl State {
+    /// The beginning of a session that speaks this version.
+    pub fn new(version: Version) -> Self {
+        let (phase, window) = match version {
+            Version::V1 => (Phase::Greeting, Window::unpaced()),
+            // The relay speaks first, and a submit needs no handshake.
+            Version::V2 => (Phase::Open, Window::paced()),
+        };
+        Self {
+            phase,
+            version,
+            garbage: 0,
+            window,
+        }
+    }
+
+    /// Which version it speaks.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
     /// Where the session stands.
     pub fn phase(&self) -> Phase {
         self.phase
@@ -139,19 +173,29 @@ impl State {
         self.phase == Phase::Open
     }
 
-    /// A blob was written to the socket.
-    pub fn delivered(&mut self, id: BlobId) {
-        self.in_flight.delivered(id);
+    /// Whether a blob of so many bytes may be delivered now.
+    pub fn admits(&self, bytes: u64) -> bool {
+        self.window.admits(bytes)
     }
 
-    /// What was in flight has been purged; nobody will acknowledge it.
-    pub fn purged(&mut self) {
-        self.in_flight = InFlight::default();
+    /// A blob is about to be written to the socket.
+    pub fn delivered(&mut self, mailbox: MailboxHash, id: BlobId, bytes: u64) {
+        self.window.delivered(mailbox, id, bytes);
+    }
+
+    /// The client has this blob. Whether it was in flight here, so that this costs nothing.
+    pub fn acknowledged(&mut self, mailbox: MailboxHash, id: BlobId) -> bool {
+        self.window.acknowledged(mailbox, id)
+    }
+
+    /// This mailbox was closed or purged: nobody will acknowledge what was in flight.
+    pub fn forget(&mut self, mailbox: &MailboxHash) {
+        self.window.forget(mailbox);
     }
 
     /// Whether a draining session owes nothing any more; `unanswered` requests are in its outbox.
     pub fn is_drained(&self, unanswered: usize) -> bool {
-        self.phase == Phase::Draining && unanswered == 0 && self.in_flight.is_empty()
+        self.phase == Phase::Draining && unanswered == 0 && self.window.is_empty()
     }
 
     fn on_first_frame(&mut self, incoming: Incoming) -> Step {
@@ -173,13 +217,17 @@ impl State {
         match incoming {
             Incoming::Request {
                 tag,
+                request: Request::Submit(_) | Request::Subscribe(_) | Request::RecoveryStore(_),
+            } if self.takes_nothing_new() => Step::Refuse(Some(tag), Refusal::ShuttingDown),
+            Incoming::Request {
+                tag,
                 request: Request::Submit(submit),
             } => Step::Submit(tag, submit),
             Incoming::Request {
                 tag,
                 request: Request::Acknowledge(Some(id)),
             } => {
-                let charged = !self.in_flight.acknowledged(&id);
+                let charged = !self.window.acknowledged(ANY_MAILBOX, id);
                 Step::Acknowledge { tag, id, charged }
             }
             // No blob has an id of another shape, and a second handshake is ignored as by the
@@ -188,20 +236,11 @@ impl State {
                 request:
                     Request::Acknowledge(None)
                     | Request::DeviceSyncAcknowledge(None)
-                    | Request::Handshake(_)
-                    | Request::Hello
-                    | Request::Subscribe(_)
-                    | Request::Unsubscribe(_)
-                    | Request::Window { .. }
-                    | Request::AcknowledgeEach(_)
-                    | Request::Withdraw(_)
-                    | Request::PurgeMailboxes(_)
-                    | Request::Unpin(_)
-                    | Request::Ping,
+                    | Request::Handshake(_),
                 ..
             }
-            | Incoming::Ignored
-            | Incoming::Unsupported { .. } => Step::Ignore,
+            | Incoming::Ignored => Step::Ignore,
+            Incoming::Unsupported { tag } => Step::Refuse(Some(tag), Refusal::Unsupported),
             Incoming::Request {
                 tag,
                 request: Request::AccountRevoked(revoked),
@@ -218,7 +257,7 @@ impl State {
                 tag,
                 request: Request::DeviceSyncAcknowledge(Some(id)),
             } => {
-                let charged = !self.in_flight.acknowledged(&id);
+                let charged = !self.window.acknowledged(ANY_MAILBOX, id);
                 Step::AcknowledgeDeviceSync { tag, id, charged }
             }
             Incoming::Request {
@@ -229,13 +268,43 @@ impl State {
                 tag,
                 request: Request::RecoveryQuery(query),
             } => Step::GetRecovery(tag, query),
+            Incoming::Request { tag, request } => self.on_v2_request(tag, request),
             Incoming::Invalid { tag, why } => Step::Refuse(Some(tag), Refusal::Invalid(why)),
             Incoming::Garbage { why } => self.on_garbage(Refusal::Invalid(why)),
         }
     }
 
+    fn on_v2_request(&mut self, tag: Tag, request: Request) -> Step {
+        match request {
+            Request::Hello => Step::Welcome(tag),
+            Request::Subscribe(subscribe) => Step::Subscribe(tag, subscribe),
+            Request::Unsubscribe(mailboxes) => Step::Unsubscribe(tag, mailboxes),
+            Request::Window { blobs, bytes } => {
+                let size = Size { blobs, bytes }.granted();
+                self.window.resize(size);
+                Step::Windowed(tag, size)
+            }
+            Request::AcknowledgeEach(blobs) => Step::AcknowledgeEach(tag, blobs),
+            Request::Withdraw(withdrawal) => Step::Withdraw(tag, withdrawal),
+            Request::PurgeMailboxes(mailboxes) => Step::PurgeMailboxes(tag, mailboxes),
+            Request::Unpin(mailbox) => Step::Unpin(tag, mailbox),
+            Request::Ping => Step::Ping(tag),
+            // Every other request is served above.
+            _ => Step::Ignore,
+        }
+    }
+
+    /// v1's old clients read no refusal, so there a draining session goes on storing what it reads.
+    fn takes_nothing_new(&self) -> bool {
+        self.phase == Phase::Draining && self.version == Version::V2
+    }
+
     fn on_garbage(&mut self, refusal: Refusal) -> Step {
         self.garbage += 1;
+        if self.version == Version::V2 {
+            let why = "a frame could not be read as vauchi.relay.v2, or had no request number";
+            return self.close(Some(refusal), Close::Protocol(why));
+        }
         if self.garbage < GARBAGE_MAX {
             return Step::Refuse(None, refusal);
         }
@@ -294,7 +363,7 @@ mod tests {
     }
 
     fn open() -> State {
-        let mut state = State::default();
+        let mut state = State::new(Version::V1);
         assert!(matches!(
             state.on_frame(request(Request::Handshake(handshake()))),
             Step::Greet(_)
@@ -314,7 +383,7 @@ mod tests {
                 why: "client_id",
             },
         ] {
-            let mut state = State::default();
+            let mut state = State::new(Version::V1);
             assert!(matches!(
                 state.on_frame(first),
                 Step::Close(None, Close::Protocol(_))
@@ -338,7 +407,7 @@ mod tests {
     fn acknowledging_what_was_delivered_here_is_free_and_anything_else_is_charged() {
         let mut state = open();
         let id = BlobId::from_bytes([9; 16]);
-        state.delivered(id);
+        state.delivered(ANY_MAILBOX, id, 1);
         let acknowledge = || request(Request::Acknowledge(Some(id)));
         assert_eq!(
             state.on_frame(acknowledge()),
@@ -399,7 +468,7 @@ mod tests {
     fn a_draining_session_serves_what_it_reads_delivers_nothing_and_ends_when_it_owes_nothing() {
         let mut state = open();
         let id = BlobId::from_bytes([9; 16]);
-        state.delivered(id);
+        state.delivered(ANY_MAILBOX, id, 1);
         assert!(!state.is_drained(0), "it is not draining");
         state.drain();
         assert!(!state.may_deliver());

@@ -14,34 +14,46 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 
-use super::feed::Feed;
+use super::answers::worded;
+use super::feed::{Fed, Feed, delivered_bytes};
 use super::keepalive::{Due, Keepalive};
+use super::mailboxes::{Mailboxes, Named};
 use super::outbox::Ready;
-use super::reader::worded;
-use super::{Ended, Opened, Parts, Shared};
-use crate::hub::{Fate, Notice, Wakes};
+use super::state::ANY_MAILBOX;
+use super::{Dialect, Ended, Opened, Parts, Shared};
+use crate::hub::{Fate, LiveBlob, Notice, Wakes};
+use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Delivery, DeviceSyncDelivery, NoticeStatus, Outgoing, Tag};
-use crate::protocol::v1;
-use crate::service::StoredBlob;
+use crate::protocol::message_v2::{
+    BlobDelivery, GoAway, GoAwayReason, ReceiptDelivery, ReceiptKind,
+};
+use crate::protocol::{v1, v2};
 use crate::service::give_back::GiveBack;
+use crate::service::{self, Receipt, StoredBlob};
 use crate::socket::{Message, Socket, binary};
 
 /// A frame may take the write timeout and a second for each of these.
 const BYTES_PER_SECOND: u64 = 64 * 1024;
+
+/// A v2 client that is told to go comes back after a fifth to all of this.
+const RECONNECT_AFTER: Duration = Duration::from_secs(5);
 
 /// The writing half of a session.
 pub(super) struct Writer<'a> {
     pub(super) sink: &'a mut SplitSink<Socket, Message>,
     pub(super) parts: &'a Arc<Parts>,
     pub(super) shared: &'a Shared,
-    pub(super) opened: &'a Opened,
+    pub(super) dialect: &'a Dialect,
+    pub(super) mailboxes: Arc<Mailboxes>,
     pub(super) feed: Feed,
     /// What other devices of the client sent this one.
     pub(super) device_feed: Option<Feed>,
     /// Brings the notices.
     pub(super) wakes: Arc<Wakes>,
     pub(super) keepalive: Keepalive,
+    /// v2: the client knows that the relay is about to stop.
+    pub(super) has_said_go_away: bool,
     /// Bytes of the last frame while it may not have left whole (a ping counts one), else zero.
     pub(super) unflushed: u64,
 }
@@ -50,8 +62,11 @@ pub(super) struct Writer<'a> {
 enum Next {
     Answer(Ready),
     Notice(Notice),
-    Delivery(StoredBlob),
+    Delivery(MailboxHash, StoredBlob),
     DeviceSync(StoredBlob),
+    Live(LiveBlob),
+    CaughtUp(Vec<MailboxId>),
+    GoAway,
     /// Nothing now, and bytes wait to be flushed.
     Flush,
     Ping,
@@ -90,8 +105,16 @@ impl Writer<'_> {
                     })
                     .await
                 }
+                Next::Answer(Ready::Late { answer, read_at }) => {
+                    let duration = &self.parts.metrics.message_duration_seconds;
+                    duration.record(read_at.elapsed());
+                    self.write(&answer).await
+                }
                 Next::Notice(notice) => self.notify(notice).await,
-                Next::Delivery(blob) => self.deliver(blob).await,
+                Next::Delivery(mailbox, blob) => self.deliver(mailbox, blob).await,
+                Next::Live(blob) => self.deliver_live(blob).await,
+                Next::CaughtUp(mailboxes) => self.write(&Outgoing::CaughtUp { mailboxes }).await,
+                Next::GoAway => self.say_go_away().await,
                 Next::DeviceSync(message) => self.deliver_device_sync(message).await,
                 Next::Flush => self.flush().await,
                 Next::Ping => {
@@ -112,6 +135,9 @@ impl Writer<'_> {
     async fn next(&mut self) -> Next {
         loop {
             let drain_by = self.shared.drain_deadline(self.parts);
+            if drain_by.is_some() && self.owes_go_away() {
+                return Next::GoAway;
+            }
             if drain_by.is_some_and(|by| self.shared.is_drained() || Instant::now() >= by) {
                 return Next::Close(Close::Drain);
             }
@@ -144,16 +170,14 @@ impl Writer<'_> {
         if let Poll::Ready(notice) = self.wakes.poll_notice(context) {
             return Poll::Ready(Next::Notice(notice));
         }
-        if self.shared.state().may_deliver()
-            && let Poll::Ready(blob) = self.feed.poll_next(context)
-        {
-            return Poll::Ready(Next::Delivery(blob));
+        if let Poll::Ready(next) = self.poll_delivery(context) {
+            return Poll::Ready(next);
         }
         // Device sync comes after the blobs that had waited, as v1 clients expect.
         if let Some(feed) = &mut self.device_feed
             && self.feed.is_caught_up()
             && self.shared.state().may_deliver()
-            && let Poll::Ready(message) = feed.poll_next(context)
+            && let Poll::Ready(Fed::Blob(_, message)) = feed.poll_next(context, |_| true)
         {
             return Poll::Ready(Next::DeviceSync(message));
         }
@@ -164,12 +188,54 @@ impl Writer<'_> {
         }
     }
 
-    async fn deliver(&mut self, blob: StoredBlob) -> Result<(), Ended> {
+    fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Next> {
+        // Registered before the looks, so that what comes between them is not missed.
+        self.shared.unblocked.register(context.waker());
+        if !self.shared.state().may_deliver() {
+            return Poll::Pending;
+        }
+        if let Dialect::V2(_) = self.dialect {
+            if let Poll::Ready(blob) = self.wakes.poll_live(context) {
+                return Poll::Ready(Next::Live(blob));
+            }
+            let caught_up = self.mailboxes.take_caught_up();
+            if !caught_up.is_empty() {
+                return Poll::Ready(Next::CaughtUp(caught_up));
+            }
+        }
+        let shared = self.shared;
+        match self.feed.poll_next(context, |bytes| shared.state().admits(bytes)) {
+            Poll::Ready(Fed::Blob(mailbox, blob)) => Poll::Ready(Next::Delivery(mailbox, blob)),
+            Poll::Ready(Fed::Full) | Poll::Pending => self.poll_caught_up(),
+        }
+    }
+
+    /// What the look at the feed has just settled.
+    fn poll_caught_up(&self) -> Poll<Next> {
+        if matches!(self.dialect, Dialect::V1(_)) {
+            return Poll::Pending;
+        }
+        let caught_up = self.mailboxes.take_caught_up();
+        match caught_up.is_empty() {
+            true => Poll::Pending,
+            false => Poll::Ready(Next::CaughtUp(caught_up)),
+        }
+    }
+
+    async fn deliver(&mut self, mailbox: MailboxHash, blob: StoredBlob) -> Result<(), Ended> {
+        match self.dialect {
+            Dialect::V1(opened) => self.deliver_v1(opened, blob).await,
+            Dialect::V2(_) => self.deliver_v2(mailbox, blob).await,
+        }
+    }
+
+    async fn deliver_v1(&mut self, opened: &Opened, blob: StoredBlob) -> Result<(), Ended> {
         // Noted before it is written: the acknowledgement may be read before this returns.
-        self.shared.state().delivered(blob.id);
-        let mailbox_as_spelt = Arc::clone(&self.opened.mailbox_as_spelt);
+        let bytes = delivered_bytes(&blob);
+        self.shared.state().delivered(ANY_MAILBOX, blob.id, bytes);
+        let mailbox_as_spelt = Arc::clone(&opened.mailbox_as_spelt);
         let service = &self.parts.service;
-        let (sender_id, body) = match service.give_back(&self.opened.mailbox, &blob.sealed) {
+        let (sender_id, body) = match service.give_back(&opened.mailbox, &blob.sealed) {
             Some(GiveBack::SenderId(sender_id)) => (Some(sender_id), blob.body),
             Some(GiveBack::Frame(frame)) => (None, frame),
             Some(GiveBack::SenderDevice(_)) | None => (None, blob.body),
@@ -183,18 +249,94 @@ impl Writer<'_> {
         }))
         .await?;
         self.parts.metrics.blobs_delivered_total.increment(1);
-        if self.opened.tells_senders {
+        if opened.tells_senders {
             self.parts.service.tell_delivered(&blob.id);
         }
         Ok(())
     }
 
-    async fn deliver_device_sync(&mut self, message: StoredBlob) -> Result<(), Ended> {
-        // Only a session with a device has a feed for one.
-        let Some(device) = &self.opened.device else {
+    async fn deliver_v2(&mut self, mailbox: MailboxHash, blob: StoredBlob) -> Result<(), Ended> {
+        // Closed in the meantime: nobody waits for it.
+        let Some(named) = self.mailboxes.named(&mailbox) else {
             return Ok(());
         };
-        self.shared.state().delivered(message.id);
+        let bytes = delivered_bytes(&blob);
+        self.shared.state().delivered(mailbox, blob.id, bytes);
+        if let Some(receipt) = blob.receipt() {
+            self.write(&receipt_delivery(named, &blob, &receipt)).await?;
+            self.parts.metrics.receipts_delivered_total.increment(1);
+            return Ok(());
+        }
+        let (service, id) = (&self.parts.service, blob.id);
+        let redelivered = service.is_redelivered(mailbox, &id);
+        let body = match service.give_back(&named.id, &blob.sealed) {
+            Some(GiveBack::Frame(frame)) => frame,
+            _ => blob.body,
+        };
+        self.write(&Outgoing::Blob(BlobDelivery {
+            id,
+            mailbox: named.id,
+            stored_at: blob.stored_at,
+            expires_at: blob.expires_at,
+            redelivered,
+            body,
+        }))
+        .await?;
+        self.parts.metrics.blobs_delivered_total.increment(1);
+        let service = &self.parts.service;
+        if named.tells_senders {
+            service.tell_delivered(&id);
+        }
+        if named.tells_senders && blob.wants_receipts && !blob.is_delivered_told {
+            service.note_delivered(mailbox, id).await;
+        }
+        Ok(())
+    }
+
+    /// A live blob is not in flight: whoever loses it loses nothing that the relay had promised.
+    async fn deliver_live(&mut self, blob: LiveBlob) -> Result<(), Ended> {
+        let Some(named) = self.mailboxes.named(&blob.mailbox) else {
+            return Ok(());
+        };
+        self.write(&Outgoing::Blob(BlobDelivery {
+            id: blob.id,
+            mailbox: named.id,
+            stored_at: blob.handed_at,
+            expires_at: blob.handed_at,
+            redelivered: false,
+            body: blob.body,
+        }))
+        .await?;
+        self.parts.metrics.blobs_delivered_total.increment(1);
+        Ok(())
+    }
+
+    fn owes_go_away(&self) -> bool {
+        matches!(self.dialect, Dialect::V2(_)) && !self.has_said_go_away
+    }
+
+    async fn say_go_away(&mut self) -> Result<(), Ended> {
+        self.has_said_go_away = true;
+        // Spread over some seconds, so that not all come back, here or elsewhere, at once.
+        let reconnect_after = RECONNECT_AFTER.mul_f64(0.2 + 0.8 * rand::random::<f64>());
+        self.write(&Outgoing::GoAway(GoAway {
+            reason: GoAwayReason::Draining,
+            reconnect_after,
+            alternates: Arc::clone(&self.parts.settings.v2.alternates),
+        }))
+        .await
+    }
+
+    async fn deliver_device_sync(&mut self, message: StoredBlob) -> Result<(), Ended> {
+        // Only a session with a device has a feed for one.
+        let Dialect::V1(opened) = self.dialect else {
+            return Ok(());
+        };
+        let Some(device) = &opened.device else {
+            return Ok(());
+        };
+        let bytes = delivered_bytes(&message);
+        self.shared.state().delivered(ANY_MAILBOX, message.id, bytes);
         let service = &self.parts.service;
         let sender_device = match service.give_back(&device.id, &message.sealed) {
             Some(GiveBack::SenderDevice(sender)) => sender,
@@ -229,7 +371,10 @@ impl Writer<'_> {
     }
 
     async fn write(&mut self, outgoing: &Outgoing) -> Result<(), Ended> {
-        let frame = v1::encode(outgoing, self.parts.clock.now());
+        let frame = match self.dialect {
+            Dialect::V1(_) => v1::encode(outgoing, self.parts.clock.now()),
+            Dialect::V2(_) => v2::encode(outgoing),
+        };
         let bytes = frame.len() as u64;
         self.send(binary(frame), bytes).await?;
         self.parts.metrics.messages_sent_total.increment(1);
@@ -254,6 +399,23 @@ impl Writer<'_> {
     fn deadline(&self) -> Duration {
         self.parts.settings.write_timeout + Duration::from_secs(self.unflushed / BYTES_PER_SECOND)
     }
+}
+
+fn receipt_delivery(named: Named, blob: &StoredBlob, receipt: &Receipt) -> Outgoing {
+    let kind = match receipt.kind {
+        service::ReceiptKind::Delivered => ReceiptKind::Delivered,
+        service::ReceiptKind::Acknowledged => ReceiptKind::Acknowledged,
+        service::ReceiptKind::Expired => ReceiptKind::Expired,
+        service::ReceiptKind::Removed => ReceiptKind::Removed,
+        service::ReceiptKind::Lost => ReceiptKind::Lost,
+    };
+    Outgoing::Receipt(ReceiptDelivery {
+        mailbox: named.id,
+        receipt_id: blob.id,
+        id: receipt.id,
+        kind,
+        at: receipt.at,
+    })
 }
 
 async fn within(
