@@ -5,8 +5,8 @@ use std::time::Duration;
 use ed25519_dalek::{Signature, VerifyingKey};
 
 use crate::clock::Timestamp;
-use crate::protocol::message::{Handshake, HandshakeProof};
 use crate::ids::MailboxId;
+use crate::protocol::message::{Handshake, HandshakeProof};
 use crate::protocol::message_v2::OpeningProof;
 use crate::protocol::proof;
 

@@ -195,6 +195,7 @@ pub async fn start_with(
         clock: clock.clone(),
         metrics: Arc::clone(&metrics),
         blob_ttl: config.blob_ttl,
+        receipt_min_ttl: config.receipt_min_ttl,
         v1_allows_unverified: config.v1_allows_unverified,
         v1_keeps_sender_id: config.v1_keeps_sender_id,
         budgets: Arc::clone(&budgets),
@@ -294,6 +295,14 @@ impl Running {
                 write_timeout: config.write_timeout,
                 keepalive: config.keepalive,
                 idle_timeout: config.idle_timeout,
+                v2: session::V2Settings {
+                    submits_per_minute: config.rate_limit_per_min,
+                    ttl_max: config.blob_ttl,
+                    mailbox_blobs_max: config.mailbox_blobs_max,
+                    mailbox_bytes_max: config.mailbox_bytes_max,
+                    origins: config.public_origins.clone(),
+                    alternates: config.alternates.clone().into(),
+                },
             },
         });
         let unfinished = Unfinished::new(config.unfinished_bytes_max, Arc::clone(&self.metrics));

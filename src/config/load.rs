@@ -145,6 +145,9 @@ impl Config {
         );
         reader.number("RELAY_RECOVERY_RATE_LIMIT", &mut self.recovery_rate_limit);
         reader.networks("RELAY_TRUSTED_PROXIES", &mut self.trusted_proxies);
+        reader.origins("RELAY_PUBLIC_ORIGINS", &mut self.public_origins);
+        reader.alternates("RELAY_ALTERNATES", &mut self.alternates);
+        reader.seconds("RELAY_RECEIPT_MIN_TTL_SECS", &mut self.receipt_min_ttl);
     }
 
     /// Settings that are each right and do not go together.

@@ -8,6 +8,7 @@
 
 mod load;
 mod names;
+mod names_of_relays;
 mod networks;
 mod read;
 mod settings;
@@ -65,6 +66,12 @@ pub struct Config {
     pub failed_proofs_per_min: u32,
     /// `RELAY_TRUSTED_PROXIES`: whose word on a client's address is believed.
     pub trusted_proxies: Networks,
+    /// `RELAY_PUBLIC_ORIGINS`: what v2 clients dial; empty where anything will do.
+    pub public_origins: Vec<String>,
+    /// `RELAY_ALTERNATES`: where v2 clients may go while this relay stops.
+    pub alternates: Vec<String>,
+    /// `RELAY_RECEIPT_MIN_TTL_SECS`: the shortest life of a blob that asks for receipts.
+    pub receipt_min_ttl: Duration,
     /// `RELAY_CLEANUP_INTERVAL_SECS`: between two sweeps of expired blobs.
     pub cleanup_interval: Duration,
     /// `RELAY_STORAGE_BACKEND`.
@@ -178,6 +185,9 @@ impl Default for Config {
             connections_per_address_per_min: 300,
             failed_proofs_per_min: 20,
             trusted_proxies: Networks::loopback(),
+            public_origins: Vec::new(),
+            alternates: Vec::new(),
+            receipt_min_ttl: Duration::from_secs(3_600),
             cleanup_interval: Duration::from_secs(3_600),
             storage: StorageBackend::Sqlite,
             data_dir: PathBuf::from(DATA_DIR),

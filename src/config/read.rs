@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::names_of_relays;
 use super::settings::{Accepts, SETTINGS, Setting, setting};
 use super::{InForce, Networks, Origin, Share, Token};
 
@@ -142,6 +143,31 @@ impl Reader {
             ))
         };
         if let Some(value) = self.value(row(name), |_, text| Networks::parse(text).map_err(wrong)) {
+            *target = value;
+        }
+    }
+
+    /// Reads a list of hosts that clients dial.
+    pub(super) fn origins(&mut self, name: &str, target: &mut Vec<String>) {
+        self.list(name, target, "host in lower case", names_of_relays::origins);
+    }
+
+    /// Reads a list of relays.
+    pub(super) fn alternates(&mut self, name: &str, target: &mut Vec<String>) {
+        let what = "wss:// or ws:// URL";
+        self.list(name, target, what, names_of_relays::alternates);
+    }
+
+    fn list(
+        &mut self,
+        name: &str,
+        target: &mut Vec<String>,
+        what: &str,
+        parse: fn(&str) -> Result<Vec<String>, String>,
+    ) {
+        let wrong =
+            |part: String| Wrong::new(format!("has {} in it, which is no {what}", quoted(&part)));
+        if let Some(value) = self.value(row(name), |_, text| parse(text).map_err(wrong)) {
             *target = value;
         }
     }

@@ -37,6 +37,10 @@ pub enum Accepts {
     Share,
     /// IP addresses and networks, separated by commas, or `none`.
     Networks,
+    /// Hosts as clients dial them, separated by commas, or `none`.
+    Origins,
+    /// URLs of relays, separated by commas, or `none`.
+    Relays,
     /// One of these words.
     Word(&'static [&'static str]),
     /// `true` or `1`, `false` or `0`.
@@ -241,6 +245,27 @@ pub const SETTINGS: &[Setting] = &[
         "172.16.0.0/12",
         "Proxies whose `Forwarded` or `X-Forwarded-For` is believed",
     ),
+    row(
+        "RELAY_PUBLIC_ORIGINS",
+        Accepts::Origins,
+        "none",
+        "relay.example.com",
+        "Hosts that v2 clients dial; with `none`, proofs for any host are good",
+    ),
+    row(
+        "RELAY_ALTERNATES",
+        Accepts::Relays,
+        "none",
+        "wss://relay2.example.com",
+        "Relays that v2 clients are pointed to while this one stops",
+    ),
+    number(
+        "RELAY_RECEIPT_MIN_TTL_SECS",
+        60..=SECS_MAX,
+        "3600",
+        "7200",
+        "Shortest time to live of a blob that asks for receipts, in seconds",
+    ),
     number(
         "RELAY_PINS_MAX",
         1..=100_000_000,
@@ -343,6 +368,10 @@ impl std::fmt::Display for Accepts {
             Self::Number { min, max } => write!(f, "{min} to {max}"),
             Self::Share => f.write_str("0 to 1, as a decimal"),
             Self::Networks => f.write_str("addresses and networks, separated by commas, or none"),
+            Self::Origins => {
+                f.write_str("hosts as clients dial them, separated by commas, or none")
+            }
+            Self::Relays => f.write_str("wss:// or ws:// URLs, separated by commas, or none"),
             Self::Word(words) => f.write_str(&words.join(", ")),
             Self::Flag => f.write_str("true, false"),
             Self::Path => f.write_str("path"),

@@ -52,6 +52,10 @@ impl std::fmt::Debug for Tag {
 
 /// One frame from a client, as far as it could be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every frame is the large variant, and it is moved, not kept"
+)]
 pub enum Incoming {
     /// A request, understood.
     Request {

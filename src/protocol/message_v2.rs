@@ -2,6 +2,7 @@
 //!
 //! Lengths are checked by the codec; what is of the wrong length never becomes one of these.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -113,7 +114,7 @@ pub struct Welcome {
     /// Its public key.
     pub relay_id: [u8; 32],
     /// Its version.
-    pub server_version: &'static str,
+    pub server_version: Cow<'static, str>,
     /// This connection's own; part of what a key signs.
     pub challenge: [u8; 32],
     /// What it takes.
@@ -121,7 +122,7 @@ pub struct Welcome {
     /// How often it pings; a client that hears nothing for two and a half times as long is alone.
     pub keepalive: Duration,
     /// What it serves beyond version 2.0.
-    pub features: &'static [&'static str],
+    pub features: Vec<Cow<'static, str>>,
 }
 
 /// What a relay takes.
@@ -195,7 +196,7 @@ pub struct BlobDelivery {
     pub mailbox: MailboxId,
     /// When it was stored.
     pub stored_at: Timestamp,
-    /// From then on it is not delivered any more.
+    /// From then on it is not delivered any more; zero for a live-only blob, which is not stored.
     pub expires_at: Timestamp,
     /// Whether this process knows that it was delivered before.
     pub redelivered: bool,

@@ -11,6 +11,9 @@
 //! - `v1_request`: what each of a client's frames asks
 //! - `v1_frame`: what both sides share; `json`, `int_array`: how frames are read and written without a
 //!   general parser
+//! - [`v2`]: protobuf after `proto/relay.proto`, the relay's side; [`v2_client`]: the client's side
+//! - `v2_request`: what each of a client's frames asks; `v2_wire`: a look at a frame before it costs
+//!   anything; `v2_code`: the words for refusals; `v2_schema`: the types made from the schema
 //! - [`proof`]: the exact bytes that are signed
 //! - [`close`]: how a connection ends
 
@@ -19,12 +22,9 @@
 pub enum Version {
     /// Vauchi's length-prefixed JSON: no subprotocol was offered.
     V1,
-    /// [`V2_SUBPROTOCOL`] was among those that were offered.
+    /// [`v2::SUBPROTOCOL`] was among those that were offered.
     V2,
 }
-
-/// The WebSocket subprotocol of v2.
-pub const V2_SUBPROTOCOL: &str = "vauchi.relay.v2";
 
 pub mod close;
 mod int_array;
@@ -36,3 +36,13 @@ pub mod v1;
 pub mod v1_client;
 mod v1_frame;
 mod v1_request;
+pub mod v2;
+pub mod v2_client;
+mod v2_code;
+#[cfg(test)]
+mod v2_properties;
+mod v2_request;
+#[cfg(test)]
+mod v2_rules;
+mod v2_schema;
+mod v2_wire;

@@ -39,11 +39,11 @@ use notices::Notices;
 use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
-pub use crate::store::StoreError;
 pub use crate::store::Pending;
+pub use crate::store::StoreError;
 pub use crate::store::model::{
-    BacklogCursor, Class, Holding, OrderKey, Page, Receipt, ReceiptKind, Removed, StoredBlob, Tells,
-    Usage, View,
+    BacklogCursor, Class, Holding, OrderKey, Page, Receipt, ReceiptKind, Removed, StoredBlob,
+    Tells, Usage, View,
 };
 
 /// What the service stands on.

@@ -29,6 +29,10 @@ impl Answers<'_> {
     /// A refusal.
     pub(super) fn refuse(self, tag: Option<Tag>, refusal: Refusal) {
         self.parts.service.count_refusal(&refusal);
+        if matches!(tag, Some(Tag::Number(0))) {
+            // No answer is wanted, not even this one.
+            return;
+        }
         let refused = worded(&refusal);
         self.answer(Outgoing::Refused { tag, refused });
     }

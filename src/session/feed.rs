@@ -103,13 +103,17 @@ impl Feed {
                     failed => {
                         let error = failed.map(|page| page.err());
                         tracing::warn!(?error, "can not read a page of a mailbox; trying again");
-                        self.turn.take().iter().for_each(|turn| self.mailboxes.put_back(turn));
+                        self.turn
+                            .take()
+                            .iter()
+                            .for_each(|turn| self.mailboxes.put_back(turn));
                         Step::Resting(Box::pin(tokio::time::sleep(RETRY)))
                     }
                 },
                 Step::Idle => {
                     self.is_caught_up = true;
-                    self.mailboxes.look_at(ready!(self.wakes.poll_take(context)));
+                    self.mailboxes
+                        .look_at(ready!(self.wakes.poll_take(context)));
                     Step::Look
                 }
                 Step::Resting(rest) => {

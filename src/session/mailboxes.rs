@@ -128,11 +128,11 @@ impl Mailboxes {
         }
     }
 
-    /// Removes a mailbox; whether it was open.
-    pub fn close(&self, mailbox: &MailboxHash) -> bool {
+    /// Removes a mailbox, if it is open.
+    pub fn close(&self, mailbox: &MailboxHash) {
         let mut table = self.table();
         table.queue.retain(|queued| queued != mailbox);
-        table.open.remove(mailbox).is_some()
+        table.open.remove(mailbox);
     }
 
     /// How many are open.

@@ -182,12 +182,7 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
     drop(permit);
 }
 
-async fn serve(
-    socket: Socket,
-    version: Version,
-    address: IpAddr,
-    parts: &Arc<Parts>,
-) -> Ended {
+async fn serve(socket: Socket, version: Version, address: IpAddr, parts: &Arc<Parts>) -> Ended {
     let (mut sink, mut stream) = socket.split();
     let stopped = parts.shutdown.stopped();
     tokio::pin!(stopped);
@@ -266,7 +261,11 @@ async fn begin_v1(
         .await
         .map_err(Ended::ByRelay)?;
     state.opened();
-    let mailboxes = only(opened.subscription.mailbox, View::V1, Cursor::After(OrderKey::START));
+    let mailboxes = only(
+        opened.subscription.mailbox,
+        View::V1,
+        Cursor::After(OrderKey::START),
+    );
     Ok(Begun {
         dialect: Dialect::V1(Box::new(opened)),
         mailboxes,

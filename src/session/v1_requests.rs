@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
+use super::Parts;
 use super::answers::Answers;
 use super::state::{ANY_MAILBOX, Step};
-use super::Parts;
 use super::v1_open::Opened;
 use crate::clock::Timestamp;
 use crate::ids::BlobId;
@@ -16,8 +16,8 @@ use crate::service::device_sync::DeviceMessage;
 use crate::service::give_back::GiveBack;
 use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
-use crate::service::submit::{NoticeTo, Submission, Submitted};
-use crate::service::{Class, View};
+use crate::service::submit::{NoticeTo, Submission, Submitted, Terms};
+use crate::service::{Class, Tells, View};
 
 /// A frame with a 64-byte signature has less than 1 KiB; delivered, each of its bytes takes up to 4.
 const REVOKED_BYTES_MAX: usize = 64 * 1024;
@@ -77,12 +77,7 @@ impl Opened {
     async fn submit(&self, parts: &Parts, tag: &Tag, submit: Submit) -> Result<Submitted, Refusal> {
         self.charge(parts)?;
         let service = &parts.service;
-        let id = service.v1_blob_id(
-            tag.name(),
-            &self.client_id,
-            &submit.recipient,
-            &submit.body,
-        );
+        let id = service.v1_blob_id(tag.name(), &self.client_id, &submit.recipient, &submit.body);
         let Submit {
             recipient,
             sender_id,
@@ -101,6 +96,7 @@ impl Opened {
                 sender: subscription.mailbox,
                 name: tag.name().into(),
             }),
+            terms: Terms::default(),
             body,
         };
         service.submit(&subscription.client, submission).await
@@ -108,7 +104,12 @@ impl Opened {
 
     /// Word that an account is no more travels as a blob whose body is the frame; its sender gets
     /// no notice.
-    async fn revoke(&self, parts: &Parts, tag: &Tag, revoked: AccountRevoked) -> Result<Submitted, Refusal> {
+    async fn revoke(
+        &self,
+        parts: &Parts,
+        tag: &Tag,
+        revoked: AccountRevoked,
+    ) -> Result<Submitted, Refusal> {
         self.charge(parts)?;
         let AccountRevoked { recipient, frame } = revoked;
         if frame.len() > REVOKED_BYTES_MAX {
@@ -124,13 +125,17 @@ impl Opened {
             class: Class::SeenByV1,
             give_back: Some(GiveBack::Frame(frame)),
             notice: None,
+            terms: Terms::default(),
             body: Bytes::new(),
         };
         let client = &self.subscription.client;
         service.submit(client, submission).await
     }
 
-    async fn submit_device_sync(&self, parts: &Parts, tag: &Tag,
+    async fn submit_device_sync(
+        &self,
+        parts: &Parts,
+        tag: &Tag,
         message: DeviceSync,
     ) -> Result<Submitted, Refusal> {
         self.charge(parts)?;
@@ -160,7 +165,12 @@ impl Opened {
         service.submit_device_message(client, message).await
     }
 
-    async fn acknowledge_device_sync(&self, parts: &Parts, id: BlobId, charged: bool) -> Result<(), Refusal> {
+    async fn acknowledge_device_sync(
+        &self,
+        parts: &Parts,
+        id: BlobId,
+        charged: bool,
+    ) -> Result<(), Refusal> {
         if charged {
             self.charge(parts)?;
         }
@@ -169,11 +179,19 @@ impl Opened {
             return Ok(());
         };
         let mailbox = device.subscription.mailbox;
-        drop(parts.service.acknowledge(mailbox, vec![id]).await?);
+        drop(
+            parts
+                .service
+                .acknowledge(mailbox, vec![id], Tells::Nobody)
+                .await?,
+        );
         Ok(())
     }
 
-    async fn put_recovery(&self, parts: &Parts, RecoveryProof { key_hash, proof }: RecoveryProof,
+    async fn put_recovery(
+        &self,
+        parts: &Parts,
+        RecoveryProof { key_hash, proof }: RecoveryProof,
     ) -> Result<Timestamp, Refusal> {
         let (service, opened) = (&parts.service, self);
         let client = &opened.subscription.client;
@@ -192,19 +210,26 @@ impl Opened {
             .get_recovery(&query.key_hashes, frame_bytes_max as u64)
             .await?;
         let mut proofs: Vec<_> = found
+            .proofs
             .into_iter()
-            .map(|Proof { key_hash, proof }| RecoveryProof { key_hash, proof })
+            .map(|(Proof { key_hash, proof }, _)| RecoveryProof { key_hash, proof })
             .collect();
         // v1 can not say that there is more; what does not fit is left out.
         proofs.truncate(v1::proofs_that_fit(&proofs, frame_bytes_max));
         Ok(Outgoing::RecoveryProofs { proofs })
     }
 
-    async fn purge(&self, answers: Answers<'_>, tag: &Tag, purge: Purge) -> Result<Outgoing, Refusal> {
+    async fn purge(
+        &self,
+        answers: Answers<'_>,
+        tag: &Tag,
+        purge: Purge,
+    ) -> Result<Outgoing, Refusal> {
         let parts = answers.parts;
         self.charge(parts)?;
         let (service, opened) = (&parts.service, self);
-        let blobs_deleted = service.purge(opened.subscription.mailbox, View::V1).await?;
+        let mailbox = opened.subscription.mailbox;
+        let purged = service.purge(mailbox, View::V1, Tells::Nobody).await?;
         answers.shared.state().forget(&ANY_MAILBOX);
         let device_sync_deleted = match purge.device_sync {
             true => service.purge_devices(&opened.client_id).await?,
@@ -220,7 +245,7 @@ impl Opened {
         }
         Ok(Outgoing::Purged {
             tag: tag.clone(),
-            blobs_deleted,
+            blobs_deleted: purged.blobs,
             device_sync_deleted,
             recovery_proofs_deleted,
         })
@@ -238,7 +263,7 @@ impl Opened {
         drop(
             parts
                 .service
-                .acknowledge(self.subscription.mailbox, vec![id])
+                .acknowledge(self.subscription.mailbox, vec![id], Tells::Nobody)
                 .await?,
         );
         Ok(())

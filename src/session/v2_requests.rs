@@ -114,7 +114,7 @@ impl Guest {
         let v2 = &parts.settings.v2;
         let welcome = Box::new(Welcome {
             relay_id: *parts.service.relay_id(),
-            server_version: env!("CARGO_PKG_VERSION"),
+            server_version: env!("CARGO_PKG_VERSION").into(),
             challenge: self.challenge,
             limits: Limits {
                 blob_bytes_max: parts.settings.message_bytes_max as u64,
@@ -128,7 +128,7 @@ impl Guest {
                 mailbox_bytes_max: v2.mailbox_bytes_max,
             },
             keepalive: parts.settings.keepalive,
-            features: &[],
+            features: Vec::new(),
         });
         Outgoing::Welcome { tag, welcome }
     }
@@ -157,7 +157,9 @@ impl Guest {
             return answers.refuse(Some(tag), refusal);
         }
         if terms.live_only {
-            let id = submit.id.unwrap_or_else(|| BlobId::from_bytes(rand::random()));
+            let id = submit
+                .id
+                .unwrap_or_else(|| BlobId::from_bytes(rand::random()));
             let handed = parts.service.hand(&submit.recipient, id, submit.body);
             let answer = handed.map(|()| Outgoing::Handed { tag: tag.clone() });
             return answers.done(tag, answer);
@@ -173,7 +175,10 @@ impl Guest {
         if submit.body.len() > bytes_max {
             return Err(Refusal::TooLarge { bytes_max });
         }
-        if terms.relay.is_some_and(|relay| relay != *parts.service.relay_id()) {
+        if terms
+            .relay
+            .is_some_and(|relay| relay != *parts.service.relay_id())
+        {
             return Err(Refusal::UnknownRelay);
         }
         let receipts = terms.receipt_to.as_ref();
@@ -220,12 +225,7 @@ impl Guest {
         answers.shared.slots_came_back();
     }
 
-    async fn acknowledge(
-        &self,
-        tag: Tag,
-        blobs: Vec<(MailboxId, BlobId)>,
-        answers: Answers<'_>,
-    ) {
+    async fn acknowledge(&self, tag: Tag, blobs: Vec<(MailboxId, BlobId)>, answers: Answers<'_>) {
         match self.hand_in_acknowledged(blobs, answers).await {
             Err(refusal) if tag.number() != 0 => answers.refuse(Some(tag), refusal),
             Err(refusal) => answers.parts.service.count_refusal(&refusal),
@@ -357,7 +357,10 @@ impl Guest {
         // Each id has one proof under a hash; without an opened mailbox there is no id.
         let owner = owner.ok_or(Refusal::Unauthorized)?;
         let proof = Proof { key_hash, proof };
-        parts.service.put_recovery(&client, &owner, true, proof).await
+        parts
+            .service
+            .put_recovery(&client, &owner, true, proof)
+            .await
     }
 
     async fn get_recovery(

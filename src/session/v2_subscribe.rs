@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::Parts;
 use super::answers::Answers;
 use super::mailboxes::{Cursor, MAILBOXES_MAX};
 use super::v2_requests::Guest;
-use super::Parts;
 use crate::auth::{self, Asked};
 use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::message_v2::{Opened, Opening, OpeningProof, Subscribe};
@@ -135,7 +135,7 @@ impl Guest {
             Ok(holdings) => holdings,
             Err(refusal) => {
                 // Nothing of a refused request is done.
-                new.iter().for_each(|mailbox| drop(self.close(mailbox)));
+                new.iter().for_each(|mailbox| self.close(mailbox));
                 return Err(refusal);
             }
         };
@@ -165,9 +165,9 @@ impl Guest {
             .open((mailbox, id), from, false, Some(subscription));
     }
 
-    /// Closes a mailbox; whether it was open.
-    pub(super) fn close(&self, mailbox: &MailboxHash) -> bool {
+    /// Closes a mailbox, if it is open.
+    pub(super) fn close(&self, mailbox: &MailboxHash) {
         self.wakes.take_live(*mailbox, false);
-        self.mailboxes.close(mailbox)
+        self.mailboxes.close(mailbox);
     }
 }

@@ -21,6 +21,7 @@ use super::mailboxes::{Mailboxes, Named};
 use super::outbox::Ready;
 use super::state::ANY_MAILBOX;
 use super::{Dialect, Ended, Opened, Parts, Shared};
+use crate::clock::Timestamp;
 use crate::hub::{Fate, LiveBlob, Notice, Wakes};
 use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::close::Close;
@@ -204,7 +205,10 @@ impl Writer<'_> {
             }
         }
         let shared = self.shared;
-        match self.feed.poll_next(context, |bytes| shared.state().admits(bytes)) {
+        match self
+            .feed
+            .poll_next(context, |bytes| shared.state().admits(bytes))
+        {
             Poll::Ready(Fed::Blob(mailbox, blob)) => Poll::Ready(Next::Delivery(mailbox, blob)),
             Poll::Ready(Fed::Full) | Poll::Pending => self.poll_caught_up(),
         }
@@ -263,12 +267,13 @@ impl Writer<'_> {
         let bytes = delivered_bytes(&blob);
         self.shared.state().delivered(mailbox, blob.id, bytes);
         if let Some(receipt) = blob.receipt() {
-            self.write(&receipt_delivery(named, &blob, &receipt)).await?;
+            self.write(&receipt_delivery(named, &blob, &receipt))
+                .await?;
             self.parts.metrics.receipts_delivered_total.increment(1);
             return Ok(());
         }
         let (service, id) = (&self.parts.service, blob.id);
-        let redelivered = service.is_redelivered(mailbox, &id);
+        let redelivered = service.is_redelivered(&mailbox, &id);
         let body = match service.give_back(&named.id, &blob.sealed) {
             Some(GiveBack::Frame(frame)) => frame,
             _ => blob.body,
@@ -302,7 +307,7 @@ impl Writer<'_> {
             id: blob.id,
             mailbox: named.id,
             stored_at: blob.handed_at,
-            expires_at: blob.handed_at,
+            expires_at: Timestamp::default(),
             redelivered: false,
             body: blob.body,
         }))
@@ -336,7 +341,9 @@ impl Writer<'_> {
             return Ok(());
         };
         let bytes = delivered_bytes(&message);
-        self.shared.state().delivered(ANY_MAILBOX, message.id, bytes);
+        self.shared
+            .state()
+            .delivered(ANY_MAILBOX, message.id, bytes);
         let service = &self.parts.service;
         let sender_device = match service.give_back(&device.id, &message.sealed) {
             Some(GiveBack::SenderDevice(sender)) => sender,

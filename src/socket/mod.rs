@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 
 use crate::limits::connections::ConnectionPermit;
+use crate::protocol::Version;
 use watch::Watched;
 
 /// A WebSocket over TCP with the frame watcher beneath.
@@ -32,6 +33,8 @@ pub struct RemoteAddress(pub SocketAddr);
 pub struct Connection {
     /// Reads and writes WebSocket messages.
     pub socket: Socket,
+    /// What the upgrade request settled.
+    pub version: Version,
     /// The client's address, as far as it is known.
     pub address: IpAddr,
     /// Given back when the session is over.

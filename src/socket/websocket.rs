@@ -26,6 +26,7 @@ use crate::limits::address::Address;
 use crate::limits::connections::{ConnectionPermit, Connections, TurnedAway};
 use crate::limits::table::Budget;
 use crate::metrics::Metrics;
+use crate::protocol::{Version, v2};
 
 /// Read and write buffers of a connection. The library's 128 KiB would cost 134 kB for each idle
 /// client; 4 KiB is as fast for blobs of a few KiB.
@@ -84,13 +85,14 @@ impl Upgrader {
             );
         };
         let address = self.proxies.client(peer.ip(), request.headers());
-        if request.headers().contains_key(SEC_WEBSOCKET_PROTOCOL) {
+        let Some(version) = version_of(request.headers()) else {
             return self.turn_away(
                 StatusCode::BAD_REQUEST,
-                "none of the offered subprotocols is spoken here; offer none to speak protocol v1\n",
+                "none of the offered subprotocols is spoken here; offer vauchi.relay.v2, or none to \
+                 speak protocol v1\n",
             );
-        }
-        let response = match create_response_with_body(&request, Body::empty) {
+        };
+        let mut response = match create_response_with_body(&request, Body::empty) {
             Ok(response) => response,
             Err(fault) => {
                 let why = format!("bad WebSocket handshake: {fault}\n");
@@ -115,12 +117,24 @@ impl Upgrader {
                 "this connection can not be upgraded\n",
             );
         };
+        if version == Version::V2 {
+            response.headers_mut().insert(
+                SEC_WEBSOCKET_PROTOCOL,
+                HeaderValue::from_static(v2::SUBPROTOCOL),
+            );
+        }
         self.sessions
-            .spawn(self.clone().begin(upgrade, address, permit));
+            .spawn(self.clone().begin(upgrade, version, address, permit));
         response
     }
 
-    async fn begin(self, upgrade: OnUpgrade, address: IpAddr, permit: ConnectionPermit) {
+    async fn begin(
+        self,
+        upgrade: OnUpgrade,
+        version: Version,
+        address: IpAddr,
+        permit: ConnectionPermit,
+    ) {
         // An upgrade fails when the client leaves before it has read our answer.
         let Ok(upgraded) = upgrade.await else {
             return self.metrics.connection_errors_total.increment(1);
@@ -133,6 +147,7 @@ impl Upgrader {
         let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
         (self.run)(Connection {
             socket,
+            version,
             address,
             permit,
         })
@@ -143,6 +158,19 @@ impl Upgrader {
         self.metrics.connection_errors_total.increment(1);
         (status, why.to_owned()).into_response()
     }
+}
+
+/// What a client that offers these subprotocols speaks with us: v1 where it offers none. `None` when
+/// all that it offers is unknown.
+fn version_of(headers: &HeaderMap) -> Option<Version> {
+    let mut offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().peekable();
+    if offers.peek().is_none() {
+        return Some(Version::V1);
+    }
+    let mut names = offers.flat_map(|offer| offer.as_bytes().split(|byte| *byte == b','));
+    names
+        .any(|name| name.trim_ascii() == v2::SUBPROTOCOL.as_bytes())
+        .then_some(Version::V2)
 }
 
 /// 503 when the relay is full, 429 when the client's address has had its share.
