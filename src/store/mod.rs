@@ -16,7 +16,7 @@
 //! lately) as its memory; `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock,
 //! schema), `sqlite_load` (what a batch must know), `sqlite_writer` (its transaction),
 //! `sqlite_rows`, `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what
-//! failed), `sqlite_pages` (reading).
+//! failed), `sqlite_pages` (reading), `sqlite_backup` (a copy of the whole, beside a running relay).
 
 mod commit;
 mod committer;
@@ -35,6 +35,7 @@ mod plan;
 pub mod quota;
 mod recovery;
 pub mod sqlite;
+pub mod sqlite_backup;
 mod sqlite_errors;
 mod sqlite_load;
 mod sqlite_open;
