@@ -192,6 +192,7 @@ mod tests {
             metrics: Arc::clone(&metrics),
         });
         let service = Service::new(Parts {
+            receipt_min_ttl: Duration::from_secs(3_600),
             v1_allows_unverified: true,
             v1_keeps_sender_id: true,
             store: Arc::new(store),

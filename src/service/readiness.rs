@@ -66,6 +66,7 @@ mod tests {
         }));
         let config = Config::default();
         let service = Service::new(Parts {
+            receipt_min_ttl: Duration::from_secs(3_600),
             v1_allows_unverified: true,
             v1_keeps_sender_id: true,
             store: Arc::clone(&store) as _,

@@ -675,6 +675,7 @@ fn value_schema(setting: &Setting) -> Value {
             "type": ["array", "string"], "items": {"type": "string", "minLength": 1},
             "minItems": 1, "minLength": 1,
         }),
+        Accepts::Origins | Accepts::Relays => json!({"type": "string", "minLength": 1}),
         Accepts::Word(words) => json!({"enum": words}),
         Accepts::Flag => json!({"enum": [true, false, "true", "false"]}),
         Accepts::Path => json!({"type": "string", "pattern": "^/"}),
