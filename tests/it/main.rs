@@ -6,9 +6,6 @@
     reason = "a test that fails may panic; clippy.toml covers only functions marked as tests"
 )]
 
-mod harness;
-mod process;
-
 mod address_limits;
 mod architecture;
 mod backup;
@@ -22,12 +19,15 @@ mod drain;
 mod expiry;
 mod faulty;
 mod golden_v1;
+mod guest;
+mod harness;
 mod identity;
 mod kill;
 mod limits;
 mod notices;
 mod operations_page;
 mod ops_http;
+mod process;
 mod protocol_page;
 mod recovery;
 mod refusals;
@@ -44,3 +44,6 @@ mod store_recovery;
 mod store_v2;
 mod submit_and_deliver;
 mod supervisor;
+mod v2_delivery;
+mod v2_mailboxes;
+mod v2_submit;
