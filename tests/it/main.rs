@@ -21,6 +21,8 @@ mod drain;
 mod expiry;
 mod faulty;
 mod golden_v1;
+mod golden_v2;
+mod golden_v2_frames;
 mod identity;
 mod kill;
 mod limits;
