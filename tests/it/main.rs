@@ -19,6 +19,8 @@ mod drain;
 mod expiry;
 mod faulty;
 mod golden_v1;
+mod golden_v2;
+mod golden_v2_frames;
 mod guest;
 mod harness;
 mod identity;
