@@ -1,14 +1,29 @@
-//! Every link and every path of the project that README and docs/ name leads somewhere.
+//! Every link, path, metric and setting that README and docs/ name is there.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use vauchi_relay::config::{SETTINGS, Setting};
+
+use crate::harness::{Relay, http_get};
+
 /// Pages that are being written in another branch; to be emptied when it is merged.
 const COMING: [&str; 1] = ["install-package.md"];
 
 /// Names that stand for any file.
-const READERS: [&str; 1] = ["src/x/y.rs"];
+const READERS: [&str; 2] = ["src/x/y.rs", ".ci/NAME"];
+
+/// Variables that Caddy, Kubernetes or the Vauchi relay read.
+const NO_SETTINGS: [&str; 7] = [
+    "RELAY_DOMAIN",
+    "RELAY_UPSTREAM",
+    "RELAY_PORT",
+    "RELAY_SERVICE_HOST",
+    "RELAY_PORT_8080_TCP_ADDR",
+    "RELAY_TLS_VERIFIED",
+    "RELAY_REQUIRE_NOISE_ENCRYPTION",
+];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -97,6 +112,46 @@ fn every_path_of_the_project_that_is_named_exists() {
         }
     }
     assert!(count > 80, "{count}");
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+#[tokio::test]
+async fn every_metric_that_is_named_exists() {
+    let relay = Relay::start(&[]).await;
+    let (_, scrape) = http_get(relay.running.operators, "/metrics", &[]).await;
+    let (mut missing, mut count) = (Vec::new(), 0);
+    for (page, text) in pages() {
+        let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+        let named = words
+            .filter(|word| word.starts_with("relay_") || word.starts_with("process_"))
+            // The code of a refusal.
+            .filter(|word| *word != "relay_full");
+        for word in named {
+            count += 1;
+            let family = word.strip_suffix("_bucket").unwrap_or(word);
+            if !scrape.contains(&format!("# HELP {family} ")) {
+                missing.push(format!("{}: {word}", page.display()));
+            }
+        }
+    }
+    assert!(count > 60, "{count}");
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+#[test]
+fn every_setting_that_is_named_exists() {
+    let names: BTreeSet<_> = SETTINGS.iter().flat_map(Setting::spellings).collect();
+    let mut missing = Vec::new();
+    for (page, text) in pages() {
+        let words =
+            text.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
+        // What ends with an underscore stands for many.
+        for word in words.filter(|word| word.starts_with("RELAY_") && !word.ends_with('_')) {
+            if !names.contains(word) && !NO_SETTINGS.contains(&word) {
+                missing.push(format!("{}: {word}", page.display()));
+            }
+        }
+    }
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
