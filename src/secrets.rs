@@ -334,6 +334,19 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_of_somebody_else_is_told_with_what_to_do() {
+        let denied = SecretError::File {
+            path: PathBuf::from("/data/relay.secret"),
+            source: io::ErrorKind::PermissionDenied.into(),
+        };
+        assert!(
+            denied
+                .to_string()
+                .ends_with("; it and its directory must belong to the relay's user")
+        );
+    }
+
+    #[test]
     fn a_named_secret_that_is_missing_is_not_made_up() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("named");
