@@ -6,6 +6,9 @@
 //! the same run, so what counts is the ratio. `cargo bench --bench load -- SECONDS` runs longer, and
 //! `cargo bench --bench load -- SECONDS BINARY BINARY…` measures these binaries in turn instead, for
 //! example one of another target or allocator.
+//!
+//! `cargo bench --bench load -- backup` fills a relay with a GiB and backs it up under load: stores a
+//! second before, during and after, the longest wait, and how large the log became.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +18,7 @@
     reason = "a measurement that fails may panic, and its output is its purpose"
 )]
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -36,6 +40,9 @@ const MAILBOXES: usize = 10_000;
 /// Connections for the measurement of memory.
 const IDLE: usize = 2_000;
 
+/// How large the database is at least that is backed up.
+const FILLING: u64 = 1 << 30;
+
 /// All load comes from one address, which no limit means.
 const LIMITS_OFF: [&str; 7] = [
     "RELAY_RATE_LIMIT_PER_MIN",
@@ -55,6 +62,7 @@ fn main() {
     for word in std::env::args().skip(1).filter(|word| word != "--bench") {
         match word.parse() {
             Ok(number) => seconds = number,
+            Err(_) if word == "backup" => {}
             Err(_) => binaries.push(PathBuf::from(word)),
         }
     }
@@ -66,6 +74,10 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
+    if std::env::args().any(|word| word == "backup") {
+        runtime.block_on(backup_under_load(span));
+        return;
+    }
     println!(
         "bodies of {BODY} bytes, {MAILBOXES} mailboxes, {seconds} s a row, 2 cores shared by all"
     );
@@ -83,8 +95,9 @@ fn measure(runtime: &tokio::runtime::Runtime, binary: &Path, span: Duration, bar
     for (connections, in_flight) in [(1, 1), (32, 1), (32, 16)] {
         let folder = tempfile::tempdir().unwrap();
         let relay = Relay::start(binary, folder.path());
-        let mut latencies =
-            runtime.block_on(store_load(relay.clients, connections, in_flight, span));
+        let until = Cell::new(Instant::now() + span);
+        let answers = runtime.block_on(store_load(relay.clients, connections, in_flight, &until));
+        let mut latencies: Vec<_> = answers.into_iter().map(|(_, took)| took).collect();
         let rate = latencies.len() as f64 / span.as_secs_f64();
         latencies.sort_unstable();
         let at = |share: f64| {
@@ -166,26 +179,26 @@ async fn store_load(
     address: SocketAddr,
     connections: usize,
     in_flight: usize,
-    span: Duration,
-) -> Vec<Duration> {
+    until: &Cell<Instant>,
+) -> Vec<(Instant, Duration)> {
     let frames: Vec<String> = (0..64).map(|_| blob_as_json()).collect();
-    let until = Instant::now() + span;
     let clients = (0..connections).map(|number| client(address, number, in_flight, until, &frames));
     futures_util::future::join_all(clients).await.concat()
 }
 
-/// Keeps `in_flight` submits on their way until the time is up; returns how long each took.
+/// Keeps `in_flight` submits on their way until the time is up; returns when each was answered, and
+/// how long it took.
 async fn client(
     address: SocketAddr,
     number: usize,
     in_flight: usize,
-    until: Instant,
+    until: &Cell<Instant>,
     bodies: &[String],
-) -> Vec<Duration> {
+) -> Vec<(Instant, Duration)> {
     let mut socket = connected(address, number).await;
     let (mut sent, mut waiting, mut latencies) = (0, VecDeque::new(), Vec::new());
     loop {
-        while waiting.len() < in_flight && Instant::now() < until {
+        while waiting.len() < in_flight && Instant::now() < until.get() {
             let mailbox = (number * 7_919 + sent * 104_729) % MAILBOXES;
             let frame = submit(number, sent, mailbox, &bodies[sent % bodies.len()]);
             socket.feed(Message::Binary(frame.into())).await.unwrap();
@@ -202,7 +215,7 @@ async fn client(
             "{}",
             String::from_utf8_lossy(&answer)
         );
-        latencies.push(waiting.pop_front().unwrap().elapsed());
+        latencies.push((Instant::now(), waiting.pop_front().unwrap().elapsed()));
     }
 }
 
@@ -250,6 +263,87 @@ fn blob_as_json() -> String {
 
 fn prefixed(json: &str) -> Vec<u8> {
     [&(json.len() as u32).to_be_bytes(), json.as_bytes()].concat()
+}
+
+/// What a backup costs those who store meanwhile.
+async fn backup_under_load(span: Duration) {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Relay::start(Path::new(env!("CARGO_BIN_EXE_vauchi-relay")), folder.path());
+    let until = Cell::new(Instant::now() + Duration::from_secs(3_600));
+    let log = folder.path().join("relay.db-wal");
+    let log_bytes = || log.metadata().unwrap().len();
+    let filling = async {
+        let database = folder.path().join("relay.db");
+        while database.metadata().unwrap().len() < FILLING {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        until.set(Instant::now());
+    };
+    let (filled, ()) = tokio::join!(store_load(relay.clients, 32, 16, &until), filling);
+    println!("filled with {} blobs of {BODY} bytes", filled.len());
+    for (connections, in_flight) in [(1, 1), (32, 1), (32, 16)] {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        until.set(Instant::now() + Duration::from_secs(3_600));
+        let backup = async {
+            tokio::time::sleep(span).await;
+            let (began, mut largest) = (Instant::now(), 0);
+            let to = folder.path().join(format!("{connections}-{in_flight}.tar"));
+            let mut command = Command::new(env!("CARGO_BIN_EXE_vauchi-relay"));
+            let mut running = command
+                .env("RELAY_DATA_DIR", folder.path())
+                .arg("backup")
+                .arg(&to)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            let status = loop {
+                largest = largest.max(log_bytes());
+                match running.try_wait().unwrap() {
+                    Some(status) => break status,
+                    None => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            };
+            assert!(status.success());
+            let ended = Instant::now();
+            tokio::time::sleep(span).await;
+            until.set(Instant::now());
+            (began, ended, largest, to.metadata().unwrap().len())
+        };
+        let (answers, (began, ended, largest, bytes)) = tokio::join!(
+            store_load(relay.clients, connections, in_flight, &until),
+            backup
+        );
+        let between = |from: Instant, to: Instant| {
+            let inside = answers.iter().filter(|(at, _)| (from..to).contains(at));
+            let took: Vec<_> = inside.map(|(_, took)| *took).collect();
+            let worst = took.iter().max().copied().unwrap_or_default();
+            (
+                took.len() as f64 / (to - from).as_secs_f64(),
+                worst.as_secs_f64() * 1e3,
+            )
+        };
+        let (before, during, after) = (
+            between(began - span, began),
+            between(began, ended),
+            between(ended, ended + span),
+        );
+        println!(
+            "{:>4} in flight: backup of {} MiB in {:.1} s; stores/s before {:.0}, during {:.0} ({:.2}), after {:.0} ({:.2}); longest answer {:.0}, {:.0}, {:.0} ms; largest log {} MiB, at the end {} MiB",
+            connections * in_flight,
+            bytes >> 20,
+            (ended - began).as_secs_f64(),
+            before.0,
+            during.0,
+            during.0 / before.0,
+            after.0,
+            after.0 / before.0,
+            before.1,
+            during.1,
+            after.1,
+            largest >> 20,
+            log_bytes() >> 20,
+        );
+    }
 }
 
 async fn idle_memory(relay: &Relay) {

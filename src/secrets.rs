@@ -95,12 +95,21 @@ impl Secret {
         Self::from_bytes(rand::random())
     }
 
+    /// The secret in the text of its file.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes = crate::ids::parse_hex(text.trim()).ok()?;
+        Some(Self::from_bytes(bytes))
+    }
+
+    /// The text of its file. Only for that file and for a backup of it.
+    pub fn file_text(&self) -> String {
+        format!("{}\n", data_encoding::HEXLOWER.encode(&self.bytes))
+    }
+
     /// Reads the secret from `path`.
     pub fn load(path: &Path) -> Result<Self, SecretError> {
         match fs::read_to_string(path) {
-            Ok(text) => crate::ids::parse_hex(text.trim())
-                .map(Self::from_bytes)
-                .map_err(|_| SecretError::Malformed(path.to_owned())),
+            Ok(text) => Self::parse(&text).ok_or_else(|| SecretError::Malformed(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(SecretError::Missing(path.to_owned()))
             }
@@ -132,8 +141,9 @@ impl Secret {
         }
     }
 
-    fn write_new(&self, path: &Path) -> io::Result<()> {
-        let text = format!("{}\n", data_encoding::HEXLOWER.encode(&self.bytes));
+    /// Writes the secret to a file that is not there yet, with mode 0600; file and folder are fsynced.
+    pub fn write_new(&self, path: &Path) -> io::Result<()> {
+        let text = self.file_text();
         // Written beside, under a name of its own, and then linked: a start that is killed in the
         // middle leaves no half of a secret, and of two starts at once one is first.
         let draft = path.with_extension(format!("{:016x}.draft", rand::random::<u64>()));

@@ -2,9 +2,13 @@
 //!
 //! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
 //! `preflight`, tries what a start needs; `send` and `receive` talk to a relay, so that a newcomer
-//! sees it work by hand; `healthcheck` is for probes. `exit` lists the exit codes, `descriptors`
-//! counts what connections take of the system, `container` tells whether data goes with one.
+//! sees it work by hand; `healthcheck` is for probes. `backup`, `verify` and `restore` share `archive`
+//! (the file), `scratch` (a folder for what is half done) and `progress` (what a terminal is shown
+//! meanwhile). `exit` lists the exit codes, `descriptors` counts what connections take of the system, `container`
+//! tells whether data goes with one.
 
+mod archive;
+mod backup;
 pub mod banner;
 mod check;
 mod container;
@@ -12,13 +16,20 @@ pub mod descriptors;
 pub mod exit;
 mod healthcheck;
 mod preflight;
+mod progress;
 mod receive;
+mod restore;
+mod scratch;
 mod send;
 mod serve;
+mod verify;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::Config;
 
 /// A store-and-forward relay for end-to-end encrypted blobs.
 ///
@@ -41,6 +52,9 @@ enum Command {
     Send(send::Args),
     Receive(receive::Args),
     Healthcheck(healthcheck::Args),
+    Backup(backup::Args),
+    Verify(verify::Args),
+    Restore(restore::Args),
 }
 
 /// Runs the command that the arguments name.
@@ -48,27 +62,66 @@ pub fn run() -> ExitCode {
     let code = match Arguments::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(),
         Command::Check(args) => check::run(&args),
-        Command::Send(args) => client(send::run(args)),
-        Command::Receive(args) => client(receive::run(args)),
-        Command::Healthcheck(args) => client(healthcheck::run(args)),
+        Command::Send(args) => on_one_thread(send::run(args)),
+        Command::Receive(args) => on_one_thread(receive::run(args)),
+        Command::Healthcheck(args) => on_one_thread(healthcheck::run(args)),
+        Command::Backup(args) => on_one_thread(backup::run(args)),
+        Command::Verify(args) => on_one_thread(verify::run(args)),
+        Command::Restore(args) => on_one_thread(restore::run(args)),
     };
     ExitCode::from(code)
 }
 
-/// Runs a command that talks to a relay; one thread is enough for it.
-fn client(command: impl Future<Output = anyhow::Result<()>>) -> u8 {
+/// The arguments or the settings are wrong; the text says which.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// The settings, for a command that is no server.
+fn settings() -> anyhow::Result<Config> {
+    let loaded = Config::from_env().map_err(|faults| Usage(faults.to_string()))?;
+    Ok(loaded.config)
+}
+
+/// Comes with a signal to stop; what is half done is removed by whoever is dropped then.
+async fn interrupted() -> anyhow::Error {
+    let listened = async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    match listened.await {
+        Ok(()) => anyhow::anyhow!("interrupted; nothing is left behind"),
+        Err(error) => anyhow::Error::from(error).context("cannot listen for signals"),
+    }
+}
+
+/// Runs a command that is no server; one thread is enough for it.
+fn on_one_thread(command: impl Future<Output = anyhow::Result<()>>) -> u8 {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(command),
+        Ok(runtime) => {
+            let outcome = runtime.block_on(command);
+            // What was given up is not waited for.
+            runtime.shutdown_background();
+            outcome
+        }
         Err(error) => Err(error.into()),
     };
     match outcome {
         Ok(()) => exit::DRAINED,
         Err(error) => {
             eprintln!("vauchi-relay: {error:#}");
-            exit::FAILED
+            match error.downcast_ref::<Usage>() {
+                Some(_) => exit::SETTINGS,
+                None => exit::FAILED,
+            }
         }
     }
 }

@@ -19,7 +19,8 @@
 //! `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load`
 //! (what a batch must know), `sqlite_writer` (its transaction), `sqlite_rows`, `sqlite_blobs`,
 //! `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what failed),
-//! `sqlite_pages` (reading), `sqlite_sweep` (deleting what has expired).
+//! `sqlite_pages` (reading), `sqlite_sweep` (deleting what has expired), `sqlite_backup` (a copy of the whole,
+//! beside a running relay).
 
 mod commit;
 mod committer;
@@ -45,6 +46,7 @@ pub mod quota;
 mod receipt;
 mod recovery;
 pub mod sqlite;
+pub mod sqlite_backup;
 mod sqlite_blobs;
 mod sqlite_errors;
 mod sqlite_load;

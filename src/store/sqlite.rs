@@ -28,7 +28,7 @@ use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use crate::secrets::Secret;
 
-pub use super::sqlite_open::{DATABASE_FILE, LOCK_FILE, OpenError, SqliteOptions};
+pub use super::sqlite_open::{DATABASE_FILE, DataDirLock, LOCK_FILE, OpenError, SqliteOptions};
 
 /// Rows that a purge or the sweep removes in one transaction.
 pub(super) const SLICE_ROWS: u32 = 256;

@@ -147,7 +147,7 @@ pub enum OpenError {
 
 /// Holds the data directory for this process as long as it lives.
 #[derive(Debug)]
-pub(super) struct DataDirLock {
+pub struct DataDirLock {
     _file: File,
 }
 
@@ -156,6 +156,21 @@ pub(super) fn take_data_dir(
     data_dir: &Path,
     allow_network_fs: bool,
 ) -> Result<DataDirLock, OpenError> {
+    let lock = DataDirLock::take(data_dir, allow_network_fs)?;
+    // SQLite gives its log the mode of the database, so this makes both private.
+    let path = data_dir.join(DATABASE_FILE);
+    private_file(&path).map_err(|source| OpenError::DataDir { path, source })?;
+    Ok(lock)
+}
+
+impl DataDirLock {
+    /// Takes the lock and makes nothing but its file.
+    pub fn take(data_dir: &Path, allow_network_fs: bool) -> Result<Self, OpenError> {
+        take_lock(data_dir, allow_network_fs).map(|file| Self { _file: file })
+    }
+}
+
+fn take_lock(data_dir: &Path, allow_network_fs: bool) -> Result<File, OpenError> {
     let fault = |path: &Path| {
         let path = path.to_owned();
         move |source| OpenError::DataDir { path, source }
@@ -173,10 +188,7 @@ pub(super) fn take_data_dir(
         Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(data_dir.to_owned())),
         Err(TryLockError::Error(source)) => return Err(OpenError::DataDir { path, source }),
     }
-    // SQLite gives its log the mode of the database, so this makes both private.
-    let path = data_dir.join(DATABASE_FILE);
-    private_file(&path).map_err(fault(&path))?;
-    Ok(DataDirLock { _file: file })
+    Ok(file)
 }
 
 /// Opens a file for writing, made with mode 0600 when it is not there.
@@ -319,7 +331,10 @@ async fn bind_secret(writer: &mut SqliteConnection, secret: &Secret) -> sqlx::Re
     secret_matches(writer, secret).await
 }
 
-async fn secret_matches(writer: &mut SqliteConnection, secret: &Secret) -> sqlx::Result<bool> {
+pub(super) async fn secret_matches(
+    writer: &mut SqliteConnection,
+    secret: &Secret,
+) -> sqlx::Result<bool> {
     let row = sqlx::query("SELECT value FROM meta WHERE name = 'secret_check'")
         .fetch_one(&mut *writer)
         .await?;
@@ -349,7 +364,7 @@ pub(super) async fn reopen_writer(
     }
 }
 
-fn known_schema() -> i64 {
+pub(super) fn known_schema() -> i64 {
     MIGRATIONS
         .iter()
         .map(|migration| migration.version)

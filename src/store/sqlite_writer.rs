@@ -335,7 +335,11 @@ impl Engine for SqliteWriter {
     async fn close(&mut self) {
         if let Some(mut connection) = self.connection.take() {
             // So that a copy of the one file is the whole database. Closing does it too, unless a
-            // reader is open still; nothing is lost without it.
+            // reader is open still; nothing is lost without it. A backup that is being made is not
+            // waited for.
+            execute(&mut connection, "PRAGMA busy_timeout = 0")
+                .await
+                .ok();
             execute(&mut connection, "PRAGMA wal_checkpoint(TRUNCATE)")
                 .await
                 .ok();

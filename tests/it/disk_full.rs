@@ -14,7 +14,7 @@ use crate::process::{Process, command};
 const MIB: u64 = 1 << 20;
 
 /// A mounted file system; unmounted when it is dropped.
-struct Mount {
+pub(crate) struct Mount {
     folder: tempfile::TempDir,
     is_mounted: bool,
 }
@@ -37,11 +37,11 @@ impl Mount {
     }
 
     /// A disk in memory of this size.
-    fn tmpfs(mib: u64) -> Option<Self> {
+    pub(crate) fn tmpfs(mib: u64) -> Option<Self> {
         Self::new(&["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"])
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 

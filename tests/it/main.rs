@@ -11,6 +11,7 @@ mod process;
 
 mod address_limits;
 mod architecture;
+mod backup;
 mod check;
 mod corruption;
 mod crowds;

@@ -26,9 +26,13 @@ pub(crate) fn command(data_dir: &Path) -> Command {
 
 /// As [`command`], after a shell has done what `before` says to itself.
 pub(crate) fn command_after(before: &str, data_dir: &Path) -> Command {
+    shell(&format!("{before} && exec \"$0\""), data_dir)
+}
+
+/// A shell that runs `script`, in which the binary is "$0" and what is added are "$1" and so on.
+pub(crate) fn shell(script: &str, data_dir: &Path) -> Command {
     let mut shell = Command::new("sh");
-    let script = format!("{before} && exec \"$0\"");
-    shell.args(["-c", &script, env!("CARGO_BIN_EXE_vauchi-relay")]);
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_vauchi-relay")]);
     prepared(shell, data_dir)
 }
 

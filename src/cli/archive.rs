@@ -1,0 +1,439 @@
+//! What a backup looks like as a file: a plain tar of four files, which a person can open without us.
+//!
+//! First `manifest.json` says in words what this is, then come `relay.secret` and `relay.db` as they
+//! lie in a data directory, and last `checksums.b3` with the BLAKE3 of the three, as `b3sum -c` reads
+//! it. Because the checksums come last, writing goes through the database once, and an archive that
+//! was cut off has none.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::banner::in_bytes;
+use crate::clock::Timestamp;
+use crate::filesystem;
+use crate::secrets::{SECRET_FILE, Secret};
+use crate::store::sqlite::DATABASE_FILE;
+
+/// Changes when an older relay could not read an archive any more.
+const FORMAT: u32 = 1;
+
+const MANIFEST: &str = "manifest.json";
+const CHECKSUMS: &str = "checksums.b3";
+
+/// No file of an archive but the database is as large.
+const SMALL_BYTES_MAX: u64 = 64 * 1024;
+
+/// A tar is made of blocks, and two of them with zeros end it.
+const BLOCK_BYTES: u64 = 512;
+const END_BYTES: u64 = 2 * BLOCK_BYTES;
+
+/// What is left free on a disk that something large is written to.
+pub(super) const ROOM_BESIDE: u64 = 16 << 20;
+
+const ABOUT: &str = "Backup of a vauchi-relay. relay.db is its SQLite database, relay.secret its secret, \
+     checksums.b3 the BLAKE3 sums of the other files. KEEP IT AS SAFE AS THE RELAY ITSELF: who has it can find out \
+     whether a mailbox id that he already knows is in it, what it holds and when that came, and can go on in this relay's place. \
+     It opens no blob. To put it back: vauchi-relay restore FILE.";
+
+/// The first file of an archive.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    /// For whoever opens it by hand.
+    about: String,
+    format: u32,
+    /// The version of the relay that made it.
+    pub(super) relay_version: String,
+    /// The instant that it shows, or just before it: what was confirmed by then is in it.
+    pub(super) created_at: String,
+    pub(super) created_at_millis: u64,
+    pub(super) schema: i64,
+    pub(super) database_bytes: u64,
+    pub(super) blobs: u64,
+    pub(super) recovery_proofs: u64,
+    pub(super) pins: u64,
+}
+
+impl Manifest {
+    /// For a copy of the database, by its name and the moment of it.
+    pub(super) fn of(
+        contents: crate::store::sqlite_backup::Contents,
+        created_at: String,
+        moment: Timestamp,
+        database_bytes: u64,
+    ) -> Self {
+        Self {
+            about: ABOUT.to_owned(),
+            format: FORMAT,
+            relay_version: env!("CARGO_PKG_VERSION").to_owned(),
+            created_at,
+            created_at_millis: moment.millis(),
+            schema: contents.schema,
+            database_bytes,
+            blobs: contents.blobs,
+            recovery_proofs: contents.recovery_proofs,
+            pins: contents.pins,
+        }
+    }
+}
+
+/// `1 blob`, `17 blobs`.
+pub(super) fn in_blobs(count: u64) -> String {
+    match count {
+        1 => "1 blob".to_owned(),
+        count => format!("{count} blobs"),
+    }
+}
+
+/// Writes an archive; how many bytes it has.
+pub(super) fn write(
+    out: impl Write,
+    manifest: &Manifest,
+    secret: &Secret,
+    database: File,
+) -> io::Result<u64> {
+    let mut tar = tar::Builder::new(Counting::new(out));
+    let at = Timestamp::from_millis(manifest.created_at_millis);
+    let (about, secret) = (
+        serde_json::to_string_pretty(manifest)? + "\n",
+        secret.file_text(),
+    );
+    let sums = [
+        add(&mut tar, MANIFEST, at, about.len() as u64, about.as_bytes())?,
+        add(
+            &mut tar,
+            SECRET_FILE,
+            at,
+            secret.len() as u64,
+            secret.as_bytes(),
+        )?,
+        add(
+            &mut tar,
+            DATABASE_FILE,
+            at,
+            manifest.database_bytes,
+            database,
+        )?,
+    ]
+    .concat();
+    add(&mut tar, CHECKSUMS, at, sums.len() as u64, sums.as_bytes())?;
+    let mut out = tar.into_inner()?;
+    out.flush()?;
+    Ok(out.bytes)
+}
+
+/// Adds a file and gives its line for [`CHECKSUMS`].
+fn add(
+    tar: &mut tar::Builder<impl Write>,
+    name: &str,
+    at: Timestamp,
+    bytes: u64,
+    from: impl Read,
+) -> io::Result<String> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes);
+    header.set_mode(0o600);
+    header.set_mtime(at.secs());
+    let mut from = Hashing::new(from);
+    tar.append_data(&mut header, name, &mut from)?;
+    if from.bytes != bytes {
+        return Err(io::Error::other(format!(
+            "{name} has another length than it had"
+        )));
+    }
+    Ok(format!("{}  {name}\n", from.hash.finalize().to_hex()))
+}
+
+/// Why an archive is not taken. Each text is one line, to be put behind the name of the file.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    /// Reading or unpacking failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is something else.
+    #[error("is not an archive of `vauchi-relay backup`, or its beginning is damaged: {0}")]
+    Foreign(String),
+    /// It ends before it should.
+    #[error("is cut off: it was not written or not copied to its end")]
+    CutOff,
+    /// Something in it is not what it was.
+    #[error("is damaged: {0}")]
+    Damaged(String),
+    /// It is of another time.
+    #[error(
+        "was made by a newer relay (its format is {found}, this relay knows {FORMAT}); use that one"
+    )]
+    Newer {
+        /// The format that it has.
+        found: u32,
+    },
+    /// The disk cannot take what is in it.
+    #[error("takes {} for its database, and {} has {} free; make room, or name another folder with --temp-dir", in_bytes(*.needed), folder.display(), in_bytes(*.free))]
+    NoRoom {
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+        /// Where to.
+        folder: PathBuf,
+    },
+}
+
+/// An archive whose checksums are right, its database unpacked.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    pub(super) manifest: Manifest,
+    pub(super) secret: Secret,
+    /// A file with mode 0600.
+    pub(super) database: PathBuf,
+}
+
+/// The files of an archive as they are read, in whatever order.
+#[derive(Default)]
+struct Found {
+    manifest: Option<Vec<u8>>,
+    secret: Option<Vec<u8>>,
+    checksums: Option<Vec<u8>>,
+    has_database: bool,
+    sums: Vec<(&'static str, blake3::Hash)>,
+}
+
+/// Reads an archive to its end, unpacks the database into `folder` and compares all checksums.
+/// `watch` hears how many bytes of the database are there, and of how many.
+pub(super) fn unpack(
+    from: impl Read,
+    folder: &Path,
+    watch: impl FnMut(u64, u64),
+) -> Result<Unpacked, ReadError> {
+    let mut from = Counting::new(from);
+    let mut found = Found::default();
+    match found.take_all(&mut from, folder, watch) {
+        // Whatever was missed: it is because nothing more comes.
+        Err(ReadError::Foreign(_) | ReadError::Damaged(_))
+            if from.has_ended && from.bytes >= BLOCK_BYTES =>
+        {
+            Err(ReadError::CutOff)
+        }
+        Err(error) => Err(error),
+        Ok(end) if from.bytes < end + END_BYTES => Err(ReadError::CutOff),
+        Ok(_) => found.checked(folder),
+    }
+}
+
+/// The name of a file that belongs into an archive.
+fn known_name(entry: &tar::Entry<'_, impl Read>) -> Result<&'static str, ReadError> {
+    let path = entry.path().map(|path| path.into_owned());
+    let name = path
+        .as_deref()
+        .map(|path| path.strip_prefix("./").unwrap_or(path));
+    [MANIFEST, SECRET_FILE, DATABASE_FILE, CHECKSUMS]
+        .into_iter()
+        .find(|known| name.is_ok_and(|name| name == Path::new(known)))
+        .filter(|_| entry.header().entry_type().is_file())
+        .ok_or_else(|| ReadError::Foreign("a file is in it that does not belong there".to_owned()))
+}
+
+impl Found {
+    /// Reads everything; where the last file ends.
+    fn take_all(
+        &mut self,
+        from: impl Read,
+        folder: &Path,
+        mut watch: impl FnMut(u64, u64),
+    ) -> Result<u64, ReadError> {
+        let mut tar = tar::Archive::new(from);
+        let mut end = 0;
+        for entry in tar.entries()? {
+            let mut entry = entry.map_err(|error| match end {
+                0 => ReadError::Foreign(error.to_string()),
+                _ => ReadError::Damaged(error.to_string()),
+            })?;
+            end = entry.raw_file_position() + entry.size().next_multiple_of(BLOCK_BYTES);
+            if entry.header().entry_type().is_dir() {
+                // Of somebody who has packed the files again by hand.
+                continue;
+            }
+            let name = known_name(&entry)?;
+            if name == DATABASE_FILE {
+                self.take_database(&mut entry, folder, &mut watch)?;
+            } else {
+                self.take_small(name, &mut entry)?;
+            }
+        }
+        if end == 0 {
+            return Err(ReadError::Foreign("there is nothing in it".to_owned()));
+        }
+        if !is_zero_to_the_end(tar.into_inner())? {
+            return Err(ReadError::Damaged("something follows its end".to_owned()));
+        }
+        Ok(end)
+    }
+
+    fn take_small(
+        &mut self,
+        name: &'static str,
+        entry: &mut tar::Entry<'_, impl Read>,
+    ) -> Result<(), ReadError> {
+        let place = match name {
+            MANIFEST => &mut self.manifest,
+            SECRET_FILE => &mut self.secret,
+            _ => &mut self.checksums,
+        };
+        let size = entry.size();
+        if place.is_some() || size > SMALL_BYTES_MAX {
+            return Err(ReadError::Damaged(format!(
+                "{name} is too long or twice there"
+            )));
+        }
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes)?;
+        if (bytes.len() as u64) < size {
+            return Err(ReadError::CutOff);
+        }
+        self.sums.push((name, blake3::hash(&bytes)));
+        *place = Some(bytes);
+        Ok(())
+    }
+
+    fn take_database(
+        &mut self,
+        entry: &mut tar::Entry<'_, impl Read>,
+        folder: &Path,
+        watch: &mut impl FnMut(u64, u64),
+    ) -> Result<(), ReadError> {
+        let size = entry.size();
+        let free = filesystem::free_bytes(folder)?;
+        if free < size.saturating_add(ROOM_BESIDE) {
+            return Err(ReadError::NoRoom {
+                needed: size,
+                free,
+                folder: super::scratch::folder_of(folder).to_owned(),
+            });
+        }
+        // Fails where it is there already: an archive has one database.
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(folder.join(DATABASE_FILE))?;
+        let mut from = Hashing::new(entry);
+        let mut piece = vec![0; 1 << 20];
+        while let length @ 1.. = from.read(&mut piece)? {
+            file.write_all(&piece[..length])?;
+            watch(from.bytes, size);
+        }
+        if from.bytes < size {
+            return Err(ReadError::CutOff);
+        }
+        file.sync_all()?;
+        self.sums.push((DATABASE_FILE, from.hash.finalize()));
+        self.has_database = true;
+        Ok(())
+    }
+
+    fn checked(self, folder: &Path) -> Result<Unpacked, ReadError> {
+        let damaged = |what: &str| ReadError::Damaged(what.to_owned());
+        let (Some(manifest), Some(secret), Some(checksums), true) = (
+            self.manifest,
+            self.secret,
+            self.checksums,
+            self.has_database,
+        ) else {
+            return Err(ReadError::CutOff);
+        };
+        let checksums = String::from_utf8_lossy(&checksums);
+        for (name, sum) in &self.sums {
+            let line = format!("{}  {name}", sum.to_hex());
+            if *name != CHECKSUMS && !checksums.lines().any(|told| told == line) {
+                return Err(damaged(&format!("{name} does not match its checksum")));
+            }
+        }
+        let manifest: Manifest = serde_json::from_slice(&manifest)
+            .map_err(|error| damaged(&format!("{MANIFEST}: {error}")))?;
+        if manifest.format > FORMAT {
+            let found = manifest.format;
+            return Err(ReadError::Newer { found });
+        }
+        let secret = Secret::parse(&String::from_utf8_lossy(&secret));
+        Ok(Unpacked {
+            manifest,
+            secret: secret.ok_or_else(|| damaged("relay.secret is no secret"))?,
+            database: folder.join(DATABASE_FILE),
+        })
+    }
+}
+
+fn is_zero_to_the_end(mut from: impl Read) -> io::Result<bool> {
+    let mut piece = vec![0; 64 * 1024];
+    while let length @ 1.. = from.read(&mut piece)? {
+        if piece[..length].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Hashes and counts what is read through it.
+struct Hashing<R> {
+    from: R,
+    hash: blake3::Hasher,
+    bytes: u64,
+}
+
+impl<R> Hashing<R> {
+    fn new(from: R) -> Self {
+        let (hash, bytes) = (blake3::Hasher::new(), 0);
+        Self { from, hash, bytes }
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let length = self.from.read(into)?;
+        self.hash.update(&into[..length]);
+        self.bytes += length as u64;
+        Ok(length)
+    }
+}
+
+/// Counts what goes through it.
+struct Counting<T> {
+    inner: T,
+    bytes: u64,
+    /// Whether nothing more came when more was asked for.
+    has_ended: bool,
+}
+
+impl<T> Counting<T> {
+    fn new(inner: T) -> Self {
+        Self {
+            inner,
+            bytes: 0,
+            has_ended: false,
+        }
+    }
+}
+
+impl<T: Read> Read for Counting<T> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(into)?;
+        self.bytes += length as u64;
+        self.has_ended |= length == 0 && !into.is_empty();
+        Ok(length)
+    }
+}
+
+impl<T: Write> Write for Counting<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.inner.write(bytes)?;
+        self.bytes += length as u64;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

@@ -1,0 +1,60 @@
+//! How far something is that takes a while, for whoever looks at a terminal.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+/// Between two lines.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// One line on standard error, written over again and again; nothing where that is no terminal.
+#[derive(Debug)]
+pub(super) struct Progress {
+    is_shown: bool,
+    said_at: Option<Instant>,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self {
+            is_shown: std::io::stderr().is_terminal(),
+            said_at: None,
+        }
+    }
+
+    /// Says how much of `what` is done.
+    pub(super) fn show(&mut self, what: &str, done: u64, all: u64) {
+        if !self.is_shown || self.said_at.is_some_and(|at| at.elapsed() < PAUSE) {
+            return;
+        }
+        self.said_at = Some(Instant::now());
+        let percent = (u128::from(done) * 100)
+            .checked_div(u128::from(all))
+            .unwrap_or(100)
+            .min(100);
+        self.write(&format!("\r\x1b[K{what}: {percent} %"));
+    }
+
+    /// Says what is being done, of which it is not known how far it is.
+    pub(super) fn say(&mut self, what: &str) {
+        if self.is_shown {
+            self.said_at = Some(Instant::now());
+            self.write(&format!("\r\x1b[K{what}"));
+        }
+    }
+
+    fn write(&self, text: &str) {
+        let mut stderr = std::io::stderr();
+        // A terminal that is gone does not want to know.
+        stderr.write_all(text.as_bytes()).ok();
+        stderr.flush().ok();
+    }
+}
+
+impl Drop for Progress {
+    /// The line is gone before anything else is said.
+    fn drop(&mut self) {
+        if self.said_at.is_some() {
+            self.write("\r\x1b[K");
+        }
+    }
+}

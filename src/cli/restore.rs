@@ -1,0 +1,167 @@
+//! `vauchi-relay restore`: puts a backup where a relay can start from it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, fchown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use rustix::process::geteuid;
+
+use super::banner::full_path;
+use super::scratch::{Scratch, put_in_place};
+use super::settings;
+use super::verify::{From, look, summary, told_of_damage};
+use crate::config::{Config, StorageBackend};
+use crate::secrets::{SECRET_FILE, Secret};
+use crate::store::sqlite::{DATABASE_FILE, DataDirLock, LOCK_FILE};
+
+/// Put a backup into an empty data directory, from which the relay then starts.
+///
+/// Checks the backup as `verify` does and overwrites nothing: what is in the way is named. Where
+/// RELAY_SECRET_FILE is set that file stays what it is and must hold the secret of the backup.
+///
+/// Blobs that were acknowledged after the backup come again; blobs that were stored after it are gone.
+/// Exit codes: 0 restored; 1 not, and nothing is changed; 2 settings or arguments are wrong.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The backup, or - for standard input
+    #[arg(value_name = "FILE")]
+    from: PathBuf,
+
+    /// Into this folder instead of RELAY_DATA_DIR
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+}
+
+/// What belongs to a database; a log beside a database that is not its own would destroy it.
+const IN_THE_WAY: [&str; 4] = ["", "-wal", "-shm", "-journal"];
+
+/// Checks and restores, or changes nothing.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let mut config = settings()?;
+    if config.storage == StorageBackend::Memory {
+        bail!(
+            "RELAY_STORAGE_BACKEND is memory: a relay with these settings would not look at what is restored"
+        );
+    }
+    config.data_dir = args.to.unwrap_or(config.data_dir);
+    let folder = config.data_dir.as_path();
+    let owner = Owner::of(folder).with_context(|| {
+        format!(
+            "{}: RELAY_DATA_DIR or --to must name a folder that is there",
+            full_path(folder)
+        )
+    })?;
+    let _lock = DataDirLock::take(folder, config.allow_network_fs)?;
+    owner.give(&File::open(folder.join(LOCK_FILE))?)?;
+    see_that_nothing_is_in_the_way(folder)?;
+
+    let from = From::parse(args.from);
+    let scratch = Scratch::new(folder).with_context(|| full_path(folder))?;
+    let (unpacked, checked) = tokio::select! {
+        looked = look(&from, scratch.path()) => looked?,
+        error = super::interrupted() => return Err(error),
+    };
+    let is_secret_there = is_secret_there(&config, &unpacked.secret)?;
+
+    owner.give(&File::open(&unpacked.database)?)?;
+    // First the database: should this be the end, a start misses the secret and says so. The other way
+    // round it would begin with an empty database, without a word.
+    put_in_place(&unpacked.database, &folder.join(DATABASE_FILE))
+        .with_context(|| full_path(folder))?;
+    if !is_secret_there {
+        let path = folder.join(SECRET_FILE);
+        unpacked
+            .secret
+            .write_new(&path)
+            .with_context(|| full_path(&path))?;
+        owner.give(&File::open(&path)?)?;
+    }
+    eprintln!(
+        "restored into {}: {}",
+        full_path(folder),
+        summary(&unpacked)
+    );
+    if checked.damaged > 0 {
+        eprintln!("warning: {}", told_of_damage(checked));
+    }
+    if owner.is_another() {
+        eprintln!(
+            "warning: the folder belongs to user {} and the files to user {}, who is you; give them to the user that runs the relay",
+            owner.user,
+            geteuid().as_raw()
+        );
+    }
+    Ok(())
+}
+
+fn see_that_nothing_is_in_the_way(folder: &Path) -> anyhow::Result<()> {
+    let there: Vec<_> = IN_THE_WAY
+        .into_iter()
+        .map(|end| folder.join(format!("{DATABASE_FILE}{end}")))
+        .filter(|path| path.symlink_metadata().is_ok())
+        .map(|path| full_path(&path))
+        .collect();
+    if !there.is_empty() {
+        bail!(
+            "a database is there already, and a restore overwrites nothing; move away: {}",
+            there.join(" ")
+        );
+    }
+    Ok(())
+}
+
+/// Whether the secret need not be written: it is where the relay looks for it. Another one there is an
+/// error.
+fn is_secret_there(config: &Config, secret: &Secret) -> anyhow::Result<bool> {
+    let is_same = |there: &Secret| there.check_value() == secret.check_value();
+    if let Some(path) = &config.secret_file {
+        let there = Secret::load(path).context("RELAY_SECRET_FILE")?;
+        if !is_same(&there) {
+            bail!(
+                "RELAY_SECRET_FILE: {} holds another secret than the backup; put the one of the backup there (tar -xOf FILE {SECRET_FILE}), or unset RELAY_SECRET_FILE",
+                path.display()
+            );
+        }
+        return Ok(true);
+    }
+    let path = config.data_dir.join(SECRET_FILE);
+    if path.symlink_metadata().is_err() {
+        return Ok(false);
+    }
+    if !Secret::load(&path).is_ok_and(|there| is_same(&there)) {
+        bail!(
+            "{} is there already and is not the secret of the backup; a restore overwrites nothing: move it away",
+            full_path(&path)
+        );
+    }
+    Ok(true)
+}
+
+/// Whose files the relay's are: those of the folder's owner.
+struct Owner {
+    user: u32,
+    group: u32,
+}
+
+impl Owner {
+    fn of(folder: &Path) -> io::Result<Self> {
+        let folder = fs::metadata(folder)?;
+        let (user, group) = (folder.uid(), folder.gid());
+        Ok(Self { user, group })
+    }
+
+    /// Only root can and need do it.
+    fn give(&self, file: &File) -> io::Result<()> {
+        if geteuid().is_root() {
+            fchown(file, Some(self.user), Some(self.group))?;
+        }
+        Ok(())
+    }
+
+    fn is_another(&self) -> bool {
+        let me = geteuid();
+        !me.is_root() && me.as_raw() != self.user
+    }
+}

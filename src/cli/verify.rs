@@ -1,0 +1,157 @@
+//! `vauchi-relay verify`: is this backup whole, and would it be one?
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+use super::archive::{self, Unpacked, in_blobs};
+use super::banner::{full_path, in_bytes};
+use super::progress::Progress;
+use super::scratch::{Scratch, folder_of};
+use crate::store::sqlite_backup::{Checked, Copy, newest_schema};
+
+/// Check a backup: all of it is read, nothing is changed.
+///
+/// Compares every checksum, lets SQLite check the database, sees that the secret belongs to it, and
+/// reads every blob. Needs no relay and no setting. Exit codes: 0 it is whole; 1 it is not, with the
+/// reason.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The backup, or - for standard input
+    #[arg(value_name = "FILE")]
+    from: PathBuf,
+
+    /// Where the database is unpacked to: by default beside FILE, and for - in the system's folder for
+    /// such things
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
+}
+
+/// Where an archive comes from.
+#[derive(Debug, Clone)]
+pub(super) enum From {
+    Stdin,
+    File(PathBuf),
+}
+
+/// Checks and says what is in it.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    run_on(&From::parse(args.from), args.temp_dir.as_deref()).await
+}
+
+pub(super) async fn run_on(from: &From, temp_dir: Option<&Path>) -> anyhow::Result<()> {
+    let folder = match (temp_dir, from) {
+        (Some(folder), _) => folder.to_owned(),
+        (None, From::File(file)) => folder_of(file).to_owned(),
+        (None, From::Stdin) => std::env::temp_dir(),
+    };
+    let scratch = Scratch::new(&folder).with_context(|| {
+        let folder = full_path(&folder);
+        format!("{folder}: cannot be written to; name another folder with --temp-dir")
+    })?;
+    let (unpacked, checked) = tokio::select! {
+        looked = look(from, scratch.path()) => looked?,
+        error = super::interrupted() => return Err(error),
+    };
+    eprintln!("{}: {}", from.name(), summary(&unpacked));
+    if checked.damaged > 0 {
+        bail!("{}: {}", from.name(), told_of_damage(checked));
+    }
+    eprintln!("whole: every checksum is right, and the secret belongs to the database");
+    Ok(())
+}
+
+impl From {
+    pub(super) fn parse(name: PathBuf) -> Self {
+        if name == Path::new("-") {
+            return Self::Stdin;
+        }
+        Self::File(name)
+    }
+
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Stdin => "standard input".to_owned(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// Unpacks an archive into `folder` and checks everything that can be.
+pub(super) async fn look(from: &From, folder: &Path) -> anyhow::Result<(Unpacked, Checked)> {
+    let unpacking = {
+        let (from, folder) = (from.clone(), folder.to_owned());
+        tokio::task::spawn_blocking(move || unpack(&from, &folder))
+    };
+    let unpacked = unpacking.await?.with_context(|| from.name())?;
+    let checked = check(&unpacked).await.with_context(|| from.name())?;
+    Ok((unpacked, checked))
+}
+
+fn unpack(from: &From, folder: &Path) -> anyhow::Result<Unpacked> {
+    let mut progress = Progress::new();
+    let watch = |done, all| progress.show("reading", done, all);
+    Ok(match from {
+        From::Stdin => archive::unpack(io::stdin().lock(), folder, watch)?,
+        From::File(path) => archive::unpack(File::open(path)?, folder, watch)?,
+    })
+}
+
+/// Of an archive that is what was written: is that a relay's?
+async fn check(unpacked: &Unpacked) -> anyhow::Result<Checked> {
+    let (found, known) = (unpacked.manifest.schema, newest_schema());
+    if found > known {
+        bail!(
+            "was made by relay {}, which is newer (its schema is {found}, this relay knows {known}); use that one",
+            unpacked.manifest.relay_version
+        );
+    }
+    let mut progress = Progress::new();
+    progress.say("checking the database");
+    let mut copy = Copy::open(&unpacked.database).await?;
+    let faults = copy.faults().await?;
+    if !faults.is_empty() {
+        bail!("its database is damaged: {}", faults.join("; "));
+    }
+    if !copy.is_of(&unpacked.secret).await? {
+        bail!(
+            "its database was written under another secret than the one that is in it; without that one the blobs are lost"
+        );
+    }
+    let blobs = copy.contents().await?.blobs;
+    let watch = |done| progress.show("checking blobs", done, blobs);
+    let checked = copy.check_blobs(&unpacked.secret, watch).await?;
+    copy.close().await;
+    if checked.blobs != blobs {
+        bail!(
+            "its database has {} blobs and says that it has {blobs}",
+            checked.blobs
+        );
+    }
+    Ok(checked)
+}
+
+/// What is in it, in a line.
+pub(super) fn summary(unpacked: &Unpacked) -> String {
+    let manifest = &unpacked.manifest;
+    format!(
+        "as of {}, made by relay {}: {}, recovery proofs: {}, proven mailboxes: {}; database {}, schema {}; with the relay's secret",
+        manifest.created_at,
+        manifest.relay_version,
+        in_blobs(manifest.blobs),
+        manifest.recovery_proofs,
+        manifest.pins,
+        in_bytes(manifest.database_bytes),
+        manifest.schema,
+    )
+}
+
+/// Blobs that had been damaged before they were backed up.
+pub(super) fn told_of_damage(checked: Checked) -> String {
+    format!(
+        "{} of {} blobs do not match their checksum: they were damaged on the relay's disk before the backup; look at that disk. The backup can be restored all the same, and the relay will not deliver these",
+        checked.damaged, checked.blobs
+    )
+}
