@@ -2,7 +2,7 @@
 //!
 //! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
 //! `preflight`, tries what a start needs; `send` and `receive` talk to a relay, so that a newcomer
-//! sees it work by hand; `healthcheck` is for probes. `exit` lists the exit codes, `descriptors`
+//! sees it work by hand; `healthcheck` is for probes; `manual` makes the manual page. `exit` lists the exit codes, `descriptors`
 //! counts what connections take of the system.
 
 pub mod banner;
@@ -10,6 +10,7 @@ mod check;
 pub mod descriptors;
 pub mod exit;
 mod healthcheck;
+mod manual;
 mod preflight;
 mod receive;
 mod send;
@@ -17,11 +18,12 @@ mod serve;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// A store-and-forward relay for end-to-end encrypted blobs.
 ///
-/// Without a command it serves. Settings come from RELAY_* variables; README lists them.
+/// Without a command it serves. Settings come from RELAY_* variables; README and vauchi-relay(1)
+/// list them.
 ///
 /// Exit codes: 0 done, or drained and stopped; 1 could not start, or what was asked failed;
 /// 2 settings or arguments wrong; 3 stopped before the drain was complete.
@@ -40,6 +42,10 @@ enum Command {
     Send(send::Args),
     Receive(receive::Args),
     Healthcheck(healthcheck::Args),
+    #[command(hide = true)]
+    Man(manual::ManArgs),
+    #[command(hide = true)]
+    Completions(manual::CompletionsArgs),
 }
 
 /// Runs the command that the arguments name.
@@ -50,6 +56,8 @@ pub fn run() -> ExitCode {
         Command::Send(args) => client(send::run(args)),
         Command::Receive(args) => client(receive::run(args)),
         Command::Healthcheck(args) => client(healthcheck::run(args)),
+        Command::Man(_) => manual::man(Arguments::command()),
+        Command::Completions(args) => manual::completions(&args, Arguments::command()),
     };
     ExitCode::from(code)
 }
