@@ -51,7 +51,12 @@ fn completing(shell: Shell, mut command: Command) -> io::Result<Vec<u8>> {
     command.build();
     let mut script = Vec::new();
     shell.try_generate(&command, &mut script)?;
-    Ok(script)
+    // clap_complete spells a hyphen in two ways for bash, and then completes nothing after a command:
+    // https://github.com/clap-rs/clap/issues/6421
+    let script = String::from_utf8_lossy(&script);
+    Ok(script
+        .replace("vauchi__subcmd__relay", "vauchi__relay")
+        .into_bytes())
 }
 
 /// One page for all commands: it is what people search in.
@@ -293,6 +298,21 @@ mod tests {
             "SEE ALSO",
         ];
         assert_eq!(sections, usual);
+    }
+
+    #[test]
+    fn bash_knows_each_state_that_a_command_leads_to() {
+        let script = completing(Shell::Bash, Arguments::command()).unwrap();
+        let script = String::from_utf8(script).unwrap();
+        let states: Vec<_> = script
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("cmd=\"")?.strip_suffix('"'))
+            .filter(|state| !state.is_empty())
+            .collect();
+        assert!(states.len() > 5, "{script}");
+        for state in states {
+            assert!(script.contains(&format!(" {state})\n")), "{state}");
+        }
     }
 
     #[test]
