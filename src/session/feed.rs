@@ -6,7 +6,7 @@
 //! missed between the two.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -180,30 +180,28 @@ pub fn delivered_bytes(blob: &StoredBlob) -> u64 {
     }
 }
 
-fn read(service: Arc<Service>, turn: Turn) -> impl Future<Output = Result<Page, StoreError>> {
-    async move {
-        match turn.cursor {
-            Cursor::After(after) => {
-                let page = service.page(turn.mailbox, turn.view, after).await?;
-                Ok(Page {
-                    blobs: page.blobs,
-                    next: Cursor::After(page.next),
-                    more: page.more,
-                })
-            }
-            Cursor::Backlog(after) => {
-                let page = service.device_backlog(turn.mailbox, after).await?;
-                let next = match page.more {
-                    true => Cursor::Backlog(page.next),
-                    false => Cursor::After(page.next.up_to),
-                };
-                // After the backlog something may have come already.
-                Ok(Page {
-                    blobs: page.blobs,
-                    next,
-                    more: true,
-                })
-            }
+async fn read(service: Arc<Service>, turn: Turn) -> Result<Page, StoreError> {
+    match turn.cursor {
+        Cursor::After(after) => {
+            let page = service.page(turn.mailbox, turn.view, after).await?;
+            Ok(Page {
+                blobs: page.blobs,
+                next: Cursor::After(page.next),
+                more: page.more,
+            })
+        }
+        Cursor::Backlog(after) => {
+            let page = service.device_backlog(turn.mailbox, after).await?;
+            let next = match page.more {
+                true => Cursor::Backlog(page.next),
+                false => Cursor::After(page.next.up_to),
+            };
+            // After the backlog something may have come already.
+            Ok(Page {
+                blobs: page.blobs,
+                next,
+                more: true,
+            })
         }
     }
 }

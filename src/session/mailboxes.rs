@@ -136,7 +136,7 @@ impl Mailboxes {
     }
 
     /// How many are open.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.table().open.len()
     }
 

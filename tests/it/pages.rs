@@ -8,7 +8,6 @@ use vauchi_relay::config::{SETTINGS, Setting};
 
 use crate::harness::{Relay, http_get};
 
-/// Pages that are being written in another branch; to be emptied when it is merged.
 /// Names that stand for any file.
 const READERS: [&str; 2] = ["src/x/y.rs", ".ci/NAME"];
 
