@@ -112,8 +112,12 @@ impl Feed {
                 },
                 Step::Idle => {
                     self.is_caught_up = true;
-                    self.mailboxes
-                        .look_at(ready!(self.wakes.poll_take(context)));
+                    match self.wakes.poll_take(context) {
+                        Poll::Ready(marked) => self.mailboxes.look_at(marked),
+                        // One that has just been opened may have a backlog and no wake.
+                        Poll::Pending if self.mailboxes.is_any_queued() => {}
+                        Poll::Pending => return Poll::Pending,
+                    }
                     Step::Look
                 }
                 Step::Resting(rest) => {

@@ -161,6 +161,11 @@ impl Mailboxes {
         }
     }
 
+    /// Whether some mailbox waits for its turn.
+    pub fn is_any_queued(&self) -> bool {
+        !self.table().queue.is_empty()
+    }
+
     /// Takes the mailbox that has waited longest for its turn.
     pub fn next_turn(&self) -> Option<Turn> {
         let mut table = self.table();
