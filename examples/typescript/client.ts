@@ -1,8 +1,7 @@
-// Sends and receives end-to-end encrypted texts through a relay, over its native protocol (v2).
-// Runs in browsers and in Node: cli.ts and index.html use it. Only standard WebCrypto and WebSocket.
+// Sends and receives end-to-end encrypted texts through a relay, over its native protocol (v2), in browsers and in Node.
 
 import { create, fromBinary, toBinary, type MessageInitShape } from "@bufbuild/protobuf";
-import { ClientFrameSchema, Code, ServerFrameSchema, type Delivery, type ServerFrame } from "./relay_pb";
+import { ClientFrameSchema, ServerFrameSchema, type Delivery, type ServerFrame, type Welcome } from "./relay_pb";
 
 type Bytes = Uint8Array<ArrayBuffer>;
 type Request = NonNullable<MessageInitShape<typeof ClientFrameSchema>["frame"]>;
@@ -13,7 +12,6 @@ const join = (...parts: Uint8Array[]): Bytes => Uint8Array.from(parts.flatMap((p
 const utf8 = (text: string): Bytes => join(new TextEncoder().encode(text));
 const random = (length: number): Bytes => crypto.getRandomValues(new Uint8Array(length));
 const sha256 = async (bytes: Bytes): Promise<Bytes> => new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-const rawPublic = async (key: CryptoKey): Promise<Bytes> => new Uint8Array(await crypto.subtle.exportKey("raw", key));
 
 /** What a device keeps to itself: the key of its mailbox, and the key that texts are sealed for. */
 export type Keys = { sign: CryptoKey; open: CryptoKey; mailbox: Bytes; address: Bytes };
@@ -45,12 +43,11 @@ async function textKey(ours: CryptoKey, theirs: Bytes, sender: Bytes, address: B
   const hkdf = { name: "HKDF", hash: "SHA-256", salt: new Uint8Array(0), info };
   return crypto.subtle.deriveKey(hkdf, ikm, { name: "AES-GCM", length: 256 }, false, ["encrypt", "decrypt"]);
 }
-
 const NONCE = { name: "AES-GCM", iv: new Uint8Array(12) };
 
 export async function seal(text: string, address: Bytes): Promise<Bytes> {
   const once = (await crypto.subtle.generateKey("X25519", true, ["deriveBits"])) as CryptoKeyPair;
-  const sender = await rawPublic(once.publicKey);
+  const sender = new Uint8Array(await crypto.subtle.exportKey("raw", once.publicKey));
   const key = await textKey(once.privateKey, address.slice(32), sender, address);
   return join(sender, new Uint8Array(await crypto.subtle.encrypt(NONCE, key, utf8(text))));
 }
@@ -63,34 +60,90 @@ export async function unseal(blob: Bytes, keys: Keys): Promise<string> {
 
 /** A connection to a relay. */
 export class Relay {
+  readonly socket: WebSocket;
+  private origin: string;
   private requests = 0;
   private waiting = new Map<number, (frame: ServerFrame) => void>();
   private pushed: ServerFrame[] = [];
   private wake = () => {};
-  private closed = "";
+  private end = "";
 
-  private constructor(private socket: WebSocket, private origin: string) {
-    socket.binaryType = "arraybuffer";
-    socket.onmessage = ({ data }) => this.take(fromBinary(ServerFrameSchema, new Uint8Array(data)));
-    socket.onclose = ({ code, reason }) => {
-      this.closed = `the connection has ended: ${code} ${reason}`;
-      this.waiting.forEach((_, request) => this.take(create(ServerFrameSchema, { answers: request })));
+  /** `Socket` is for Node before 22, which has no WebSocket of its own. */
+  constructor(url: string, Socket = globalThis.WebSocket) {
+    this.socket = new Socket(url, "vauchi.relay.v2");
+    this.socket.binaryType = "arraybuffer";
+    this.socket.onmessage = ({ data }) => this.take(fromBinary(ServerFrameSchema, new Uint8Array(data)));
+    this.socket.onclose = ({ code, reason }) => {
+      this.end = `the connection has ended: ${code} ${reason}`;
+      this.waiting.forEach((_, answers) => this.take(create(ServerFrameSchema, { answers })));
       this.wake();
     };
-    socket.onerror = () => {}; // onclose follows.
+    this.socket.onerror = () => {}; // onclose follows.
+    // The host that we dial, as proofs name it.
+    this.origin = new URL(url.replace(/^ws/, "http")).host.replace(/:(80|443)$/, "");
+  }
+  /** The first frame; the relay speaks first. */
+  private welcome = this.push();
+
+  async send(text: string, address: Bytes, v1Ok = false): Promise<void> {
+    await this.welcome;
+    const mailbox = address.slice(0, 32);
+    // Whoever keeps this secret may take the blob back later (Cancel).
+    const id = (await sha256(join(utf8("vauchi.relay.v2 blob"), mailbox, random(32)))).slice(0, 16);
+    // After a lost connection the very same submit may be sent again: it is stored once.
+    await this.ask({ case: "submit", value: { id, mailbox, v1Ok, blob: await seal(text, address) } });
   }
 
-  /** `socket` is the class to use where there is no WebSocket in the language: Node before 22. */
-  static async connect(url: string, socket = globalThis.WebSocket): Promise<{ relay: Relay; welcome: ServerFrame }> {
-    const { host } = new URL(url.replace(/^ws/, "http"));
-    // Proofs name the host that we dial; 443 and 80 are not written, whatever the scheme.
-    const relay = new Relay(new socket(url, "vauchi.relay.v2"), host.replace(/:(80|443)$/, ""));
-    return { relay, welcome: await relay.push("welcome") };
+  /** Shows what waits; with `follow` also what comes, until the connection ends. */
+  async receive(keys: Keys, show: (text: string) => unknown, follow = false): Promise<void> {
+    const { relayId, challenge } = (await this.welcome).frame.value as Welcome;
+    const words = utf8("vauchi.relay.v2 subscribe");
+    const signed = join(words, relayId, challenge, await sha256(utf8(this.origin)), keys.mailbox);
+    const signature = new Uint8Array(await crypto.subtle.sign("Ed25519", keys.sign, signed));
+    const opening = { mailbox: keys.mailbox, proof: { case: "signature" as const, value: signature } };
+    const { frame } = await this.ask({ case: "subscribe", value: { origin: this.origin, openings: [opening] } });
+    if (frame.case === "subscribed" && frame.value.openings[0]?.code)
+      throw new Error("the relay does not open the mailbox: is this the host that it is known by?");
+    for (;;) {
+      const { frame } = await this.push();
+      if (frame.case === "delivery") await this.deliver(frame.value, keys, show);
+      else if (frame.case === "goAway" || (frame.case === "caughtUp" && !follow)) return;
+    }
   }
 
-  private take(frame: ServerFrame) {
-    if (frame.answers === 0) this.pushed.push(frame);
-    else this.waiting.get(frame.answers)?.(frame);
+  private async deliver({ mailbox, id, blob }: Delivery, keys: Keys, show: (text: string) => unknown): Promise<void> {
+    const text = await unseal(join(blob), keys).catch(() => `(a blob of ${blob.length} bytes that is not for us)`);
+    await show(text);
+    // Only now, when it is safe on our side: the relay deletes it. What we cannot use goes, too.
+    await this.ask({ case: "acknowledge", value: { items: [{ mailbox, id }] } });
+  }
+
+  /** Sends a request and waits for its answer. */
+  private async ask(frame: Request): Promise<ServerFrame> {
+    if (this.end) throw new Error(this.end);
+    const request = ++this.requests;
+    const answer = await new Promise<ServerFrame>((resolve) => {
+      this.waiting.set(request, resolve);
+      this.socket.send(join(toBinary(ClientFrameSchema, create(ClientFrameSchema, { request, frame }))));
+    });
+    this.waiting.delete(request);
+    if (answer.frame.case === "refused") throw new Error(`refused: ${answer.frame.value.message}`);
+    if (answer.frame.case === undefined) throw new Error(this.end || "an answer that this client does not know");
+    return answer;
+  }
+
+  /** The next frame that nobody asked for. */
+  private async push(): Promise<ServerFrame> {
+    for (;;) {
+      if (this.pushed[0]) return this.pushed.shift()!;
+      if (this.end) throw new Error(this.end);
+      await new Promise<void>((resolve) => (this.wake = resolve));
+    }
+  }
+
+  private take(frame: ServerFrame): void {
+    this.waiting.get(frame.answers)?.(frame);
+    if (!frame.answers) this.pushed.push(frame);
     this.wake();
   }
 }
