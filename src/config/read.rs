@@ -149,24 +149,24 @@ impl Reader {
 
     /// Reads a list of hosts that clients dial.
     pub(super) fn origins(&mut self, name: &str, target: &mut Vec<String>) {
-        self.list(name, target, "host in lower case", names_of_relays::origins);
+        let wrong = |part: &str| format!("has {part} in it, which is no host in lower case");
+        self.list(name, target, wrong, names_of_relays::origins);
     }
 
     /// Reads a list of relays.
     pub(super) fn alternates(&mut self, name: &str, target: &mut Vec<String>) {
-        let what = "wss:// or ws:// URL";
-        self.list(name, target, what, names_of_relays::alternates);
+        let wrong = |part: &str| format!("has {part} in it, which is no WebSocket URL");
+        self.list(name, target, wrong, names_of_relays::alternates);
     }
 
     fn list(
         &mut self,
         name: &str,
         target: &mut Vec<String>,
-        what: &str,
+        wrong: fn(&str) -> String,
         parse: fn(&str) -> Result<Vec<String>, String>,
     ) {
-        let wrong =
-            |part: String| Wrong::new(format!("has {} in it, which is no {what}", quoted(&part)));
+        let wrong = |part: String| Wrong::new(wrong(&quoted(&part)));
         if let Some(value) = self.value(row(name), |_, text| parse(text).map_err(wrong)) {
             *target = value;
         }

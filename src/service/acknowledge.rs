@@ -6,7 +6,7 @@ use super::Service;
 use super::refusal::Refusal;
 use crate::ids::{BlobId, MailboxHash};
 use crate::store::Pending;
-use crate::store::model::{Removed, Tells};
+use crate::store::model::{Opener, Removed};
 
 impl Service {
     /// A blob was written to a recipient that lets its sender know.
@@ -25,14 +25,10 @@ impl Service {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
-        tells: Tells,
+        by: Opener,
     ) -> Result<Pending<Removed>, Refusal> {
         let now = self.parts.clock.now();
-        Ok(self
-            .parts
-            .store
-            .acknowledge(mailbox, ids, tells, now)
-            .await?)
+        Ok(self.parts.store.acknowledge(mailbox, ids, by, now).await?)
     }
 
     /// A blob that asks for receipts was written to a subscriber that tells senders. Nobody waits

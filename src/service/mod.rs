@@ -42,8 +42,8 @@ use refusal::Refusal;
 pub use crate::store::Pending;
 pub use crate::store::StoreError;
 pub use crate::store::model::{
-    BacklogCursor, Class, Holding, OrderKey, Page, Receipt, ReceiptKind, Removed, StoredBlob,
-    Tells, Usage, View,
+    BacklogCursor, Class, Holding, Opener, OrderKey, Page, Receipt, ReceiptKind, Removed,
+    StoredBlob, Tells, Usage, View,
 };
 
 /// What the service stands on.

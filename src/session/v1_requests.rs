@@ -17,7 +17,7 @@ use crate::service::give_back::GiveBack;
 use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
 use crate::service::submit::{NoticeTo, Submission, Submitted, Terms};
-use crate::service::{Class, Tells, View};
+use crate::service::{Class, Opener, Tells, View};
 
 /// A frame with a 64-byte signature has less than 1 KiB; delivered, each of its bytes takes up to 4.
 const REVOKED_BYTES_MAX: usize = 64 * 1024;
@@ -182,7 +182,7 @@ impl Opened {
         drop(
             parts
                 .service
-                .acknowledge(mailbox, vec![id], Tells::Nobody)
+                .acknowledge(mailbox, vec![id], seen(View::DeviceSync))
                 .await?,
         );
         Ok(())
@@ -263,9 +263,17 @@ impl Opened {
         drop(
             parts
                 .service
-                .acknowledge(self.subscription.mailbox, vec![id], Tells::Nobody)
+                .acknowledge(self.subscription.mailbox, vec![id], seen(View::V1))
                 .await?,
         );
         Ok(())
+    }
+}
+
+/// A v1 session takes what it can see, and nobody gets a receipt of that.
+fn seen(view: View) -> Opener {
+    Opener {
+        view,
+        tells: Tells::Nobody,
     }
 }

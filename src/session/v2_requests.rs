@@ -19,7 +19,7 @@ use crate::service::charge::Client;
 use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
 use crate::service::submit::{Submission, Submitted, Terms};
-use crate::service::{Class, Tells, View};
+use crate::service::{Class, Opener, Tells, View};
 use crate::session::{mailboxes, window};
 
 /// What a v2 session knows of its client.
@@ -275,8 +275,11 @@ impl Guest {
         }
         let mut pending = Vec::with_capacity(opened.len());
         for (mailbox, named, ids) in opened {
-            let tells = tells(named);
-            pending.push(parts.service.acknowledge(mailbox, ids, tells).await?);
+            let by = Opener {
+                view: View::Proven,
+                tells: tells(named),
+            };
+            pending.push(parts.service.acknowledge(mailbox, ids, by).await?);
         }
         Ok(pending)
     }

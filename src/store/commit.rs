@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::committer::Committer;
-use super::model::{Appended, Envelope, OrderKey, RecoveryProof, RecoveryPut, Removed, Tells};
+use super::model::{Appended, Envelope, Opener, OrderKey, RecoveryProof, RecoveryPut, Removed};
 use super::{OnStored, Pending, StoreError};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -240,14 +240,14 @@ impl Pipeline {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
-        tells: Tells,
+        by: Opener,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
         let (reply, pending) = Pending::channel();
         let write = Write::Acknowledge {
             mailbox,
             ids,
-            tells,
+            by,
             now,
         };
         self.place(Lane::Normal, write, Reply::Removed(reply))

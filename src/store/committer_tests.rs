@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
 use super::super::commit::{Engine, Lane, Pipeline, QUEUE_ITEMS_MAX};
-use super::super::model::{Class, Envelope, RecoveryPut, Removed, Tells};
+use super::super::model::{Class, Envelope, Opener, RecoveryPut, Removed, Tells, View};
 use super::super::{Pending, StoreError};
 use super::*;
 use crate::clock::Timestamp;
@@ -183,8 +183,12 @@ impl Bench {
     async fn acknowledge(&self) -> Pending<Removed> {
         let mailbox = MailboxHash::from_bytes([1; 32]);
         let ids = vec![BlobId::from_bytes([1; 16])];
+        let by = Opener {
+            view: View::Proven,
+            tells: Tells::Nobody,
+        };
         self.pipeline
-            .acknowledge(mailbox, ids, Tells::Nobody, Timestamp::default())
+            .acknowledge(mailbox, ids, by, Timestamp::default())
             .await
             .unwrap()
     }

@@ -20,7 +20,7 @@ use super::memory_books::{Books, Departures};
 use super::memory_pins::Pins;
 use super::memory_shard::{Row, Shard};
 use super::model::{
-    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    Appended, BacklogCursor, Envelope, Holding, Opener, OrderKey, Page, PageBounds, RecoveryPage,
     RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 use super::pins::Pin;
@@ -234,15 +234,15 @@ impl Store for MemoryStore {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
-        tells: Tells,
+        by: Opener,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
         let mut shard = self.shard(&mailbox)?;
         let removed: Vec<Row> = ids
             .iter()
-            .filter_map(|id| shard.remove_id(&mailbox, id))
+            .filter_map(|id| shard.acknowledge(&mailbox, id, by.view))
             .collect();
-        let leaving = Leaving::Acknowledged(tells);
+        let leaving = Leaving::Acknowledged(by.tells);
         self.books().depart(leaving, mailbox, &removed, now);
         drop(shard);
         self.tell(leaving, &mailbox, &removed, now);

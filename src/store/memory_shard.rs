@@ -265,6 +265,19 @@ impl Shard {
         self.remove(name, key)
     }
 
+    /// Takes out the row of this id, if `view` shows it.
+    pub(super) fn acknowledge(
+        &mut self,
+        name: &MailboxHash,
+        id: &BlobId,
+        view: View,
+    ) -> Option<Row> {
+        let mailbox = self.mailboxes.get(name)?;
+        let key = *mailbox.ids.get(id)?;
+        let is_shown = view.shows(mailbox.rows.get(&key)?.class);
+        is_shown.then(|| self.remove(name, key))?
+    }
+
     /// The row that a blob of this topic replaces, with its key.
     pub(super) fn of_topic(
         &self,

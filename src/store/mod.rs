@@ -73,7 +73,7 @@ use tokio::sync::oneshot;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use model::{
-    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    Appended, BacklogCursor, Envelope, Holding, Opener, OrderKey, Page, PageBounds, RecoveryPage,
     RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 
@@ -95,13 +95,13 @@ pub trait Store: Send + Sync + 'static {
     /// Takes a blob into its mailbox. `envelope.stored_at` is the time of the call.
     async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError>;
 
-    /// Deletes blobs and receipts that their recipient has. What is not there (any more) is passed
-    /// over.
+    /// Deletes blobs and receipts that their recipient has, of those that it may see. What is not
+    /// there (any more) is passed over.
     async fn acknowledge(
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
-        tells: Tells,
+        by: Opener,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError>;
 

@@ -175,6 +175,15 @@ impl StoredBlob {
     }
 }
 
+/// Who has a mailbox open: what it may see and so acknowledge, and whether its senders hear of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opener {
+    /// What it may see.
+    pub view: View,
+    /// Whether senders hear of what it does.
+    pub tells: Tells,
+}
+
 /// Whether the senders of blobs that asked for receipts hear of this: whoever took the blobs says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tells {

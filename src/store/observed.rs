@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::model::{
-    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    Appended, BacklogCursor, Envelope, Holding, Opener, OrderKey, Page, PageBounds, RecoveryPage,
     RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 use super::{Pending, Store, StoreError};
@@ -45,10 +45,10 @@ impl Store for Observed {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
-        tells: Tells,
+        by: Opener,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
-        self.counted(self.inner.acknowledge(mailbox, ids, tells, now).await)
+        self.counted(self.inner.acknowledge(mailbox, ids, by, now).await)
     }
 
     async fn delivered(

@@ -10,7 +10,9 @@ use std::time::Duration;
 use super::commit::{Cause, Checksum, Outcome, Write};
 use super::departures::{Departure, Departures};
 use super::leaving::Leaving;
-use super::model::{Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, Tells};
+use super::model::{
+    Class, Envelope, Opener, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, Tells,
+};
 use super::pins::{KnownPins, PinPlan};
 use super::plan_needs::receipt_to;
 use super::plan_receipts::Due;
@@ -270,11 +272,11 @@ impl Folding<'_> {
             Write::Acknowledge {
                 mailbox,
                 ids,
-                tells,
+                by,
                 now,
             } => {
                 self.saw(*now);
-                Outcome::Removed(self.acknowledge(mailbox, ids, *tells, *now))
+                Outcome::Removed(self.acknowledge(mailbox, ids, *by, *now))
             }
             Write::Delivered { mailbox, ids, now } => {
                 self.saw(*now);
@@ -400,13 +402,17 @@ impl Folding<'_> {
         &mut self,
         mailbox: &MailboxHash,
         ids: &[BlobId],
-        tells: Tells,
+        by: Opener,
         now: Timestamp,
     ) -> Removed {
         let mut removed = Removed::default();
         for id in ids {
             if let Some((key, header)) = self.look_up(mailbox, id)
-                && self.leave(key, Leaving::Acknowledged(tells), now)
+                && header
+                    .size
+                    .class()
+                    .is_some_and(|class| by.view.shows(class))
+                && self.leave(key, Leaving::Acknowledged(by.tells), now)
             {
                 removed.add(header.size.class());
             }

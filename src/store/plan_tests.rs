@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::model::{Appended, View};
+use crate::store::model::{Appended, Opener, Tells, View};
 use crate::store::plan_needs::{
     mailboxes_to_read, mailboxes_to_relieve, receipt_mailboxes_to_read, rows_to_read, topics_of,
 };
@@ -171,7 +171,10 @@ fn acknowledge(of: u8, ids: &[u8], now: u64) -> Write {
     Write::Acknowledge {
         mailbox: mailbox(of),
         ids: ids.iter().copied().map(blob).collect(),
-        tells: Tells::Senders,
+        by: Opener {
+            view: View::Proven,
+            tells: Tells::Senders,
+        },
         now: at(now),
     }
 }

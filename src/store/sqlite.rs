@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::commit::{Cause, Lane, Pipeline, Write};
 use super::model::{
-    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    Appended, BacklogCursor, Envelope, Holding, Opener, OrderKey, Page, PageBounds, RecoveryPage,
     RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 use super::sqlite_errors::words;
@@ -171,10 +171,10 @@ impl Store for SqliteStore {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
-        tells: Tells,
+        by: Opener,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
-        self.pipeline.acknowledge(mailbox, ids, tells, now).await
+        self.pipeline.acknowledge(mailbox, ids, by, now).await
     }
 
     async fn delivered(

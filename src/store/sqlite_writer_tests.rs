@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::commit::Cause;
-use super::super::model::{Appended, Class, Envelope, OrderKey, Tells};
+use super::super::model::{Appended, Class, Envelope, Opener, OrderKey, Tells, View};
 use super::super::sqlite_open::{DATABASE_FILE, open_writer, take_data_dir};
 use super::*;
 use crate::ids::{BlobId, MailboxHash};
@@ -54,7 +54,10 @@ fn acknowledge(id: u8) -> Write {
     Write::Acknowledge {
         mailbox: MailboxHash::from_bytes([1; 32]),
         ids: vec![BlobId::from_bytes([id; 16])],
-        tells: Tells::Nobody,
+        by: Opener {
+            view: View::Proven,
+            tells: Tells::Nobody,
+        },
         now: Timestamp::from_millis(5),
     }
 }

@@ -1,7 +1,7 @@
 //! One thing to be written, and what became of it.
 
 use super::model::{
-    Appended, Envelope, OrderKey, RecoveryProof, RecoveryPut, Removed, Tells, View,
+    Appended, Envelope, Opener, OrderKey, RecoveryProof, RecoveryPut, Removed, Tells, View,
 };
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -20,11 +20,11 @@ pub(super) enum Write {
         envelope: Envelope,
         checksum: Checksum,
     },
-    /// Delete what the recipient has.
+    /// Delete what the recipient has, of what it may see.
     Acknowledge {
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
-        tells: Tells,
+        by: Opener,
         now: Timestamp,
     },
     /// Tell senders that their blobs were delivered.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::store::model::{
-    Appended, BacklogCursor, Envelope, Holding, OrderKey, Page, PageBounds, RecoveryPage,
+    Appended, BacklogCursor, Envelope, Holding, Opener, OrderKey, Page, PageBounds, RecoveryPage,
     RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
 use vauchi_relay::store::{Pending, Store, StoreError};
@@ -202,10 +202,10 @@ impl Store for FaultyStore {
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
-        tells: Tells,
+        by: Opener,
         now: Timestamp,
     ) -> Result<Pending<Removed>, StoreError> {
-        let write = self.inner.acknowledge(mailbox, ids, tells, now);
+        let write = self.inner.acknowledge(mailbox, ids, by, now);
         self.meet_commit(Call::Acknowledge, write).await
     }
 

@@ -183,7 +183,7 @@ async fn zero_means_no_limit() {
 #[tokio::test]
 async fn an_offered_subprotocol_is_answered_with_what_is_spoken() {
     let relay = Relay::start(&[]).await;
-    for offered in ["vauchi.relay.v2", "mqtt", "mqtt, vauchi.relay.v1"] {
+    for offered in ["vauchi.relay.v3", "mqtt", "mqtt, vauchi.relay.v1"] {
         let request = upgrade_request("/", |request| {
             request.replace(
                 "\r\n\r\n",

@@ -91,7 +91,7 @@ async fn append(store: &SqliteStore, envelope: Envelope) -> Appended {
 async fn acknowledge(store: &SqliteStore, of: u8, numbers: &[u32]) -> u64 {
     let ids = numbers.iter().copied().map(id).collect();
     let pending = store
-        .acknowledge(mailbox(of), ids, Tells::Nobody, at(NOW))
+        .acknowledge(mailbox(of), ids, crate::store_contract::SEEN, at(NOW))
         .await
         .unwrap();
     pending.await.unwrap().blobs

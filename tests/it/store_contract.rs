@@ -19,8 +19,8 @@ use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
 use vauchi_relay::store::memory::{MemoryOptions, MemoryStore};
 use vauchi_relay::store::model::{
-    Appended, Class, Envelope, OrderKey, Owner, Page, PageBounds, ROW_OVERHEAD_BYTES, StoredBlob,
-    Tells, Usage, View,
+    Appended, Class, Envelope, Opener, OrderKey, Owner, Page, PageBounds, ROW_OVERHEAD_BYTES,
+    StoredBlob, Tells, Usage, View,
 };
 use vauchi_relay::store::quota::Quota;
 use vauchi_relay::store::sqlite::{SqliteOptions, SqliteStore};
@@ -133,6 +133,18 @@ pub(crate) struct Rig {
     settings: Settings,
     folder: TempDir,
 }
+
+/// A subscriber who proved possession; nobody is told.
+pub(crate) const SEEN: Opener = Opener {
+    view: View::Proven,
+    tells: Tells::Nobody,
+};
+
+/// A device; nobody is told.
+pub(crate) const SEEN_BY_DEVICE: Opener = Opener {
+    view: View::DeviceSync,
+    tells: Tells::Nobody,
+};
 
 impl Rig {
     pub(crate) async fn open(engine: &'static Engine, settings: Settings) -> Self {
@@ -250,14 +262,14 @@ impl Rig {
 
     /// Acknowledges and answers how many blobs that took away.
     pub(crate) async fn acknowledge(&self, mailbox: u8, ids: &[u32], now: Timestamp) -> u64 {
-        let ids = ids.iter().copied().map(id).collect();
+        let ids: Vec<_> = ids.iter().copied().map(id).collect();
         let mailbox = self::mailbox(mailbox);
-        let pending = self
-            .store
-            .acknowledge(mailbox, ids, Tells::Nobody, now)
-            .await
-            .unwrap();
-        pending.await.unwrap().blobs
+        let mut blobs = 0;
+        for by in [SEEN, SEEN_BY_DEVICE] {
+            let acknowledging = self.store.acknowledge(mailbox, ids.clone(), by, now);
+            blobs += acknowledging.await.unwrap().await.unwrap().blobs;
+        }
+        blobs
     }
 
     pub(crate) async fn purge(&self, mailbox: u8, view: View, now: Timestamp) -> u64 {
@@ -558,7 +570,7 @@ async fn dropping_a_pending_does_not_lose_the_write() {
         assert_eq!(rig.ids(1, View::Proven, NOW).await, [1, 2]);
         let acknowledgement = rig
             .store
-            .acknowledge(mailbox(1), vec![id(1)], Tells::Nobody, NOW)
+            .acknowledge(mailbox(1), vec![id(1)], SEEN, NOW)
             .await;
         drop(acknowledgement.unwrap());
         rig.stores(blob(1, 3)).await;
@@ -1412,7 +1424,7 @@ async fn the_sums_hold_at_every_moment() {
                 for number in 0..100 {
                     append(&*store, blob(writer, number)).await;
                     let acknowledgement =
-                        store.acknowledge(mailbox(writer), vec![id(number)], Tells::Nobody, NOW);
+                        store.acknowledge(mailbox(writer), vec![id(number)], SEEN, NOW);
                     acknowledgement.await.unwrap().await.unwrap();
                 }
             });
@@ -1488,7 +1500,7 @@ async fn a_closed_store_has_finished_its_writes_and_refuses_later_ones() {
         let later = async {
             let pending = rig
                 .store
-                .acknowledge(mailbox(1), vec![id(1)], Tells::Nobody, NOW)
+                .acknowledge(mailbox(1), vec![id(1)], SEEN, NOW)
                 .await?;
             pending.await
         };

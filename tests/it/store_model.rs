@@ -11,8 +11,8 @@ use proptest::test_runner::{Config, TestRunner};
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::Topic;
 use vauchi_relay::store::model::{
-    Appended, Class, Envelope, Holding, Kept, Owner, ROW_OVERHEAD_BYTES, ReceiptKind, StoredBlob,
-    Tells, Usage, View,
+    Appended, Class, Envelope, Holding, Kept, Opener, Owner, ROW_OVERHEAD_BYTES, ReceiptKind,
+    StoredBlob, Tells, Usage, View,
 };
 use vauchi_relay::store::quota::Quota;
 
@@ -588,13 +588,25 @@ async fn of_recipient(operation: &Operation, model: &mut Model, rig: &Rig) {
             tells,
         } => {
             let removed = model.remove(|row| {
-                row.tells.is_none() && row.mailbox == *mailbox && ids.contains(&row.id)
+                let is_named = row.mailbox == *mailbox && ids.contains(&row.id);
+                row.tells.is_none() && is_named && View::Proven.shows(row.class)
             });
             model.count(&removed, |kept| &mut kept.acknowledged);
             let told = (*tells == Tells::Senders).then_some(ReceiptKind::Acknowledged);
             model.tell(&removed, told);
             let (place, ids) = (hash_of(*mailbox), ids.iter().copied().map(id_of).collect());
-            let pending = rig.store.acknowledge(place, ids, *tells, model.now).await;
+            let pending = rig
+                .store
+                .acknowledge(
+                    place,
+                    ids,
+                    Opener {
+                        view: View::Proven,
+                        tells: *tells,
+                    },
+                    model.now,
+                )
+                .await;
             let answer = pending.unwrap().await.unwrap();
             assert_eq!((answer.blobs, answer.receipts), (removed.len() as u64, 0));
         }
@@ -606,7 +618,18 @@ async fn of_recipient(operation: &Operation, model: &mut Model, rig: &Rig) {
             let receipts = shown.iter().filter(|blob| blob.receipt().is_some());
             let ids = receipts.map(|blob| blob.id).collect();
             let place = hash_of(RECEIPTS);
-            let pending = rig.store.acknowledge(place, ids, Tells::Senders, now).await;
+            let pending = rig
+                .store
+                .acknowledge(
+                    place,
+                    ids,
+                    Opener {
+                        view: View::Proven,
+                        tells: Tells::Senders,
+                    },
+                    now,
+                )
+                .await;
             let answer = pending.unwrap().await.unwrap();
             assert_eq!((answer.blobs, answer.receipts), (0, removed.len() as u64));
         }

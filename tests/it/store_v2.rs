@@ -9,8 +9,8 @@ use bytes::Bytes;
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxHash, Topic};
 use vauchi_relay::store::model::{
-    Appended, Class, Envelope, Holding, Owner, ROW_OVERHEAD_BYTES, Receipt, ReceiptKind, Removed,
-    StoredBlob, Tells, View,
+    Appended, Class, Envelope, Holding, Opener, Owner, ROW_OVERHEAD_BYTES, Receipt, ReceiptKind,
+    Removed, StoredBlob, Tells, View,
 };
 
 use crate::store_contract::{
@@ -59,7 +59,15 @@ impl Rig {
         let mailbox = crate::store_contract::mailbox(mailbox);
         let pending = self
             .store
-            .acknowledge(mailbox, ids.to_vec(), tells, NOW)
+            .acknowledge(
+                mailbox,
+                ids.to_vec(),
+                Opener {
+                    view: View::Proven,
+                    tells,
+                },
+                NOW,
+            )
             .await;
         pending.unwrap().await.unwrap()
     }
