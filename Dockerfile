@@ -22,12 +22,14 @@ ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=symbols
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src benches tests/it \
     && touch src/lib.rs \
-    && for file in build.rs src/main.rs benches/load.rs benches/v1_codec.rs tests/it/main.rs; do \
+    && benches=$(sed -n '/^\[\[bench\]\]/,/^$/s/^name = "\(.*\)"/benches\/\1.rs/p' Cargo.toml) \
+    && for file in build.rs src/main.rs $benches tests/it/main.rs; do \
         echo 'fn main() {}' >"$file"; done \
     && cargo build --release --locked --target "$(uname -m)-unknown-linux-musl"
 
 COPY build.rs ./
 COPY migrations migrations
+COPY proto proto
 COPY src src
 # VERSION is Cargo.toml's; to give another one is a mistake. COMMIT is shown by --version and the log.
 ARG VERSION=0.1.0
