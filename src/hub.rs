@@ -69,6 +69,8 @@ pub struct Wakes {
     /// Bounded by [`NOTICES_MAX`]. Nothing awaits inside.
     notices: Mutex<VecDeque<Notice>>,
     notice_waker: AtomicWaker,
+    /// v2 has receipts in place of notices.
+    is_without_notices: bool,
     /// Nothing awaits inside.
     live: Mutex<Live>,
     live_waker: AtomicWaker,
@@ -85,6 +87,14 @@ struct Live {
 }
 
 impl Wakes {
+    /// Those of a session that takes no notices.
+    pub fn without_notices() -> Self {
+        Self {
+            is_without_notices: true,
+            ..Self::default()
+        }
+    }
+
     fn mark(&self, mailbox: MailboxHash) {
         let is_new = lock(&self.marked).insert(mailbox);
         if is_new {
@@ -148,7 +158,11 @@ impl Wakes {
         true
     }
 
+    /// Whether there was room for it, or no wish.
     fn tell(&self, notice: Notice) -> bool {
+        if self.is_without_notices {
+            return true;
+        }
         let mut notices = lock(&self.notices);
         let has_room = notices.len() < NOTICES_MAX;
         if has_room {

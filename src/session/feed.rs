@@ -143,6 +143,7 @@ impl Feed {
             if let Some(blob) = self.page.pop_front()
                 && blob.expires_at > now
             {
+                self.mailboxes.handed_out(&turn.mailbox, blob.key);
                 return Some(Fed::Blob(turn.mailbox, blob));
             }
         }

@@ -32,6 +32,8 @@ struct Open {
     view: View,
     tells_senders: bool,
     cursor: Cursor,
+    /// The last blob that was handed out.
+    handed_out: OrderKey,
     /// Its client knows that it is open; nothing is read before.
     has_begun: bool,
     is_queued: bool,
@@ -95,6 +97,7 @@ impl Mailboxes {
             view,
             tells_senders,
             cursor,
+            handed_out: OrderKey::START,
             has_begun: false,
             is_queued: false,
             is_caught_up: false,
@@ -195,6 +198,25 @@ impl Mailboxes {
             table.enqueue(turn.mailbox);
         }
         true
+    }
+
+    /// A blob of this mailbox was handed out.
+    pub fn handed_out(&self, mailbox: &MailboxHash, key: OrderKey) {
+        if let Some(open) = self.table().open.get_mut(mailbox) {
+            open.handed_out = key;
+        }
+    }
+
+    /// What was read of this mailbox and not handed out is no longer true: it was purged.
+    pub fn read_again(&self, mailbox: &MailboxHash) {
+        let mut table = self.table();
+        table.epochs += 1;
+        let epoch = table.epochs;
+        if let Some(open) = table.open.get_mut(mailbox) {
+            open.epoch = epoch;
+            open.cursor = Cursor::After(open.handed_out);
+            table.enqueue(*mailbox);
+        }
     }
 
     /// Gives a turn back that could not be read.

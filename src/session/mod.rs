@@ -204,7 +204,10 @@ async fn converse(
     parts: &Arc<Parts>,
 ) -> Ended {
     let mut state = State::new(version);
-    let wakes = Arc::new(Wakes::default());
+    let wakes = Arc::new(match version {
+        Version::V1 => Wakes::default(),
+        Version::V2 => Wakes::without_notices(),
+    });
     let begun = match version {
         Version::V1 => begin_v1(stream, &mut state, address, &wakes, parts).await,
         Version::V2 => Ok(begin_v2(address, &wakes, parts)),

@@ -331,6 +331,7 @@ impl Guest {
         for (id, (mailbox, named)) in opened.ok_or(Refusal::Unauthorized)? {
             let service = &parts.service;
             let removed = service.purge(mailbox, View::Proven, tells(named)).await?;
+            self.mailboxes.read_again(&mailbox);
             answers.shared.state().forget(&mailbox);
             answers.shared.slots_came_back();
             // Whoever purges a mailbox gives it up; v1 may open it without a proof again.
