@@ -9,7 +9,8 @@ use data_encoding::HEXLOWER;
 use tokio::io::AsyncWriteExt;
 
 use super::send::{connect, explained, parse_mailbox};
-use crate::client::{Client, ClientError, Delivery, MailboxId, Options};
+use crate::client::v1::{Client, Delivery, Options};
+use crate::client::{ClientError, MailboxId};
 
 /// Take the blobs that wait in a mailbox, oldest first.
 ///

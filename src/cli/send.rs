@@ -7,7 +7,8 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 
-use crate::client::{Client, ClientError, MailboxId, Options};
+use crate::client::v1::{Client, Options};
+use crate::client::{ClientError, MailboxId};
 
 /// Hand one blob to a relay. Prints `stored` and the submit's id once the relay has it on its disk.
 ///

@@ -13,6 +13,7 @@ mod address_limits;
 mod architecture;
 mod backup;
 mod check;
+mod client_v2;
 mod corruption;
 mod crowds;
 mod device_sync;
