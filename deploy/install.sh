@@ -22,8 +22,14 @@ unit=/etc/systemd/system/$name.service
 settings_dir=/etc/$name
 settings=$settings_dir/relay.env
 data_dir=/var/lib/$name
+share=/usr/local/share
+# The manual and what shells complete, each with the arguments that make the binary print it.
+manuals="man/man1/$name.1 man
+bash-completion/completions/$name completions bash
+zsh/site-functions/_$name completions zsh
+fish/vendor_completions.d/$name.fish completions fish"
 
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(dirname "$(readlink -f "$0")") # a release has a link to this script
 root=$(dirname "$here")
 
 say() { echo "$*"; }
@@ -128,6 +134,22 @@ put_in_place() {
     fi
 }
 
+# Of the version that stays.
+put_manuals() {
+    echo "$manuals" | while read -r file arguments; do
+        file=$share/$file
+        mkdir -p "$(dirname "$file")"
+        # shellcheck disable=SC2086 # several words
+        $binary $arguments >"$file.new" || fail "$version does not print its manual ($binary $arguments)"
+        if cmp -s "$file.new" "$file"; then
+            rm -f "$file.new"
+            continue
+        fi
+        mv -f "$file.new" "$file"
+        case $file in *.1) say "installed $file, and completions for bash, zsh and fish" ;; esac
+    done
+}
+
 # Whether what runs is what is installed: the relay may have been upgraded with --no-start.
 is_current() {
     is_active && [ "$(readlink "/proc/$(systemctl show -p MainPID --value $name)/exe")" = $binary ]
@@ -178,12 +200,15 @@ install_relay() {
     check_settings
     put_in_place
     if [ $start = no ]; then
+        put_manuals
         say "$version is installed; it was not started"
     elif [ $changed = no ] && is_current; then
         is_ready || fail "nothing to do: $version is installed and runs, but is not ready: journalctl -u $name"
+        put_manuals
         say "nothing to do: $version is installed and ready"
     else
         becomes_ready || go_back
+        put_manuals
         say "$version is ready; its log: journalctl -u $name; its settings: $settings"
     fi
     rm -f $binary.old $unit.old
@@ -210,6 +235,7 @@ uninstall_relay() {
         systemctl disable --quiet $name
     fi
     remove $unit $unit.old $binary $binary.old $binary.new
+    echo "$manuals" | while read -r file _; do remove "$share/$file"; done
     if is_booted; then
         systemctl daemon-reload
         systemctl reset-failed $name 2>/dev/null || true

@@ -47,7 +47,7 @@ pub struct NotSealedHere;
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file could not be read or written; the system's own words are in the source.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), hint(source))]
     File {
         /// Which file.
         path: PathBuf,
@@ -61,6 +61,14 @@ pub enum SecretError {
     /// The file is there and is not a secret.
     #[error("{}: is not a relay secret (64 hexadecimal digits); restore it from the backup", .0.display())]
     Malformed(PathBuf),
+}
+
+/// What to do about it, where that can be told.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; it and its directory must belong to the relay's user",
+        _ => "",
+    }
 }
 
 impl Secret {
@@ -342,6 +350,19 @@ mod tests {
             Err(SecretError::Malformed(_))
         ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "hello");
+    }
+
+    #[test]
+    fn a_secret_of_somebody_else_is_told_with_what_to_do() {
+        let denied = SecretError::File {
+            path: PathBuf::from("/data/relay.secret"),
+            source: io::ErrorKind::PermissionDenied.into(),
+        };
+        assert!(
+            denied
+                .to_string()
+                .ends_with("; it and its directory must belong to the relay's user")
+        );
     }
 
     #[test]

@@ -65,7 +65,8 @@ const LAST_REQUESTS: Duration = Duration::from_secs(2);
 pub enum StartError {
     /// A port could not be bound.
     #[error(
-        "cannot listen on {address} ({variable}): {source}{}",
+        "cannot listen on {address} ({variable}): {}{}",
+        bind_words(source),
         bind_hint(source, address)
     )]
     Bind {
@@ -103,6 +104,14 @@ pub enum StartError {
     /// The database could not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+}
+
+/// The system's words. Those of the commonest case differ between C libraries, and the deployment guide has these.
+fn bind_words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "Address already in use".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// What to do about an address that cannot be bound, where that can be told.

@@ -2,10 +2,11 @@
 //!
 //! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
 //! `preflight`, tries what a start needs; `send` and `receive` talk to a relay, so that a newcomer
-//! sees it work by hand; `healthcheck` is for probes. `backup`, `verify` and `restore` share `archive`
-//! (the file), `scratch` (a folder for what is half done) and `progress` (what a terminal is shown
-//! meanwhile). `exit` lists the exit codes, `descriptors` counts what connections take of the system, `container`
-//! tells whether data goes with one.
+//! sees it work by hand; `healthcheck` is for probes; `manual` makes the manual page and the
+//! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
+//! what is half done) and `progress` (what a terminal is shown meanwhile). `exit` lists the exit
+//! codes, `descriptors` counts what connections take of the system, `container` tells whether data
+//! goes with one.
 
 mod archive;
 mod backup;
@@ -15,6 +16,7 @@ mod container;
 pub mod descriptors;
 pub mod exit;
 mod healthcheck;
+mod manual;
 mod preflight;
 mod progress;
 mod receive;
@@ -26,14 +28,15 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 
 /// A store-and-forward relay for end-to-end encrypted blobs.
 ///
-/// Without a command it serves. Settings come from RELAY_* variables; README lists them.
+/// Without a command it serves. Settings come from RELAY_* variables; README and vauchi-relay(1)
+/// list them.
 ///
 /// Exit codes: 0 done, or drained and stopped; 1 could not start, or what was asked failed;
 /// 2 settings or arguments wrong; 3 stopped before the drain was complete.
@@ -55,6 +58,10 @@ enum Command {
     Backup(backup::Args),
     Verify(verify::Args),
     Restore(restore::Args),
+    #[command(hide = true)]
+    Man(manual::ManArgs),
+    #[command(hide = true)]
+    Completions(manual::CompletionsArgs),
 }
 
 /// Runs the command that the arguments name.
@@ -68,6 +75,8 @@ pub fn run() -> ExitCode {
         Command::Backup(args) => on_one_thread(backup::run(args)),
         Command::Verify(args) => on_one_thread(verify::run(args)),
         Command::Restore(args) => on_one_thread(restore::run(args)),
+        Command::Man(_) => manual::man(Arguments::command()),
+        Command::Completions(args) => manual::completions(&args, Arguments::command()),
     };
     ExitCode::from(code)
 }

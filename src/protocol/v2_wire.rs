@@ -74,7 +74,8 @@ impl<'a> Outline<'a> {
                 too_many: "at most 1,000 acknowledgements in one request",
                 wrong: "an acknowledged item has a mailbox of 32 bytes and an id of 16",
             },
-            // How many a connection may open is a setting; the session refuses those beyond.
+            // How many a connection may open is a setting, and the session refuses those beyond. The least
+            // entry takes 36 bytes of the frame and, while lists grow, about 350 of memory.
             SUBSCRIBE => List {
                 field: 2,
                 entries_max: usize::MAX,

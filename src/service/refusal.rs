@@ -184,6 +184,12 @@ mod tests {
             Refusal::IdReused,
             Refusal::Unauthorized,
             Refusal::Unavailable,
+            Refusal::Unsupported,
+            Refusal::TtlOutOfRange,
+            Refusal::NotConnected,
+            Refusal::TooManyMailboxes,
+            Refusal::UnknownRelay,
+            Refusal::ShuttingDown,
         ];
         let codes: Vec<_> = all.iter().map(Refusal::code).collect();
         assert_eq!(codes, Refusal::CODES);

@@ -6,7 +6,7 @@
 //! missed between the two.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -112,8 +112,12 @@ impl Feed {
                 },
                 Step::Idle => {
                     self.is_caught_up = true;
-                    self.mailboxes
-                        .look_at(ready!(self.wakes.poll_take(context)));
+                    match self.wakes.poll_take(context) {
+                        Poll::Ready(marked) => self.mailboxes.look_at(marked),
+                        // One that has just been opened may have a backlog and no wake.
+                        Poll::Pending if self.mailboxes.is_any_queued() => {}
+                        Poll::Pending => return Poll::Pending,
+                    }
                     Step::Look
                 }
                 Step::Resting(rest) => {
@@ -176,30 +180,28 @@ pub fn delivered_bytes(blob: &StoredBlob) -> u64 {
     }
 }
 
-fn read(service: Arc<Service>, turn: Turn) -> impl Future<Output = Result<Page, StoreError>> {
-    async move {
-        match turn.cursor {
-            Cursor::After(after) => {
-                let page = service.page(turn.mailbox, turn.view, after).await?;
-                Ok(Page {
-                    blobs: page.blobs,
-                    next: Cursor::After(page.next),
-                    more: page.more,
-                })
-            }
-            Cursor::Backlog(after) => {
-                let page = service.device_backlog(turn.mailbox, after).await?;
-                let next = match page.more {
-                    true => Cursor::Backlog(page.next),
-                    false => Cursor::After(page.next.up_to),
-                };
-                // After the backlog something may have come already.
-                Ok(Page {
-                    blobs: page.blobs,
-                    next,
-                    more: true,
-                })
-            }
+async fn read(service: Arc<Service>, turn: Turn) -> Result<Page, StoreError> {
+    match turn.cursor {
+        Cursor::After(after) => {
+            let page = service.page(turn.mailbox, turn.view, after).await?;
+            Ok(Page {
+                blobs: page.blobs,
+                next: Cursor::After(page.next),
+                more: page.more,
+            })
+        }
+        Cursor::Backlog(after) => {
+            let page = service.device_backlog(turn.mailbox, after).await?;
+            let next = match page.more {
+                true => Cursor::Backlog(page.next),
+                false => Cursor::After(page.next.up_to),
+            };
+            // After the backlog something may have come already.
+            Ok(Page {
+                blobs: page.blobs,
+                next,
+                more: true,
+            })
         }
     }
 }

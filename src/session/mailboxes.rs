@@ -136,7 +136,7 @@ impl Mailboxes {
     }
 
     /// How many are open.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.table().open.len()
     }
 
@@ -159,6 +159,11 @@ impl Mailboxes {
         for mailbox in mailboxes {
             table.enqueue(mailbox);
         }
+    }
+
+    /// Whether some mailbox waits for its turn.
+    pub fn is_any_queued(&self) -> bool {
+        !self.table().queue.is_empty()
     }
 
     /// Takes the mailbox that has waited longest for its turn.

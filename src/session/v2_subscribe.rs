@@ -47,7 +47,7 @@ impl Guest {
 
     /// Judged before any proof is checked.
     fn would_exceed(&self, openings: &[Opening], parts: &Parts) -> bool {
-        if self.mailboxes.len() + openings.len() <= MAILBOXES_MAX {
+        if self.mailboxes.count() + openings.len() <= MAILBOXES_MAX {
             return false;
         }
         let mut new: Vec<_> = openings
@@ -57,7 +57,7 @@ impl Guest {
             .collect();
         new.sort_unstable();
         new.dedup();
-        self.mailboxes.len() + new.len() > MAILBOXES_MAX
+        self.mailboxes.count() + new.len() > MAILBOXES_MAX
     }
 
     /// Whether each proof is good. An address with too many that are not is refused before the check.

@@ -6,9 +6,6 @@
     reason = "a test that fails may panic; clippy.toml covers only functions marked as tests"
 )]
 
-mod harness;
-mod process;
-
 mod address_limits;
 mod architecture;
 mod backup;
@@ -23,12 +20,18 @@ mod drain;
 mod expiry;
 mod faulty;
 mod golden_v1;
+mod golden_v2;
+mod golden_v2_frames;
+mod guest;
+mod harness;
 mod identity;
 mod kill;
 mod limits;
 mod notices;
 mod operations_page;
 mod ops_http;
+mod pages;
+mod process;
 mod protocol_page;
 mod recovery;
 mod refusals;
@@ -45,3 +48,8 @@ mod store_recovery;
 mod store_v2;
 mod submit_and_deliver;
 mod supervisor;
+mod tiers_page;
+mod troubleshooting_page;
+mod v2_delivery;
+mod v2_mailboxes;
+mod v2_submit;

@@ -1,0 +1,328 @@
+//! `vauchi-relay man` and `vauchi-relay completions`: the manual page and what shells complete.
+//!
+//! Both come from the definitions of the arguments and the table of settings, so that they cannot
+//! drift; and from the binary itself, so that whoever has one can make them without the source. The
+//! commands are hidden: packages call them once, people hardly ever.
+
+use std::io::{self, Write};
+
+use clap::Command;
+use clap_complete::{Generator, Shell};
+use clap_mangen::Man;
+use clap_mangen::roff::{Inline, Roff, bold, roman};
+
+use super::exit;
+use crate::config::{SETTINGS, Setting};
+
+/// Print the manual page, in the format of man(7).
+#[derive(Debug, clap::Args)]
+pub(super) struct ManArgs {}
+
+/// Print the completions of a shell.
+#[derive(Debug, clap::Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    shell: Shell,
+}
+
+/// Prints the manual page.
+pub(super) fn man(command: Command) -> u8 {
+    printed(page(command))
+}
+
+/// Prints the completions.
+pub(super) fn completions(args: &CompletionsArgs, command: Command) -> u8 {
+    printed(completing(args.shell, command))
+}
+
+fn printed(made: io::Result<Vec<u8>>) -> u8 {
+    match made.and_then(|text| io::stdout().write_all(&text)) {
+        Ok(()) => exit::DRAINED,
+        Err(error) => {
+            eprintln!("vauchi-relay: {error}");
+            exit::FAILED
+        }
+    }
+}
+
+fn completing(shell: Shell, mut command: Command) -> io::Result<Vec<u8>> {
+    let name = command.get_name().to_owned();
+    command.set_bin_name(name);
+    command.build();
+    let mut script = Vec::new();
+    shell.try_generate(&command, &mut script)?;
+    // clap_complete spells a hyphen in two ways for bash, and then completes nothing after a command:
+    // https://github.com/clap-rs/clap/issues/6421
+    let script = String::from_utf8_lossy(&script);
+    Ok(script
+        .replace("vauchi__subcmd__relay", "vauchi__relay")
+        .into_bytes())
+}
+
+/// One page for all commands: it is what people search in.
+fn page(command: Command) -> io::Result<Vec<u8>> {
+    let mut command = command
+        .disable_help_subcommand(true)
+        .mut_subcommands(|command| command.disable_help_flag(true));
+    command.build();
+    let commands: Vec<_> = command
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+        .cloned()
+        .collect();
+
+    let mut page = Vec::new();
+    let whole = Man::new(with_values_in_usage(command));
+    whole.render_title(&mut page)?;
+    whole.render_name_section(&mut page)?;
+    whole.render_synopsis_section(&mut page)?;
+    whole.render_description_section(&mut page)?;
+    whole.render_options_section(&mut page)?;
+    page.extend(b".SH COMMANDS\n");
+    for command in commands {
+        write_command(&mut page, command)?;
+    }
+    let mut rest = Roff::new();
+    environment(&mut rest);
+    exit_status(&mut rest);
+    signals(&mut rest);
+    files(&mut rest);
+    examples(&mut rest);
+    rest.control("SH", ["SEE ALSO"]);
+    rest.text(marked("`systemd.service`(5), `journalctl`(1)"));
+    page.extend(rest.to_roff().into_bytes());
+    Ok(page)
+}
+
+/// The usage that `--help` shows; the manual's own leaves out what options take.
+fn with_values_in_usage(mut command: Command) -> Command {
+    let usage = command.render_usage().to_string();
+    command.override_usage(usage.trim_start_matches("Usage: ").to_owned())
+}
+
+/// The sections of a command's own page, without their headings.
+fn write_command(page: &mut Vec<u8>, command: Command) -> io::Result<()> {
+    writeln!(page, ".SS {}", command.get_name())?;
+    let has_options = command.get_arguments().next().is_some();
+    let man = Man::new(with_values_in_usage(command));
+    let mut sections = Vec::new();
+    man.render_synopsis_section(&mut sections)?;
+    man.render_description_section(&mut sections)?;
+    if has_options {
+        man.render_options_section(&mut sections)?;
+    }
+    for line in String::from_utf8_lossy(&sections).lines() {
+        // Each section also defines the apostrophe again, with .ie and .el.
+        let line = match line.get(..4) {
+            Some(".SH ") => ".PP",
+            Some(".ie " | ".el ") => continue,
+            _ => line,
+        };
+        writeln!(page, "{line}")?;
+    }
+    Ok(())
+}
+
+fn environment(page: &mut Roff) {
+    page.control("SH", ["ENVIRONMENT"]);
+    page.text([roman(
+        "All settings are environment variables. They are read at the start; wrong ones are told all at once.",
+    )]);
+    for setting in SETTINGS {
+        entry(page, setting.name, &meaning(setting));
+    }
+    entry(
+        page,
+        "RUST_LOG",
+        "What is logged. Default: `vauchi_relay=info`.",
+    );
+}
+
+fn meaning(setting: &Setting) -> String {
+    let Setting {
+        what,
+        accepts,
+        default,
+        ..
+    } = setting;
+    let older = setting
+        .alias
+        .map(|name| format!(" Older spelling: `{name}`."));
+    format!(
+        "{what}. Default: `{default}`. Accepts: {accepts}.{}",
+        older.unwrap_or_default()
+    )
+}
+
+fn exit_status(page: &mut Roff) {
+    page.control("SH", ["EXIT STATUS"]);
+    for (code, means) in [
+        (exit::DRAINED, "Done; of a relay: drained and stopped."),
+        (
+            exit::FAILED,
+            "It could not start, or what was asked failed; of `check`: a start would fail.",
+        ),
+        (exit::SETTINGS, "Settings or arguments are wrong."),
+        (
+            exit::CUT,
+            "The relay stopped before its drain was complete: second signal or deadline.",
+        ),
+    ] {
+        entry(page, &code.to_string(), means);
+    }
+}
+
+fn signals(page: &mut Roff) {
+    page.control("SH", ["SIGNALS"]);
+    for (signal, does) in [
+        (
+            "SIGTERM, SIGINT",
+            "The first one drains: confirmed work is finished, clients are told to go, then the relay \
+             ends. A second one stops it at once.",
+        ),
+        (
+            "SIGHUP",
+            "Switches debug lines in the log on and off, or reads `RELAY_LOG_FILTER_FILE` again.",
+        ),
+    ] {
+        entry(page, signal, does);
+    }
+}
+
+fn files(page: &mut Roff) {
+    page.control("SH", ["FILES"]);
+    for (file, holds) in [
+        (
+            "/etc/vauchi-relay/relay.env",
+            "Settings of the systemd service, a line NAME=value each.",
+        ),
+        (
+            "/var/lib/vauchi-relay",
+            "Data directory of the systemd service (`RELAY_DATA_DIR`).",
+        ),
+        ("relay.db", "In the data directory: blobs that wait."),
+        (
+            "relay.secret",
+            "In the data directory, unless `RELAY_SECRET_FILE` names another file: the key without \
+             which the database is worthless. Back it up with the database.",
+        ),
+    ] {
+        entry(page, file, holds);
+    }
+}
+
+fn examples(page: &mut Roff) {
+    const MAILBOX: &str = "5af025d33b141c9dbe95aaaeaa62d60819294aa443dec41daba5a15fce7c571c";
+    page.control("SH", ["EXAMPLES"]);
+    page.text([roman("Hand a blob in, and fetch it:")]);
+    page.control("PP", []);
+    page.control("EX", []);
+    page.text([roman(format!(
+        "vauchi-relay send --to {MAILBOX} --text hello"
+    ))]);
+    page.text([roman(format!("vauchi-relay receive --mailbox {MAILBOX}"))]);
+    page.control("EE", []);
+}
+
+/// A word and what it means.
+fn entry(page: &mut Roff, word: &str, meaning: &str) {
+    page.control("TP", []);
+    page.text([bold(word)]);
+    page.text(marked(meaning));
+}
+
+/// What stands in backticks, in bold.
+fn marked(text: &str) -> Vec<Inline> {
+    let parts = text.split('`').enumerate();
+    parts
+        .map(|(number, part)| match number % 2 {
+            0 => roman(part),
+            _ => bold(part),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, ValueEnum};
+
+    use super::super::Arguments;
+    use super::*;
+
+    fn plain_page() -> String {
+        let page = String::from_utf8(page(Arguments::command()).unwrap()).unwrap();
+        page.replace('\\', "")
+    }
+
+    #[test]
+    fn the_page_has_every_command_option_and_setting() {
+        let page = plain_page();
+        let command = Arguments::command();
+        for command in command.get_subcommands() {
+            let heading = format!(".SS {}\n", command.get_name());
+            assert_eq!(
+                page.contains(&heading),
+                !command.is_hide_set(),
+                "{heading}{page}"
+            );
+            let shown = !command.is_hide_set();
+            let options = command.get_arguments().filter_map(|arg| arg.get_long());
+            for option in options.filter(|_| shown) {
+                assert!(page.contains(&format!("--{option}")), "{option}\n{page}");
+            }
+        }
+        for name in SETTINGS.iter().flat_map(Setting::spellings) {
+            assert!(page.contains(name), "{name}\n{page}");
+        }
+    }
+
+    #[test]
+    fn the_page_has_each_section_once_and_in_the_usual_order() {
+        let page = plain_page();
+        let sections: Vec<_> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix(".SH "))
+            .map(|title| title.trim_matches('"'))
+            .collect();
+        let usual = [
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "OPTIONS",
+            "COMMANDS",
+            "ENVIRONMENT",
+            "EXIT STATUS",
+            "SIGNALS",
+            "FILES",
+            "EXAMPLES",
+            "SEE ALSO",
+        ];
+        assert_eq!(sections, usual);
+    }
+
+    #[test]
+    fn bash_knows_each_state_that_a_command_leads_to() {
+        let script = completing(Shell::Bash, Arguments::command()).unwrap();
+        let script = String::from_utf8(script).unwrap();
+        let states: Vec<_> = script
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("cmd=\"")?.strip_suffix('"'))
+            .filter(|state| !state.is_empty())
+            .collect();
+        assert!(states.len() > 5, "{script}");
+        for state in states {
+            assert!(script.contains(&format!(" {state})\n")), "{state}");
+        }
+    }
+
+    #[test]
+    fn every_shell_completes_every_command() {
+        for shell in Shell::value_variants() {
+            let script = completing(*shell, Arguments::command()).unwrap();
+            let script = String::from_utf8(script).unwrap();
+            for command in Arguments::command().get_subcommands() {
+                assert!(script.contains(command.get_name()), "{shell}: {script}");
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! A v2 client for tests: frames by the client's side of the codec, which the golden frames hold to
+//! the schema.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ed25519_dalek::{Signer as _, SigningKey};
+use futures_util::SinkExt as _;
+use tokio_tungstenite::tungstenite::Message;
+use vauchi_relay::ids::{BlobId, MailboxId};
+use vauchi_relay::protocol::message::{Done, Outgoing, Refused, Request, Submit, Tag};
+use vauchi_relay::protocol::message_v2::{
+    BlobDelivery, Opened, Opening, OpeningProof, ReceiptDelivery, SubmitTerms, Subscribe, Welcome,
+};
+use vauchi_relay::protocol::proof;
+use vauchi_relay::protocol::v2_client::{ServerFrame, decode_server_frame, encode_request};
+
+use crate::harness::{Goodbye, Peer, Relay};
+
+pub(crate) const ORIGIN: &str = "relay.example.com";
+
+/// A connection that speaks v2.
+pub(crate) struct Guest {
+    pub(crate) peer: Peer,
+    pub(crate) welcome: Welcome,
+    asked: u32,
+}
+
+/// A mailbox and what opens it.
+#[derive(Clone)]
+pub(crate) enum Owned {
+    Key(SigningKey),
+    Secret([u8; 32]),
+}
+
+impl Owned {
+    pub(crate) fn key(byte: u8) -> Self {
+        Self::Key(SigningKey::from_bytes(&[byte; 32]))
+    }
+
+    pub(crate) fn secret(byte: u8) -> Self {
+        Self::Secret([byte; 32])
+    }
+
+    pub(crate) fn id(&self) -> MailboxId {
+        match self {
+            Self::Key(key) => MailboxId::from_bytes(key.verifying_key().to_bytes()),
+            Self::Secret(secret) => proof::v2_secret_mailbox(secret),
+        }
+    }
+
+    fn proof(&self, welcome: &Welcome, origin: &str) -> OpeningProof {
+        match self {
+            Self::Key(key) => {
+                let (relay, challenge) = (&welcome.relay_id, &welcome.challenge);
+                let signed = proof::v2_subscribe(relay, challenge, origin, &self.id());
+                OpeningProof::Signature(key.sign(&signed).to_bytes())
+            }
+            Self::Secret(secret) => OpeningProof::Secret(*secret),
+        }
+    }
+}
+
+/// A submit of `body` under an id that begins with `number`.
+pub(crate) fn submit(to: &MailboxId, number: u32, body: &[u8]) -> Submit {
+    let mut id = [7; 16];
+    id[..4].copy_from_slice(&number.to_be_bytes());
+    Submit {
+        recipient: *to,
+        id: Some(BlobId::from_bytes(id)),
+        sender_id: None,
+        terms: SubmitTerms::default(),
+        body: Bytes::copy_from_slice(body),
+    }
+}
+
+/// The same on these terms.
+pub(crate) fn on_terms(submit: Submit, change: impl FnOnce(&mut SubmitTerms)) -> Submit {
+    let mut submit = submit;
+    change(&mut submit.terms);
+    submit
+}
+
+impl Guest {
+    pub(crate) async fn connect(relay: &Relay) -> Self {
+        Self::connect_to(relay.running.clients).await
+    }
+
+    pub(crate) async fn connect_to(address: SocketAddr) -> Self {
+        let offers = [("sec-websocket-protocol", "other, vauchi.relay.v2")];
+        let peer = Peer::try_connect_with(address, &offers).await.unwrap();
+        let mut guest = Self {
+            peer,
+            welcome: Welcome {
+                relay_id: [0; 32],
+                server_version: "".into(),
+                challenge: [0; 32],
+                limits: vauchi_relay::protocol::message_v2::Limits {
+                    blob_bytes_max: 0,
+                    submits_per_minute: 0,
+                    ttl_default: Duration::ZERO,
+                    ttl_max: Duration::ZERO,
+                    mailboxes_max: 0,
+                    window_default: (0, 0),
+                    window_max: (0, 0),
+                    mailbox_blobs_max: 0,
+                    mailbox_bytes_max: 0,
+                },
+                keepalive: Duration::ZERO,
+                features: Vec::new(),
+            },
+            asked: 0,
+        };
+        match guest.receive().await {
+            Outgoing::Welcome { tag: None, welcome } => guest.welcome = *welcome,
+            other => panic!("{other:?}"),
+        }
+        guest
+    }
+
+    /// Sends a request; returns its number.
+    pub(crate) async fn ask(&mut self, request: Request) -> u32 {
+        self.asked += 1;
+        let frame = encode_request(&Tag::Number(self.asked), &request);
+        self.peer.socket.send(Message::Binary(frame)).await.unwrap();
+        self.asked
+    }
+
+    /// The next frame, or how the connection ended.
+    pub(crate) async fn next(&mut self) -> Result<Outgoing, Goodbye> {
+        let frame = Bytes::from(self.peer.next().await?);
+        match decode_server_frame(&frame).unwrap() {
+            ServerFrame::Known(frame) => Ok(frame),
+            ServerFrame::Unknown { answers } => panic!("an unknown answer to {answers}"),
+        }
+    }
+
+    pub(crate) async fn receive(&mut self) -> Outgoing {
+        self.next().await.unwrap()
+    }
+
+    /// Asks, and expects the answer to be the next frame.
+    pub(crate) async fn answer(&mut self, request: Request) -> Outgoing {
+        let asked = self.ask(request).await;
+        let answer = self.receive().await;
+        assert_eq!(number_of(&answer), Some(asked), "{answer:?}");
+        answer
+    }
+
+    pub(crate) async fn refusal(&mut self, request: Request) -> Refused {
+        match self.answer(request).await {
+            Outgoing::Refused { refused, .. } => refused,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn done(&mut self, request: Request) -> Done {
+        match self.answer(request).await {
+            Outgoing::Done { done, .. } => done,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Whether it was a duplicate.
+    pub(crate) async fn store(&mut self, submit: Submit) -> bool {
+        match self.answer(Request::Submit(submit)).await {
+            Outgoing::Stored { duplicate, .. } => duplicate,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What opens these mailboxes on this connection.
+    pub(crate) fn subscribe_to(&self, owned: &[&Owned], tells_senders: bool) -> Subscribe {
+        let openings = owned.iter().map(|owned| Opening {
+            mailbox: owned.id(),
+            proof: owned.proof(&self.welcome, ORIGIN),
+            tells_senders,
+        });
+        Subscribe {
+            origin: ORIGIN.into(),
+            openings: openings.collect(),
+        }
+    }
+
+    pub(crate) async fn try_subscribe(
+        &mut self,
+        subscribe: Subscribe,
+    ) -> Vec<Result<Opened, &'static str>> {
+        match self.answer(Request::Subscribe(subscribe)).await {
+            Outgoing::Subscribed { openings, .. } => openings,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Opens a mailbox whose senders are told; returns what waits in it.
+    pub(crate) async fn open(&mut self, owned: &Owned) -> Opened {
+        let subscribe = self.subscribe_to(&[owned], true);
+        self.try_subscribe(subscribe).await[0].unwrap()
+    }
+
+    pub(crate) async fn blob(&mut self) -> BlobDelivery {
+        match self.receive().await {
+            Outgoing::Blob(blob) => blob,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn receipt(&mut self) -> ReceiptDelivery {
+        match self.receive().await {
+            Outgoing::Receipt(receipt) => receipt,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn caught_up(&mut self) -> Vec<MailboxId> {
+        match self.receive().await {
+            Outgoing::CaughtUp { mailboxes } => mailboxes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn acknowledge(&mut self, mailbox: MailboxId, id: BlobId) {
+        let request = Request::AcknowledgeEach(vec![(mailbox, id)]);
+        assert_eq!(self.done(request).await, Done::Acknowledged);
+    }
+
+    /// Expects that nothing is delivered: a ping is answered first.
+    pub(crate) async fn expect_nothing(&mut self) {
+        // Twice, with a moment between for what is under way.
+        for _ in 0..2 {
+            assert_eq!(self.done(Request::Ping).await, Done::Pong);
+            tokio::time::sleep(crate::harness::SILENCE).await;
+        }
+    }
+}
+
+fn number_of(answer: &Outgoing) -> Option<u32> {
+    let tag = match answer {
+        Outgoing::Welcome { tag, .. } | Outgoing::Refused { tag, .. } => tag.as_ref()?,
+        Outgoing::Stored { tag, .. }
+        | Outgoing::Handed { tag }
+        | Outgoing::Subscribed { tag, .. }
+        | Outgoing::Windowed { tag, .. }
+        | Outgoing::Done { tag, .. }
+        | Outgoing::PurgedMailboxes { tag, .. }
+        | Outgoing::RecoveryKept { tag, .. }
+        | Outgoing::RecoveryFound { tag, .. } => tag,
+        _ => return None,
+    };
+    Some(tag.number())
+}

@@ -1,0 +1,229 @@
+//! v2: who may open a mailbox, and what a stranger who knows its id can not do.
+
+use serde_json::json;
+use vauchi_relay::ids::MailboxId;
+use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
+use vauchi_relay::protocol::message_v2::{OpeningProof, Withdrawal, WithdrawalKind};
+
+use crate::guest::{Guest, ORIGIN, Owned, on_terms, submit};
+use crate::harness::{Peer, Relay};
+
+#[tokio::test]
+async fn only_a_good_proof_opens_a_mailbox_and_every_bad_one_is_refused_alike() {
+    let relay = Relay::start(&[]).await;
+    let (by_key, by_secret) = (Owned::key(1), Owned::secret(2));
+    let mut guest = Guest::connect(&relay).await;
+    let good = guest.subscribe_to(&[&by_key, &by_secret], false);
+    let mut bad = Vec::new();
+    for proof in [
+        OpeningProof::Malformed,
+        OpeningProof::Secret([9; 32]),
+        OpeningProof::Signature([0; 64]),
+        // The right key over something else.
+        match good.openings[0].proof {
+            OpeningProof::Signature(mut signature) => {
+                signature[0] ^= 1;
+                OpeningProof::Signature(signature)
+            }
+            _ => unreachable!(),
+        },
+    ] {
+        for place in [0, 1] {
+            let mut opening = good.openings[place].clone();
+            opening.proof = proof.clone();
+            bad.push(opening);
+        }
+    }
+    let mut subscribe = good.clone();
+    subscribe.openings.extend(bad);
+    let outcomes = guest.try_subscribe(subscribe).await;
+    assert!(outcomes[..2].iter().all(Result::is_ok));
+    assert_eq!(outcomes.len(), 10);
+    assert!(
+        outcomes[2..]
+            .iter()
+            .all(|outcome| *outcome == Err("unauthorized"))
+    );
+    // Signed for another connection, or for another host.
+    let mut other = Guest::connect(&relay).await;
+    assert_eq!(
+        other
+            .try_subscribe(guest.subscribe_to(&[&by_key], false))
+            .await,
+        [Err("unauthorized")]
+    );
+    let mut elsewhere = other.subscribe_to(&[&by_key], false);
+    elsewhere.origin = "relay.example.org".into();
+    assert_eq!(other.try_subscribe(elsewhere).await, [Err("unauthorized")]);
+}
+
+#[tokio::test]
+async fn with_public_origins_a_signature_for_another_host_opens_nothing() {
+    let relay = Relay::start(&[("RELAY_PUBLIC_ORIGINS", "relay.example.net")]).await;
+    let mut guest = Guest::connect(&relay).await;
+    let (by_key, by_secret) = (Owned::key(1), Owned::secret(2));
+    let subscribe = guest.subscribe_to(&[&by_key, &by_secret], false);
+    let outcomes = guest.try_subscribe(subscribe).await;
+    assert_eq!(outcomes[0], Err("unauthorized"));
+    assert!(outcomes[1].is_ok(), "a secret is bound to no host");
+    assert_ne!(ORIGIN, "relay.example.net");
+}
+
+#[tokio::test]
+async fn who_only_knows_the_id_can_not_read_acknowledge_purge_unpin_or_withdraw() {
+    let relay = Relay::start(&[]).await;
+    for owned in [Owned::key(1), Owned::secret(2)] {
+        let id = owned.id();
+        let mut owner = Guest::connect(&relay).await;
+        owner.open(&owned).await;
+        owner.caught_up().await;
+        let mut sender = Guest::connect(&relay).await;
+        sender.store(submit(&id, 1, b"private")).await;
+        let blob = owner.blob().await;
+
+        let mut stranger = Guest::connect(&relay).await;
+        for request in [
+            Request::AcknowledgeEach(vec![(id, blob.id)]),
+            Request::PurgeMailboxes(vec![id]),
+            Request::Unpin(id),
+            Request::Submit(on_terms(
+                submit(&MailboxId::from_bytes([9; 32]), 1, b"x"),
+                |terms| {
+                    terms.receipt_to = Some(id);
+                },
+            )),
+        ] {
+            let refused = stranger.refusal(request).await;
+            assert_eq!((refused.code, refused.retry_after), ("unauthorized", None));
+        }
+        // The id of a blob is no secret; withdrawing wants what it was made from.
+        let mut secret = [0; 32];
+        secret[..16].copy_from_slice(blob.id.as_bytes());
+        let cancel = Request::Withdraw(Withdrawal {
+            mailbox: id,
+            secret,
+            kind: WithdrawalKind::Cancel,
+        });
+        assert_eq!(stranger.done(cancel).await, Done::Cancelled);
+
+        // Through v1: a pinned id is not opened without a proof, and a secret mailbox shows nothing.
+        let mut v1 = Peer::connect(relay.running.clients).await;
+        v1.say_hello(json!({"client_id": id.to_hex()})).await;
+        match owned {
+            Owned::Key(_) => drop(v1.expect_close(4401).await),
+            Owned::Secret(_) => {
+                v1.receive_any().await;
+                v1.expect_silence().await;
+                v1.acknowledge(&uuid_of(blob.id.as_bytes())).await;
+                v1.send(&crate::harness::envelope(
+                    "p",
+                    json!({"type": "PurgeRequest"}),
+                ))
+                .await;
+                assert_eq!(v1.receive_any().await["payload"]["blobs_deleted"], 0);
+            }
+        }
+        let mut again = Guest::connect(&relay).await;
+        assert_eq!(again.open(&owned).await.pending, 1, "it is still there");
+        let again_blob = again.blob().await;
+        again.caught_up().await;
+        again.acknowledge(id, again_blob.id).await;
+    }
+}
+
+fn uuid_of(id: &[u8; 16]) -> String {
+    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
+}
+
+#[tokio::test]
+async fn v1_and_v2_meet_in_one_mailbox() {
+    let relay = Relay::start(&[]).await;
+    let owned = Owned::secret(1);
+    let mut sender = Guest::connect(&relay).await;
+    let open_to_all = on_terms(submit(&owned.id(), 1, b"for both"), |terms| {
+        terms.v1_ok = true
+    });
+    sender.store(open_to_all).await;
+    sender.store(submit(&owned.id(), 2, b"for v2")).await;
+    let mut v1 = relay.client(&owned.id().to_hex()).await;
+    assert_eq!(v1.delivery().await.blob, b"for both");
+    v1.expect_silence().await;
+    v1.store(&owned.id().to_hex(), b"from v1").await;
+    let mut owner = Guest::connect(&relay).await;
+    owner.open(&owned).await;
+    let mut bodies = Vec::new();
+    for _ in 0..3 {
+        bodies.push(owner.blob().await.body);
+    }
+    assert_eq!(bodies, [&b"for both"[..], b"for v2", b"from v1"]);
+}
+
+#[tokio::test]
+async fn strangers_can_not_lock_v1_users_out_with_blobs_that_v1_can_not_see() {
+    let relay = Relay::start(&[("RELAY_MAILBOX_MAX_BLOBS", "2")]).await;
+    let owned = Owned::secret(1);
+    let mut stranger = Guest::connect(&relay).await;
+    for number in 0..2 {
+        stranger.store(submit(&owned.id(), number, b"unseen")).await;
+    }
+    let full = Request::Submit(submit(&owned.id(), 3, b"unseen"));
+    assert_eq!(stranger.refusal(full).await.code, "mailbox_full");
+    let mut v1 = relay.client(&owned.id().to_hex()).await;
+    v1.store(&owned.id().to_hex(), b"seen").await;
+    assert_eq!(v1.delivery().await.blob, b"seen");
+}
+
+#[tokio::test]
+async fn a_purge_counts_and_gives_the_id_up() {
+    let relay = Relay::start(&[]).await;
+    let owned = Owned::key(1);
+    let mut guest = Guest::connect(&relay).await;
+    guest.store(submit(&owned.id(), 1, b"one")).await;
+    guest.store(submit(&owned.id(), 2, b"two")).await;
+    guest.open(&owned).await;
+    guest.blob().await;
+    guest.blob().await;
+    guest.caught_up().await;
+    let purge = Request::PurgeMailboxes(vec![owned.id()]);
+    let Outgoing::PurgedMailboxes { mailboxes, .. } = guest.answer(purge).await else {
+        panic!()
+    };
+    assert_eq!((mailboxes[0].blobs, mailboxes[0].receipts), (2, 0));
+    // The pin went with it.
+    let mut v1 = relay.client(&owned.id().to_hex()).await;
+    v1.expect_silence().await;
+}
+
+#[tokio::test]
+async fn recovery_proofs_are_stored_by_who_opened_a_mailbox_and_found_by_anyone() {
+    let relay = Relay::start(&[]).await;
+    let proof = |byte| RecoveryProof {
+        key_hash: [5; 32],
+        proof: vec![byte; 40].into(),
+    };
+    let mut guest = Guest::connect(&relay).await;
+    let refused = guest.refusal(Request::RecoveryStore(proof(1))).await;
+    assert_eq!(refused.code, "unauthorized");
+    guest.open(&Owned::key(1)).await;
+    guest.caught_up().await;
+    let kept = guest.answer(Request::RecoveryStore(proof(1))).await;
+    assert!(matches!(kept, Outgoing::RecoveryKept { .. }));
+    let mut other = Guest::connect(&relay).await;
+    let query = Request::RecoveryQuery(RecoveryQuery {
+        key_hashes: vec![[5; 32], [6; 32]],
+        is_cut: false,
+    });
+    let Outgoing::RecoveryFound { proofs, more, .. } = other.answer(query).await else {
+        panic!()
+    };
+    assert_eq!((proofs.len(), more), (1, false));
+    assert_eq!(&proofs[0].proof[..], [1; 40]);
+}
