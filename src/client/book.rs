@@ -31,6 +31,11 @@ const ACKNOWLEDGE_MAX: usize = 1_000;
 /// About 100 bytes each.
 const SEEN_MAX: usize = 4_096;
 
+/// How many requests go out on a new connection before the first answer; each answer lets one more
+/// go. Were everything sent at once, a network that breaks after a few kilobytes would carry the same
+/// requests over and over, and never an answer.
+const FIRST_MAX: usize = 4;
+
 /// The word of a relay that takes no more submits because it is about to stop.
 const SHUTTING_DOWN: &str = "shutting_down";
 
@@ -115,6 +120,8 @@ pub(super) struct Book {
     unsent: VecDeque<u32>,
     /// Written on this connection.
     sent: BTreeSet<u32>,
+    /// How many may be written and not answered now.
+    sent_max: usize,
     /// To be written again at a time that the relay named.
     later: Vec<(Instant, u32)>,
     acknowledged: VecDeque<(Item, Waiter)>,
@@ -141,6 +148,7 @@ impl Book {
             asked: BTreeMap::new(),
             unsent: VecDeque::new(),
             sent: BTreeSet::new(),
+            sent_max: FIRST_MAX,
             later: Vec::new(),
             acknowledged: VecDeque::new(),
             came_again: Vec::new(),
@@ -227,6 +235,7 @@ impl Book {
         let window = live.welcome.limits.window_default;
         self.live = Some(live);
         self.is_sent_away = false;
+        self.sent_max = FIRST_MAX;
         self.unsent = self.asked.keys().copied().collect();
         if window != self.window {
             let (blobs, bytes) = self.window;
@@ -364,7 +373,7 @@ impl Book {
         };
         match &asked.ask {
             Ask::Reopen(_) | Ask::Window(..) => true,
-            _ if self.reopening.is_some() => false,
+            _ if self.reopening.is_some() || self.sent.len() >= self.sent_max => false,
             Ask::Request(Request::AcknowledgeEach(_)) => true,
             Ask::Request(_) | Ask::Open(_) => !self.is_sent_away,
         }
@@ -506,6 +515,7 @@ impl Book {
             return Heard::Nothing;
         };
         self.sent.remove(&number);
+        self.sent_max = self.sent_max.saturating_add(1);
         let has_served = answer.is_ok();
         match (asked.ask, &answer) {
             (Ask::Open(keys), Ok(Outgoing::Subscribed { openings, .. })) => {

@@ -60,14 +60,10 @@ impl Dialler {
             return Err(ClientError::Url("there is none".to_owned()));
         }
         let each = options.relays.iter().map(|url| target(url));
-        let needs_tls = options.relays.iter().any(|url| url.starts_with("wss://"));
+        let needs_tls = options.relays.iter().any(|url| is_tls(url));
         Ok(Self {
             targets: each.collect::<Result<_, _>>()?,
-            tls: if needs_tls {
-                Connector::Rustls(Arc::new(tls(options.authorities.as_deref())?))
-            } else {
-                Connector::Plain
-            },
+            tls: connector(needs_tls, options.authorities.as_deref())?,
             config: WebSocketConfig::default()
                 .read_buffer_size(BUFFER_BYTES)
                 .write_buffer_size(BUFFER_BYTES)
@@ -110,14 +106,33 @@ impl Dialler {
     }
 }
 
-fn target(url: &str) -> Result<Target, ClientError> {
-    if !url.starts_with("ws://") && !url.starts_with("wss://") {
+pub(super) fn is_tls(url: &str) -> bool {
+    url.starts_with("wss://")
+}
+
+/// The upgrade request for a relay's URL.
+pub(super) fn request(url: &str) -> Result<Request, ClientError> {
+    if !url.starts_with("ws://") && !is_tls(url) {
         let why = "it must look like ws://host:port or wss://host";
         return Err(ClientError::Url(why.to_owned()));
     }
-    let mut request = url
-        .into_client_request()
-        .map_err(|error| ClientError::Url(error.to_string()))?;
+    url.into_client_request()
+        .map_err(|error| ClientError::Url(error.to_string()))
+}
+
+/// What makes a TCP connection one that can be used.
+pub(super) fn connector(
+    needs_tls: bool,
+    authorities: Option<&Path>,
+) -> Result<Connector, ClientError> {
+    Ok(match needs_tls {
+        true => Connector::Rustls(Arc::new(tls(authorities)?)),
+        false => Connector::Plain,
+    })
+}
+
+fn target(url: &str) -> Result<Target, ClientError> {
+    let mut request = request(url)?;
     let offered = HeaderValue::from_static(SUBPROTOCOL);
     let origin = origin(&request);
     request

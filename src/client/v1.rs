@@ -82,7 +82,7 @@ impl std::fmt::Debug for Delivery {
 }
 
 impl Client {
-    /// Connects to `url` (`ws://host:port`) and opens the mailbox that the options name. Returns when
+    /// Connects to `url` (`ws://host:port` or `wss://host`) and opens the mailbox that the options name. Returns when
     /// the relay has accepted the handshake.
     pub async fn connect(url: &str, options: Options) -> Result<Self, ClientError> {
         let opening = v1_connection::open(url, &options);
@@ -476,7 +476,7 @@ mod tests {
             client.err().unwrap()
         };
         assert!(matches!(connect(url).await, ClientError::Unreachable(_)));
-        for url in ["", "127.0.0.1:8080", "http://x", "wss://x", "ws://"] {
+        for url in ["", "127.0.0.1:8080", "http://x", "ws://"] {
             let error = connect(url.to_owned()).await;
             assert!(matches!(error, ClientError::Url(_)), "{url}: {error:?}");
         }

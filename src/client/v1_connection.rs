@@ -12,15 +12,13 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
-use tokio_tungstenite::connect_async_with_config;
+use tokio_tungstenite::connect_async_tls_with_config;
 use tokio_tungstenite::tungstenite::Error as SocketError;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 
 use super::ClientError;
-use super::dial::{Socket, closed, lost, not_connected};
+use super::dial::{Socket, closed, connector, is_tls, lost, not_connected, request};
 use super::v1::{Delivery, Options, fresh_tag};
 use crate::protocol::message::Tag;
 use crate::protocol::v1_client::{
@@ -59,12 +57,14 @@ pub(super) async fn open(url: &str, options: &Options) -> Result<Opened, ClientE
         .max_write_buffer_size(options.message_bytes_max + WRITE_BUFFER_SPARE_BYTES)
         .max_message_size(Some(options.message_bytes_max))
         .max_frame_size(Some(options.message_bytes_max));
-    let (mut socket, _) = connect_async_with_config(parse_url(url)?, Some(config), true)
-        .await
-        .map_err(not_connected)?;
+    let connector = connector(is_tls(url), options.authorities.as_deref())?;
+    let (mut socket, _) =
+        connect_async_tls_with_config(request(url)?, Some(config), true, Some(connector))
+            .await
+            .map_err(not_connected)?;
     let handshake = options.handshake();
-    let request = ClientRequest::Handshake(&handshake);
-    let frame = encode_request(&fresh_tag(), request, options.clock.now());
+    let hello = ClientRequest::Handshake(&handshake);
+    let frame = encode_request(&fresh_tag(), hello, options.clock.now());
     socket.send(Message::Binary(frame)).await.map_err(lost)?;
     let (relay_version, features) = welcome(&mut socket).await?;
     Ok(Opened {
@@ -72,19 +72,6 @@ pub(super) async fn open(url: &str, options: &Options) -> Result<Opened, ClientE
         relay_version,
         features,
     })
-}
-
-fn parse_url(url: &str) -> Result<Request, ClientError> {
-    if url.starts_with("wss://") {
-        let why = "v1 is spoken without TLS here; use ws://, or v2 for wss://";
-        return Err(ClientError::Url(why.to_owned()));
-    }
-    if !url.starts_with("ws://") {
-        let why = "it must look like ws://host:port";
-        return Err(ClientError::Url(why.to_owned()));
-    }
-    url.into_client_request()
-        .map_err(|error| ClientError::Url(error.to_string()))
 }
 
 /// Waits for the answer to the handshake.

@@ -1,5 +1,6 @@
 //! Who connects to a relay, and the bounds of the connection.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ed25519_dalek::{Signer, SigningKey};
@@ -22,6 +23,8 @@ pub struct Options {
     /// Whether deliveries are kept for [`Client::next_delivery`](super::v1::Client::next_delivery). Without,
     /// they are dropped unacknowledged and the relay keeps them for the next connection.
     pub keeps_deliveries: bool,
+    /// The certificates (PEM) that `wss://` is checked against; the system's when there is none.
+    pub authorities: Option<PathBuf>,
     /// The largest frame, in either direction.
     pub message_bytes_max: usize,
     /// How many submits may be without an answer.
@@ -45,6 +48,7 @@ impl Options {
             routing_token: None,
             suppress_presence: false,
             keeps_deliveries: true,
+            authorities: None,
             // Four times the relay's default for one frame.
             message_bytes_max: 4 << 20,
             in_flight_max: 64,
