@@ -10,6 +10,8 @@ mod address_limits;
 mod architecture;
 mod backup;
 mod check;
+mod cli_v2;
+mod client_tls;
 mod client_v2;
 mod corruption;
 mod crowds;
