@@ -311,11 +311,11 @@ impl Book {
             }
         }
         let next = self.unsent.iter().position(|number| self.may_go(*number));
-        if let Some(number) = next.and_then(|at| self.unsent.remove(at)) {
-            if let Some(frame) = self.encode(number) {
-                self.sent.insert(number);
-                return Next::Write(frame);
-            }
+        if let Some(number) = next.and_then(|at| self.unsent.remove(at))
+            && let Some(frame) = self.encode(number)
+        {
+            self.sent.insert(number);
+            return Next::Write(frame);
         }
         if self.is_finished() || (self.is_sent_away && self.owes_nothing_here()) {
             return Next::Leave;

@@ -60,6 +60,8 @@
 
 mod blob;
 mod book;
+#[cfg(test)]
+mod book_tests;
 mod dial;
 mod error;
 mod inbox;
