@@ -7,29 +7,22 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
-use lru::LruCache;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::ClientError;
+use super::ask::{Answer, Ask, Key, Live, Waiter, not_opened, number_of};
 use super::blob::{Delivery, Event, Item, Receipt};
 use super::inbox::Inbox;
-use super::key::MailboxKey;
 use super::pad::unpad;
+use super::seen::{Coming, Seen};
 use crate::clock::Timestamp;
 use crate::ids::MailboxId;
 use crate::protocol::message::{Outgoing, Refused, Request, Tag};
-use crate::protocol::message_v2::{
-    BlobDelivery, GoAway, Limits, Opened, ReceiptDelivery, Subscribe, Welcome,
-};
+use crate::protocol::message_v2::{BlobDelivery, GoAway, Limits, ReceiptDelivery};
 use crate::protocol::v2_client::{ServerFrame, encode_request};
 
 /// Items in one acknowledgement, as relays take them.
 const ACKNOWLEDGE_MAX: usize = 1_000;
-
-/// How many blobs are known to have come, so that none is given twice: four times the largest window.
-/// About 100 bytes each.
-const SEEN_MAX: usize = 4_096;
 
 /// How many requests go out on a new connection before the first answer; each answer lets one more
 /// go. Were everything sent at once, a network that breaks after a few kilobytes would carry the same
@@ -39,55 +32,9 @@ const FIRST_MAX: usize = 4;
 /// The word of a relay that takes no more submits because it is about to stop.
 const SHUTTING_DOWN: &str = "shutting_down";
 
-/// The answer to a request.
-pub(super) type Answer = Result<Outgoing, ClientError>;
-
-/// Who waits for an answer; gives its room back when it is dropped.
-pub(super) struct Waiter {
-    pub(super) tell: oneshot::Sender<Answer>,
-    pub(super) room: Vec<OwnedSemaphorePermit>,
-}
-
-impl Waiter {
-    fn tell(self, answer: Answer) {
-        drop(self.room);
-        // Whoever gave up waiting does not want it.
-        self.tell.send(answer).ok();
-    }
-}
-
-/// What is asked. Proofs are made for each connection, when it is written.
-pub(super) enum Ask {
-    Request(Request),
-    Open(Vec<Key>),
-    /// Everything that was open on the connection before.
-    Reopen(Vec<Key>),
-    Window(u32, u64),
-}
-
-/// An opening, to be repeated on each connection.
-#[derive(Clone)]
-pub(super) struct Key {
-    pub(super) key: MailboxKey,
-    pub(super) tells_senders: bool,
-}
-
 struct Asked {
     ask: Ask,
     waiters: Vec<Waiter>,
-}
-
-/// What became of a blob or receipt here.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    Given,
-    Acknowledged,
-}
-
-/// A connection.
-pub(super) struct Live {
-    pub(super) welcome: Welcome,
-    pub(super) origin: Box<str>,
 }
 
 /// What the writer does next.
@@ -131,7 +78,7 @@ pub(super) struct Book {
     keys: HashMap<MailboxId, Key>,
     /// Mailboxes are being opened again; what needs them waits.
     reopening: Option<u32>,
-    seen: LruCache<Item, Seen>,
+    seen: Seen,
     is_sent_away: bool,
     is_closing: bool,
     ended: Option<ClientError>,
@@ -154,7 +101,7 @@ impl Book {
             came_again: Vec::new(),
             keys: HashMap::new(),
             reopening: None,
-            seen: LruCache::unbounded(),
+            seen: Seen::default(),
             is_sent_away: false,
             is_closing: false,
             ended: None,
@@ -197,7 +144,7 @@ impl Book {
         if let Some(why) = &self.ended {
             return waiter.tell(Err(why.clone()));
         }
-        self.remember(item, Seen::Acknowledged);
+        self.seen.acknowledged(item);
         self.acknowledged.push_back((item, waiter));
     }
 
@@ -395,9 +342,7 @@ impl Book {
 
     /// Whoever has blobs in hand may still acknowledge them, until the relay closes.
     fn owes_nothing_here(&self) -> bool {
-        self.sent.is_empty()
-            && self.acknowledged.is_empty()
-            && self.seen.iter().all(|(_, seen)| *seen != Seen::Given)
+        self.sent.is_empty() && self.acknowledged.is_empty() && !self.seen.is_any_in_hand()
     }
 
     /// Takes in what the relay says.
@@ -464,23 +409,14 @@ impl Book {
     }
 
     fn is_new(&mut self, item: Item) -> bool {
-        match self.seen.get(&item) {
+        match self.seen.comes(item) {
+            Coming::New => true,
             // Whoever has it will acknowledge it.
-            Some(Seen::Given) => return false,
-            Some(Seen::Acknowledged) => {
+            Coming::InHand => false,
+            Coming::Acknowledged => {
                 self.came_again.push(item);
-                return false;
+                false
             }
-            None => {}
-        }
-        self.remember(item, Seen::Given);
-        true
-    }
-
-    fn remember(&mut self, item: Item, seen: Seen) {
-        self.seen.put(item, seen);
-        if self.seen.len() > SEEN_MAX {
-            self.seen.pop_lru();
         }
     }
 
@@ -555,58 +491,5 @@ impl Book {
                 self.inbox.push(Event::Closed { mailbox, why });
             }
         }
-    }
-}
-
-impl Live {
-    fn subscribe(&self, keys: &[Key]) -> Request {
-        let Welcome {
-            relay_id,
-            challenge,
-            ..
-        } = &self.welcome;
-        let openings = keys.iter().map(|key| {
-            key.key
-                .opening(relay_id, challenge, &self.origin, key.tells_senders)
-        });
-        Request::Subscribe(Subscribe {
-            origin: self.origin.clone(),
-            openings: openings.collect(),
-        })
-    }
-}
-
-/// What became of each mailbox that was to be opened.
-pub(super) fn each_opened(
-    answer: Outgoing,
-) -> Result<Vec<Result<Opened, ClientError>>, ClientError> {
-    match answer {
-        Outgoing::Subscribed { openings, .. } => Ok(openings
-            .into_iter()
-            .map(|opened| opened.map_err(not_opened))
-            .collect()),
-        _ => Err(ClientError::Protocol("the answer is one to something else")),
-    }
-}
-
-fn not_opened(code: &str) -> ClientError {
-    ClientError::Refused {
-        code: code.to_owned(),
-        message: "the relay does not open this mailbox".to_owned(),
-        retry_after: None,
-    }
-}
-
-fn number_of(answer: &Outgoing) -> Option<u32> {
-    match answer {
-        Outgoing::Stored { tag, .. }
-        | Outgoing::Handed { tag }
-        | Outgoing::Subscribed { tag, .. }
-        | Outgoing::Windowed { tag, .. }
-        | Outgoing::Done { tag, .. }
-        | Outgoing::PurgedMailboxes { tag, .. }
-        | Outgoing::RecoveryKept { tag, .. }
-        | Outgoing::RecoveryFound { tag, .. } => Some(tag.number()),
-        _ => None,
     }
 }

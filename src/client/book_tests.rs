@@ -7,7 +7,8 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::book::{Answer, Ask, Book, Key, Live, Next, Waiter};
+use super::ask::{Answer, Ask, Key, Live, Waiter};
+use super::book::{Book, Next};
 use super::{ClientError, Event, Item, MailboxKey};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};

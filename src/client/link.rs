@@ -11,7 +11,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
 use super::ClientError;
-use super::book::{Book, Heard, Live, Next};
+use super::ask::Live;
+use super::book::{Book, Heard, Next};
 use super::dial::{Dialled, Dialler, Socket};
 use super::routes::Routes;
 use crate::protocol::message_v2::GoAway;

@@ -53,11 +53,12 @@
 //! # }
 //! ```
 //!
-//! Inside: [`Client`] notes what is asked in the `book`, which outlives connections; the task of `link`
-//! owns the socket and carries the book's frames; `dial` gets it a connection, `routes` knows which
-//! relay is next and when; what comes waits in the `inbox`. `key`, `blob`, [`pad`] and `options` are
-//! what a caller holds.
+//! Inside: [`Client`] notes what it asks (`ask`) in the `book`, which outlives connections, as does what
+//! has been `seen`. The task of `link` owns the socket and carries the book's frames; `dial` gets it a
+//! connection, `routes` knows which relay is next and when; what comes waits in the `inbox`. `key`,
+//! `blob`, [`pad`] and `options` are what a caller holds.
 
+mod ask;
 mod blob;
 mod book;
 #[cfg(test)]
@@ -72,6 +73,7 @@ pub mod pad;
 #[cfg(test)]
 pub(crate) mod played_relay;
 mod routes;
+mod seen;
 pub mod v1;
 mod v1_connection;
 mod v1_options;
@@ -83,8 +85,9 @@ use futures_util::Stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
+use self::ask::{Answer, Ask, Key, Waiter, each_opened};
 pub use self::blob::{Blob, Delivery, Event, Item, Receipt, ReceiptKind, Submitted, Terms};
-use self::book::{Ask, Book, Key, Waiter, each_opened};
+use self::book::Book;
 use self::dial::Dialler;
 pub use self::error::ClientError;
 pub use self::key::{BlobSecret, MailboxKey};
@@ -346,7 +349,7 @@ impl Client {
         self.answered(told).await
     }
 
-    async fn answered(&self, told: oneshot::Receiver<book::Answer>) -> book::Answer {
+    async fn answered(&self, told: oneshot::Receiver<Answer>) -> Answer {
         self.shared.asked.notify_one();
         told.await.map_err(|_| ClientError::Finished)?
     }
