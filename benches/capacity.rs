@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use vauchi_relay::client::{Client, Options};
+use vauchi_relay::client::v1::{Client, Options};
 use vauchi_relay::ids::MailboxId;
 
 /// Blobs in one mailbox; more than one page of small ones.

@@ -222,6 +222,12 @@ fn examples(page: &mut Roff) {
     ))]);
     page.text([roman(format!("vauchi-relay receive --mailbox {MAILBOX}"))]);
     page.control("EE", []);
+    page.text([roman("A mailbox that opens to nobody else:")]);
+    page.control("PP", []);
+    page.control("EX", []);
+    page.text([roman("vauchi-relay keygen mine.key")]);
+    page.text([roman("vauchi-relay receive --key mine.key")]);
+    page.control("EE", []);
 }
 
 /// A word and what it means.

@@ -1,8 +1,8 @@
 //! The commands of the `vauchi-relay` binary: a file each.
 //!
 //! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
-//! `preflight`, tries what a start needs; `send` and `receive` talk to a relay, so that a newcomer
-//! sees it work by hand; `healthcheck` is for probes; `manual` makes the manual page and the
+//! `preflight`, tries what a start needs; `keygen`, `send` and `receive` (with `collect`, its
+//! v2 part) talk to relays, for scripts and by hand; `healthcheck` is for probes; `manual` makes the manual page and the
 //! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
 //! what is half done) and `progress` (what a terminal is shown meanwhile). `exit` lists the exit
 //! codes, `descriptors` counts what connections take of the system, `container` tells whether data
@@ -12,10 +12,12 @@ mod archive;
 mod backup;
 pub mod banner;
 mod check;
+mod collect;
 mod container;
 pub mod descriptors;
 pub mod exit;
 mod healthcheck;
+mod keygen;
 mod manual;
 mod preflight;
 mod progress;
@@ -52,6 +54,7 @@ enum Command {
     /// Run the relay (the default)
     Serve,
     Check(check::Args),
+    Keygen(keygen::Args),
     Send(send::Args),
     Receive(receive::Args),
     Healthcheck(healthcheck::Args),
@@ -69,6 +72,7 @@ pub fn run() -> ExitCode {
     let code = match Arguments::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(),
         Command::Check(args) => check::run(&args),
+        Command::Keygen(args) => on_one_thread(async move { keygen::run(&args) }),
         Command::Send(args) => on_one_thread(send::run(args)),
         Command::Receive(args) => on_one_thread(receive::run(args)),
         Command::Healthcheck(args) => on_one_thread(healthcheck::run(args)),

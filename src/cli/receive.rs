@@ -8,41 +8,55 @@ use anyhow::Context;
 use data_encoding::HEXLOWER;
 use tokio::io::AsyncWriteExt;
 
-use super::send::{connect, explained, parse_mailbox};
-use crate::client::{Client, ClientError, Delivery, MailboxId, Options};
+use super::collect;
+use super::send::{Relays, explained, parse_mailbox};
+use crate::client::v1::{Client, Delivery, Options};
+use crate::client::{ClientError, MailboxId};
 
 /// Take the blobs that wait in a mailbox, oldest first.
 ///
 /// Each blob is acknowledged, and so deleted at the relay, after it has been written. Without
-/// --follow the command ends when nothing has come for the time that --wait names.
+/// --follow the command ends when the mailbox is empty.
 ///
-/// Exit codes: 0 all that waited is written; 1 an error, with the reason on stderr. What had been
-/// written by then is acknowledged; the rest comes again next time.
+/// Exit codes: 0 all that waited is written; 1 an error, with the reason on stderr; 2 arguments
+/// wrong. What had been written by then is acknowledged; the rest comes again next time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The relay's address
-    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080")]
-    relay: String,
+    #[command(flatten)]
+    pub(super) relays: Relays,
 
-    /// Which mailbox: 64 hexadecimal digits
-    #[arg(long, value_parser = parse_mailbox)]
-    mailbox: MailboxId,
+    /// Which mailbox, through protocol v1, which asks for no proof: 64 hexadecimal digits
+    #[arg(long, value_parser = parse_mailbox, required_unless_present = "keys")]
+    mailbox: Option<MailboxId>,
+
+    /// The key of the mailbox, a file of `keygen`; may be given several times
+    #[arg(long = "key", value_name = "KEYFILE", conflicts_with = "mailbox")]
+    pub(super) keys: Vec<PathBuf>,
 
     /// Go on waiting for what comes, until interrupted
     #[arg(long)]
-    follow: bool,
+    pub(super) follow: bool,
 
     /// Leave the blobs at the relay; they come again next time
     #[arg(long)]
-    no_ack: bool,
+    pub(super) no_ack: bool,
 
     /// Write each blob to a file of its own in this folder, instead of to standard output
     #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
 
-    /// How long nothing must come before the mailbox counts as empty
+    /// Let senders who asked for it know when their blobs were delivered and acknowledged
+    #[arg(long, requires = "keys")]
+    pub(super) receipts: bool,
+
+    /// Print one JSON object a line, blobs and receipts, instead of the blobs
+    #[arg(long, requires = "keys")]
+    pub(super) json: bool,
+
+    /// How long nothing must come before the mailbox counts as empty; with a key the relay says when
+    /// it is
     #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_seconds)]
-    wait: Duration,
+    pub(super) wait: Duration,
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -57,7 +71,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             .await
             .with_context(|| format!("can not make the folder {}", folder.display()))?;
     }
-    let client = connect(&args.relay, Options::unsigned(args.mailbox)).await?;
+    let Some(mailbox) = args.mailbox else {
+        return collect::run(&args).await;
+    };
+    let client = args.relays.connect_v1(Options::unsigned(mailbox)).await?;
     let taken = take_all(&client, &args).await;
     // Said even after a fault, so that the acknowledgements of what was written leave.
     let goodbye = client.close().await;
@@ -105,7 +122,7 @@ async fn next(client: &Client, args: &Args) -> anyhow::Result<Option<Delivery>> 
 
 /// To a terminal text gets a line of its own, and what is not text is shown in hexadecimal, because
 /// raw bytes could change the terminal; anything else gets the bytes as they are.
-fn print(blob: &[u8]) -> std::io::Result<()> {
+pub(super) fn print(blob: &[u8]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     if !out.is_terminal() {
         out.write_all(blob)?;
@@ -136,7 +153,7 @@ fn file_name(delivery: &Delivery, count: u64) -> String {
 
 /// Writes a file that is whole and on the disk when this returns: the blob is deleted at the relay
 /// next. A file of that name is replaced; a blob that comes again is the same.
-async fn write_file(folder: &Path, name: &str, blob: &[u8]) -> anyhow::Result<()> {
+pub(super) async fn write_file(folder: &Path, name: &str, blob: &[u8]) -> anyhow::Result<()> {
     let path = folder.join(name);
     let unfinished = folder.join(format!("{name}.part"));
     let write = async {

@@ -8,6 +8,9 @@ pub enum ClientError {
     /// The address of the relay can not be used.
     #[error("the relay's address can not be used: {0}")]
     Url(String),
+    /// The certificates that TLS is checked against can not be used.
+    #[error("TLS can not be checked: {0}")]
+    Certificates(String),
     /// Nobody answers there. Try again later.
     #[error("the relay can not be reached: {0}")]
     Unreachable(String),
@@ -30,8 +33,8 @@ pub enum ClientError {
         /// When to try again.
         retry_after: Option<Duration>,
     },
-    /// The frame is larger than [`Options::message_bytes_max`](super::Options::message_bytes_max).
-    #[error("a frame of {bytes} bytes is over the limit of {bytes_max}")]
+    /// The blob or its frame is larger than the relay or the client takes.
+    #[error("{bytes} bytes are over the limit of {bytes_max}")]
     TooLarge {
         /// Its size.
         bytes: usize,
@@ -52,9 +55,30 @@ pub enum ClientError {
     /// The relay sent something that is not its protocol.
     #[error("the relay does not keep to the protocol: {0}")]
     Protocol(&'static str),
+    /// The mailbox is not open, so nothing in it can be acknowledged.
+    #[error("the mailbox is not open")]
+    NotOpen,
+    /// The blob came from another relay, which can not be told now; it may come again from there.
+    #[error("the client is at another relay by now")]
+    OtherRelay,
+    /// The client was closed before there was an answer.
+    #[error("the client is closed")]
+    Finished,
     /// No answer in time.
     #[error("the relay did not answer in time")]
     Timeout,
+}
+
+impl ClientError {
+    /// When the relay says to try again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NotAccepted { retry_after, .. } | Self::Refused { retry_after, .. } => {
+                *retry_after
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A relay other than ours gives no reason.

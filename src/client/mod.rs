@@ -1,501 +1,374 @@
-//! The library for those who talk to a relay: connect, submit, receive, acknowledge.
+//! The library for those who talk to relays: submit, subscribe, receive, acknowledge.
 //!
-//! - [`Client`]: one connection, with its handshake done
-//! - [`Options`]: who connects, and the bounds
-//! - [`ClientError`]: what can go wrong, and whether to try again
-//! - `connection`: the task that reads and writes the socket
+//! A [`Client`] speaks the native protocol (v2), connects again when a connection is lost, and asks
+//! again what was not answered, under the same ids: nothing is lost, and nothing is stored twice.
+//! [`v1`] speaks Vauchi's protocol.
 //!
 //! ```no_run
-//! use bytes::Bytes;
-//! use vauchi_relay::client::{Client, MailboxId, Options};
+//! use vauchi_relay::client::{Blob, Client, Event, MailboxKey, Options, Receipts};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let mine = MailboxId::parse(&"ab".repeat(32))?;
-//! let client = Client::connect("ws://127.0.0.1:8080", Options::unsigned(mine)).await?;
+//! let client = Client::connect(Options::new(["wss://relay.example"])).await?;
+//!
+//! // Keep the key: it is the only way into the mailbox.
+//! let key = MailboxKey::random();
+//! client.open(&key, Receipts::None).await?;
 //!
 //! // When this returns `Ok`, the relay has written the blob to its disk.
-//! let theirs = MailboxId::parse(&"cd".repeat(32))?;
-//! client.submit(theirs, Bytes::from_static(b"encrypted by you")).await?;
+//! client.submit(&Blob::new(key.mailbox(), "encrypted by you")).await?;
 //!
-//! while let Some(delivery) = client.next_delivery().await {
-//!     // Keep the blob first: acknowledging deletes it at the relay.
-//!     println!("{} bytes", delivery.body.len());
-//!     client.acknowledge(&delivery).await?;
+//! while let Some(event) = client.next().await {
+//!     if let Event::Blob(delivery) = event {
+//!         // Keep the blob first: acknowledging deletes it at the relay.
+//!         println!("{} bytes", delivery.body.len());
+//!         client.acknowledge(delivery.item).await?;
+//!         break;
+//!     }
 //! }
 //! client.close().await?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! All methods take `&self`, so several tasks may share a client; submits that run at the same time
-//! are pipelined over the one connection.
+//! All methods take `&self`, so several tasks may share a client. Requests that run at the same time
+//! are pipelined over the one connection, and acknowledgements share a frame.
+//!
+//! A sender that must not lose a blob, even if its own process dies, keeps the [`Blob`] with its
+//! secret until it is stored, and submits it again; a client may start before there is a network:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use vauchi_relay::client::{Blob, BlobSecret, Client, MailboxId, Options};
+//!
+//! # async fn example(kept: ([u8; 32], Vec<u8>)) -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::start(Options::new(["wss://a.example", "wss://b.example"]))?;
+//! let to = MailboxId::parse(&"cd".repeat(32))?;
+//! let mut blob = Blob::new(to, kept.1);
+//! blob.secret = BlobSecret::from_bytes(kept.0);
+//! blob.terms.ttl = Some(Duration::from_secs(7 * 24 * 3_600));
+//! client.submit(&blob).await?;
+//! // Second thoughts:
+//! client.cancel(blob.mailbox, &blob.secret).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Inside: [`Client`] notes what it asks (`ask`) in the `book`, which outlives connections, as does what
+//! has been `seen`. The task of `link` owns the socket and carries the book's frames; `dial` gets it a
+//! connection, `routes` knows which relay is next and when; what comes waits in the `inbox`. `key`,
+//! `blob`, [`pad`] and `options` are what a caller holds.
 
-mod connection;
+mod ask;
+mod blob;
+mod book;
+#[cfg(test)]
+mod book_tests;
+mod dial;
 mod error;
+mod inbox;
+mod key;
+mod link;
 mod options;
+pub mod pad;
 #[cfg(test)]
 pub(crate) mod played_relay;
+mod routes;
+mod seen;
+pub mod v1;
+mod v1_connection;
+mod v1_options;
 
-use bytes::Bytes;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::connection::{Connection, Outbound};
+use self::ask::{Answer, Ask, Key, Waiter, each_opened};
+pub use self::blob::{Blob, Delivery, Event, Item, Receipt, ReceiptKind, Submitted, Terms};
+use self::book::Book;
+use self::dial::Dialler;
 pub use self::error::ClientError;
-pub use self::options::{Options, Version};
-use crate::clock::Clock;
-pub use crate::ids::MailboxId;
-use crate::protocol::message::Tag;
-use crate::protocol::v1_client::{ClientRequest, Status};
+pub use self::key::{BlobSecret, MailboxKey};
+use self::link::{Link, Shared};
+pub use self::options::Options;
+use self::routes::Routes;
+pub use crate::ids::{BlobId, MailboxId};
+use crate::protocol::message::{Outgoing, Request, Submit};
+pub use crate::protocol::message_v2::Opened;
+use crate::protocol::message_v2::{Withdrawal, WithdrawalKind};
 
-/// One connection to a relay. Dropping it ends the connection without a goodbye; [`Client::close`]
-/// sees to it that everything handed over has left.
+/// Whether the senders of a mailbox's blobs may get every receipt they asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Receipts {
+    /// They learn only whether their blobs were collected in time.
+    #[default]
+    None,
+    /// They also learn when blobs were delivered and acknowledged. Live-only blobs need this.
+    All,
+}
+
+/// A client of one relay at a time. Dropping it ends the connection without a goodbye;
+/// [`Client::close`] waits for what is unanswered.
 pub struct Client {
-    connection: Connection,
-    deliveries: Mutex<mpsc::Receiver<Delivery>>,
-    clock: Clock,
-    version: Version,
-    answer_timeout: std::time::Duration,
+    shared: Arc<Shared>,
+    submits: Room,
+    submit_bytes: Room,
+    requests: Room,
+    pads: bool,
     message_bytes_max: usize,
-    relay_version: String,
-    features: Vec<String>,
-    /// Reads and writes the socket; ends with the client.
+    /// Owns the socket; ends with the client.
     _task: AbortOnDropHandle<()>,
 }
 
-/// The relay keeps the blob; it survives a crash of the relay.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
-    /// The name under which the blob was submitted.
-    pub message_id: String,
+/// A bound on what may be unanswered.
+struct Room {
+    semaphore: Arc<Semaphore>,
+    max: usize,
 }
 
-/// A blob from the client's mailbox.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Delivery {
-    tag: Tag,
-    /// The blob.
-    pub body: Bytes,
-}
-
-impl Delivery {
-    /// The relay's name for the blob, the same each time it is delivered. A UUID with our relay, but
-    /// anything that a relay likes; do not use it as a file name unseen.
-    pub fn id(&self) -> &str {
-        self.tag.name()
+impl Room {
+    fn new(max: usize) -> Self {
+        let max = max.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            semaphore: Arc::new(Semaphore::new(max)),
+            max,
+        }
     }
-}
 
-impl std::fmt::Debug for Delivery {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Delivery({} bytes)", self.body.len())
+    /// Waits until there is room. What is larger than all of it waits until it is alone.
+    async fn take(&self, amount: usize) -> Result<OwnedSemaphorePermit, ClientError> {
+        let amount = u32::try_from(amount.min(self.max)).unwrap_or(u32::MAX);
+        let semaphore = Arc::clone(&self.semaphore);
+        let permit = semaphore.acquire_many_owned(amount).await;
+        permit.map_err(|_| ClientError::Finished)
     }
 }
 
 impl Client {
-    /// Connects to `url` (`ws://host:port`) and opens the mailbox that the options name. Returns when
-    /// the relay has accepted the handshake.
-    pub async fn connect(url: &str, options: Options) -> Result<Self, ClientError> {
-        let opening = connection::open(url, &options);
-        let opened = tokio::time::timeout(options.connect_timeout, opening)
-            .await
-            .map_err(|_| ClientError::Timeout)??;
-        let (deliver, deliveries) = mpsc::channel(options.deliveries_max.max(1));
-        let deliver = options.keeps_deliveries.then_some(deliver);
-        let (connection, run) = Connection::new(
-            opened.socket,
-            options.version,
-            options.in_flight_max,
-            deliver,
-        );
+    /// Connects to the first relay that answers. An error when none does, each tried once; from then on
+    /// the client connects again by itself.
+    pub async fn connect(options: Options) -> Result<Self, ClientError> {
+        let (tell, told) = oneshot::channel();
+        let client = Self::launch(options, Some(tell))?;
+        told.await.map_err(|_| ClientError::Finished)??;
+        Ok(client)
+    }
+
+    /// As [`Client::connect`], without waiting for a connection: what is asked meanwhile waits for one.
+    /// Must be called within a tokio runtime.
+    pub fn start(options: Options) -> Result<Self, ClientError> {
+        Self::launch(options, None)
+    }
+
+    fn launch(
+        options: Options,
+        first: Option<oneshot::Sender<Result<(), ClientError>>>,
+    ) -> Result<Self, ClientError> {
+        let book = Book::new(options.window_blobs, options.window_bytes);
+        let shared = Arc::new(Shared::new(book));
+        let link = Link {
+            shared: Arc::clone(&shared),
+            dialler: Dialler::new(&options)?,
+            routes: Routes::new(&options.relays, options.backoff_base, options.backoff_max),
+            relays: options.relays.len(),
+            give_up_after: options.give_up_after,
+            first,
+        };
         Ok(Self {
-            connection,
-            deliveries: Mutex::new(deliveries),
-            clock: options.clock,
-            version: options.version,
-            answer_timeout: options.answer_timeout,
+            shared,
+            submits: Room::new(options.submits_max),
+            submit_bytes: Room::new(options.submit_bytes_max),
+            requests: Room::new(options.requests_max),
+            pads: options.pads,
             message_bytes_max: options.message_bytes_max,
-            relay_version: opened.relay_version,
-            features: opened.features,
-            _task: AbortOnDropHandle::new(tokio::spawn(run)),
+            _task: AbortOnDropHandle::new(tokio::spawn(link.run())),
         })
     }
 
-    /// The relay's version, as it says.
-    pub fn relay_version(&self) -> &str {
-        &self.relay_version
+    /// Whether there is a connection at this moment.
+    pub fn is_connected(&self) -> bool {
+        self.shared.book().is_connected()
     }
 
-    /// What the relay says that it serves.
-    pub fn features(&self) -> &[String] {
-        &self.features
-    }
-
-    /// Hands in a blob for `mailbox` and waits until the relay has stored or refused it. Waits first
-    /// while [`Options::in_flight_max`] submits have no answer yet.
+    /// Hands in a blob and waits until a relay has stored or refused it, over as many connections as
+    /// that takes. Waits first while as much as [`Options`] allow has no answer yet.
     ///
-    /// After [`ClientError::Timeout`], [`ClientError::Lost`] or [`ClientError::Closed`] the blob may
-    /// or may not be stored.
-    pub async fn submit(&self, mailbox: MailboxId, body: Bytes) -> Result<Stored, ClientError> {
-        let answer = self.submit_unanswered(mailbox, &body);
-        tokio::time::timeout(self.answer_timeout, answer)
-            .await
-            .map_err(|_| ClientError::Timeout)?
-    }
-
-    async fn submit_unanswered(
-        &self,
-        recipient: MailboxId,
-        body: &[u8],
-    ) -> Result<Stored, ClientError> {
-        let _permit = self.connection.permit().await?;
-        let tag = fresh_tag();
-        let request = ClientRequest::Submit { recipient, body };
-        let frame = self.version.encode(&tag, request, self.clock.now());
-        if frame.len() > self.message_bytes_max {
+    /// Whoever drops the future does not take the blob back; [`Client::cancel`] does.
+    pub async fn submit(&self, blob: &Blob) -> Result<Submitted, ClientError> {
+        let limit = self.shared.book().limits();
+        let bytes_max = limit
+            .and_then(|limits| usize::try_from(limits.blob_bytes_max).ok())
+            .unwrap_or(self.message_bytes_max);
+        if blob.body.len() > bytes_max {
             return Err(ClientError::TooLarge {
-                bytes: frame.len(),
-                bytes_max: self.message_bytes_max,
+                bytes: blob.body.len(),
+                bytes_max,
             });
         }
+        let body = match self.pads && !blob.terms.v1_ok {
+            true => pad::pad(blob.body.clone(), bytes_max),
+            false => blob.body.clone(),
+        };
+        let room = vec![
+            self.submits.take(1).await?,
+            self.submit_bytes.take(body.len()).await?,
+        ];
+        let request = Request::Submit(Submit {
+            recipient: blob.mailbox,
+            id: Some(blob.id()),
+            sender_id: None,
+            terms: blob.terms.clone(),
+            body,
+        });
+        match self.ask(Ask::Request(request), room).await? {
+            Outgoing::Stored {
+                expires_at,
+                duplicate,
+                ..
+            } => Ok(Submitted::Stored {
+                expires_at,
+                duplicate,
+            }),
+            Outgoing::Handed { .. } => Ok(Submitted::Handed),
+            _ => Err(ClientError::Protocol("the answer is one to something else")),
+        }
+    }
+
+    /// Opens a mailbox; what is in it, and what comes, is given by [`Client::next`]. It is opened again
+    /// after each reconnect.
+    pub async fn open(&self, key: &MailboxKey, receipts: Receipts) -> Result<Opened, ClientError> {
+        let opened = self.open_each(std::slice::from_ref(key), receipts).await?;
+        let too_few = ClientError::Protocol("too few mailboxes in the answer");
+        opened.into_iter().next().unwrap_or(Err(too_few))
+    }
+
+    /// As [`Client::open`], many in one request: what became of each, in the order asked.
+    pub async fn open_each(
+        &self,
+        keys: &[MailboxKey],
+        receipts: Receipts,
+    ) -> Result<Vec<Result<Opened, ClientError>>, ClientError> {
+        let room = vec![self.requests.take(1).await?];
+        let keys = keys.iter().map(|key| Key {
+            key: key.clone(),
+            tells_senders: receipts == Receipts::All,
+        });
+        let answer = self.ask(Ask::Open(keys.collect()), room).await?;
+        each_opened(answer)
+    }
+
+    /// Closes mailboxes; what has come from them may still be taken, but no longer acknowledged.
+    pub async fn unsubscribe(&self, mailboxes: &[MailboxId]) -> Result<(), ClientError> {
+        let room = vec![self.requests.take(1).await?];
         let (tell, told) = oneshot::channel();
-        let _waiting = self.connection.await_answer(&tag, tell)?;
-        self.connection.send(Outbound::Frame(frame)).await?;
-        match told.await.map_err(|_| self.connection.ended())? {
-            Status::Failed {
-                code,
-                message,
-                retry_after,
-            } => Err(ClientError::Refused {
-                code,
-                message,
-                retry_after,
-            }),
-            // Only these two kinds are handed to who waits; see `connection`.
-            Status::Stored | Status::Delivered | Status::ReceivedByRecipient => Ok(Stored {
-                message_id: tag.name().into(),
-            }),
-        }
+        let waiter = Waiter { tell, room };
+        self.shared.book().unsubscribe(mailboxes.to_vec(), waiter);
+        self.answered(told).await.map(drop)
     }
 
-    /// The next blob, waiting until there is one. `None` when the connection has ended, after all that
-    /// came before; [`Client::ended`] says why.
+    /// The next thing that comes, waiting until there is one; `None` when the client has ended
+    /// ([`Client::ended`] says why), after all that came before.
     ///
-    /// At most [`Options::deliveries_max`] blobs wait here. Beyond that nothing more is read from the
-    /// relay, answers included: a client that submits must take its deliveries too, or say with
-    /// [`Options::keeps_deliveries`] that it wants none.
-    pub async fn next_delivery(&self) -> Option<Delivery> {
-        self.deliveries.lock().await.recv().await
-    }
-
-    /// Tells the relay that the blob has arrived; the relay then deletes it. There is no answer;
-    /// [`Client::close`] makes sure that it leaves.
-    pub async fn acknowledge(&self, delivery: &Delivery) -> Result<(), ClientError> {
-        let request = ClientRequest::Acknowledge {
-            delivery: &delivery.tag,
-        };
-        let frame = self.version.encode(&fresh_tag(), request, self.clock.now());
-        self.connection.send(Outbound::Frame(frame)).await
-    }
-
-    /// Why the connection has ended; `None` while it has not.
-    pub fn ended(&self) -> Option<ClientError> {
-        self.connection.has_ended()
-    }
-
-    /// Sends what is left, says goodbye and waits for the relay's. An error when the connection had
-    /// ended for another reason before.
-    pub async fn close(self) -> Result<(), ClientError> {
-        // Who closes wants no more deliveries; a full buffer must not keep the goodbye from being read.
-        self.deliveries.lock().await.close();
-        if self.connection.send(Outbound::Close).await.is_ok() {
-            self.connection.wait_for_end().await;
-        }
-        match self.connection.ended() {
-            // 1000 is what the relay echoes to our own goodbye.
-            ClientError::Closed { code: 1000, .. } => Ok(()),
-            error => Err(error),
+    /// A blob is given once by each client, also over reconnects, as long as it stays with one relay
+    /// and leaves fewer than 4,096 unacknowledged.
+    pub async fn next(&self) -> Option<Event> {
+        loop {
+            let arrived = self.shared.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            {
+                let mut book = self.shared.book();
+                if let Some(event) = book.inbox.take() {
+                    self.shared.taken.notify_one();
+                    return Some(event);
+                }
+                if book.ended().is_some() {
+                    return None;
+                }
+            }
+            arrived.await;
         }
     }
-}
 
-/// A name that no other request has.
-fn fresh_tag() -> Tag {
-    Tag::Name(uuid::Uuid::new_v4().to_string().into())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use futures_util::{SinkExt, StreamExt, future::join_all};
-    use tokio::net::TcpListener;
-    use tokio_tungstenite::tungstenite::protocol::Message;
-
-    use super::played_relay::{Relay, listen};
-    use super::*;
-    use crate::auth::{Verified, verify_v1_handshake};
-    use crate::clock::Timestamp;
-    use crate::ids::BlobId;
-    use crate::protocol::message::{self, Outgoing, Refused, Request};
-    use crate::protocol::v1;
-
-    fn mine() -> MailboxId {
-        MailboxId::from_bytes([0xAB; 32])
+    /// What [`Client::next`] gives, as a stream.
+    pub fn events(&self) -> impl Stream<Item = Event> + '_ {
+        futures_util::stream::unfold(self, async |client| {
+            let event = client.next().await?;
+            Some((event, client))
+        })
     }
 
-    /// A client and the relay's end, with the handshake done.
-    async fn connected(options: Options) -> (Client, Relay) {
-        let (url, accept) = listen().await;
-        let relay = async {
-            let mut relay = accept.await;
-            relay.handshake().await;
-            relay.send(Outgoing::HandshakeAccepted).await;
-            relay
-        };
-        let (client, relay) = tokio::join!(Client::connect(&url, options), relay);
-        (client.unwrap(), relay)
+    /// Tells the relay that a blob or receipt has arrived; when this returns `Ok` it is deleted there.
+    pub async fn acknowledge(&self, item: Item) -> Result<(), ClientError> {
+        let room = vec![self.requests.take(1).await?];
+        let (tell, told) = oneshot::channel();
+        self.shared.book().acknowledge(item, Waiter { tell, room });
+        self.answered(told).await.map(drop)
     }
 
-    #[tokio::test]
-    async fn a_signed_handshake_is_one_that_the_relay_can_verify() {
-        let (url, accept) = listen().await;
-        let options = Options::signed(ed25519_dalek::SigningKey::from_bytes(&[3; 32]));
-        let now = options.clock.now();
-        let relay = async {
-            let mut relay = accept.await;
-            let handshake = relay.handshake().await;
-            relay.send(Outgoing::HandshakeAccepted).await;
-            handshake
-        };
-        let (client, handshake) = tokio::join!(Client::connect(&url, options), relay);
-        assert_eq!(verify_v1_handshake(&handshake, now), Ok(Verified::Proven));
-        let client = client.unwrap();
-        assert_eq!(client.relay_version(), env!("CARGO_PKG_VERSION"));
-        assert_eq!(client.features(), v1::FEATURES);
+    /// Takes a blob back, if it is still there; a receipt tells whether it was.
+    pub async fn cancel(&self, mailbox: MailboxId, secret: &BlobSecret) -> Result<(), ClientError> {
+        self.withdraw(mailbox, secret, WithdrawalKind::Cancel).await
     }
 
-    #[tokio::test]
-    async fn answers_find_their_submits_in_any_order() {
-        let (client, mut relay) = connected(Options::unsigned(mine())).await;
-        let submit = |n: u8| client.submit(mine(), Bytes::from(vec![n]));
-        let answer = async {
-            let mut tags = Vec::new();
-            for _ in 0..3 {
-                let (tag, request) = relay.request().await.unwrap();
-                let Request::Submit(submit) = request else {
-                    panic!("{request:?}")
-                };
-                tags.push((submit.body[0], tag));
-            }
-            for (n, tag) in tags.into_iter().rev() {
-                let refused = Refused {
-                    code: "quota",
-                    message: "full".into(),
-                    retry_after: Some(Duration::from_secs(7)),
-                };
-                let tag_again = Some(tag.clone());
-                relay
-                    .send(match n {
-                        2 => Outgoing::Refused {
-                            tag: tag_again,
-                            refused,
-                        },
-                        _ => Outgoing::Stored {
-                            tag,
-                            expires_at: Timestamp::default(),
-                            duplicate: false,
-                        },
-                    })
-                    .await;
-            }
-        };
-        let (answers, ()) = tokio::join!(join_all((1..=3).map(submit)), answer);
-        assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
-        assert_eq!(
-            answers[1],
-            Err(ClientError::Refused {
-                code: "quota".to_owned(),
-                message: "full".to_owned(),
-                retry_after: Some(Duration::from_secs(7)),
-            })
-        );
-    }
-
-    #[tokio::test]
-    async fn a_delivery_is_acknowledged_under_its_own_id_before_the_goodbye() {
-        let (client, mut relay) = connected(Options::unsigned(mine())).await;
-        relay.deliver(5).await;
-        let delivery = client.next_delivery().await.unwrap();
-        assert_eq!(delivery.body, [5; 3][..]);
-        assert_eq!(delivery.id(), "05050505-0505-0505-0505-050505050505");
-        client.acknowledge(&delivery).await.unwrap();
-        let heard = async {
-            let acknowledged = relay.request().await.unwrap().1;
-            (acknowledged, relay.request().await)
-        };
-        let (closed, (acknowledged, after)) = tokio::join!(client.close(), heard);
-        let id = BlobId::from_bytes([5; 16]);
-        assert_eq!(acknowledged, Request::Acknowledge(Some(id)));
-        assert_eq!((after, closed), (None, Ok(())));
-    }
-
-    #[tokio::test]
-    async fn a_close_code_reaches_everyone_who_waits() {
-        let (client, mut relay) = connected(Options::unsigned(mine())).await;
-        relay.deliver(1).await;
-        let goodbye = async {
-            relay.request().await.unwrap();
-            relay.close(1013, "too slow").await;
-        };
-        let (stored, ()) = tokio::join!(client.submit(mine(), Bytes::new()), goodbye);
-        let closed = ClientError::Closed {
-            code: 1013,
-            reason: "too slow".to_owned(),
-        };
-        assert_eq!(stored, Err(closed.clone()));
-        assert!(client.next_delivery().await.is_some());
-        assert_eq!(client.next_delivery().await, None);
-        assert_eq!(client.ended(), Some(closed.clone()));
-        assert_eq!(
-            client.submit(mine(), Bytes::new()).await,
-            Err(closed.clone())
-        );
-        assert_eq!(client.close().await, Err(closed));
-    }
-
-    #[tokio::test]
-    async fn a_refused_handshake_says_why() {
-        let (url, accept) = listen().await;
-        let relay = async {
-            let mut relay = accept.await;
-            relay.handshake().await;
-            relay.close(4401, "not yours").await;
-        };
-        let (client, ()) = tokio::join!(Client::connect(&url, Options::unsigned(mine())), relay);
-        let closed = ClientError::Closed {
-            code: 4401,
-            reason: "not yours".to_owned(),
-        };
-        assert_eq!(client.err(), Some(closed));
-    }
-
-    #[tokio::test]
-    async fn a_client_that_wants_no_deliveries_is_not_held_up_by_them() {
-        let mut options = Options::unsigned(mine());
-        options.keeps_deliveries = false;
-        options.deliveries_max = 1;
-        let (client, mut relay) = connected(options).await;
-        for n in 0..10 {
-            relay.deliver(n).await;
-        }
-        let answer = async {
-            let (tag, _) = relay.request().await.unwrap();
-            relay
-                .send(Outgoing::Stored {
-                    tag,
-                    expires_at: Timestamp::default(),
-                    duplicate: false,
-                })
-                .await;
-        };
-        let (stored, ()) = tokio::join!(client.submit(mine(), Bytes::new()), answer);
-        assert!(stored.is_ok(), "{stored:?}");
-        assert_eq!(client.next_delivery().await, None);
-    }
-
-    #[tokio::test]
-    async fn both_sides_may_send_large_frames_at_once() {
-        let mut options = Options::unsigned(mine());
-        options.keeps_deliveries = false;
-        let (client, relay) = connected(options).await;
-        let (mut sink, mut stream) = relay.0.split();
-        let body = Bytes::from(vec![200; 250_000]);
-        let delivery = v1::encode(
-            &Outgoing::Delivery(message::Delivery {
-                id: BlobId::from_bytes([1; 16]),
-                mailbox_as_spelt: mine().to_hex().into(),
-                sender_id: None,
-                body: body.clone(),
-            }),
-            Timestamp::default(),
-        );
-        let submits = join_all((0..8).map(|_| client.submit(mine(), body.clone())));
-        let play = async {
-            // Writes all of its own before it reads anything.
-            for _ in 0..8 {
-                sink.send(Message::Binary(delivery.clone())).await.unwrap();
-            }
-            for _ in 0..8 {
-                let frame = stream.next().await.unwrap().unwrap().into_data();
-                let tag = v1::tag_of(&frame).unwrap();
-                let answer = v1::encode(
-                    &Outgoing::Stored {
-                        tag,
-                        expires_at: Timestamp::default(),
-                        duplicate: false,
-                    },
-                    Timestamp::default(),
-                );
-                sink.send(Message::Binary(answer)).await.unwrap();
-            }
-        };
-        let (stored, ()) = tokio::join!(submits, play);
-        assert!(stored.iter().all(Result::is_ok), "{stored:?}");
-    }
-
-    #[tokio::test]
-    async fn a_ping_is_answered_while_nothing_is_sent() {
-        let (_client, mut relay) = connected(Options::unsigned(mine())).await;
-        relay
-            .0
-            .send(Message::Ping(Bytes::from_static(b"?")))
+    /// Has a blob kept for so long from now, if it is still there and that is longer.
+    pub async fn extend(
+        &self,
+        mailbox: MailboxId,
+        secret: &BlobSecret,
+        ttl: Duration,
+    ) -> Result<(), ClientError> {
+        self.withdraw(mailbox, secret, WithdrawalKind::Extend(ttl))
             .await
-            .unwrap();
-        let pong = relay.0.next().await.unwrap().unwrap();
-        assert_eq!(pong, Message::Pong(Bytes::from_static(b"?")));
     }
 
-    #[tokio::test]
-    async fn too_large_a_blob_is_refused_before_it_is_sent() {
-        let mut options = Options::unsigned(mine());
-        options.message_bytes_max = 1_000;
-        let (client, _relay) = connected(options).await;
-        let stored = client.submit(mine(), Bytes::from(vec![0; 1_000])).await;
-        assert!(
-            matches!(stored, Err(ClientError::TooLarge { .. })),
-            "{stored:?}"
-        );
+    async fn withdraw(
+        &self,
+        mailbox: MailboxId,
+        secret: &BlobSecret,
+        kind: WithdrawalKind,
+    ) -> Result<(), ClientError> {
+        let room = vec![self.requests.take(1).await?];
+        let request = Request::Withdraw(Withdrawal {
+            mailbox,
+            secret: *secret.expose(),
+            kind,
+        });
+        self.ask(Ask::Request(request), room).await.map(drop)
     }
 
-    #[tokio::test]
-    async fn a_silent_relay_is_a_timeout() {
-        let (url, accept) = listen().await;
-        let mut options = Options::unsigned(mine());
-        options.connect_timeout = Duration::from_millis(50);
-        let (client, _relay) = tokio::join!(Client::connect(&url, options), accept);
-        assert_eq!(client.err(), Some(ClientError::Timeout));
-
-        let mut options = Options::unsigned(mine());
-        options.answer_timeout = Duration::from_millis(50);
-        let (client, _relay) = connected(options).await;
-        let stored = client.submit(mine(), Bytes::new()).await;
-        assert_eq!(stored, Err(ClientError::Timeout));
+    async fn ask(
+        &self,
+        ask: Ask,
+        room: Vec<OwnedSemaphorePermit>,
+    ) -> Result<Outgoing, ClientError> {
+        let (tell, told) = oneshot::channel();
+        self.shared.book().ask(ask, Waiter { tell, room });
+        self.answered(told).await
     }
 
-    #[tokio::test]
-    async fn a_relay_that_is_not_there_is_unreachable() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("ws://{}", listener.local_addr().unwrap());
-        drop(listener);
-        let connect = |url: String| async move {
-            let client = Client::connect(&url, Options::unsigned(mine())).await;
-            client.err().unwrap()
-        };
-        assert!(matches!(connect(url).await, ClientError::Unreachable(_)));
-        for url in ["", "127.0.0.1:8080", "http://x", "wss://x", "ws://"] {
-            let error = connect(url.to_owned()).await;
-            assert!(matches!(error, ClientError::Url(_)), "{url}: {error:?}");
+    async fn answered(&self, told: oneshot::Receiver<Answer>) -> Answer {
+        self.shared.asked.notify_one();
+        told.await.map_err(|_| ClientError::Finished)?
+    }
+
+    /// Why the client has ended; `None` while it has not.
+    pub fn ended(&self) -> Option<ClientError> {
+        self.shared.book().ended().cloned()
+    }
+
+    /// Waits until everything asked is answered, says goodbye and ends. Takes as long as that takes: put
+    /// a timeout around it, or set [`Options::give_up_after`].
+    pub async fn close(self) -> Result<(), ClientError> {
+        self.shared.book().close();
+        self.shared.asked.notify_one();
+        // What is left untaken must not keep answers from being read.
+        while self.next().await.is_some() {}
+        match self.ended() {
+            Some(ClientError::Finished) | None => Ok(()),
+            Some(why) => Err(why),
         }
     }
 }

@@ -1,124 +1,60 @@
-//! Who connects to a relay, and the bounds of the connection.
+//! Which relays, and the bounds of a client.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
-use ed25519_dalek::{Signer, SigningKey};
-
-use crate::clock::{Clock, Timestamp};
-use crate::ids::MailboxId;
-use crate::protocol::message::{HandshakeProof, Tag};
-use crate::protocol::proof;
-use crate::protocol::v1_client::{
-    BadFrame, ClientHandshake, ClientRequest, ServerFrame, decode_server_frame, encode_request,
-};
-
-/// Which protocol to speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Version {
-    /// Vauchi's length-prefixed JSON.
-    #[default]
-    V1,
-}
-
-impl Version {
-    pub(super) fn encode(self, tag: &Tag, request: ClientRequest<'_>, now: Timestamp) -> Bytes {
-        match self {
-            Self::V1 => encode_request(tag, request, now),
-        }
-    }
-
-    pub(super) fn decode(self, frame: &[u8]) -> Result<ServerFrame, BadFrame> {
-        match self {
-            Self::V1 => decode_server_frame(frame),
-        }
-    }
-}
-
-/// How to connect. Made by [`Options::unsigned`] or [`Options::signed`]; change what you like.
-#[derive(Clone)]
+/// How to connect. Made by [`Options::new`]; change what you like.
+#[derive(Debug, Clone)]
 pub struct Options {
-    client_id: MailboxId,
-    identity: Option<SigningKey>,
-    /// Which protocol to speak.
-    pub version: Version,
-    /// The mailbox to open instead of the client's own; never proven.
-    pub routing_token: Option<MailboxId>,
-    /// Senders shall get no notice because of this connection.
-    pub suppress_presence: bool,
-    /// Whether deliveries are kept for [`Client::next_delivery`](super::Client::next_delivery). Without,
-    /// they are dropped unacknowledged and the relay keeps them for the next connection.
-    pub keeps_deliveries: bool,
-    /// The largest frame, in either direction.
+    /// The relays to use, the first that answers. `ws://host:port` or `wss://host`.
+    pub relays: Vec<String>,
+    /// The certificates (PEM) that `wss://` is checked against; the system's when there is none.
+    pub authorities: Option<PathBuf>,
+    /// Whether blobs are padded ([`super::pad`]). Those that v1 clients may see never are, because v1
+    /// clients do not know of it.
+    pub pads: bool,
+    /// How many submits may be without an answer; one more waits.
+    pub submits_max: usize,
+    /// How many bytes of blobs may be without an answer; one more waits.
+    pub submit_bytes_max: usize,
+    /// How many other requests and acknowledgements may be without an answer; one more waits.
+    pub requests_max: usize,
+    /// How many blobs may be delivered and not acknowledged. Relays grant at most 1,024 by default.
+    pub window_blobs: u32,
+    /// How many bytes of them.
+    pub window_bytes: u64,
+    /// The largest frame from a relay.
     pub message_bytes_max: usize,
-    /// How many submits may be without an answer.
-    pub in_flight_max: usize,
-    /// How many deliveries may wait to be taken.
-    pub deliveries_max: usize,
-    /// How long connecting may take, the handshake included.
+    /// How long connecting may take, until the relay's welcome.
     pub connect_timeout: Duration,
-    /// How long a submit may take.
-    pub answer_timeout: Duration,
-    /// Tells the time that goes into frames.
-    pub clock: Clock,
+    /// The wait before the first reconnect is drawn from zero to this; it doubles with each failure.
+    pub backoff_base: Duration,
+    /// What the doubling ends at.
+    pub backoff_max: Duration,
+    /// After so long without any connection the client ends, and with it what is unanswered. `None`
+    /// tries for ever.
+    pub give_up_after: Option<Duration>,
 }
 
 impl Options {
-    /// Says that the client is `client_id` and proves nothing.
-    pub fn unsigned(client_id: MailboxId) -> Self {
+    /// These relays and the default bounds.
+    pub fn new<Url: Into<String>>(relays: impl IntoIterator<Item = Url>) -> Self {
         Self {
-            client_id,
-            identity: None,
-            version: Version::default(),
-            routing_token: None,
-            suppress_presence: false,
-            keeps_deliveries: true,
-            // Four times the relay's default for one frame.
+            relays: relays.into_iter().map(Into::into).collect(),
+            authorities: None,
+            pads: true,
+            submits_max: 256,
+            submit_bytes_max: 16 << 20,
+            requests_max: 1_024,
+            // The relay's defaults.
+            window_blobs: 64,
+            window_bytes: 4 << 20,
+            // Four times the relay's default for one blob.
             message_bytes_max: 4 << 20,
-            in_flight_max: 64,
-            // A v1 frame of 1 MiB holds at most 512 KiB of blob: 64 of them are 32 MiB.
-            deliveries_max: 64,
             connect_timeout: Duration::from_secs(10),
-            answer_timeout: Duration::from_secs(30),
-            clock: Clock::system(),
+            backoff_base: Duration::from_millis(250),
+            backoff_max: Duration::from_secs(30),
+            give_up_after: None,
         }
-    }
-
-    /// Proves to be the client whose id is the public key of `identity`.
-    pub fn signed(identity: SigningKey) -> Self {
-        let client_id = MailboxId::from_bytes(identity.verifying_key().to_bytes());
-        Self {
-            identity: Some(identity),
-            ..Self::unsigned(client_id)
-        }
-    }
-
-    /// Who connects.
-    pub fn client_id(&self) -> MailboxId {
-        self.client_id
-    }
-
-    pub(super) fn handshake(&self) -> ClientHandshake {
-        ClientHandshake {
-            client_id: self.client_id,
-            routing_token: self.routing_token,
-            suppress_presence: self.suppress_presence,
-            proof: self
-                .identity
-                .as_ref()
-                .map_or(HandshakeProof::Unsigned, |key| sign(key, self.clock.now())),
-        }
-    }
-}
-
-fn sign(identity: &SigningKey, now: Timestamp) -> HandshakeProof {
-    let nonce: [u8; 32] = rand::random();
-    let timestamp_secs = now.secs();
-    let signature = identity.sign(&proof::v1_handshake(&nonce, timestamp_secs));
-    HandshakeProof::Signed {
-        public_key: identity.verifying_key().to_bytes(),
-        nonce,
-        timestamp_secs,
-        signature: signature.to_bytes(),
     }
 }

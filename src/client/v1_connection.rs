@@ -11,18 +11,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
+use tokio_tungstenite::connect_async_tls_with_config;
 use tokio_tungstenite::tungstenite::Error as SocketError;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
-use super::{ClientError, Delivery, Options, Version, fresh_tag};
+use super::ClientError;
+use super::dial::{Socket, closed, connector, is_tls, lost, not_connected, request};
+use super::v1::{Delivery, Options, fresh_tag};
 use crate::protocol::message::Tag;
-use crate::protocol::v1_client::{ClientRequest, ServerFrame, Status};
+use crate::protocol::v1_client::{
+    ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,
+};
 
 /// Frames that wait to be written; whoever wants to add one more waits.
 const OUTBOUND_MAX: usize = 64;
@@ -41,8 +42,6 @@ const READ_BUFFER_BYTES: usize = 16 << 10;
 /// Room in the write buffer beside one whole message, for pongs and the goodbye.
 const WRITE_BUFFER_SPARE_BYTES: usize = 64 << 10;
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
-
 /// A connection with its handshake done.
 pub(super) struct Opened {
     pub(super) socket: Socket,
@@ -58,16 +57,16 @@ pub(super) async fn open(url: &str, options: &Options) -> Result<Opened, ClientE
         .max_write_buffer_size(options.message_bytes_max + WRITE_BUFFER_SPARE_BYTES)
         .max_message_size(Some(options.message_bytes_max))
         .max_frame_size(Some(options.message_bytes_max));
-    let (mut socket, _) = connect_async_with_config(parse_url(url)?, Some(config), true)
-        .await
-        .map_err(not_connected)?;
+    let connector = connector(is_tls(url), options.authorities.as_deref())?;
+    let (mut socket, _) =
+        connect_async_tls_with_config(request(url)?, Some(config), true, Some(connector))
+            .await
+            .map_err(not_connected)?;
     let handshake = options.handshake();
-    let request = ClientRequest::Handshake(&handshake);
-    let frame = options
-        .version
-        .encode(&fresh_tag(), request, options.clock.now());
+    let hello = ClientRequest::Handshake(&handshake);
+    let frame = encode_request(&fresh_tag(), hello, options.clock.now());
     socket.send(Message::Binary(frame)).await.map_err(lost)?;
-    let (relay_version, features) = welcome(&mut socket, options.version).await?;
+    let (relay_version, features) = welcome(&mut socket).await?;
     Ok(Opened {
         socket,
         relay_version,
@@ -75,43 +74,8 @@ pub(super) async fn open(url: &str, options: &Options) -> Result<Opened, ClientE
     })
 }
 
-fn parse_url(url: &str) -> Result<Request, ClientError> {
-    if url.starts_with("wss://") {
-        let why = "wss:// needs TLS, which this client leaves to a proxy; use ws:// to reach it";
-        return Err(ClientError::Url(why.to_owned()));
-    }
-    if !url.starts_with("ws://") {
-        let why = "it must look like ws://host:port";
-        return Err(ClientError::Url(why.to_owned()));
-    }
-    url.into_client_request()
-        .map_err(|error| ClientError::Url(error.to_string()))
-}
-
-fn not_connected(error: SocketError) -> ClientError {
-    match error {
-        SocketError::Io(error) => ClientError::Unreachable(error.to_string()),
-        SocketError::Url(error) => ClientError::Url(error.to_string()),
-        SocketError::Http(response) => ClientError::NotAccepted {
-            status: response.status().as_u16(),
-            retry_after: retry_after(&response),
-        },
-        other => ClientError::Unreachable(format!("this is no relay: {other}")),
-    }
-}
-
-fn retry_after<Body>(
-    response: &tokio_tungstenite::tungstenite::http::Response<Body>,
-) -> Option<Duration> {
-    let seconds = response.headers().get("retry-after")?.to_str().ok()?;
-    seconds.parse().ok().map(Duration::from_secs)
-}
-
 /// Waits for the answer to the handshake.
-async fn welcome(
-    socket: &mut Socket,
-    version: Version,
-) -> Result<(String, Vec<String>), ClientError> {
+async fn welcome(socket: &mut Socket) -> Result<(String, Vec<String>), ClientError> {
     loop {
         let frame = match socket.next().await {
             Some(Ok(Message::Binary(frame))) => frame,
@@ -120,7 +84,7 @@ async fn welcome(
             Some(Err(error)) => return Err(lost(error)),
             None => return Err(ClientError::Lost("no answer to the handshake".to_owned())),
         };
-        match version.decode(&frame) {
+        match decode_server_frame(&frame) {
             Ok(ServerFrame::HandshakeAck {
                 server_version,
                 features,
@@ -147,26 +111,6 @@ async fn welcome(
             }
             Err(bad) => return Err(ClientError::Protocol(bad.0)),
         }
-    }
-}
-
-fn lost(error: SocketError) -> ClientError {
-    match error {
-        SocketError::Capacity(_) => ClientError::Protocol("a frame is over message_bytes_max"),
-        other => ClientError::Lost(other.to_string()),
-    }
-}
-
-fn closed(frame: Option<CloseFrame>) -> ClientError {
-    match frame {
-        Some(frame) => ClientError::Closed {
-            code: frame.code.into(),
-            reason: frame.reason.to_string(),
-        },
-        None => ClientError::Closed {
-            code: 1005,
-            reason: String::new(),
-        },
     }
 }
 
@@ -210,7 +154,6 @@ impl Connection {
     /// The client's end, and the task to run.
     pub(super) fn new(
         socket: Socket,
-        version: Version,
         in_flight_max: usize,
         deliver: Option<mpsc::Sender<Delivery>>,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
@@ -224,7 +167,7 @@ impl Connection {
         let task = async move {
             let (sink, stream) = socket.split();
             let why = tokio::select! {
-                why = read(stream, version, &task_shared, deliver) => why,
+                why = read(stream, &task_shared, deliver) => why,
                 why = write(sink, to_write) => why,
             };
             task_shared.end(why);
@@ -302,13 +245,12 @@ impl Drop for Waiting<'_> {
 /// Reads until the connection ends, and says why it did.
 async fn read(
     mut stream: SplitStream<Socket>,
-    version: Version,
     shared: &Shared,
     deliver: Option<mpsc::Sender<Delivery>>,
 ) -> ClientError {
     loop {
         match stream.next().await {
-            Some(Ok(Message::Binary(frame))) => match version.decode(&frame) {
+            Some(Ok(Message::Binary(frame))) => match decode_server_frame(&frame) {
                 Ok(frame) => take(frame, shared, deliver.as_ref()).await,
                 Err(bad) => return ClientError::Protocol(bad.0),
             },

@@ -1,0 +1,133 @@
+//! `vauchi-relay keygen`: a mailbox of one's own; and how its key lies in a file.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use data_encoding::HEXLOWER;
+use serde_json::json;
+
+use super::Usage;
+use crate::client::{MailboxId, MailboxKey};
+use crate::ids::parse_hex;
+
+/// The first word in a key file.
+const WORD: &str = "vauchi-relay-mailbox";
+const ED25519: &str = "ed25519";
+const SECRET: &str = "secret";
+
+/// Make a mailbox that only you can open. Writes its key to a file of your own and prints its address,
+/// for those who shall send to it.
+///
+/// There is nothing to register: any relay will do. Who loses the file loses the mailbox.
+///
+/// Exit codes: 0 made; 1 not, with the reason on stderr.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Where the key goes; a file that is there is not overwritten
+    file: PathBuf,
+
+    /// A secret instead of a key pair: cheaper to open by the hundred, but the relay is shown it, so
+    /// make one for each relay
+    #[arg(long)]
+    secret: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Makes a key, writes it down, prints the mailbox.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let bytes: [u8; 32] = rand::random();
+    let (kind, key) = match args.secret {
+        true => (SECRET, MailboxKey::secret(bytes)),
+        false => (ED25519, MailboxKey::ed25519(bytes)),
+    };
+    let line = format!("{WORD} {kind} {}\n", HEXLOWER.encode(&bytes));
+    write(&args.file, &line).with_context(|| format!("can not write {}", args.file.display()))?;
+    let address = address(&key.mailbox());
+    let mut out = std::io::stdout();
+    match args.json {
+        true => writeln!(out, "{}", json!({ "mailbox": address }))?,
+        false => writeln!(out, "{address}")?,
+    }
+    Ok(())
+}
+
+/// How the command line spells a mailbox whose owner proves that it is theirs.
+pub(super) fn address(mailbox: &MailboxId) -> String {
+    format!("v2:{}", mailbox.to_hex())
+}
+
+fn write(path: &Path, line: &str) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(line.as_bytes())?;
+    file.sync_all()
+}
+
+/// Reads a key file.
+pub(super) fn read(path: &Path) -> anyhow::Result<MailboxKey> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("can not read {}", path.display()))?;
+    let words: Vec<_> = text.split_ascii_whitespace().collect();
+    let parsed = match words.as_slice() {
+        [WORD, kind, hex] => parse_hex::<32>(hex).ok().map(|bytes| (*kind, bytes)),
+        _ => None,
+    };
+    match parsed {
+        Some((ED25519, bytes)) => Ok(MailboxKey::ed25519(bytes)),
+        Some((SECRET, bytes)) => Ok(MailboxKey::secret(bytes)),
+        // Never shows what is in it.
+        _ => bail!(Usage(format!(
+            "{}: is no key of `vauchi-relay keygen`",
+            path.display()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_private_comes_back_and_is_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        for secret in [false, true] {
+            let file = folder.path().join(format!("{secret}"));
+            let args = Args {
+                file: file.clone(),
+                secret,
+                json: true,
+            };
+            run(&args).unwrap();
+            let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let before = read(&file).unwrap().mailbox();
+            let error = run(&args).unwrap_err().to_string();
+            assert!(error.starts_with("can not write"), "{error}");
+            assert!(read(&file).unwrap().mailbox() == before);
+        }
+    }
+
+    #[test]
+    fn what_is_no_key_is_not_shown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for text in ["", "HUSH", "vauchi-relay-mailbox ed25519 HUSH", "a b HUSH"] {
+            std::fs::write(file.path(), text).unwrap();
+            let error = format!("{:#}", read(file.path()).unwrap_err());
+            assert!(
+                error.contains("is no key of") && !error.contains("HUSH"),
+                "{error}"
+            );
+        }
+    }
+}

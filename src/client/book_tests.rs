@@ -1,0 +1,325 @@
+//! The book, with a relay that is played by hand.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::ask::{Answer, Ask, Key, Live, Waiter};
+use super::book::{Book, Next};
+use super::{ClientError, Event, Item, MailboxKey};
+use crate::clock::Timestamp;
+use crate::ids::{BlobId, MailboxId};
+use crate::protocol::message::{Done, Incoming, Outgoing, Refused, Request, Submit, Tag};
+use crate::protocol::message_v2::{BlobDelivery, Limits, Opened, Welcome};
+use crate::protocol::v2;
+use crate::protocol::v2_client::ServerFrame;
+
+const WINDOW: (u32, u64) = (64, 4 << 20);
+
+/// A book and the clock that it is read by.
+struct Played(Book, Instant);
+
+impl Played {
+    fn new() -> Self {
+        Self(Book::new(WINDOW.0, WINDOW.1), Instant::now())
+    }
+
+    fn connected_to(&mut self, relay: u8) {
+        self.0.connected(Live {
+            origin: "relay.example".into(),
+            welcome: Welcome {
+                relay_id: [relay; 32],
+                server_version: Cow::Borrowed("1"),
+                challenge: [9; 32],
+                limits: Limits {
+                    blob_bytes_max: 1 << 20,
+                    submits_per_minute: 0,
+                    ttl_default: Duration::from_secs(1),
+                    ttl_max: Duration::from_secs(1),
+                    mailboxes_max: 10,
+                    window_default: WINDOW,
+                    window_max: WINDOW,
+                    mailbox_blobs_max: 0,
+                    mailbox_bytes_max: 0,
+                },
+                keepalive: Duration::from_secs(30),
+                features: Vec::new(),
+            },
+        });
+    }
+
+    /// What is written next, as the relay reads it.
+    fn written(&mut self) -> Option<(Tag, Request)> {
+        match self.0.next(self.1) {
+            Next::Write(frame) => match v2::decode(&frame) {
+                Incoming::Request { tag, request } => Some((tag, request)),
+                other => panic!("{other:?}"),
+            },
+            Next::Idle(_) | Next::Leave => None,
+        }
+    }
+
+    fn hear(&mut self, outgoing: Outgoing) {
+        self.0.hear(ServerFrame::Known(outgoing), self.1);
+    }
+
+    fn submit(&mut self, n: u8) -> oneshot::Receiver<Answer> {
+        let (waiter, told) = waiter();
+        let submit = Request::Submit(Submit {
+            recipient: MailboxId::from_bytes([n; 32]),
+            id: Some(BlobId::from_bytes([n; 16])),
+            sender_id: None,
+            terms: Default::default(),
+            body: Bytes::new(),
+        });
+        self.0.ask(Ask::Request(submit), waiter);
+        told
+    }
+
+    fn opened(&mut self) -> MailboxId {
+        let key = MailboxKey::secret([1; 32]);
+        let mailbox = key.mailbox();
+        let tells_senders = false;
+        let (waiter, _) = waiter();
+        self.0
+            .ask(Ask::Open(vec![Key { key, tells_senders }]), waiter);
+        let (tag, _) = self.written().unwrap();
+        self.hear(subscribed(tag, Ok(())));
+        mailbox
+    }
+
+    fn deliver(&mut self, mailbox: MailboxId, n: u8) -> Item {
+        let id = BlobId::from_bytes([n; 16]);
+        self.hear(Outgoing::Blob(BlobDelivery {
+            id,
+            mailbox,
+            stored_at: Timestamp::from_millis(1),
+            expires_at: Timestamp::from_millis(2),
+            redelivered: false,
+            body: Bytes::new(),
+        }));
+        Item { mailbox, id }
+    }
+
+    fn acknowledge(&mut self, item: Item) -> oneshot::Receiver<Answer> {
+        let (waiter, told) = waiter();
+        self.0.acknowledge(item, waiter);
+        told
+    }
+
+    fn came(&mut self) -> usize {
+        std::iter::from_fn(|| self.0.inbox.take()).count()
+    }
+}
+
+fn waiter() -> (Waiter, oneshot::Receiver<Answer>) {
+    let (tell, told) = oneshot::channel();
+    let room = Vec::new();
+    (Waiter { tell, room }, told)
+}
+
+fn subscribed(tag: Tag, outcome: Result<(), &'static str>) -> Outgoing {
+    let opened = outcome.map(|()| Opened {
+        pending: 0,
+        blobs: 0,
+        bytes: 0,
+    });
+    Outgoing::Subscribed {
+        tag,
+        openings: vec![opened],
+    }
+}
+
+fn stored(tag: Tag) -> Outgoing {
+    Outgoing::Stored {
+        tag,
+        expires_at: Timestamp::from_millis(1),
+        duplicate: false,
+    }
+}
+
+fn refused(tag: Tag, code: &'static str, retry_after: Option<Duration>) -> Outgoing {
+    Outgoing::Refused {
+        tag: Some(tag),
+        refused: Refused {
+            code,
+            message: "".into(),
+            retry_after,
+        },
+    }
+}
+
+#[test]
+fn what_is_unanswered_goes_out_again_after_the_mailboxes_are_open_and_under_the_same_id() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let mut told = played.submit(7);
+    let (_, before) = played.written().unwrap();
+    let item = played.deliver(mailbox, 1);
+    let mut acknowledged = played.acknowledge(item);
+    assert!(matches!(
+        played.written(),
+        Some((_, Request::AcknowledgeEach(_)))
+    ));
+    played.0.disconnected();
+    assert!(played.written().is_none());
+
+    played.connected_to(1);
+    let (tag, reopening) = played.written().unwrap();
+    assert!(matches!(reopening, Request::Subscribe(_)));
+    assert!(played.written().is_none(), "the rest waits for it");
+    // It comes again before its acknowledgement does, and is not given a second time.
+    assert_eq!(played.came(), 1);
+    played.deliver(mailbox, 1);
+    assert_eq!(played.came(), 0);
+    played.hear(subscribed(tag, Ok(())));
+    let mut rest: Vec<_> = std::iter::from_fn(|| played.written()).collect();
+    let again = rest.remove(0);
+    assert!(again.0.number() == 0 && matches!(again.1, Request::AcknowledgeEach(_)));
+    let (tag, submit) = rest.remove(0);
+    assert_eq!(submit, before);
+    played.hear(stored(tag));
+    assert!(told.try_recv().unwrap().is_ok());
+    let (tag, _) = rest.remove(0);
+    let done = Done::Acknowledged;
+    played.hear(Outgoing::Done { tag, done });
+    assert!(acknowledged.try_recv().unwrap().is_ok());
+    assert!(rest.is_empty() && played.written().is_none());
+}
+
+#[test]
+fn a_mailbox_that_does_not_open_again_is_told_and_its_acknowledgements_spoil_no_other() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let item = played.deliver(mailbox, 1);
+    played.0.disconnected();
+    let mut acknowledged = played.acknowledge(item);
+    played.connected_to(1);
+    let (tag, _) = played.written().unwrap();
+    played.hear(subscribed(tag, Err("unauthorized")));
+    assert!(played.written().is_none());
+    assert_eq!(
+        acknowledged.try_recv().unwrap().err(),
+        Some(ClientError::NotOpen)
+    );
+    played.0.inbox.take();
+    assert!(matches!(played.0.inbox.take(), Some(Event::Closed { .. })));
+}
+
+#[test]
+fn at_another_relay_nothing_of_the_first_is_acknowledged() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let item = played.deliver(mailbox, 1);
+    let mut acknowledged = played.acknowledge(item);
+    played.written().unwrap();
+    played.0.disconnected();
+    played.connected_to(2);
+    assert_eq!(
+        acknowledged.try_recv().unwrap().err(),
+        Some(ClientError::OtherRelay)
+    );
+    // The other one may have a blob of that name, too.
+    assert_eq!(played.came(), 1);
+    played.deliver(mailbox, 1);
+    assert_eq!(played.came(), 1);
+}
+
+#[test]
+fn a_submit_that_a_stopping_relay_refuses_is_kept_and_any_other_refusal_is_told() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let (mut kept, mut told) = (played.submit(1), played.submit(2));
+    let (first, _) = played.written().unwrap();
+    let (second, _) = played.written().unwrap();
+    played.hear(refused(
+        first,
+        "shutting_down",
+        Some(Duration::from_secs(1)),
+    ));
+    played.hear(refused(
+        second,
+        "rate_limited",
+        Some(Duration::from_secs(1)),
+    ));
+    let why = told.try_recv().unwrap().err().unwrap();
+    assert_eq!(why.retry_after(), Some(Duration::from_secs(1)));
+    assert!(kept.try_recv().is_err() && played.written().is_none());
+    played.0.disconnected();
+    played.connected_to(2);
+    let (tag, _) = played.written().unwrap();
+    played.hear(stored(tag));
+    assert!(kept.try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn an_acknowledgement_that_comes_too_fast_is_repeated_when_the_relay_says() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let item = played.deliver(mailbox, 1);
+    let mut told = played.acknowledge(item);
+    let (tag, _) = played.written().unwrap();
+    played.hear(refused(tag, "rate_limited", Some(Duration::from_secs(3))));
+    let due = played.1 + Duration::from_secs(3);
+    assert!(matches!(played.0.next(played.1), Next::Idle(Some(at)) if at == due));
+    played.1 = due;
+    let (tag, _) = played.written().unwrap();
+    let done = Done::Acknowledged;
+    played.hear(Outgoing::Done { tag, done });
+    assert!(told.try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_new_connection_is_filled_as_answers_come() {
+    let mut played = Played::new();
+    let _told: Vec<_> = (0..100).map(|n| played.submit(n)).collect();
+    played.connected_to(1);
+    let mut out: Vec<_> = std::iter::from_fn(|| played.written()).collect();
+    assert_eq!(out.len(), 4);
+    let mut all = 0;
+    while !out.is_empty() {
+        let before = out.len();
+        for (tag, _) in out.drain(..) {
+            all += 1;
+            played.hear(stored(tag));
+        }
+        out = std::iter::from_fn(|| played.written()).collect();
+        assert!(out.len() == 2 * before || all + out.len() == 100);
+    }
+    assert_eq!(all, 100);
+}
+
+#[test]
+fn whoever_is_sent_away_leaves_when_nothing_is_in_hand() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let item = played.deliver(mailbox, 1);
+    played.0.sent_away();
+    let _waits = played.submit(1);
+    assert!(matches!(played.0.next(played.1), Next::Idle(None)));
+    let _told = played.acknowledge(item);
+    let (tag, _) = played.written().unwrap();
+    assert!(matches!(played.0.next(played.1), Next::Idle(None)));
+    let done = Done::Acknowledged;
+    played.hear(Outgoing::Done { tag, done });
+    assert!(matches!(played.0.next(played.1), Next::Leave));
+}
+
+#[test]
+fn the_end_is_told_to_everybody_and_to_who_comes_after() {
+    let mut played = Played::new();
+    let mut told = played.submit(1);
+    played.0.end(ClientError::Timeout);
+    let mut after = played.submit(2);
+    for told in [&mut told, &mut after] {
+        assert_eq!(told.try_recv().unwrap().err(), Some(ClientError::Timeout));
+    }
+}

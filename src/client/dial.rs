@@ -1,0 +1,270 @@
+//! From a URL to a connection with its welcome: TCP, TLS where it is `wss://`, the upgrade.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Error as SocketError;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
+use tokio_tungstenite::{
+    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
+};
+
+use super::{ClientError, Options};
+use crate::protocol::message::Outgoing;
+use crate::protocol::message_v2::Welcome;
+use crate::protocol::v2::SUBPROTOCOL;
+use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
+
+/// What the socket's read buffer takes at once; tungstenite's 128 KiB are too much for a program that
+/// holds many clients.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// Room in the write buffer beside one whole message, for pongs and the goodbye.
+const WRITE_BUFFER_SPARE_BYTES: usize = 64 << 10;
+
+pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// A connection, and what the relay said first.
+pub(super) struct Dialled {
+    pub(super) socket: Socket,
+    pub(super) welcome: Welcome,
+    /// The host that was dialled, as keys sign it.
+    pub(super) origin: Box<str>,
+}
+
+/// Connects to relays.
+pub(super) struct Dialler {
+    targets: Vec<Target>,
+    tls: Connector,
+    config: WebSocketConfig,
+    timeout: Duration,
+}
+
+struct Target {
+    request: Request,
+    origin: Box<str>,
+}
+
+impl Dialler {
+    pub(super) fn new(options: &Options) -> Result<Self, ClientError> {
+        if options.relays.is_empty() {
+            return Err(ClientError::Url("there is none".to_owned()));
+        }
+        let each = options.relays.iter().map(|url| target(url));
+        let needs_tls = options.relays.iter().any(|url| is_tls(url));
+        Ok(Self {
+            targets: each.collect::<Result<_, _>>()?,
+            tls: connector(needs_tls, options.authorities.as_deref())?,
+            config: WebSocketConfig::default()
+                .read_buffer_size(BUFFER_BYTES)
+                .write_buffer_size(BUFFER_BYTES)
+                .max_write_buffer_size(options.message_bytes_max + WRITE_BUFFER_SPARE_BYTES)
+                .max_message_size(Some(options.message_bytes_max))
+                .max_frame_size(Some(options.message_bytes_max)),
+            timeout: options.connect_timeout,
+        })
+    }
+
+    /// Connects to the relay at this place in [`Options::relays`].
+    pub(super) async fn dial(&self, at: usize) -> Result<Dialled, ClientError> {
+        let Some(target) = self.targets.get(at) else {
+            return Err(ClientError::Url("there is none".to_owned()));
+        };
+        tokio::time::timeout(self.timeout, self.connect(target))
+            .await
+            .map_err(|_| ClientError::Timeout)?
+    }
+
+    async fn connect(&self, target: &Target) -> Result<Dialled, ClientError> {
+        // Frames are gathered before they are flushed, so nothing is won by waiting for more.
+        let no_delay = true;
+        let connecting = connect_async_tls_with_config(
+            target.request.clone(),
+            Some(self.config),
+            no_delay,
+            Some(match &self.tls {
+                Connector::Rustls(config) => Connector::Rustls(Arc::clone(config)),
+                _ => Connector::Plain,
+            }),
+        );
+        let (mut socket, _) = connecting.await.map_err(not_connected)?;
+        let welcome = welcome(&mut socket).await?;
+        Ok(Dialled {
+            socket,
+            welcome,
+            origin: target.origin.clone(),
+        })
+    }
+}
+
+pub(super) fn is_tls(url: &str) -> bool {
+    url.starts_with("wss://")
+}
+
+/// The upgrade request for a relay's URL.
+pub(super) fn request(url: &str) -> Result<Request, ClientError> {
+    if !url.starts_with("ws://") && !is_tls(url) {
+        let why = "it must look like ws://host:port or wss://host";
+        return Err(ClientError::Url(why.to_owned()));
+    }
+    url.into_client_request()
+        .map_err(|error| ClientError::Url(error.to_string()))
+}
+
+/// What makes a TCP connection one that can be used.
+pub(super) fn connector(
+    needs_tls: bool,
+    authorities: Option<&Path>,
+) -> Result<Connector, ClientError> {
+    Ok(match needs_tls {
+        true => Connector::Rustls(Arc::new(tls(authorities)?)),
+        false => Connector::Plain,
+    })
+}
+
+fn target(url: &str) -> Result<Target, ClientError> {
+    let mut request = request(url)?;
+    let offered = HeaderValue::from_static(SUBPROTOCOL);
+    let origin = origin(&request);
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", offered);
+    Ok(Target { request, origin })
+}
+
+/// The host in lower case, with its port unless that is 443 or 80.
+fn origin(request: &Request) -> Box<str> {
+    let host = request.uri().host().unwrap_or_default();
+    let host = host.to_ascii_lowercase();
+    match request.uri().port_u16() {
+        None | Some(443 | 80) => host.into(),
+        Some(port) => format!("{host}:{port}").into(),
+    }
+}
+
+fn tls(authorities: Option<&Path>) -> Result<ClientConfig, ClientError> {
+    let wrong = |error: &dyn std::fmt::Display| ClientError::Certificates(error.to_string());
+    let mut roots = RootCertStore::empty();
+    match authorities {
+        Some(file) => {
+            let named =
+                |error: &dyn std::fmt::Display| wrong(&format_args!("{}: {error}", file.display()));
+            for certificate in CertificateDer::pem_file_iter(file).map_err(|error| named(&error))? {
+                let certificate = certificate.map_err(|error| named(&error))?;
+                roots.add(certificate).map_err(|error| named(&error))?;
+            }
+        }
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            // A system's list may hold some that are too old to be read.
+            roots.add_parsable_certificates(found.certs);
+        }
+    }
+    if roots.is_empty() {
+        return Err(wrong(&"no certificate authority was found"));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| wrong(&error))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+pub(super) fn not_connected(error: SocketError) -> ClientError {
+    match error {
+        SocketError::Io(error) => ClientError::Unreachable(error.to_string()),
+        SocketError::Url(error) => ClientError::Url(error.to_string()),
+        SocketError::Http(response) => ClientError::NotAccepted {
+            status: response.status().as_u16(),
+            retry_after: retry_after(&response),
+        },
+        other => ClientError::Unreachable(format!("this is no relay: {other}")),
+    }
+}
+
+fn retry_after<Body>(
+    response: &tokio_tungstenite::tungstenite::http::Response<Body>,
+) -> Option<Duration> {
+    let seconds = response.headers().get("retry-after")?.to_str().ok()?;
+    seconds.parse().ok().map(Duration::from_secs)
+}
+
+/// Waits for the relay's first frame.
+async fn welcome(socket: &mut Socket) -> Result<Welcome, ClientError> {
+    loop {
+        match socket.next().await {
+            Some(Ok(Message::Binary(frame))) => {
+                return match decode_server_frame(&frame) {
+                    Ok(ServerFrame::Known(Outgoing::Welcome { welcome, .. })) => Ok(*welcome),
+                    Ok(_) => Err(ClientError::Protocol("the first frame is no welcome")),
+                    Err(bad) => Err(ClientError::Protocol(bad.0)),
+                };
+            }
+            Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(lost(error)),
+            None => return Err(ClientError::Lost("there was no welcome".to_owned())),
+        }
+    }
+}
+
+pub(super) fn lost(error: SocketError) -> ClientError {
+    match error {
+        SocketError::Capacity(_) => ClientError::Protocol("a frame is over message_bytes_max"),
+        other => ClientError::Lost(other.to_string()),
+    }
+}
+
+pub(super) fn closed(frame: Option<CloseFrame>) -> ClientError {
+    match frame {
+        Some(frame) => ClientError::Closed {
+            code: frame.code.into(),
+            reason: frame.reason.to_string(),
+        },
+        None => ClientError::Closed {
+            code: 1005,
+            reason: String::new(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_the_host_in_lower_case_with_an_unusual_port() {
+        for (url, origin) in [
+            ("wss://Relay.Example/path", "relay.example"),
+            ("wss://relay.example:443", "relay.example"),
+            ("ws://relay.example:80", "relay.example"),
+            ("ws://127.0.0.1:8080", "127.0.0.1:8080"),
+            ("ws://[::1]:8080/", "[::1]:8080"),
+        ] {
+            assert_eq!(&*target(url).unwrap().origin, origin);
+        }
+        for url in ["", "relay.example", "http://relay.example", "ws://"] {
+            assert!(
+                matches!(target(url).err(), Some(ClientError::Url(_))),
+                "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn authorities_that_are_not_there_are_named() {
+        let mut options = Options::new(["wss://relay.example"]);
+        options.authorities = Some("/nowhere/ca.pem".into());
+        let error = Dialler::new(&options).err().unwrap().to_string();
+        assert!(error.contains("/nowhere/ca.pem"), "{error}");
+    }
+}

@@ -1,0 +1,279 @@
+//! The task that owns the socket: connects, reads and writes at the same time, and connects again.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
+
+use super::ClientError;
+use super::ask::Live;
+use super::book::{Book, Heard, Next};
+use super::dial::{Dialled, Dialler, Socket};
+use super::routes::Routes;
+use crate::protocol::message_v2::GoAway;
+use crate::protocol::v2_client::decode_server_frame;
+
+/// How long a frame may take to be written.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the relay has for answering our goodbye.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the task and the client share.
+pub(super) struct Shared {
+    /// Nothing awaits under this lock.
+    book: Mutex<Book>,
+    /// Somebody has asked something, or the client shall close.
+    pub(super) asked: Notify,
+    /// Something has come, or the end.
+    pub(super) arrived: Notify,
+    /// Something was taken.
+    pub(super) taken: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(book: Book) -> Self {
+        Self {
+            book: Mutex::new(book),
+            asked: Notify::new(),
+            arrived: Notify::new(),
+            taken: Notify::new(),
+        }
+    }
+
+    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+        // Each change under the lock is whole before anything that could panic.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a connection ended.
+enum Ended {
+    Lost,
+    SentAway(GoAway),
+    Finished,
+}
+
+/// Connects, over and over.
+pub(super) struct Link {
+    pub(super) shared: Arc<Shared>,
+    pub(super) dialler: Dialler,
+    pub(super) routes: Routes,
+    pub(super) relays: usize,
+    pub(super) give_up_after: Option<Duration>,
+    /// Who waits for the first connection. All relays are tried once for it.
+    pub(super) first: Option<oneshot::Sender<Result<(), ClientError>>>,
+}
+
+impl Link {
+    /// Runs until the client is closed, or gives up.
+    pub(super) async fn run(mut self) {
+        let why = self.stay_connected().await;
+        self.shared.book().end(why.clone());
+        self.shared.arrived.notify_waiters();
+        if let Some(first) = self.first.take() {
+            first.send(Err(why)).ok();
+        }
+    }
+
+    async fn stay_connected(&mut self) -> ClientError {
+        let mut alone_since = Instant::now();
+        let mut tried = 0;
+        loop {
+            if self.shared.book().is_finished() {
+                return ClientError::Finished;
+            }
+            let (at, when) = self.routes.next(Instant::now());
+            let dialled = tokio::select! {
+                dialled = async {
+                    tokio::time::sleep_until(when).await;
+                    self.dialler.dial(at).await
+                } => dialled,
+                () = finished(&self.shared) => return ClientError::Finished,
+            };
+            match dialled {
+                Ok(dialled) => {
+                    if let Some(first) = self.first.take() {
+                        first.send(Ok(())).ok();
+                    }
+                    let ended = self.serve(at, dialled).await;
+                    self.shared.book().disconnected();
+                    alone_since = Instant::now();
+                    match ended {
+                        Ended::Finished => return ClientError::Finished,
+                        Ended::SentAway(GoAway {
+                            reconnect_after,
+                            alternates,
+                            ..
+                        }) => self
+                            .routes
+                            .sent_away(at, alone_since, reconnect_after, &alternates),
+                        Ended::Lost => self.routes.lost(at, alone_since),
+                    }
+                }
+                Err(error) => {
+                    tried += 1;
+                    let now = Instant::now();
+                    self.routes.failed(at, now, error.retry_after());
+                    let is_enough = self.first.is_some() && tried >= self.relays;
+                    let is_too_long = self
+                        .give_up_after
+                        .is_some_and(|max| now - alone_since >= max);
+                    if is_enough || is_too_long {
+                        return error;
+                    }
+                }
+            }
+        }
+    }
+
+    /// One connection, from its welcome to its end.
+    async fn serve(&mut self, at: usize, dialled: Dialled) -> Ended {
+        let Dialled {
+            socket,
+            welcome,
+            origin,
+        } = dialled;
+        // Two and a half of the relay's pings, as it does with us.
+        let silence_max = welcome.keepalive.max(Duration::from_secs(1)) * 5 / 2;
+        let shared = Arc::clone(&self.shared);
+        shared.book().connected(Live { welcome, origin });
+        let (sink, stream) = socket.split();
+        let mut go_away = None;
+        let reader = Reader {
+            stream,
+            shared: &shared,
+            silence_max,
+            go_away: &mut go_away,
+            on_served: || self.routes.served(at),
+        };
+        let ended = tokio::select! {
+            () = reader.run() => Ended::Lost,
+            ended = write(sink, &shared) => ended,
+        };
+        match go_away {
+            Some(go_away) if !shared.book().is_finished() => Ended::SentAway(go_away),
+            _ => ended,
+        }
+    }
+}
+
+/// Comes when the client is to end and owes nothing.
+async fn finished(shared: &Shared) {
+    while !shared.book().is_finished() {
+        shared.asked.notified().await;
+    }
+}
+
+struct Reader<'a, OnServed> {
+    stream: SplitStream<Socket>,
+    shared: &'a Shared,
+    silence_max: Duration,
+    go_away: &'a mut Option<GoAway>,
+    on_served: OnServed,
+}
+
+impl<OnServed: FnMut()> Reader<'_, OnServed> {
+    /// Reads until the connection ends. Why it does makes no difference: all is asked again on the next.
+    async fn run(mut self) {
+        loop {
+            self.room().await;
+            let heard = tokio::time::timeout(self.silence_max, self.stream.next());
+            match heard.await {
+                Err(_silent) => return,
+                Ok(Some(Ok(Message::Binary(frame)))) => match decode_server_frame(&frame) {
+                    Ok(frame) => self.hear(frame),
+                    Err(_bad) => return,
+                },
+                Ok(Some(Ok(Message::Close(_)))) => {
+                    // Reading on sends our half of the goodbye; then it is the relay's turn to hang up.
+                    let hang_up = async { while let Some(Ok(_)) = self.stream.next().await {} };
+                    tokio::time::timeout(GOODBYE_TIMEOUT, hang_up).await.ok();
+                    return;
+                }
+                // Pings are answered by tungstenite with the next read.
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(_)) | None) => return,
+            }
+        }
+    }
+
+    /// Waits while the application leaves too much untaken.
+    async fn room(&self) {
+        while self.shared.book().inbox.is_full() {
+            self.shared.taken.notified().await;
+        }
+    }
+
+    fn hear(&mut self, frame: crate::protocol::v2_client::ServerFrame) {
+        let mut book = self.shared.book();
+        let heard = book.hear(frame, Instant::now());
+        if let Heard::GoAway(_) = heard {
+            book.sent_away();
+        }
+        drop(book);
+        match heard {
+            Heard::Nothing => {}
+            Heard::Answer | Heard::Event => (self.on_served)(),
+            Heard::GoAway(go_away) => *self.go_away = Some(go_away),
+        }
+        // An answer may bring an event, too, and any frame may leave something to be written.
+        self.shared.arrived.notify_waiters();
+        self.shared.asked.notify_one();
+    }
+}
+
+/// Writes what is asked, until it is time to leave or writing fails.
+async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
+    loop {
+        let next = shared.book().next(Instant::now());
+        let is_written = match next {
+            Next::Write(frame) => in_time(sink.feed(Message::Binary(frame))).await,
+            Next::Idle(until) => {
+                let is_flushed = in_time(sink.flush()).await;
+                if is_flushed {
+                    idle(shared, until).await;
+                }
+                is_flushed
+            }
+            Next::Leave => {
+                let goodbye = CloseFrame {
+                    code: CloseCode::Normal,
+                    reason: "".into(),
+                };
+                in_time(sink.send(Message::Close(Some(goodbye)))).await;
+                // Until then the reader may find the relay's goodbye.
+                tokio::time::sleep(GOODBYE_TIMEOUT).await;
+                return Ended::Finished;
+            }
+        };
+        if !is_written {
+            return Ended::Lost;
+        }
+    }
+}
+
+/// Whether it was written, and in time.
+async fn in_time(
+    writing: impl Future<Output = Result<(), tokio_tungstenite::tungstenite::Error>>,
+) -> bool {
+    matches!(
+        tokio::time::timeout(WRITE_TIMEOUT, writing).await,
+        Ok(Ok(()))
+    )
+}
+
+async fn idle(shared: &Shared, until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::select! {
+            () = shared.asked.notified() => {}
+            () = tokio::time::sleep_until(until) => {}
+        },
+        None => shared.asked.notified().await,
+    }
+}

@@ -1,0 +1,187 @@
+//! Which relay to try next, and when: backoff with full jitter, one relay's word to go, failover.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Doubling more often than this reaches any cap.
+const DOUBLINGS_MAX: u32 = 20;
+
+/// The relays of a client, in the order of preference.
+pub(super) struct Routes {
+    routes: Vec<Route>,
+    /// Where we were when the connection was lost; tried first, so that a hiccup of the network does
+    /// not scatter blobs over relays.
+    stays_at: Option<usize>,
+    base: Duration,
+    max: Duration,
+}
+
+#[derive(Clone, Default)]
+struct Route {
+    url: String,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl Routes {
+    pub(super) fn new(urls: &[String], base: Duration, max: Duration) -> Self {
+        let route = |url: &String| Route {
+            url: url.clone(),
+            ..Route::default()
+        };
+        Self {
+            routes: urls.iter().map(route).collect(),
+            stays_at: None,
+            base,
+            max,
+        }
+    }
+
+    /// Where to go next, and from when on.
+    pub(super) fn next(&self, now: Instant) -> (usize, Instant) {
+        let when = |at: usize| {
+            let route = self.routes.get(at);
+            route
+                .and_then(|route| route.not_before)
+                .map_or(now, |before| before.max(now))
+        };
+        if let Some(at) = self.stays_at {
+            return (at, when(at));
+        }
+        (0..self.routes.len())
+            .map(|at| (at, when(at)))
+            .min_by_key(|(_, when)| *when)
+            .unwrap_or((0, now))
+    }
+
+    /// It could not be reached, or would not have us.
+    pub(super) fn failed(&mut self, at: usize, now: Instant, retry_after: Option<Duration>) {
+        self.stays_at = None;
+        self.wait(at, now, retry_after);
+    }
+
+    /// The connection was there and is lost.
+    pub(super) fn lost(&mut self, at: usize, now: Instant) {
+        self.stays_at = Some(at);
+        self.wait(at, now, None);
+    }
+
+    /// It has done something for us.
+    pub(super) fn served(&mut self, at: usize) {
+        if let Some(route) = self.routes.get_mut(at) {
+            route.failures = 0;
+            route.not_before = None;
+        }
+    }
+
+    /// It asked us to go, and named others. Only those that we were configured with count.
+    pub(super) fn sent_away(
+        &mut self,
+        at: usize,
+        now: Instant,
+        after: Duration,
+        alternates: &[String],
+    ) {
+        if let Some(route) = self.routes.get_mut(at) {
+            route.not_before = Some(now + after);
+        }
+        self.stays_at = alternates
+            .iter()
+            .filter_map(|url| {
+                self.routes
+                    .iter()
+                    .position(|route| is_same(&route.url, url))
+            })
+            .find(|other| *other != at);
+    }
+
+    fn wait(&mut self, at: usize, now: Instant, retry_after: Option<Duration>) {
+        let (base, max) = (self.base, self.max);
+        let Some(route) = self.routes.get_mut(at) else {
+            return;
+        };
+        let doubled = base.saturating_mul(1 << route.failures.min(DOUBLINGS_MAX));
+        let jitter = doubled.min(max).mul_f64(rand::random());
+        route.failures = route.failures.saturating_add(1);
+        route.not_before = Some(now + retry_after.unwrap_or_default() + jitter);
+    }
+}
+
+/// A slash at the end makes no difference.
+fn is_same(ours: &str, theirs: &str) -> bool {
+    ours.trim_end_matches('/') == theirs.trim_end_matches('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: Duration = Duration::from_millis(250);
+    const MAX: Duration = Duration::from_secs(30);
+
+    fn routes() -> Routes {
+        let urls = ["ws://a", "ws://b", "ws://c"].map(str::to_owned);
+        Routes::new(&urls, BASE, MAX)
+    }
+
+    #[test]
+    fn the_first_is_preferred_and_the_next_takes_over_from_one_that_fails() {
+        let (mut routes, now) = (routes(), Instant::now());
+        assert_eq!(routes.next(now), (0, now));
+        routes.failed(0, now, None);
+        assert_eq!(routes.next(now), (1, now));
+        routes.failed(1, now, None);
+        routes.failed(2, now, Some(MAX));
+        let (at, when) = routes.next(now);
+        assert!(at < 2 && when <= now + BASE);
+        assert_eq!(routes.next(now + MAX).0, 0);
+    }
+
+    #[test]
+    fn a_lost_connection_is_tried_again_where_it_was() {
+        let (mut routes, now) = (routes(), Instant::now());
+        routes.lost(1, now);
+        let (at, when) = routes.next(now);
+        assert!(at == 1 && when <= now + BASE);
+        routes.failed(1, now, None);
+        assert_eq!(routes.next(now), (0, now));
+    }
+
+    #[test]
+    fn waits_double_up_to_the_cap_are_spread_from_zero_and_begin_anew_once_served() {
+        let mut longest = [Duration::ZERO; 10];
+        let mut shortest = [MAX; 10];
+        for _ in 0..400 {
+            let (mut routes, now) = (routes(), Instant::now());
+            for n in 0..10 {
+                routes.lost(0, now);
+                let wait = routes.next(now).1 - now;
+                longest[n] = longest[n].max(wait);
+                shortest[n] = shortest[n].min(wait);
+            }
+            routes.served(0);
+            routes.lost(0, now);
+            assert!(routes.next(now).1 <= now + BASE);
+        }
+        for n in 0..10 {
+            let bound = (BASE * (1 << n)).min(MAX);
+            assert!(longest[n] <= bound && longest[n] > bound / 2, "{n}");
+            assert!(shortest[n] < bound / 10, "{n}");
+        }
+    }
+
+    #[test]
+    fn whoever_is_sent_away_goes_to_an_alternate_only_if_it_knows_it() {
+        let (mut routes, now) = (routes(), Instant::now());
+        let alternates = ["ws://stranger", "ws://a", "ws://c/"].map(str::to_owned);
+        routes.sent_away(0, now, BASE, &alternates);
+        assert_eq!(routes.next(now), (2, now));
+        let mut routes = self::routes();
+        routes.sent_away(0, now, BASE, &alternates[..1]);
+        assert_eq!(routes.next(now), (1, now));
+        let mut alone = Routes::new(&["ws://a".to_owned()], BASE, MAX);
+        alone.sent_away(0, now, BASE, &[]);
+        assert_eq!(alone.next(now), (0, now + BASE));
+    }
+}

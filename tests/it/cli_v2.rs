@@ -1,0 +1,171 @@
+//! `keygen`, `send` and `receive` as a script has them, against the real relay.
+
+use serde_json::Value;
+use std::path::Path;
+
+use crate::harness::{Relay, id};
+use crate::process::{command, run};
+
+/// Runs the binary; standard output of one that succeeds.
+async fn cli(relay: &Relay, folder: &Path, words: &[&str]) -> String {
+    let (code, output, errors) = try_cli(relay, folder, words).await;
+    assert_eq!(code, Some(0), "{words:?}: {errors}");
+    output
+}
+
+async fn try_cli(relay: &Relay, folder: &Path, words: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = command(folder);
+    command.args(words).current_dir(folder);
+    if words[0] != "keygen" {
+        let url = format!("ws://{}", relay.running.clients);
+        command.args(["--relay", &url]);
+    }
+    run(&mut command).await
+}
+
+fn lines(output: &str) -> Vec<Value> {
+    let parsed = output.lines().map(serde_json::from_str);
+    parsed.collect::<Result<_, _>>().unwrap()
+}
+
+#[tokio::test]
+async fn a_mailbox_of_ones_own_a_blob_its_receipts_and_nothing_for_v1() {
+    let relay = Relay::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let cli = async |words: &[&str]| cli(&relay, folder.path(), words).await;
+    let mailbox = cli(&["keygen", "mine.key"]).await.trim().to_owned();
+    assert!(mailbox.starts_with("v2:"), "{mailbox}");
+    cli(&["keygen", "--secret", "receipts.key"]).await;
+
+    let topic = id(3);
+    let send = [
+        "send",
+        "--to",
+        &mailbox,
+        "--ttl",
+        "2h",
+        "--receipt",
+        "receipts.key",
+        "--json",
+    ];
+    let old = cli(&[&send[..], &["--topic", &topic, "--text", "old"]].concat()).await;
+    let new = cli(&[&send[..], &["--topic", &topic, "--text", "new"]].concat()).await;
+    let ids = [&old, &new].map(|output| lines(output)[0]["id"].clone());
+    assert!(
+        lines(&new)[0]["secret"]
+            .as_str()
+            .is_some_and(|secret| secret.len() == 64)
+    );
+
+    // Who knows no more than the address gets nothing through v1.
+    let digits = mailbox.strip_prefix("v2:").unwrap();
+    assert_eq!(
+        cli(&["receive", "--mailbox", digits, "--wait", "0.2"]).await,
+        ""
+    );
+
+    let left = cli(&["receive", "--key", "mine.key", "--no-ack"]).await;
+    assert_eq!(left, "new");
+    let taken = cli(&["receive", "--key", "mine.key", "--json", "--receipts"]).await;
+    assert_eq!(lines(&taken)[0]["id"], ids[1]);
+    assert_eq!(lines(&taken)[0]["blob"], "6e6577");
+    assert_eq!(relay.running.store.usage().stored, 0);
+
+    let receipts = cli(&["receive", "--key", "receipts.key", "--json"]).await;
+    let told: Vec<_> = lines(&receipts)
+        .into_iter()
+        .map(|line| {
+            (
+                line["kind"].as_str().unwrap().to_owned(),
+                line["id"].clone(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("removed", &ids[0]),
+        ("delivered", &ids[1]),
+        ("acknowledged", &ids[1]),
+    ]
+    .map(|(kind, id)| (kind.to_owned(), id.clone()));
+    assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn bare_digits_reach_clients_of_either_protocol_as_they_are() {
+    let relay = Relay::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let cli = async |words: &[&str]| cli(&relay, folder.path(), words).await;
+    for by in [&["--text", "hello"][..], &["--v1", "--text", "hello"]] {
+        let stored = cli(&[&["send", "--to", &id(1)][..], by].concat()).await;
+        assert!(
+            stored.starts_with("stored ") && stored.len() > 20,
+            "{stored}"
+        );
+        let received = cli(&["receive", "--mailbox", &id(1), "--wait", "0.5"]).await;
+        assert_eq!(received, "hello");
+    }
+}
+
+#[tokio::test]
+async fn blobs_go_to_files_by_their_ids() {
+    let relay = Relay::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let cli = async |words: &[&str]| cli(&relay, folder.path(), words).await;
+    let mailbox = cli(&["keygen", "mine.key"]).await.trim().to_owned();
+    std::fs::write(folder.path().join("large"), vec![7; 300_000]).unwrap();
+    let said = cli(&["send", "--to", &mailbox, "large"]).await;
+    let name = said.trim().strip_prefix("stored ").unwrap().to_owned();
+    cli(&["send", "--to", &mailbox, "--no-pad", "--text", ""]).await;
+    cli(&["receive", "--key", "mine.key", "--out", "in"]).await;
+    let written = std::fs::read(folder.path().join("in").join(name)).unwrap();
+    assert_eq!(written, vec![7; 300_000]);
+    assert_eq!(
+        std::fs::read_dir(folder.path().join("in")).unwrap().count(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn faults_are_told_apart_by_exit_code_and_said() {
+    let relay = Relay::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("bad.key"), "nonsense").unwrap();
+    let to = format!("v2:{}", id(1));
+    for (words, code, said) in [
+        (&["receive", "--key", "bad.key"][..], 2, "is no key of"),
+        (&["receive"], 2, "--mailbox"),
+        (
+            &["send", "--to", &to, "--text", "x", "--ttl", "5"],
+            2,
+            "s, m, h or d",
+        ),
+        (
+            &["send", "--to", "v2:x", "--text", "x"],
+            2,
+            "64 hexadecimal digits",
+        ),
+        (
+            &["send", "--to", &to, "--text", "x", "--v1", "--ttl", "5s"],
+            2,
+            "cannot be used with",
+        ),
+        (
+            &["send", "--to", &to, "--text", "x", "--ttl", "999d"],
+            1,
+            "ttl_out_of_range",
+        ),
+        (
+            &["receive", "--key", "none.key"],
+            1,
+            "can not read none.key",
+        ),
+    ] {
+        let (got, output, errors) = try_cli(&relay, folder.path(), words).await;
+        assert_eq!(
+            (got, output.as_str()),
+            (Some(code), ""),
+            "{words:?}: {errors}"
+        );
+        assert!(errors.contains(said), "{words:?}: {errors}");
+    }
+}
