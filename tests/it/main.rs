@@ -51,4 +51,5 @@ mod tiers_page;
 mod troubleshooting_page;
 mod v2_delivery;
 mod v2_mailboxes;
+mod v2_page;
 mod v2_submit;
