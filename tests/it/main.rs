@@ -55,4 +55,5 @@ mod troubleshooting_page;
 mod v2_delivery;
 mod v2_mailboxes;
 mod v2_model;
+mod v2_page;
 mod v2_submit;
