@@ -40,6 +40,11 @@ pub fn banner(config: &Config, facts: &Facts) -> Banner {
         storage_line(config),
         bounds_line(config),
     ];
+    if config.public_origins.is_empty() {
+        lines.push(
+            "protocol v2: proofs for any host are good, as RELAY_PUBLIC_ORIGINS is none".to_owned(),
+        );
+    }
     let off = config.limits_off();
     if !off.is_empty() {
         lines.push(format!("limits that are off: {}", off.join(", ")));
@@ -176,6 +181,7 @@ mod tests {
                 "operators: http://0.0.0.0:8081/health, /ready, /metrics; metrics need no token",
                 "storage: SQLite in /data",
                 "keeps: at most 10 GiB in all, each blob for 90 days",
+                "protocol v2: proofs for any host are good, as RELAY_PUBLIC_ORIGINS is none",
             ]
         );
         assert_eq!(banner.warnings, [""; 0]);
@@ -204,6 +210,16 @@ mod tests {
         let full = std::env::current_dir().unwrap().join("somewhere");
         let text = banner(&config, &facts()).lines.join("\n");
         assert!(text.contains(&*full.to_string_lossy()), "{text}");
+    }
+
+    #[test]
+    fn a_relay_that_knows_its_hosts_says_nothing_of_other_hosts() {
+        let config = Config {
+            public_origins: vec!["relay.example".to_owned()],
+            ..Config::default()
+        };
+        let text = banner(&config, &facts()).lines.join("\n");
+        assert!(!text.contains("any host"), "{text}");
     }
 
     #[test]
