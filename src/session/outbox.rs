@@ -211,6 +211,14 @@ fn cost(owed: &Owed) -> usize {
             .iter()
             .map(|proof| size_of_val(proof) + proof.proof.len())
             .sum(),
+        Owed::Answer(Outgoing::RecoveryFound { proofs, .. }) => proofs
+            .iter()
+            .map(|proof| size_of_val(proof) + proof.proof.len())
+            .sum(),
+        Owed::Answer(Outgoing::Subscribed { openings, .. }) => size_of_val(openings.as_slice()),
+        Owed::Answer(Outgoing::PurgedMailboxes { mailboxes, .. }) => {
+            size_of_val(mailboxes.as_slice())
+        }
         Owed::Answer(_) | Owed::Later { .. } | Owed::Close(_) => 0,
     };
     ANSWER_BYTES + carried

@@ -1,6 +1,6 @@
 //! What a v2 session does for its client: each request that the state machine lets through.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ use crate::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Sub
 use crate::protocol::message_v2::{
     FoundProof, Limits, PurgedMailbox, Welcome, Withdrawal, WithdrawalKind,
 };
-use crate::protocol::proof;
+use crate::protocol::{proof, v2};
 use crate::service::charge::Client;
 use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
@@ -323,8 +323,11 @@ impl Guest {
     ) -> Result<Vec<PurgedMailbox>, Refusal> {
         let parts = answers.parts;
         self.charge(parts)?;
+        // Each is a write of its own, so naming one often must not be cheap.
+        let mut seen = HashSet::new();
         let opened: Option<Vec<_>> = ids
             .into_iter()
+            .filter(|id| seen.insert(*id))
             .map(|id| self.opened(&id, parts).map(|opened| (id, opened)))
             .collect();
         let mut purged = Vec::new();
@@ -382,10 +385,14 @@ impl Guest {
             proof,
             stored_at,
         };
+        let mut proofs: Vec<_> = found.proofs.into_iter().map(plain).collect();
+        let fit = v2::proofs_that_fit(&proofs, parts.settings.message_bytes_max);
+        let is_cut = fit < proofs.len();
+        proofs.truncate(fit);
         Ok(Outgoing::RecoveryFound {
             tag,
-            proofs: found.proofs.into_iter().map(plain).collect(),
-            more: found.more || query.is_cut,
+            proofs,
+            more: found.more || query.is_cut || is_cut,
         })
     }
 }
