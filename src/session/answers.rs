@@ -1,5 +1,7 @@
 //! How a session answers: into the answer lane, timed and counted.
 
+use std::sync::Arc;
+
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
@@ -64,12 +66,16 @@ impl Answers<'_> {
         answer: Outgoing,
         durable: impl Future<Output = Result<(), Refusal>> + Send + 'static,
     ) {
+        let service = Arc::clone(&self.parts.service);
         let later = durable.map(move |outcome| match outcome {
             Ok(()) => answer,
-            Err(refusal) => Outgoing::Refused {
-                tag: Some(tag),
-                refused: worded(&refusal),
-            },
+            Err(refusal) => {
+                service.count_refusal(&refusal);
+                Outgoing::Refused {
+                    tag: Some(tag),
+                    refused: worded(&refusal),
+                }
+            }
         });
         self.shared.outbox.push(Owed::Later {
             answer: Later(later.boxed()),
