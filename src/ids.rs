@@ -53,7 +53,7 @@ pub fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], InvalidId> {
 }
 
 /// A mailbox as the store knows it: the keyed hash of its id, so that a stolen database does not
-/// list mailboxes. Made by [`crate::secrets::Secret::mailbox`].
+/// list mailboxes. Made by `secrets::Secret::mailbox`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MailboxHash([u8; 32]);
 
@@ -76,7 +76,7 @@ impl MailboxHash {
 }
 
 /// Which blobs of a mailbox replace each other: the first 64 bits of a keyed hash over the mailbox
-/// and what its senders call the topic. Made by [`crate::secrets::Secret::topic`].
+/// and what its senders call the topic. Made by `secrets::Secret::topic`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Topic(i64);
 

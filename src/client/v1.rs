@@ -217,7 +217,6 @@ mod tests {
 
     use super::super::played_relay::{Relay, listen};
     use super::*;
-    use crate::auth::{Verified, verify_v1_handshake};
     use crate::clock::Timestamp;
     use crate::ids::BlobId;
     use crate::protocol::message::{self, Outgoing, Refused, Request};
@@ -240,8 +239,11 @@ mod tests {
         (client.unwrap(), relay)
     }
 
+    #[cfg(feature = "server")]
     #[tokio::test]
     async fn a_signed_handshake_is_one_that_the_relay_can_verify() {
+        use crate::auth::{Verified, verify_v1_handshake};
+
         let (url, accept) = listen().await;
         let options = Options::signed(ed25519_dalek::SigningKey::from_bytes(&[3; 32]));
         let now = options.clock.now();
