@@ -8,6 +8,8 @@
 //! `cargo bench --bench load -- SECONDS` runs longer, and `cargo bench --bench load -- SECONDS BINARY
 //! BINARY…` measures these binaries in turn instead, for example one of another target or allocator.
 //!
+//! `cargo bench --bench load -- idle` prints the memory alone.
+//!
 //! `cargo bench --bench load -- backup` fills a relay with a GiB and backs it up under load: stores a
 //! second before, during and after, the longest wait, and how large the log became.
 
@@ -53,7 +55,7 @@ fn main() {
     for word in std::env::args().skip(1).filter(|word| word != "--bench") {
         match word.parse() {
             Ok(number) => seconds = number,
-            Err(_) if word == "backup" => {}
+            Err(_) if word == "backup" || word == "idle" => {}
             Err(_) => binaries.push(PathBuf::from(word)),
         }
     }
@@ -67,6 +69,10 @@ fn main() {
         .unwrap();
     if std::env::args().any(|word| word == "backup") {
         runtime.block_on(backup::backup_under_load(span));
+        return;
+    }
+    if std::env::args().any(|word| word == "idle") {
+        binaries.iter().for_each(|binary| idle(&runtime, binary));
         return;
     }
     println!(
@@ -96,6 +102,10 @@ fn measure(runtime: &Runtime, binary: &Path, span: Duration, bare: f64) {
             runtime.block_on(carried(relay, version, (32, 16), span));
         });
     }
+    idle(runtime, binary);
+}
+
+fn idle(runtime: &Runtime, binary: &Path) {
     for (version, mailboxes) in [(Version::V1, 1), (Version::V2, 0), (Version::V2, 1)] {
         with_relay(binary, |relay| {
             runtime.block_on(idle::connections(relay, version, mailboxes));

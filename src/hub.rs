@@ -203,7 +203,8 @@ impl Hub {
     ) -> Joined {
         self.shard(&mailbox)
             .entry(mailbox)
-            .or_default()
+            // Nearly always the only one.
+            .or_insert_with(|| Vec::with_capacity(1))
             .push((connection, wakes));
         Joined {
             hub: Arc::clone(self),

@@ -17,7 +17,8 @@ pub struct Subscription {
     pub mailbox: MailboxHash,
     /// Whom its requests are charged to.
     pub client: Client,
-    _joined: Joined,
+    /// Keeps the hub's wakes coming.
+    pub joined: Joined,
 }
 
 /// Why a proven handshake opens nothing all the same.
@@ -98,7 +99,7 @@ impl Service {
         Subscription {
             mailbox,
             client: self.client(&mailbox, address),
-            _joined: joined,
+            joined,
         }
     }
 }

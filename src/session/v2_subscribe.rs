@@ -166,7 +166,7 @@ impl Guest {
         self.is_called(id, subscription.client);
         let from = (View::Proven, Cursor::After(OrderKey::START));
         self.mailboxes
-            .open((mailbox, id), from, false, Some(subscription));
+            .open((mailbox, id), from, false, Some(subscription.joined));
     }
 
     /// Closes a mailbox, if it is open.
