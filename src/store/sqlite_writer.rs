@@ -169,7 +169,7 @@ impl SqliteWriter {
         let commits = self.totals.commits + 1;
         let body = async {
             let damaged = rows::damaged(connection, &plan.set_aside).await?;
-            execute(connection, "BEGIN IMMEDIATE").await?;
+            begin(connection, plan, commits).await?;
             insert_blobs(connection, plan, batch, &self.secret).await?;
             rows::delete_blobs(connection, &plan.deletes).await?;
             change_blobs(connection, plan).await?;
@@ -179,8 +179,7 @@ impl SqliteWriter {
             rows::insert_departures(connection, &plan.departures, first_departure).await?;
             write_pins(connection, &plan.pins).await?;
             write_proofs(connection, &plan.proofs, batch).await?;
-            do_chores(connection, plan, chores).await?;
-            write_totals(connection, plan, commits).await
+            do_chores(connection, plan, chores).await
         };
         if let Err(error) = body.await {
             return Err(Failure::Before(error));
@@ -427,15 +426,16 @@ async fn do_chores(
     Ok(())
 }
 
-/// Writes the totals and the high-water mark of the order keys, in the transaction that they
-/// belong to.
-async fn write_totals(
+/// Begins a transaction with the totals and the high-water mark of the order keys after it: in one
+/// query, because each is a way to the connection's thread and back.
+async fn begin(
     connection: &mut SqliteConnection,
     plan: &Plan,
     commits: i64,
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE usage SET blobs = ?, device_sync = ?, recovery_proofs = ?, pins = ?, bytes = ?, \
+        "BEGIN IMMEDIATE; \
+         UPDATE usage SET blobs = ?, device_sync = ?, recovery_proofs = ?, pins = ?, bytes = ?, \
          receipts = ?, commits = ? WHERE one = 1; \
          UPDATE meta SET value = ? WHERE name = 'high_water'",
     )
