@@ -428,11 +428,7 @@ async fn do_chores(
 
 /// Begins a transaction with the totals and the high-water mark of the order keys after it: in one
 /// query, because each is a way to the connection's thread and back.
-async fn begin(
-    connection: &mut SqliteConnection,
-    plan: &Plan,
-    commits: i64,
-) -> sqlx::Result<()> {
+async fn begin(connection: &mut SqliteConnection, plan: &Plan, commits: i64) -> sqlx::Result<()> {
     sqlx::query(
         "BEGIN IMMEDIATE; \
          UPDATE usage SET blobs = ?, device_sync = ?, recovery_proofs = ?, pins = ?, bytes = ?, \
