@@ -131,6 +131,13 @@ impl Wakes {
         };
     }
 
+    /// A mailbox that the session has left: its mark would stay for as long as the session is busy,
+    /// and a session may join and leave any number.
+    pub fn forget(&self, mailbox: &MailboxHash) {
+        lock(&self.marked).remove(mailbox);
+        lock(&self.live).from.remove(mailbox);
+    }
+
     /// Takes the next live blob; pending while there is none. One task at a time may wait here.
     pub fn poll_live(&self, context: &mut Context<'_>) -> Poll<LiveBlob> {
         self.live_waker.register(context.waker());
@@ -315,6 +322,21 @@ mod tests {
             [1, 1, 0]
         );
         assert_eq!(taken(&sessions[0]), 0, "a mark is taken once");
+    }
+
+    /// Whoever kept its window full and opened ever other mailboxes collected their marks.
+    #[test]
+    fn nothing_of_a_mailbox_that_was_left_stays_in_the_session() {
+        let hub = Arc::new(Hub::default());
+        let wakes = Arc::new(Wakes::without_notices());
+        let mailbox = MailboxHash::from_bytes([1; 32]);
+        let joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&wakes));
+        wakes.take_live(mailbox, true);
+        hub.wake(&mailbox);
+        drop(joined);
+        wakes.forget(&mailbox);
+        assert_eq!(taken(&wakes), 0);
+        assert!(lock(&wakes.live).from.is_empty());
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! Protobuf after `proto/relay.proto`, the relay's side: [`decode`] what clients send, [`encode`] what
 //! they get.
 //!
-//! A frame is one binary WebSocket message. A blob is never copied out of the frame it came in, and
-//! is copied once into the frame it leaves in. Fields that we do not know are skipped.
+//! A frame is one binary WebSocket message. A blob is not copied out of the frame it came in, unless
+//! that is mostly something else, and is copied once into the frame it leaves in. Fields that we do
+//! not know are skipped.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::message::{Done, Incoming, Outgoing, Refused, Tag};
+use super::message::{Done, Incoming, Outgoing, Refused, Request, Tag};
 use super::message_v2::{
     BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, PurgedMailbox, ReceiptDelivery,
     ReceiptKind, Welcome,
@@ -51,9 +52,22 @@ pub fn decode(frame: &Bytes) -> Incoming {
         return Incoming::Garbage { why: MALFORMED };
     };
     match decoded.frame.map(v2_request::read) {
-        Some(Ok(request)) => Incoming::Request { tag, request },
+        Some(Ok(mut request)) => {
+            take_out_of_padding(&mut request, frame.len());
+            Incoming::Request { tag, request }
+        }
         Some(Err(why)) => Incoming::Invalid { tag, why },
         None => Incoming::Unsupported { tag },
+    }
+}
+
+/// A blob keeps the frame alive that it came in. With a megabyte of fields around it that we do not
+/// know, a blob of one byte would count as one byte in every queue and take a megabyte.
+fn take_out_of_padding(request: &mut Request, frame_bytes: usize) {
+    if let Request::Submit(submit) = request
+        && frame_bytes > submit.body.len() + FRAME_BYTES_AROUND_A_BLOB
+    {
+        submit.body = Bytes::copy_from_slice(&submit.body);
     }
 }
 

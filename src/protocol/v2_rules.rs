@@ -114,6 +114,25 @@ fn a_blob_is_not_copied_out_of_its_frame() {
     assert!(frame.as_ptr_range().contains(&stored.proof.as_ptr()));
 }
 
+/// In queues and in memory a blob counts by its own bytes.
+#[test]
+fn a_small_blob_does_not_keep_a_frame_full_of_unknown_fields_alive() {
+    let mut frame = client_frame(7, Some(Frame::Submit(submit()))).to_vec();
+    // Field 900 with 20,000 bytes.
+    frame.extend_from_slice(&[0xA2, 0x38, 0xA0, 0x9C, 0x01]);
+    frame.extend_from_slice(&[0; 20_000]);
+    let frame = Bytes::from(frame);
+    let Incoming::Request {
+        request: Request::Submit(submit),
+        ..
+    } = decode(&frame)
+    else {
+        panic!()
+    };
+    assert_eq!(submit.body, id(500));
+    assert!(!frame.as_ptr_range().contains(&submit.body.as_ptr()));
+}
+
 #[test]
 fn number_zero_is_for_acknowledge_and_unsubscribe_only() {
     let unsubscribe = Frame::Unsubscribe(schema::Unsubscribe::default());

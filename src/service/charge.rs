@@ -1,10 +1,10 @@
 //! What each request costs whom.
 //!
-//! Every request is charged to the client and to its address, whether it is done or refused; only
-//! acknowledging what is in flight is free. A blob is charged for the room it takes as well: to its
-//! address's share of that mailbox and of the relay. That is charged only when the blob goes to the
-//! store, and given back when it is not stored after all, because it is a duplicate, there is no
-//! room, or the store fails.
+//! A request is charged to the client and to its address, whether it is done or refused; free is
+//! acknowledging what is in flight, and what asks nothing of storage. A blob is charged for the room
+//! it takes as well: to its address's share of that mailbox and of the relay. That is charged only
+//! when the blob goes to the store, and given back when it is not stored after all, because it is a
+//! duplicate, there is no room, or the store fails.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -92,30 +92,21 @@ impl Service {
         client: &Client,
         envelope: &Envelope,
     ) -> Result<Room, Refusal> {
-        self.charge_bytes(client, envelope.charged_bytes())
+        let bytes = self.of_relay(client, envelope.charged_bytes());
+        self.take_room(client, vec![bytes])
     }
 
-    /// Charges bytes that are about to be kept to the address's share of the relay.
-    pub(super) fn charge_bytes(&self, client: &Client, bytes: u64) -> Result<Room, Refusal> {
-        let (budgets, address) = (&self.parts.budgets, client.address);
-        let cells = u32::try_from(bytes.div_ceil(CELL_BYTES)).unwrap_or(u32::MAX);
-        let charges = vec![budgets.key(Budget::AddressBytes, address).costs(cells)];
-        budgets.take(&charges, address)?;
-        Ok(Room {
-            budgets: Arc::clone(budgets),
-            charges,
-        })
-    }
-
-    /// Charges one of the places that a recovery key has to the address that takes it.
-    pub(super) fn charge_recovery_slot(
+    /// Charges one of the places that a recovery key has to the address that takes it, and the bytes
+    /// of the proof.
+    pub(super) fn charge_recovery_room(
         &self,
         client: &Client,
         key_hash: &[u8; 32],
-    ) -> Result<(), Refusal> {
-        let (budgets, address) = (&self.parts.budgets, client.address);
-        let slot = budgets.key(Budget::RecoverySlots, (address, key_hash));
-        Ok(budgets.take(&[slot.costs(1)], address)?)
+        bytes: u64,
+    ) -> Result<Room, Refusal> {
+        let slot = (client.address, key_hash);
+        let slot = self.parts.budgets.key(Budget::RecoverySlots, slot).costs(1);
+        self.take_room(client, vec![slot, self.of_relay(client, bytes)])
     }
 
     /// Charges a new pin to its address.
@@ -131,22 +122,36 @@ impl Service {
         client: &Client,
         envelope: &Envelope,
     ) -> Result<Room, Refusal> {
-        let (budgets, address) = (&self.parts.budgets, client.address);
-        let cells = envelope.charged_bytes().div_ceil(CELL_BYTES);
-        // More than 4 TiB in one blob does not exist.
-        let cells = u32::try_from(cells).unwrap_or(u32::MAX);
-        let share = (address, envelope.mailbox);
+        let budgets = &self.parts.budgets;
+        let bytes = envelope.charged_bytes();
+        let share = (client.address, envelope.mailbox);
         let charges = vec![
             budgets.key(Budget::MailboxBlobs, share).costs(1),
-            budgets.key(Budget::MailboxBytes, share).costs(cells),
-            budgets.key(Budget::AddressBytes, address).costs(cells),
+            budgets.key(Budget::MailboxBytes, share).costs(cells(bytes)),
+            self.of_relay(client, bytes),
         ];
-        budgets.take(&charges, address)?;
+        self.take_room(client, charges)
+    }
+
+    /// Bytes that are about to be kept, in the address's share of the relay.
+    fn of_relay(&self, client: &Client, bytes: u64) -> Charge {
+        let key = self.parts.budgets.key(Budget::AddressBytes, client.address);
+        key.costs(cells(bytes))
+    }
+
+    fn take_room(&self, client: &Client, charges: Vec<Charge>) -> Result<Room, Refusal> {
+        let budgets = &self.parts.budgets;
+        budgets.take(&charges, client.address)?;
         Ok(Room {
             budgets: Arc::clone(budgets),
             charges,
         })
     }
+}
+
+/// What so many bytes cost. More than 4 TiB in one blob does not exist.
+fn cells(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(CELL_BYTES)).unwrap_or(u32::MAX)
 }
 
 impl Room {

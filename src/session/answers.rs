@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
+use super::mailboxes::ToBegin;
 use super::outbox::{Later, Owed};
 use super::{Parts, Shared};
 use crate::protocol::message::{Outgoing, Refused, Tag};
@@ -45,6 +46,13 @@ impl Answers<'_> {
             Ok(answer) => self.answer(answer),
             Err(refusal) => self.refuse(Some(tag), refusal),
         }
+    }
+
+    /// The answer that mailboxes are open; when it has left their deliveries begin.
+    pub(super) fn opened(self, answer: Outgoing, to_begin: Vec<ToBegin>) {
+        let duration = &self.parts.metrics.message_duration_seconds;
+        duration.record(self.read_at.elapsed());
+        self.shared.outbox.push(Owed::Opened { answer, to_begin });
     }
 
     /// The answer to a blob that is being stored, or was refused before.

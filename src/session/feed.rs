@@ -16,12 +16,18 @@ use tokio::time::Sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::mailboxes::{Cursor, Mailboxes, Turn};
+use crate::clock::Timestamp;
 use crate::hub::Wakes;
 use crate::ids::MailboxHash;
 use crate::service::{Service, StoreError, StoredBlob};
 
 /// Rest after a page could not be read. The client sees a pause, not an error: its blobs are kept.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a page may wait to be handed out, as it does for the window: what was taken back, replaced
+/// or acknowledged elsewhere since it was read comes for so long at the most. A client that takes one
+/// blob in so long a time costs a page for each.
+const PAGE_FRESH: Duration = Duration::from_secs(10);
 
 /// A read that goes on by itself: were it polled by its session only, a session that is stuck in a
 /// write would keep one of the store's few connections with it. Dropping it ends it.
@@ -40,6 +46,10 @@ pub struct Feed {
     mailboxes: Arc<Mailboxes>,
     wakes: Arc<Wakes>,
     page: VecDeque<StoredBlob>,
+    /// When it was read.
+    read_at: Timestamp,
+    /// Where the page would begin, were it read again.
+    begins: Option<Cursor>,
     /// Whose page that is.
     turn: Option<Turn>,
     step: Step,
@@ -75,6 +85,8 @@ impl Feed {
             mailboxes,
             wakes,
             page: VecDeque::new(),
+            read_at: Timestamp::default(),
+            begins: None,
             turn: None,
             step: Step::Look,
             is_caught_up: false,
@@ -129,13 +141,14 @@ impl Feed {
     }
 
     /// What is still alive and whose mailbox is still open: a slow client may take a page for longer
-    /// than its blobs live.
+    /// than its blobs live, or than what was read of them is true.
     fn next_of_page(&mut self, admits: &impl Fn(u64) -> bool) -> Option<Fed> {
         let turn = self.turn?;
         if !self.page.is_empty() && !self.mailboxes.is_current(&turn) {
             self.page.clear();
         }
         let now = self.service.now();
+        self.put_back_old_page(&turn, now);
         while let Some(blob) = self.page.front() {
             if blob.expires_at > now && !admits(delivered_bytes(blob)) {
                 return Some(Fed::Full);
@@ -144,6 +157,9 @@ impl Feed {
                 && blob.expires_at > now
             {
                 self.mailboxes.handed_out(&turn.mailbox, blob.key);
+                if let Some(begins) = &mut self.begins {
+                    *begins = Cursor::After(blob.key);
+                }
                 return Some(Fed::Blob(turn.mailbox, blob));
             }
         }
@@ -151,6 +167,17 @@ impl Feed {
             self.mailboxes.finished(&turn);
         }
         None
+    }
+
+    /// A blob whose time seems to be over may have been extended since.
+    fn put_back_old_page(&mut self, turn: &Turn, now: Timestamp) {
+        let (Some(first), Some(begins)) = (self.page.front(), self.begins) else {
+            return;
+        };
+        if first.expires_at <= now || now.since(self.read_at) >= PAGE_FRESH {
+            self.page.clear();
+            self.mailboxes.put_back_from(turn, begins);
+        }
     }
 
     fn look(&mut self) -> Step {
@@ -168,6 +195,12 @@ impl Feed {
             && self.mailboxes.turned(turn, page.next, page.more)
         {
             self.page = page.blobs.into();
+            self.read_at = self.service.now();
+            // What waited for a device comes by version, and is passed over when its time is over.
+            self.begins = match turn.cursor {
+                Cursor::After(_) => Some(turn.cursor),
+                Cursor::Backlog(_) => None,
+            };
         }
         Step::Look
     }

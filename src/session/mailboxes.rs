@@ -1,8 +1,8 @@
 //! The mailboxes that a connection has open, and how far it has read each.
 //!
 //! The reader opens and closes them, the feed reads them in turns. A mailbox that was closed and
-//! opened again is another subscription and is read from its beginning: its `epoch` tells a page
-//! that was under way from one for the new subscription.
+//! opened again is another subscription and is read from its beginning: its `number` tells which
+//! one an answer speaks of, its `epoch` whether a page that was under way still holds.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -28,8 +28,10 @@ pub enum Cursor {
 #[derive(Debug)]
 struct Open {
     id: MailboxId,
+    number: u64,
     epoch: u64,
     view: View,
+    is_by_key: bool,
     tells_senders: bool,
     cursor: Cursor,
     /// The last blob that was handed out.
@@ -37,10 +39,28 @@ struct Open {
     /// Its client knows that it is open; nothing is read before.
     has_begun: bool,
     is_queued: bool,
-    /// Whether its client was told that all that had waited has been delivered.
-    is_caught_up: bool,
+    caught_up: CaughtUp,
     /// Keeps the hub's wakes coming.
     _joined: Option<Joined>,
+}
+
+/// Whether the client knows that all that had waited has been delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CaughtUp {
+    No,
+    ToBeTold,
+    Told,
+}
+
+/// A mailbox that waits for its client to know that it is open.
+#[derive(Debug, Clone, Copy)]
+pub struct ToBegin {
+    /// Which one.
+    pub mailbox: MailboxHash,
+    /// Which subscription.
+    pub number: u64,
+    /// Whether to look at once; a wake looks in any case.
+    pub has_waiting: bool,
 }
 
 /// A mailbox whose turn it is.
@@ -61,6 +81,8 @@ pub struct Turn {
 pub struct Named {
     /// As clients name it.
     pub id: MailboxId,
+    /// Whether it was opened by the signature of the key that it is.
+    pub is_by_key: bool,
     /// Whether senders may get every receipt they asked for.
     pub tells_senders: bool,
 }
@@ -75,67 +97,75 @@ struct Table {
     open: HashMap<MailboxHash, Box<Open>>,
     /// Those that may have something after their cursor, each once.
     queue: VecDeque<MailboxHash>,
-    /// Those whose client is to be told that all that had waited has been delivered.
-    caught_up: Vec<MailboxId>,
+    /// Those that are [`CaughtUp::ToBeTold`], and maybe some that were.
+    caught_up: Vec<MailboxHash>,
     epochs: u64,
 }
 
 impl Mailboxes {
-    /// Adds a mailbox, to be read from `cursor` on once it [`Mailboxes::begin`]s.
+    /// Adds a mailbox, to be read from `cursor` on once it [`Mailboxes::begin`]s. Returns the number
+    /// of its subscription.
     pub fn open(
         &self,
         (mailbox, id): (MailboxHash, MailboxId),
         (view, cursor): (View, Cursor),
-        tells_senders: bool,
+        is_by_key: bool,
         joined: Option<Joined>,
-    ) {
+    ) -> u64 {
         let mut table = self.table();
         table.epochs += 1;
         let epoch = table.epochs;
         let open = Open {
             id,
+            number: epoch,
             epoch,
             view,
-            tells_senders,
+            is_by_key,
+            tells_senders: false,
             cursor,
             handed_out: OrderKey::START,
             has_begun: false,
             is_queued: false,
-            is_caught_up: false,
+            caught_up: CaughtUp::No,
             _joined: joined,
         };
         table.open.insert(mailbox, Box::new(open));
+        epoch
     }
 
-    /// Its client is about to know that this mailbox is open. `has_waiting` is whether to look at
-    /// once; a wake looks in any case.
-    pub fn begin(&self, mailbox: &MailboxHash, has_waiting: bool) {
+    /// The client knows that this mailbox is open: its deliveries begin. Whether its senders are
+    /// told; `None` when that subscription is closed, or had begun.
+    pub fn begin(&self, to_begin: &ToBegin) -> Option<bool> {
         let mut table = self.table();
-        let Some(open) = table.open.get_mut(mailbox) else {
-            return;
-        };
-        if std::mem::replace(&mut open.has_begun, true) {
-            return;
+        let open = table.open.get_mut(&to_begin.mailbox)?;
+        if open.number != to_begin.number || std::mem::replace(&mut open.has_begun, true) {
+            return None;
         }
+        let tells_senders = open.tells_senders;
         // A wake that came before it began.
         let was_woken = std::mem::take(&mut open.is_queued);
-        match has_waiting || was_woken {
-            true => table.enqueue(*mailbox),
-            false => table.is_caught_up(mailbox),
+        match to_begin.has_waiting || was_woken {
+            true => table.enqueue(to_begin.mailbox),
+            false => table.is_caught_up(&to_begin.mailbox),
         }
+        Some(tells_senders)
     }
 
-    /// Whether senders are told from now on.
-    pub fn tell_senders(&self, mailbox: &MailboxHash, tells: bool) {
-        if let Some(open) = self.table().open.get_mut(mailbox) {
+    /// Whether senders are told from now on. Returns whether deliveries have begun.
+    pub fn tell_senders(&self, mailbox: &MailboxHash, tells: bool) -> bool {
+        let mut table = self.table();
+        let open = table.open.get_mut(mailbox);
+        open.is_some_and(|open| {
             open.tells_senders = tells;
-        }
+            open.has_begun
+        })
     }
 
     /// Removes a mailbox, if it is open.
     pub fn close(&self, mailbox: &MailboxHash) {
         let mut table = self.table();
         table.queue.retain(|queued| queued != mailbox);
+        table.caught_up.retain(|caught_up| caught_up != mailbox);
         table.open.remove(mailbox);
     }
 
@@ -153,6 +183,7 @@ impl Mailboxes {
     pub fn named(&self, mailbox: &MailboxHash) -> Option<Named> {
         self.table().open.get(mailbox).map(|open| Named {
             id: open.id,
+            is_by_key: open.is_by_key,
             tells_senders: open.tells_senders,
         })
     }
@@ -225,6 +256,17 @@ impl Mailboxes {
         self.table().enqueue(turn.mailbox);
     }
 
+    /// Gives a turn back whose page is too old to be handed out: it is read again from `cursor`.
+    pub fn put_back_from(&self, turn: &Turn, cursor: Cursor) {
+        let mut table = self.table();
+        if let Some(open) = table.open.get_mut(&turn.mailbox)
+            && open.epoch == turn.epoch
+        {
+            open.cursor = cursor;
+            table.enqueue(turn.mailbox);
+        }
+    }
+
     /// Whether this subscription still stands.
     pub fn is_current(&self, turn: &Turn) -> bool {
         let table = self.table();
@@ -241,10 +283,25 @@ impl Mailboxes {
         }
     }
 
+    /// Whether [`Mailboxes::take_caught_up`] may have some.
+    pub fn is_any_caught_up(&self) -> bool {
+        !self.table().caught_up.is_empty()
+    }
+
     /// Takes the mailboxes of which all that had waited has been handed out, each once in the life
     /// of its subscription.
     pub fn take_caught_up(&self) -> Vec<MailboxId> {
-        std::mem::take(&mut self.table().caught_up)
+        let mut table = self.table();
+        let caught_up = std::mem::take(&mut table.caught_up);
+        let told = |mailbox| {
+            let open = table.open.get_mut(mailbox)?;
+            let is_due = open.caught_up == CaughtUp::ToBeTold;
+            is_due.then(|| {
+                open.caught_up = CaughtUp::Told;
+                open.id
+            })
+        };
+        caught_up.iter().filter_map(told).collect()
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -255,10 +312,10 @@ impl Mailboxes {
 impl Table {
     fn is_caught_up(&mut self, mailbox: &MailboxHash) {
         if let Some(open) = self.open.get_mut(mailbox)
-            && !open.is_caught_up
+            && open.caught_up == CaughtUp::No
         {
-            open.is_caught_up = true;
-            self.caught_up.push(open.id);
+            open.caught_up = CaughtUp::ToBeTold;
+            self.caught_up.push(*mailbox);
         }
     }
 
@@ -267,9 +324,78 @@ impl Table {
             && !open.is_queued
         {
             open.is_queued = true;
+            // Something came before its client was told.
+            if open.caught_up == CaughtUp::ToBeTold {
+                open.caught_up = CaughtUp::No;
+            }
             if open.has_begun {
                 self.queue.push_back(mailbox);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: MailboxHash = MailboxHash::from_bytes([1; 32]);
+
+    fn open(mailboxes: &Mailboxes, has_waiting: bool) -> ToBegin {
+        let id = MailboxId::from_bytes([2; 32]);
+        let from = (View::Proven, Cursor::After(OrderKey::START));
+        let number = mailboxes.open((NAME, id), from, false, None);
+        ToBegin {
+            mailbox: NAME,
+            number,
+            has_waiting,
+        }
+    }
+
+    /// A word that was due for the first subscription let the client of the second one sleep.
+    #[test]
+    fn a_closed_mailbox_has_not_caught_up() {
+        let mailboxes = Mailboxes::default();
+        let first = open(&mailboxes, false);
+        assert!(mailboxes.begin(&first).is_some());
+        mailboxes.close(&NAME);
+        assert!(mailboxes.take_caught_up().is_empty());
+        let second = open(&mailboxes, true);
+        assert!(mailboxes.begin(&first).is_none(), "it is over");
+        assert!(mailboxes.begin(&second).is_some());
+        assert!(mailboxes.take_caught_up().is_empty());
+    }
+
+    #[test]
+    fn what_comes_before_the_word_comes_before_the_word() {
+        let mailboxes = Mailboxes::default();
+        let opened = open(&mailboxes, false);
+        mailboxes.begin(&opened);
+        mailboxes.look_at([NAME].into());
+        assert!(mailboxes.take_caught_up().is_empty());
+        let turn = mailboxes.next_turn().unwrap();
+        assert!(mailboxes.turned(&turn, Cursor::After(OrderKey(7)), false));
+        mailboxes.finished(&turn);
+        assert_eq!(mailboxes.take_caught_up().len(), 1);
+        mailboxes.look_at([NAME].into());
+        mailboxes.finished(&mailboxes.next_turn().unwrap());
+        assert!(mailboxes.take_caught_up().is_empty(), "told once");
+    }
+
+    #[test]
+    fn a_page_that_is_put_back_is_read_again_from_what_was_handed_out() {
+        let mailboxes = Mailboxes::default();
+        let opened = open(&mailboxes, true);
+        mailboxes.begin(&opened);
+        let turn = mailboxes.next_turn().unwrap();
+        assert!(mailboxes.turned(&turn, Cursor::After(OrderKey(9)), false));
+        mailboxes.put_back_from(&turn, Cursor::After(OrderKey(4)));
+        mailboxes.finished(&turn);
+        assert!(mailboxes.take_caught_up().is_empty());
+        let again = mailboxes.next_turn().unwrap();
+        assert!(matches!(again.cursor, Cursor::After(OrderKey(4))));
+        mailboxes.close(&NAME);
+        mailboxes.put_back_from(&again, Cursor::After(OrderKey(1)));
+        assert!(mailboxes.next_turn().is_none());
     }
 }

@@ -44,7 +44,7 @@ use crate::shutdown::Shutdown;
 use crate::socket::{Connection, Message, Socket, linger};
 use feed::Feed;
 use keepalive::Keepalive;
-use mailboxes::{Cursor, Mailboxes};
+use mailboxes::{Cursor, Mailboxes, ToBegin};
 use outbox::{Outbox, Owed};
 use reader::Reader;
 use state::State;
@@ -148,6 +148,8 @@ struct Shared {
     heard: Mutex<Instant>,
     /// A request was read and is not in the outbox yet.
     is_carrying_out: AtomicBool,
+    /// The reader waits for what the client sends, and for nothing else.
+    is_listening: AtomicBool,
     /// Told whenever a draining session may have become free to go.
     settled: tokio::sync::Notify,
     /// Wakes the writer when the window may admit more, or another mailbox is open.
@@ -301,8 +303,12 @@ fn device_feed(dialect: &Dialect, parts: &Parts) -> Option<Feed> {
 fn only(mailbox: MailboxHash, view: View, from: Cursor) -> Arc<Mailboxes> {
     let mailboxes = Mailboxes::default();
     let unnamed = MailboxId::from_bytes([0; 32]);
-    mailboxes.open((mailbox, unnamed), (view, from), false, None);
-    mailboxes.begin(&mailbox, true);
+    let number = mailboxes.open((mailbox, unnamed), (view, from), false, None);
+    mailboxes.begin(&ToBegin {
+        mailbox,
+        number,
+        has_waiting: true,
+    });
     Arc::new(mailboxes)
 }
 
@@ -356,6 +362,7 @@ impl Shared {
             state: Mutex::new(state),
             heard: Mutex::new(Instant::now()),
             is_carrying_out: AtomicBool::new(false),
+            is_listening: AtomicBool::new(false),
             settled: tokio::sync::Notify::new(),
             unblocked: AtomicWaker::new(),
         }
@@ -370,8 +377,13 @@ impl Shared {
         self.settled.notify_one();
     }
 
+    /// When the client was last heard. A relay that does not listen, because a request takes long or
+    /// the answer lane is full, does not hear its pongs: nobody is silent then.
     fn last_heard(&self) -> Instant {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        match self.is_listening.load(Ordering::SeqCst) {
+            true => *self.heard.lock().unwrap_or_else(PoisonError::into_inner),
+            false => Instant::now(),
+        }
     }
 
     fn is_drained(&self) -> bool {
@@ -383,5 +395,23 @@ impl Shared {
         let deadlines = parts.shutdown.deadlines()?;
         self.state().drain();
         Some(deadlines.sessions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A purge that took longer than the keepalive closed its client as silent.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_silent_only_while_the_relay_listens() {
+        let shared = Shared::new(State::new(Version::V2));
+        shared.heard();
+        shared.is_listening.store(true, Ordering::SeqCst);
+        let heard = Instant::now();
+        tokio::time::advance(Duration::from_secs(100)).await;
+        assert_eq!(shared.last_heard(), heard);
+        shared.is_listening.store(false, Ordering::SeqCst);
+        assert_eq!(shared.last_heard(), Instant::now());
     }
 }

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
+use super::mailboxes::ToBegin;
 use crate::protocol::close::Close;
 use crate::protocol::message::{Outgoing, Tag};
 use crate::service::refusal::Refusal;
@@ -45,6 +46,13 @@ pub enum Owed {
         answer: Later,
         /// When the request had been read.
         read_at: Instant,
+    },
+    /// The answer that mailboxes are open, and those of which deliveries begin when it has left.
+    Opened {
+        /// The answer.
+        answer: Outgoing,
+        /// Those that were not open before.
+        to_begin: Vec<ToBegin>,
     },
     /// The last thing: the close frame.
     Close(Close),
@@ -79,6 +87,13 @@ pub enum Ready {
         answer: Outgoing,
         /// When the request had been read.
         read_at: Instant,
+    },
+    /// The answer that mailboxes are open.
+    Opened {
+        /// The answer.
+        answer: Outgoing,
+        /// Those whose deliveries begin when it has left.
+        to_begin: Vec<ToBegin>,
     },
     /// The close frame; nothing comes after it.
     Close(Close),
@@ -157,7 +172,7 @@ impl Outbox {
             Some(Owed::Later { answer, .. }) => {
                 late = Some(ready!(answer.0.as_mut().poll(context)));
             }
-            Some(Owed::Answer(_) | Owed::Close(_)) => {}
+            Some(Owed::Answer(_) | Owed::Opened { .. } | Owed::Close(_)) => {}
         }
         let Some(first) = lane.owed.pop_front() else {
             return Poll::Pending;
@@ -179,6 +194,7 @@ impl Outbox {
             },
             (Owed::Close(close), _) => Ready::Close(close),
             (Owed::Answer(answer), _) => Ready::Answer(answer),
+            (Owed::Opened { answer, to_begin }, _) => Ready::Opened { answer, to_begin },
             // Neither is taken without its outcome; said as a refusal rather than a panic.
             (Owed::Commit { tag, read_at, .. }, None) => Ready::Outcome {
                 tag,
@@ -215,7 +231,13 @@ fn cost(owed: &Owed) -> usize {
             .iter()
             .map(|proof| size_of_val(proof) + proof.proof.len())
             .sum(),
-        Owed::Answer(Outgoing::Subscribed { openings, .. }) => size_of_val(openings.as_slice()),
+        Owed::Opened { answer, to_begin } => {
+            let openings = match answer {
+                Outgoing::Subscribed { openings, .. } => size_of_val(openings.as_slice()),
+                _ => 0,
+            };
+            openings + size_of_val(to_begin.as_slice())
+        }
         Owed::Answer(Outgoing::PurgedMailboxes { mailboxes, .. }) => {
             size_of_val(mailboxes.as_slice())
         }

@@ -83,8 +83,10 @@ impl Reader<'_> {
             }
             // While the relay itself did not read, the client's pongs were not seen.
             self.shared.heard();
+            self.shared.is_listening.store(true, Ordering::SeqCst);
             let received = receive(self.stream).await;
             self.shared.heard();
+            self.shared.is_listening.store(false, Ordering::SeqCst);
             let step = match received {
                 Received::Sign => continue,
                 Received::Over(Ended::ByRelay(close)) => {

@@ -54,12 +54,13 @@ impl Guest {
         let parts = answers.parts;
         match step {
             Step::Submit(tag, submit) => self.submit(tag, submit, answers).await,
-            Step::Subscribe(tag, subscribe) => {
-                let openings = self.subscribe(subscribe, answers).await;
-                let name = tag.clone();
-                let answer = openings.map(|openings| Outgoing::Subscribed { tag, openings });
-                answers.done(name, answer);
-            }
+            Step::Subscribe(tag, subscribe) => match self.subscribe(subscribe, parts).await {
+                Ok((openings, to_begin)) => {
+                    let answer = Outgoing::Subscribed { tag, openings };
+                    answers.opened(answer, to_begin);
+                }
+                Err(refusal) => answers.refuse(Some(tag), refusal),
+            },
             Step::Unsubscribe(tag, mailboxes) => {
                 self.unsubscribe(&mailboxes, answers);
                 done(tag, Done::Unsubscribed, answers);
@@ -219,8 +220,12 @@ impl Guest {
     fn unsubscribe(&self, ids: &[MailboxId], answers: Answers<'_>) {
         for id in ids {
             let mailbox = answers.parts.service.mailbox(id);
-            self.close(&mailbox);
-            answers.shared.state().forget(&mailbox);
+            // A frame may name tens of thousands, free of charge; closing looks through all that is
+            // in flight, and at most 1,024 are open.
+            if self.mailboxes.is_open(&mailbox) {
+                self.close(&mailbox);
+                answers.shared.state().forget(&mailbox);
+            }
         }
         answers.shared.slots_came_back();
     }
@@ -246,7 +251,8 @@ impl Guest {
         }
     }
 
-    /// What was delivered here is free; one that is not makes the request cost as much as any.
+    /// What was delivered here is free; one that is not makes the request cost as much as any. The
+    /// slots come back with what the store has taken: nothing of a refused request is done.
     async fn hand_in_acknowledged(
         &self,
         blobs: Vec<(MailboxId, BlobId)>,
@@ -257,31 +263,48 @@ impl Guest {
         for (mailbox, id) in blobs {
             by_mailbox.entry(mailbox).or_default().push(id);
         }
-        let mut opened = Vec::with_capacity(by_mailbox.len());
-        for (mailbox, ids) in by_mailbox {
-            let (hash, named) = self.opened(&mailbox, parts).ok_or(Refusal::Unauthorized)?;
-            opened.push((hash, named, ids));
-        }
-        let mut is_free = true;
-        for (mailbox, _, ids) in &opened {
-            let mut state = shared.state();
-            for id in ids {
-                is_free &= state.acknowledged(*mailbox, *id);
-            }
-        }
-        shared.slots_came_back();
+        let opened: Option<Vec<_>> = by_mailbox
+            .into_iter()
+            .map(|(mailbox, ids)| self.opened(&mailbox, parts).map(|opened| (opened, ids)))
+            .collect();
+        let is_free = opened.as_ref().is_some_and(|opened| {
+            let state = shared.state();
+            opened.iter().all(|((mailbox, _), ids)| {
+                let mut ids = ids.iter();
+                ids.all(|id| state.is_in_flight(*mailbox, *id))
+            })
+        });
         if !is_free {
             self.charge(parts)?;
         }
+        let opened = opened.ok_or(Refusal::Unauthorized)?;
         let mut pending = Vec::with_capacity(opened.len());
-        for (mailbox, named, ids) in opened {
+        for ((mailbox, named), ids) in opened {
             let by = Opener {
                 view: View::Proven,
                 tells: tells(named),
             };
-            pending.push(parts.service.acknowledge(mailbox, ids, by).await?);
+            let removed = parts.service.acknowledge(mailbox, ids.clone(), by).await?;
+            pending.push(removed);
+            self.have_arrived((mailbox, named), &ids, answers);
         }
         Ok(pending)
+    }
+
+    /// The slots of what was delivered here come back, and v1 senders hear of it.
+    fn have_arrived(
+        &self,
+        (mailbox, named): (MailboxHash, Named),
+        ids: &[BlobId],
+        answers: Answers<'_>,
+    ) {
+        for id in ids {
+            let was_in_flight = answers.shared.state().acknowledged(mailbox, *id);
+            if was_in_flight && named.tells_senders {
+                answers.parts.service.tell_acknowledged(id);
+            }
+        }
+        answers.shared.slots_came_back();
     }
 
     async fn withdraw(&self, tag: Tag, withdrawal: Withdrawal, answers: Answers<'_>) {
@@ -338,7 +361,9 @@ impl Guest {
             answers.shared.state().forget(&mailbox);
             answers.shared.slots_came_back();
             // Whoever purges a mailbox gives it up; v1 may open it without a proof again.
-            service.unpin(&id).await?;
+            if named.is_by_key {
+                service.unpin(&id).await?;
+            }
             purged.push(PurgedMailbox {
                 mailbox: id,
                 blobs: removed.blobs,
@@ -350,7 +375,10 @@ impl Guest {
 
     async fn unpin(&self, id: &MailboxId, parts: &Parts) -> Result<(), Refusal> {
         self.charge(parts)?;
-        self.opened(id, parts).ok_or(Refusal::Unauthorized)?;
+        let opened = self.opened(id, parts);
+        opened
+            .filter(|(_, named)| named.is_by_key)
+            .ok_or(Refusal::Unauthorized)?;
         parts.service.unpin(id).await
     }
 

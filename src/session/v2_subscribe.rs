@@ -1,31 +1,35 @@
 //! A v2 client opens mailboxes: charged, proven, pinned, joined, in that order.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Parts;
-use super::answers::Answers;
-use super::mailboxes::{Cursor, MAILBOXES_MAX};
+use super::mailboxes::{Cursor, MAILBOXES_MAX, ToBegin};
 use super::v2_requests::Guest;
 use crate::auth::{self, Asked};
-use crate::ids::{MailboxHash, MailboxId};
+use crate::ids::MailboxHash;
 use crate::protocol::message_v2::{Opened, Opening, OpeningProof, Subscribe};
 use crate::service::refusal::Refusal;
-use crate::service::{OrderKey, View};
+use crate::service::{Holding, OrderKey, View};
+
+/// What became of one opening; the code says why not.
+type Outcome = Result<Opened, &'static str>;
 
 /// More signatures than this are checked on the blocking pool: at 50 µs each, 16 hold a worker for
 /// less than a millisecond.
 const SIGNATURES_INLINE_MAX: usize = 16;
 
 impl Guest {
-    /// What became of each opening, in the order asked.
+    /// What became of each opening, in the order asked, and which mailboxes begin to be delivered.
     pub(super) async fn subscribe(
         &self,
         subscribe: Subscribe,
-        answers: Answers<'_>,
-    ) -> Result<Vec<Result<Opened, &'static str>>, Refusal> {
-        let parts = answers.parts;
+        parts: &Parts,
+    ) -> Result<(Vec<Outcome>, Vec<ToBegin>), Refusal> {
         let openings = subscribe.openings;
         if self.would_exceed(&openings, parts) {
+            // No opening is charged, so the request is: it was read all the same.
+            self.charge(parts)?;
             return Err(Refusal::TooManyMailboxes);
         }
         let count = u32::try_from(openings.len()).unwrap_or(u32::MAX);
@@ -42,7 +46,7 @@ impl Guest {
                 self.pin(opening, parts).await;
             }
         }
-        self.join(&openings, &verdicts, answers).await
+        self.join(&openings, &verdicts, parts).await
     }
 
     /// Judged before any proof is checked.
@@ -119,59 +123,80 @@ impl Guest {
         &self,
         openings: &[Opening],
         verdicts: &[bool],
-        answers: Answers<'_>,
-    ) -> Result<Vec<Result<Opened, &'static str>>, Refusal> {
-        let service = &answers.parts.service;
-        let good = openings.iter().zip(verdicts).filter(|(_, good)| **good);
+        parts: &Parts,
+    ) -> Result<(Vec<Outcome>, Vec<ToBegin>), Refusal> {
+        let service = &parts.service;
+        let good = || openings.iter().zip(verdicts).filter(|(_, good)| **good);
         let mut hashes = Vec::new();
-        let mut new = Vec::new();
-        for (opening, _) in good {
+        let mut to_begin = Vec::new();
+        for (opening, _) in good() {
             let mailbox = service.mailbox(&opening.mailbox);
             hashes.push(mailbox);
             if !self.mailboxes.is_open(&mailbox) {
-                self.join_one(mailbox, opening.mailbox, answers.parts);
-                new.push(mailbox);
+                to_begin.push(self.join_one(mailbox, opening, parts));
             }
-            self.wakes.take_live(mailbox, opening.tells_senders);
-            self.mailboxes.tell_senders(&mailbox, opening.tells_senders);
         }
         let holdings = match service.holdings(hashes.clone()).await {
             Ok(holdings) => holdings,
             Err(refusal) => {
                 // Nothing of a refused request is done.
-                new.iter().for_each(|mailbox| self.close(mailbox));
+                to_begin.iter().for_each(|new| self.close(&new.mailbox));
                 return Err(refusal);
             }
         };
-        let mut held = hashes.iter().zip(holdings);
-        let outcomes = verdicts.iter().map(|is_good| {
-            let held = is_good.then(|| held.next()).flatten();
-            let (mailbox, holding) = held.ok_or(Refusal::Unauthorized.code())?;
-            self.mailboxes.begin(mailbox, holding.pending > 0);
-            Ok(Opened {
-                pending: holding.pending,
-                blobs: holding.blobs,
-                bytes: holding.bytes,
-            })
-        });
-        let outcomes = outcomes.collect();
-        answers.shared.unblocked.wake();
-        Ok(outcomes)
+        for ((opening, _), mailbox) in good().zip(&hashes) {
+            let tells = opening.tells_senders;
+            if self.mailboxes.tell_senders(mailbox, tells) {
+                self.wakes.take_live(*mailbox, tells);
+            }
+        }
+        let held = hashes.iter().zip(&holdings);
+        let waiting: HashSet<_> = held
+            .filter(|(_, holding)| holding.pending > 0)
+            .map(|(mailbox, _)| *mailbox)
+            .collect();
+        for new in &mut to_begin {
+            new.has_waiting = waiting.contains(&new.mailbox);
+        }
+        Ok((outcomes(verdicts, holdings), to_begin))
     }
 
-    fn join_one(&self, mailbox: MailboxHash, id: MailboxId, parts: &Parts) {
-        let wakes = Arc::clone(&self.wakes);
+    fn join_one(&self, mailbox: MailboxHash, opening: &Opening, parts: &Parts) -> ToBegin {
+        let (id, wakes) = (opening.mailbox, Arc::clone(&self.wakes));
         let service = &parts.service;
         let subscription = service.subscribe(&id, self.address, self.connection, wakes);
         self.is_called(id, subscription.client);
         let from = (View::Proven, Cursor::After(OrderKey::START));
-        self.mailboxes
-            .open((mailbox, id), from, false, Some(subscription.joined));
+        let is_by_key = matches!(opening.proof, OpeningProof::Signature(_));
+        let number = self
+            .mailboxes
+            .open((mailbox, id), from, is_by_key, Some(subscription.joined));
+        ToBegin {
+            mailbox,
+            number,
+            has_waiting: false,
+        }
     }
 
     /// Closes a mailbox, if it is open.
     pub(super) fn close(&self, mailbox: &MailboxHash) {
-        self.wakes.take_live(*mailbox, false);
         self.mailboxes.close(mailbox);
+        // It has left the hub: no mark comes any more.
+        self.wakes.forget(mailbox);
     }
+}
+
+/// Of each opening, in the order asked: what a good one holds.
+fn outcomes(verdicts: &[bool], holdings: Vec<Holding>) -> Vec<Outcome> {
+    let mut holdings = holdings.into_iter();
+    let of_one = |is_good: &bool| {
+        let holding = is_good.then(|| holdings.next()).flatten();
+        let holding = holding.ok_or(Refusal::Unauthorized.code())?;
+        Ok(Opened {
+            pending: holding.pending,
+            blobs: holding.blobs,
+            bytes: holding.bytes,
+        })
+    };
+    verdicts.iter().map(of_one).collect()
 }

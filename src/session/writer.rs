@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::error::ProtocolError;
 use super::answers::worded;
 use super::feed::{Fed, Feed, delivered_bytes};
 use super::keepalive::{Due, Keepalive};
-use super::mailboxes::{Mailboxes, Named};
+use super::mailboxes::{Mailboxes, Named, ToBegin};
 use super::outbox::Ready;
 use super::state::ANY_MAILBOX;
 use super::{Dialect, Ended, Opened, Parts, Shared};
@@ -111,6 +111,9 @@ impl Writer<'_> {
                     duration.record(read_at.elapsed());
                     self.write(&answer).await
                 }
+                Next::Answer(Ready::Opened { answer, to_begin }) => {
+                    self.begin(&answer, &to_begin).await
+                }
                 Next::Notice(notice) => self.notify(notice).await,
                 Next::Delivery(mailbox, blob) => self.deliver(mailbox, blob).await,
                 Next::Live(blob) => self.deliver_live(blob).await,
@@ -195,35 +198,52 @@ impl Writer<'_> {
         if !self.shared.state().may_deliver() {
             return Poll::Pending;
         }
-        if let Dialect::V2(_) = self.dialect {
-            if let Poll::Ready(blob) = self.wakes.poll_live(context) {
-                return Poll::Ready(Next::Live(blob));
-            }
-            let caught_up = self.mailboxes.take_caught_up();
-            if !caught_up.is_empty() {
-                return Poll::Ready(Next::CaughtUp(caught_up));
-            }
+        if let Dialect::V2(_) = self.dialect
+            && let Poll::Ready(blob) = self.wakes.poll_live(context)
+        {
+            return Poll::Ready(Next::Live(blob));
         }
         let shared = self.shared;
-        match self
-            .feed
-            .poll_next(context, |bytes| shared.state().admits(bytes))
-        {
-            Poll::Ready(Fed::Blob(mailbox, blob)) => Poll::Ready(Next::Delivery(mailbox, blob)),
-            Poll::Ready(Fed::Full) | Poll::Pending => self.poll_caught_up(),
+        loop {
+            if self.may_be_caught_up() {
+                let caught_up = self.take_caught_up(context);
+                if !caught_up.is_empty() {
+                    return Poll::Ready(Next::CaughtUp(caught_up));
+                }
+            }
+            let admits = |bytes| shared.state().admits(bytes);
+            if let Poll::Ready(Fed::Blob(mailbox, blob)) = self.feed.poll_next(context, admits) {
+                return Poll::Ready(Next::Delivery(mailbox, blob));
+            }
+            // Unless this very look has settled that some have caught up.
+            if !self.may_be_caught_up() {
+                return Poll::Pending;
+            }
         }
     }
 
-    /// What the look at the feed has just settled.
-    fn poll_caught_up(&self) -> Poll<Next> {
-        if matches!(self.dialect, Dialect::V1(_)) {
-            return Poll::Pending;
+    fn may_be_caught_up(&self) -> bool {
+        matches!(self.dialect, Dialect::V2(_)) && self.mailboxes.is_any_caught_up()
+    }
+
+    /// Mailboxes of which all that was stored before now has been delivered. The feed is to be asked
+    /// again: what has come since it last looked comes first, and is in its queue.
+    fn take_caught_up(&self, context: &mut Context<'_>) -> Vec<MailboxId> {
+        if let Poll::Ready(marked) = self.wakes.poll_take(context) {
+            self.mailboxes.look_at(marked);
         }
-        let caught_up = self.mailboxes.take_caught_up();
-        match caught_up.is_empty() {
-            true => Poll::Pending,
-            false => Poll::Ready(Next::CaughtUp(caught_up)),
+        self.mailboxes.take_caught_up()
+    }
+
+    /// Deliveries begin when the client can know that its mailboxes are open.
+    async fn begin(&mut self, answer: &Outgoing, to_begin: &[ToBegin]) -> Result<(), Ended> {
+        self.write(answer).await?;
+        for begun in to_begin {
+            if let Some(tells_senders) = self.mailboxes.begin(begun) {
+                self.wakes.take_live(begun.mailbox, tells_senders);
+            }
         }
+        Ok(())
     }
 
     async fn deliver(&mut self, mailbox: MailboxHash, blob: StoredBlob) -> Result<(), Ended> {

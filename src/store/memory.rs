@@ -124,14 +124,17 @@ impl MemoryStore {
     ) -> Result<(Vec<Row>, Option<OrderKey>), StoreError> {
         let mut shard = self.shard(&mailbox)?;
         let keys = shard.keys_of(&mailbox, wanted, after, last);
-        let removed: Vec<Row> = keys
-            .iter()
-            .filter_map(|key| shard.remove(&mailbox, *key))
-            .collect();
-        let leaving = Leaving::Purged(tells);
-        self.books().depart(leaving, mailbox, &removed, now);
+        let removed = keys.iter().filter_map(|key| shard.remove(&mailbox, *key));
+        let (mut expired, mut removed): (Vec<Row>, Vec<Row>) =
+            removed.partition(|row| row.is_expired(now));
+        let purged = Leaving::Purged(tells);
+        self.books()
+            .depart(Leaving::Expired, mailbox, &expired, now);
+        self.books().depart(purged, mailbox, &removed, now);
         drop(shard);
-        self.tell(leaving, &mailbox, &removed, now);
+        self.tell(Leaving::Expired, &mailbox, &expired, now);
+        self.tell(purged, &mailbox, &removed, now);
+        removed.append(&mut expired);
         let next = keys.last().copied().filter(|_| keys.len() == SLICE);
         Ok((removed, next))
     }

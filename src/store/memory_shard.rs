@@ -64,7 +64,7 @@ impl Row {
         matches!(self.class, Class::SeenByV1 | Class::ProvenOnly)
     }
 
-    /// How it leaves when its sender takes it away: nobody takes away what has expired.
+    /// How it leaves when somebody takes it away: nobody takes away what has expired.
     pub(super) fn or_expired(&self, leaving: Leaving, now: Timestamp) -> Leaving {
         match self.is_expired(now) {
             true => Leaving::Expired,

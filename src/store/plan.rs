@@ -77,7 +77,7 @@ impl Header {
         matches!(self.size.class(), Some(Class::SeenByV1 | Class::ProvenOnly))
     }
 
-    /// How it leaves when its sender takes it away: nobody takes away what has expired.
+    /// How it leaves when somebody takes it away: nobody takes away what has expired.
     pub(super) fn or_expired(&self, leaving: Leaving, now: Timestamp) -> Leaving {
         match self.expires_at <= now {
             true => Leaving::Expired,
@@ -467,10 +467,10 @@ impl Folding<'_> {
                 } if header.mailbox == *mailbox
                     && header.size.class().is_some_and(|class| view.shows(class)) =>
                 {
-                    Leaving::Purged(*tells)
+                    header.or_expired(Leaving::Purged(*tells), now)
                 }
                 Cause::OwnerPurged { owner } if header.owner == Some(*owner) => {
-                    Leaving::Purged(Tells::Nobody)
+                    header.or_expired(Leaving::Purged(Tells::Nobody), now)
                 }
                 Cause::Expired | Cause::Purged { .. } | Cause::OwnerPurged { .. } => continue,
             };

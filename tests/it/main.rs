@@ -56,4 +56,5 @@ mod v2_delivery;
 mod v2_mailboxes;
 mod v2_model;
 mod v2_page;
+mod v2_session;
 mod v2_submit;

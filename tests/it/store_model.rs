@@ -303,6 +303,20 @@ impl Model {
         }
     }
 
+    /// These were purged, unless they had expired.
+    fn purged(&mut self, rows: &[Row], told: Option<ReceiptKind>) {
+        for row in rows {
+            let row = std::slice::from_ref(row);
+            if row[0].expires_at <= self.now {
+                self.count(row, |kept| &mut kept.expired);
+                self.tell(row, Some(ReceiptKind::Expired));
+            } else {
+                self.count(row, |kept| &mut kept.purged);
+                self.tell(row, told);
+            }
+        }
+    }
+
     /// Tells the senders of these rows, if anything is told.
     fn tell(&mut self, rows: &[Row], kind: Option<ReceiptKind>) {
         let Some(kind) = kind else {
@@ -468,9 +482,8 @@ async fn run(operation: &Operation, model: &mut Model, rig: &mut Rig) {
             tells,
         } => {
             let removed = model.remove(|row| row.mailbox == *mailbox && view.shows(row.class));
-            model.count(&removed, |kept| &mut kept.purged);
             let told = (*tells == Tells::Senders).then_some(ReceiptKind::Removed);
-            model.tell(&removed, told);
+            model.purged(&removed, told);
             let (place, now) = (hash_of(*mailbox), model.now);
             let answer = rig.store.purge(place, *view, *tells, now).await.unwrap();
             let receipts = removed.iter().filter(|row| row.tells.is_some()).count();
@@ -479,7 +492,7 @@ async fn run(operation: &Operation, model: &mut Model, rig: &mut Rig) {
         }
         Operation::PurgeOwner { owner } => {
             let removed = model.remove(|row| row.owner == Some(*owner));
-            model.count(&removed, |kept| &mut kept.purged);
+            model.purged(&removed, None);
             let purged = rig.store.purge_owner(hash_of(*owner), model.now).await;
             assert_eq!(purged.unwrap().blobs, removed.len() as u64);
         }

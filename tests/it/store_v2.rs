@@ -477,6 +477,27 @@ async fn expiry_and_the_senders_own_doings_are_always_told() {
     }
 }
 
+/// A recipient that came too late and tells nobody purged what had expired: its sender heard nothing,
+/// which is what it hears of a blob that was collected in time.
+#[tokio::test]
+async fn what_had_expired_before_a_purge_is_told_as_expired() {
+    for tells in [Tells::Nobody, Tells::Senders] {
+        for rig in rigs(Settings::default()).await {
+            let expired = asking(expiring(blob(1, 1), NOW.minus(HOUR)));
+            let stored_at = NOW.minus(3 * HOUR);
+            rig.stores(Envelope {
+                stored_at,
+                ..expired
+            })
+            .await;
+            let removed = rig.purges(1, View::Proven, tells).await;
+            assert_eq!(removed.blobs, 1);
+            assert_eq!(rig.receipts().await, [(1, ReceiptKind::Expired)]);
+            assert_eq!((rig.usage().expired, rig.usage().purged), (1, 0));
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_full_mailbox_tells_of_what_it_loses() {
     for rig in rigs(quota(|quota| quota.mailbox_blobs_max = 1)).await {
