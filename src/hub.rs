@@ -339,6 +339,35 @@ mod tests {
     }
 
     #[test]
+    fn a_live_blob_goes_to_every_session_that_wants_it_and_has_room() {
+        let hub = Arc::new(Hub::default());
+        let mailbox = MailboxHash::from_bytes([1; 32]);
+        let sessions: Vec<Arc<Wakes>> = (0..3).map(|_| Arc::default()).collect();
+        let _joined: Vec<_> = sessions
+            .iter()
+            .map(|wakes| hub.join(mailbox, ConnectionId::next(), Arc::clone(wakes)))
+            .collect();
+        let live = |bytes: usize| LiveBlob {
+            mailbox,
+            id: BlobId::from_bytes([9; 16]),
+            handed_at: Timestamp::default(),
+            body: Bytes::from(vec![0; bytes]),
+        };
+        assert_eq!(hub.hand(&live(1)), 0, "nobody lets senders know");
+        sessions[0].take_live(mailbox, true);
+        sessions[1].take_live(mailbox, true);
+        assert_eq!(hub.hand(&live(2 * LIVE_BYTES_MAX)), 2, "one, however large");
+        assert_eq!(hub.hand(&live(1)), 0, "and nothing beside it");
+        let context = &mut Context::from_waker(Waker::noop());
+        assert!(sessions[0].poll_live(context).is_ready());
+        for _ in 0..LIVE_MAX {
+            assert_eq!(hub.hand(&live(1)), 1, "the slow one keeps nobody waiting");
+        }
+        assert_eq!(hub.hand(&live(1)), 0);
+        assert!(sessions[2].poll_live(context).is_pending());
+    }
+
+    #[test]
     fn late_goodbye_keeps_the_new_session() {
         let hub = Arc::new(Hub::default());
         let mailbox = MailboxHash::from_bytes([1; 32]);
