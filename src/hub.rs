@@ -132,10 +132,13 @@ impl Wakes {
     }
 
     /// A mailbox that the session has left: its mark would stay for as long as the session is busy,
-    /// and a session may join and leave any number.
+    /// and a session may join and leave any number. Its live blobs are nobody's.
     pub fn forget(&self, mailbox: &MailboxHash) {
         lock(&self.marked).remove(mailbox);
-        lock(&self.live).from.remove(mailbox);
+        let mut live = lock(&self.live);
+        live.from.remove(mailbox);
+        live.blobs.retain(|blob| blob.mailbox != *mailbox);
+        live.bytes = live.blobs.iter().map(|blob| blob.body.len()).sum();
     }
 
     /// Takes the next live blob; pending while there is none. One task at a time may wait here.
@@ -332,10 +335,18 @@ mod tests {
         let joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&wakes));
         wakes.take_live(mailbox, true);
         hub.wake(&mailbox);
+        let handed = hub.hand(&LiveBlob {
+            mailbox,
+            id: BlobId::from_bytes([9; 16]),
+            handed_at: Timestamp::default(),
+            body: Bytes::from_static(b"ring"),
+        });
+        assert_eq!(handed, 1);
         drop(joined);
         wakes.forget(&mailbox);
         assert_eq!(taken(&wakes), 0);
-        assert!(lock(&wakes.live).from.is_empty());
+        let live = lock(&wakes.live);
+        assert!(live.from.is_empty() && live.blobs.is_empty() && live.bytes == 0);
     }
 
     #[test]
