@@ -132,10 +132,13 @@ impl Wakes {
     }
 
     /// A mailbox that the session has left: its mark would stay for as long as the session is busy,
-    /// and a session may join and leave any number.
+    /// and a session may join and leave any number. Its live blobs are nobody's.
     pub fn forget(&self, mailbox: &MailboxHash) {
         lock(&self.marked).remove(mailbox);
-        lock(&self.live).from.remove(mailbox);
+        let mut live = lock(&self.live);
+        live.from.remove(mailbox);
+        live.blobs.retain(|blob| blob.mailbox != *mailbox);
+        live.bytes = live.blobs.iter().map(|blob| blob.body.len()).sum();
     }
 
     /// Takes the next live blob; pending while there is none. One task at a time may wait here.
@@ -333,10 +336,47 @@ mod tests {
         let joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&wakes));
         wakes.take_live(mailbox, true);
         hub.wake(&mailbox);
+        let handed = hub.hand(&LiveBlob {
+            mailbox,
+            id: BlobId::from_bytes([9; 16]),
+            handed_at: Timestamp::default(),
+            body: Bytes::from_static(b"ring"),
+        });
+        assert_eq!(handed, 1);
         drop(joined);
         wakes.forget(&mailbox);
         assert_eq!(taken(&wakes), 0);
-        assert!(lock(&wakes.live).from.is_empty());
+        let live = lock(&wakes.live);
+        assert!(live.from.is_empty() && live.blobs.is_empty() && live.bytes == 0);
+    }
+
+    #[test]
+    fn a_live_blob_goes_to_every_session_that_wants_it_and_has_room() {
+        let hub = Arc::new(Hub::default());
+        let mailbox = MailboxHash::from_bytes([1; 32]);
+        let sessions: Vec<Arc<Wakes>> = (0..3).map(|_| Arc::default()).collect();
+        let _joined: Vec<_> = sessions
+            .iter()
+            .map(|wakes| hub.join(mailbox, ConnectionId::next(), Arc::clone(wakes)))
+            .collect();
+        let live = |bytes: usize| LiveBlob {
+            mailbox,
+            id: BlobId::from_bytes([9; 16]),
+            handed_at: Timestamp::default(),
+            body: Bytes::from(vec![0; bytes]),
+        };
+        assert_eq!(hub.hand(&live(1)), 0, "nobody lets senders know");
+        sessions[0].take_live(mailbox, true);
+        sessions[1].take_live(mailbox, true);
+        assert_eq!(hub.hand(&live(2 * LIVE_BYTES_MAX)), 2, "one, however large");
+        assert_eq!(hub.hand(&live(1)), 0, "and nothing beside it");
+        let context = &mut Context::from_waker(Waker::noop());
+        assert!(sessions[0].poll_live(context).is_ready());
+        for _ in 0..LIVE_MAX {
+            assert_eq!(hub.hand(&live(1)), 1, "the slow one keeps nobody waiting");
+        }
+        assert_eq!(hub.hand(&live(1)), 0);
+        assert!(sessions[2].poll_live(context).is_pending());
     }
 
     #[test]

@@ -385,3 +385,96 @@ async fn closing_without_a_number_is_not_answered_and_gives_the_slots_back() {
     assert_eq!(owner.caught_up().await, [other.id()]);
     owner.expect_nothing().await;
 }
+
+/// Nothing new is delivered after `GoAway`, though the window opens.
+#[tokio::test]
+async fn a_draining_session_takes_acknowledgements_and_delivers_nothing_more() {
+    let relay = Relay::start(&[]).await;
+    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    for number in 1..=3 {
+        sender.store(submit(&owned.id(), number, b"x")).await;
+    }
+    sender.peer.leave().await;
+    let mut owner = Guest::connect(&relay).await;
+    narrow(&mut owner, 2, 1 << 20).await;
+    owner.open(&owned).await;
+    let (first, second) = (owner.blob().await.id, owner.blob().await.id);
+    let stopping = tokio::spawn(relay.stop());
+    assert!(matches!(owner.receive().await, Outgoing::GoAway(_)));
+    owner.acknowledge(owned.id(), first).await;
+    let subscribe = owner.subscribe_to(&[&Owned::secret(2)], false);
+    let refused = owner.refusal(Request::Subscribe(subscribe)).await;
+    assert_eq!(refused.code, "shutting_down");
+    assert_eq!(owner.done(Request::Ping).await, Done::Pong);
+    owner.acknowledge(owned.id(), second).await;
+    owner.peer.expect_close(1001).await;
+    stopping.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_receipt_counts_in_the_window_as_one_blob_of_64_bytes() {
+    let relay = Relay::start(&[]).await;
+    let (own, other) = (Owned::secret(1), Owned::secret(2));
+    let mut sender = Guest::connect(&relay).await;
+    narrow(&mut sender, 64, 2 * 64 + 63).await;
+    sender.open(&own).await;
+    sender.caught_up().await;
+    for number in 1..=3 {
+        let asking = on_terms(submit(&other.id(), number, b"x"), |terms| {
+            terms.receipt_to = Some(own.id());
+        });
+        sender.store(asking).await;
+    }
+    let mut owner = Guest::connect(&relay).await;
+    owner.open(&other).await;
+    for _ in 1..=3 {
+        owner.blob().await;
+    }
+    let first = sender.receipt().await;
+    sender.receipt().await;
+    sender.expect_nothing().await;
+    let request = Request::AcknowledgeEach(vec![(own.id(), first.receipt_id)]);
+    sender.ask(request).await;
+    let frames = [sender.receive().await, sender.receive().await];
+    let is_receipt = |frame: &Outgoing| matches!(frame, Outgoing::Receipt(_));
+    assert!(frames.iter().any(is_receipt), "{frames:?}");
+}
+
+/// Not even a refusal answers a request without a number.
+#[tokio::test]
+async fn what_wants_no_answer_gets_none_whatever_becomes_of_it() {
+    let (relay, store) = faulty_relay(&[]).await;
+    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    sender.store(submit(&owned.id(), 1, b"x")).await;
+    let mut owner = Guest::connect(&relay).await;
+    let quietly = |to: &Owned, ids: usize| {
+        let item = (to.id(), submit(&to.id(), 1, b"").id.unwrap());
+        encode_request(&Tag::Number(0), &Request::AcknowledgeEach(vec![item; ids]))
+    };
+    let not_open = quietly(&owned, 1);
+    owner
+        .peer
+        .socket
+        .send(Message::Binary(not_open))
+        .await
+        .unwrap();
+    owner.open(&owned).await;
+    owner.blob().await;
+    owner.caught_up().await;
+    let too_many = quietly(&owned, 1_001);
+    owner
+        .peer
+        .socket
+        .send(Message::Binary(too_many))
+        .await
+        .unwrap();
+    store.on(Call::Acknowledge, 1, Fault::Fail);
+    for _ in 0..2 {
+        let good = quietly(&owned, 1);
+        owner.peer.socket.send(Message::Binary(good)).await.unwrap();
+    }
+    owner.expect_nothing().await;
+    relay
+        .metric_becomes("relay_blobs_acknowledged_total", 1.0)
+        .await;
+}
