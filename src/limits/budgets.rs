@@ -194,6 +194,16 @@ impl ProofAttempt {
     pub fn succeeded(self) {
         self.budgets.give_back(&[self.charge]);
     }
+
+    /// It was for several at once, and so many were not good: those beyond the first are charged, too,
+    /// as far as the budget holds. That refuses nobody, so it is not counted as a refusal.
+    pub fn failed(self, bad: usize) {
+        if let Some(rate) = self.budgets.rate(&self.charge) {
+            let (key, one) = (self.charge.key, self.charge.amount);
+            // The first is charged already.
+            let _spent = (1..bad).all(|_| rate.take(key, one).is_ok());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -282,6 +292,16 @@ mod tests {
         }
         drop(ProofAttempt::begin(&budgets, home()).unwrap());
         drop(ProofAttempt::begin(&budgets, home()).unwrap());
+        let spent = ProofAttempt::begin(&budgets, home()).unwrap_err();
+        assert_eq!(spent.budget, Budget::FailedProofs);
+    }
+
+    #[test]
+    fn bad_proofs_that_come_together_are_charged_together_and_refuse_nobody() {
+        let (budgets, _, metrics) = budgets(|config| config.failed_proofs_per_min = 4);
+        ProofAttempt::begin(&budgets, home()).unwrap().failed(3);
+        ProofAttempt::begin(&budgets, home()).unwrap().failed(1_000);
+        assert!(metrics.render().contains("relay_rate_limited_total 0"));
         let spent = ProofAttempt::begin(&budgets, home()).unwrap_err();
         assert_eq!(spent.budget, Budget::FailedProofs);
     }

@@ -10,6 +10,7 @@ use super::state::Step;
 use super::{Parts, Shared};
 use crate::hub::Wakes;
 use crate::ids::{BlobId, ConnectionId, MailboxHash, MailboxId};
+use crate::protocol::close::Close;
 use crate::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Submit, Tag};
 use crate::protocol::message_v2::{
     FoundProof, Limits, PurgedMailbox, Welcome, Withdrawal, WithdrawalKind,
@@ -56,9 +57,13 @@ impl Guest {
             Step::Submit(tag, submit) => self.submit(tag, submit, answers).await,
             Step::Subscribe(tag, subscribe) => {
                 let openings = self.subscribe(subscribe, answers).await;
+                let is_over = matches!(&openings, Err(refusal) if refusal.is_of_failed_proofs());
                 let name = tag.clone();
                 let answer = openings.map(|openings| Outgoing::Subscribed { tag, openings });
                 answers.done(name, answer);
+                if is_over {
+                    answers.close(Close::TooManyFailedProofs).await;
+                }
             }
             Step::Unsubscribe(tag, mailboxes) => {
                 self.unsubscribe(&mailboxes, answers);
