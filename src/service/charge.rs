@@ -92,30 +92,26 @@ impl Service {
         client: &Client,
         envelope: &Envelope,
     ) -> Result<Room, Refusal> {
-        self.charge_bytes(client, envelope.charged_bytes())
-    }
-
-    /// Charges bytes that are about to be kept to the address's share of the relay.
-    pub(super) fn charge_bytes(&self, client: &Client, bytes: u64) -> Result<Room, Refusal> {
         let (budgets, address) = (&self.parts.budgets, client.address);
-        let cells = u32::try_from(bytes.div_ceil(CELL_BYTES)).unwrap_or(u32::MAX);
-        let charges = vec![budgets.key(Budget::AddressBytes, address).costs(cells)];
-        budgets.take(&charges, address)?;
-        Ok(Room {
-            budgets: Arc::clone(budgets),
-            charges,
-        })
+        let cells = cells(envelope.charged_bytes());
+        let bytes = budgets.key(Budget::AddressBytes, address).costs(cells);
+        self.take_room(client, vec![bytes])
     }
 
-    /// Charges one of the places that a recovery key has to the address that takes it.
-    pub(super) fn charge_recovery_slot(
+    /// Charges what a recovery proof of so many bytes is about to take: one of the places that its key
+    /// has, and room in the relay.
+    pub(super) fn charge_recovery_room(
         &self,
         client: &Client,
         key_hash: &[u8; 32],
-    ) -> Result<(), Refusal> {
+        bytes: u64,
+    ) -> Result<Room, Refusal> {
         let (budgets, address) = (&self.parts.budgets, client.address);
         let slot = budgets.key(Budget::RecoverySlots, (address, key_hash));
-        Ok(budgets.take(&[slot.costs(1)], address)?)
+        let bytes = budgets
+            .key(Budget::AddressBytes, address)
+            .costs(cells(bytes));
+        self.take_room(client, vec![slot.costs(1), bytes])
     }
 
     /// Charges a new pin to its address.
@@ -132,16 +128,19 @@ impl Service {
         envelope: &Envelope,
     ) -> Result<Room, Refusal> {
         let (budgets, address) = (&self.parts.budgets, client.address);
-        let cells = envelope.charged_bytes().div_ceil(CELL_BYTES);
-        // More than 4 TiB in one blob does not exist.
-        let cells = u32::try_from(cells).unwrap_or(u32::MAX);
+        let cells = cells(envelope.charged_bytes());
         let share = (address, envelope.mailbox);
         let charges = vec![
             budgets.key(Budget::MailboxBlobs, share).costs(1),
             budgets.key(Budget::MailboxBytes, share).costs(cells),
             budgets.key(Budget::AddressBytes, address).costs(cells),
         ];
-        budgets.take(&charges, address)?;
+        self.take_room(client, charges)
+    }
+
+    fn take_room(&self, client: &Client, charges: Vec<Charge>) -> Result<Room, Refusal> {
+        let budgets = &self.parts.budgets;
+        budgets.take(&charges, client.address)?;
         Ok(Room {
             budgets: Arc::clone(budgets),
             charges,
@@ -149,8 +148,13 @@ impl Service {
     }
 }
 
+/// Bytes as budgets count them. More than 4 TiB at once do not exist.
+fn cells(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(CELL_BYTES)).unwrap_or(u32::MAX)
+}
+
 impl Room {
-    /// The blob is not stored. A submission whose outcome nobody waits for keeps its room: it may
+    /// What it was for is not stored. A submission whose outcome nobody waits for keeps its room: it may
     /// well be stored.
     pub(super) fn give_back(&self) {
         self.budgets.give_back(&self.charges);

@@ -51,8 +51,7 @@ impl Service {
         if proof.len() > PROOF_BYTES_MAX {
             return Err(Refusal::Invalid("a recovery proof has 64 KiB at the most"));
         }
-        self.charge_recovery_slot(client, &key_hash)?;
-        let room = self.charge_bytes(client, charged_bytes(proof.len()))?;
+        let room = self.charge_recovery_room(client, &key_hash, charged_bytes(proof.len()))?;
         let (secret, stored_at) = (&self.parts.secret, self.parts.clock.now());
         let expires_at = stored_at.plus(TTL);
         let kept = RecoveryProof {
