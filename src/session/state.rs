@@ -183,6 +183,11 @@ impl State {
         self.window.delivered(mailbox, id, bytes);
     }
 
+    /// Whether the client was sent this blob here and has not acknowledged it.
+    pub fn is_in_flight(&self, mailbox: MailboxHash, id: BlobId) -> bool {
+        self.window.holds(mailbox, id)
+    }
+
     /// The client has this blob. Whether it was in flight here, so that this costs nothing.
     pub fn acknowledged(&mut self, mailbox: MailboxHash, id: BlobId) -> bool {
         self.window.acknowledged(mailbox, id)

@@ -262,29 +262,35 @@ impl Guest {
         for (mailbox, id) in blobs {
             by_mailbox.entry(mailbox).or_default().push(id);
         }
-        let mut opened = Vec::with_capacity(by_mailbox.len());
-        for (mailbox, ids) in by_mailbox {
-            let (hash, named) = self.opened(&mailbox, parts).ok_or(Refusal::Unauthorized)?;
-            opened.push((hash, named, ids));
-        }
-        let mut is_free = true;
-        for (mailbox, _, ids) in &opened {
-            let mut state = shared.state();
-            for id in ids {
-                is_free &= state.acknowledged(*mailbox, *id);
-            }
-        }
-        shared.slots_came_back();
+        let opened: Option<Vec<_>> = by_mailbox
+            .into_iter()
+            .map(|(mailbox, ids)| Some((self.opened(&mailbox, parts)?, ids)))
+            .collect();
+        let is_in_flight = |mailbox, ids: &[BlobId]| {
+            let state = shared.state();
+            ids.iter().all(|id| state.is_in_flight(mailbox, *id))
+        };
+        let is_free = opened.as_ref().is_some_and(|opened| {
+            let mut all = opened.iter();
+            all.all(|((mailbox, _), ids)| is_in_flight(*mailbox, ids))
+        });
         if !is_free {
             self.charge(parts)?;
         }
+        let opened = opened.ok_or(Refusal::Unauthorized)?;
         let mut pending = Vec::with_capacity(opened.len());
-        for (mailbox, named, ids) in opened {
+        for ((mailbox, named), ids) in opened {
             let by = Opener {
                 view: View::Proven,
                 tells: tells(named),
             };
-            pending.push(parts.service.acknowledge(mailbox, ids, by).await?);
+            let handed_in = parts.service.acknowledge(mailbox, ids.clone(), by).await?;
+            pending.push(handed_in);
+            // What is refused stays in flight, so that its repeat is free and a drain waits for it.
+            for id in ids {
+                shared.state().acknowledged(mailbox, id);
+            }
+            shared.slots_came_back();
         }
         Ok(pending)
     }

@@ -112,6 +112,11 @@ impl Window {
         }
     }
 
+    /// Whether this blob is in flight.
+    pub fn holds(&self, mailbox: MailboxHash, id: BlobId) -> bool {
+        self.in_flight.contains_key(&(mailbox, id))
+    }
+
     /// The client has it. Returns whether it was in flight here.
     pub fn acknowledged(&mut self, mailbox: MailboxHash, id: BlobId) -> bool {
         let was_in_flight = self.take(&(mailbox, id));
