@@ -90,19 +90,40 @@ impl Budgets {
         RateKey::new(budget, self.hasher.hash_one((budget, whose)))
     }
 
-    /// Takes all of these, in this order, or nothing: what the first ones gave goes back when a
-    /// later one refuses. `address` is who is counted, for the operator's hint.
+    /// Takes all of these, or nothing: what some gave goes back when another refuses. When several do,
+    /// the one that lasts longest is told, or whoever waits would only meet the next. `address` is who
+    /// is counted, for the operator's hint.
     pub fn take(&self, charges: &[Charge], address: Address) -> Result<(), Spent> {
         for (place, charge) in charges.iter().enumerate() {
-            let Some(rate) = self.rate(charge) else {
-                continue;
-            };
-            if let Err(TooFast(retry_after)) = rate.take(charge.key, charge.amount) {
+            if let Some(wait) = self.wait_of(charge) {
                 self.give_back(&charges[..place]);
-                return Err(self.spent(charge.key.budget(), retry_after, address));
+                let (charge, wait) = self.longest(&charges[place + 1..], (charge, wait));
+                return Err(self.spent(charge.key.budget(), wait, address));
             }
         }
         Ok(())
+    }
+
+    /// Takes this; or nothing, and says how long it would have to wait.
+    fn wait_of(&self, charge: &Charge) -> Option<Duration> {
+        let TooFast(wait) = self.rate(charge)?.take(charge.key, charge.amount).err()?;
+        Some(wait)
+    }
+
+    /// The one of `others` that would have to wait longer than `longest`, if there is one. Takes nothing.
+    fn longest<'a>(
+        &self,
+        others: &'a [Charge],
+        mut longest: (&'a Charge, Duration),
+    ) -> (&'a Charge, Duration) {
+        for other in others {
+            match self.wait_of(other) {
+                None => self.give_back(&[*other]),
+                Some(wait) if wait > longest.1 => longest = (other, wait),
+                Some(_) => {}
+            }
+        }
+        longest
     }
 
     /// Puts back what was taken and not used.

@@ -160,6 +160,26 @@ async fn one_address_cannot_fill_the_relay() {
     assert_eq!(stored, 7.0 * 4_096.0);
 }
 
+#[tokio::test]
+async fn where_several_limits_are_met_the_hint_is_of_the_one_that_lasts_longest() {
+    // One blob an hour into a mailbox, and 20 KiB a day into the relay.
+    let relay = Relay::start(&[
+        ("RELAY_MAILBOX_MAX_BLOBS", "2"),
+        ("RELAY_MAILBOX_SHARE_PER_HOUR", "0.5"),
+        ("RELAY_MAX_STORAGE_BYTES", "409600"),
+        ("RELAY_ADDRESS_SHARE_PER_DAY", "0.05"),
+    ])
+    .await;
+    let mut guests: [Guest; 1] = connections(&relay, HOME).await;
+    let blob = vec![7; 20 * 1_024 - 256];
+    let (stored, _, refused_submit, refused) =
+        flood(&mut guests, |number| submit(&to(1), number, &blob)).await;
+    assert_eq!(stored, 1);
+    let wait = hint(&refused);
+    assert_eq!(wait, Duration::from_secs(86_400));
+    expect_true_hint(&relay, &mut guests[0], &refused_submit, wait).await;
+}
+
 fn proof(key: u8, proof: &[u8]) -> RecoveryProof {
     RecoveryProof {
         key_hash: [key; 32],
