@@ -90,19 +90,40 @@ impl Budgets {
         RateKey::new(budget, self.hasher.hash_one((budget, whose)))
     }
 
-    /// Takes all of these, in this order, or nothing: what the first ones gave goes back when a
-    /// later one refuses. `address` is who is counted, for the operator's hint.
+    /// Takes all of these, or nothing: what some gave goes back when another refuses. When several do,
+    /// the one that lasts longest is told, or whoever waits would only meet the next. `address` is who
+    /// is counted, for the operator's hint.
     pub fn take(&self, charges: &[Charge], address: Address) -> Result<(), Spent> {
         for (place, charge) in charges.iter().enumerate() {
-            let Some(rate) = self.rate(charge) else {
-                continue;
-            };
-            if let Err(TooFast(retry_after)) = rate.take(charge.key, charge.amount) {
+            if let Some(wait) = self.wait_of(charge) {
                 self.give_back(&charges[..place]);
-                return Err(self.spent(charge.key.budget(), retry_after, address));
+                let (charge, wait) = self.longest(&charges[place + 1..], (charge, wait));
+                return Err(self.spent(charge.key.budget(), wait, address));
             }
         }
         Ok(())
+    }
+
+    /// Takes this; or nothing, and says how long it would have to wait.
+    fn wait_of(&self, charge: &Charge) -> Option<Duration> {
+        let TooFast(wait) = self.rate(charge)?.take(charge.key, charge.amount).err()?;
+        Some(wait)
+    }
+
+    /// The one of `others` that would have to wait longer than `longest`, if there is one. Takes nothing.
+    fn longest<'a>(
+        &self,
+        others: &'a [Charge],
+        mut longest: (&'a Charge, Duration),
+    ) -> (&'a Charge, Duration) {
+        for other in others {
+            match self.wait_of(other) {
+                None => self.give_back(&[*other]),
+                Some(wait) if wait > longest.1 => longest = (other, wait),
+                Some(_) => {}
+            }
+        }
+        longest
     }
 
     /// Puts back what was taken and not used.
@@ -194,6 +215,16 @@ impl ProofAttempt {
     pub fn succeeded(self) {
         self.budgets.give_back(&[self.charge]);
     }
+
+    /// It was for several at once, and so many were not good: those beyond the first are charged, too,
+    /// as far as the budget holds. That refuses nobody, so it is not counted as a refusal.
+    pub fn failed(self, bad: usize) {
+        if let Some(rate) = self.budgets.rate(&self.charge) {
+            let (key, one) = (self.charge.key, self.charge.amount);
+            // The first is charged already.
+            let _spent = (1..bad).all(|_| rate.take(key, one).is_ok());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -282,6 +313,16 @@ mod tests {
         }
         drop(ProofAttempt::begin(&budgets, home()).unwrap());
         drop(ProofAttempt::begin(&budgets, home()).unwrap());
+        let spent = ProofAttempt::begin(&budgets, home()).unwrap_err();
+        assert_eq!(spent.budget, Budget::FailedProofs);
+    }
+
+    #[test]
+    fn bad_proofs_that_come_together_are_charged_together_and_refuse_nobody() {
+        let (budgets, _, metrics) = budgets(|config| config.failed_proofs_per_min = 4);
+        ProofAttempt::begin(&budgets, home()).unwrap().failed(3);
+        ProofAttempt::begin(&budgets, home()).unwrap().failed(1_000);
+        assert!(metrics.render().contains("relay_rate_limited_total 0"));
         let spent = ProofAttempt::begin(&budgets, home()).unwrap_err();
         assert_eq!(spent.budget, Budget::FailedProofs);
     }

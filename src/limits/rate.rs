@@ -12,7 +12,8 @@ use governor::{Quota, RateLimiter};
 use super::memory::{Memory, RateKey};
 use crate::clock::Clock;
 
-/// The bucket does not hold as much; it will after this time.
+/// The bucket does not hold as much; it will after this time, in whole milliseconds rounded up: clients
+/// are told in those, and whoever waits as long as it was told must be let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooFast(pub(super) Duration);
 
@@ -63,7 +64,9 @@ impl Rate {
             return Ok(());
         };
         match self.limiter.check_key_n(&key, cost) {
-            Ok(taken) => taken.map_err(|not_yet| TooFast(not_yet.wait_time_from(self.clock.now()))),
+            Ok(taken) => {
+                taken.map_err(|not_yet| TooFast(whole(not_yet.wait_time_from(self.clock.now()))))
+            }
             // Cut to what the bucket holds above.
             Err(_) => Ok(()),
         }
@@ -78,6 +81,15 @@ impl Rate {
             None => Err(()),
         });
         returned.ok();
+    }
+}
+
+/// The next whole millisecond.
+fn whole(wait: Duration) -> Duration {
+    let over = wait.subsec_nanos() % 1_000_000;
+    match over {
+        0 => wait,
+        over => wait + Duration::from_nanos(u64::from(1_000_000 - over)),
     }
 }
 

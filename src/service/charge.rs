@@ -155,7 +155,7 @@ fn cells(bytes: u64) -> u32 {
 }
 
 impl Room {
-    /// The blob is not stored. A submission whose outcome nobody waits for keeps its room: it may
+    /// What it was for is not stored. A submission whose outcome nobody waits for keeps its room: it may
     /// well be stored.
     pub(super) fn give_back(&self) {
         self.budgets.give_back(&self.charges);

@@ -134,6 +134,17 @@ impl Refusal {
         }
     }
 
+    /// Whether too many proofs from the client's address were not good, which ends its connection.
+    pub fn is_of_failed_proofs(&self) -> bool {
+        matches!(
+            self,
+            Self::RateLimited {
+                budget: Budget::FailedProofs,
+                ..
+            }
+        )
+    }
+
     /// When to try again; `None` when an unchanged repeat can not succeed.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

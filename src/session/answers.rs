@@ -1,5 +1,6 @@
 //! How a session answers: into the answer lane, timed and counted.
 
+use std::future::pending;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 use super::mailboxes::ToBegin;
 use super::outbox::{Later, Owed};
 use super::{Parts, Shared};
+use crate::protocol::close::Close;
 use crate::protocol::message::{Outgoing, Refused, Tag};
 use crate::service::refusal::Refusal;
 use crate::service::submit::Submitted;
@@ -38,6 +40,14 @@ impl Answers<'_> {
         }
         let refused = worded(&refusal);
         self.answer(Outgoing::Refused { tag, refused });
+    }
+
+    /// Puts the close frame behind what is still owed. The writer then ends the session, which drops
+    /// this; until then nothing more is read.
+    pub(super) async fn close(self, close: Close) {
+        self.shared.state().closing();
+        self.shared.outbox.push(Owed::Close(close));
+        pending::<()>().await;
     }
 
     /// The answer to a request that is done already, or refused.

@@ -1,6 +1,5 @@
 //! Socket → state → service. Only a full answer lane, or a full commit queue, stops the reading.
 
-use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,7 +10,6 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 
 use super::answers::Answers;
-use super::outbox::Owed;
 use super::state::Step;
 use super::{Dialect, Ended, Parts, Shared};
 use crate::protocol::Version;
@@ -145,8 +143,7 @@ impl Reader<'_> {
                 if let Some(refusal) = refusal {
                     answers.refuse(None, refusal);
                 }
-                self.shared.outbox.push(Owed::Close(close));
-                pending::<()>().await;
+                answers.close(close).await;
             }
             // Boxed, so that its 3 KiB are there only while a request is carried out: most sessions
             // rest most of the time.

@@ -10,6 +10,7 @@ use super::state::Step;
 use super::{Parts, Shared};
 use crate::hub::Wakes;
 use crate::ids::{BlobId, ConnectionId, MailboxHash, MailboxId};
+use crate::protocol::close::Close;
 use crate::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Submit, Tag};
 use crate::protocol::message_v2::{
     FoundProof, Limits, PurgedMailbox, Welcome, Withdrawal, WithdrawalKind,
@@ -59,7 +60,13 @@ impl Guest {
                     let answer = Outgoing::Subscribed { tag, openings };
                     answers.opened(answer, to_begin);
                 }
-                Err(refusal) => answers.refuse(Some(tag), refusal),
+                Err(refusal) => {
+                    let is_over = refusal.is_of_failed_proofs();
+                    answers.refuse(Some(tag), refusal);
+                    if is_over {
+                        answers.close(Close::TooManyFailedProofs).await;
+                    }
+                }
             },
             Step::Unsubscribe(tag, mailboxes) => {
                 self.unsubscribe(&mailboxes, answers);

@@ -2,18 +2,20 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{env, fs};
 
 use bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, Value};
 
-use vauchi_relay::protocol::message::{Incoming, Request, Tag};
+use vauchi_relay::protocol::message::{Incoming, Outgoing, Request, Tag};
+use vauchi_relay::protocol::message_v2::{Opening, OpeningProof, Subscribe};
 use vauchi_relay::protocol::v2::{codes, decode, encode};
 use vauchi_relay::protocol::v2_client::{ServerFrame, decode_server_frame, encode_request};
 use vauchi_relay::service::refusal::Refusal;
 
 use crate::golden_v2_frames::{
-    TAG, answers, blob_id, by_secret, delivery, kept, pushes, requests, submit,
+    TAG, answers, blob_id, by_secret, delivery, kept, pushes, refused, requests, submit,
 };
 
 /// Frames beside those that the tables have, one for each kind.
@@ -23,6 +25,20 @@ const FROM_A_LATER_CLIENT: &str = "submit_from_a_later_client";
 const FROM_A_LATER_RELAY: &str = "delivery_from_a_later_relay";
 const UNKNOWN_REQUEST: &str = "request_of_a_later_version";
 const UNKNOWN_PUSH: &str = "push_of_a_later_version";
+const UNKNOWN_ANSWER: &str = "answer_of_a_later_version";
+const LATER_RECEIPTS: &str = "subscribe_from_a_later_client";
+const LATER_CODE: &str = "refused_by_a_later_relay";
+
+/// Those of them that a client sends.
+const ASKED: [&str; 5] = [
+    UNANSWERED,
+    NAMED_HELLO,
+    FROM_A_LATER_CLIENT,
+    UNKNOWN_REQUEST,
+    LATER_RECEIPTS,
+];
+/// Those that a relay sends.
+const SAID: [&str; 4] = [FROM_A_LATER_RELAY, UNKNOWN_PUSH, UNKNOWN_ANSWER, LATER_CODE];
 
 fn understood(request: Request) -> Incoming {
     Incoming::Request { tag: TAG, request }
@@ -73,6 +89,22 @@ fn frames_of_a_later_version_are_answered_or_passed_over() {
     assert_eq!(read, Incoming::Unsupported { tag: TAG });
     let read = decode_server_frame(&golden(UNKNOWN_PUSH));
     assert_eq!(read, Ok(ServerFrame::Unknown { answers: 0 }));
+    let read = decode_server_frame(&golden(UNKNOWN_ANSWER));
+    assert_eq!(read, Ok(ServerFrame::Unknown { answers: 300 }));
+}
+
+#[test]
+fn enum_values_of_a_later_version_mean_the_least() {
+    // Receipts of a kind that is not known are none.
+    let read = decode(&golden(LATER_RECEIPTS));
+    assert_eq!(read, understood(Request::Subscribe(one_opening(false))));
+    // A code that is not known is handled by when to come back.
+    let read = decode_server_frame(&golden(LATER_CODE));
+    let Ok(ServerFrame::Known(Outgoing::Refused { tag, refused })) = read else {
+        panic!("{read:?}")
+    };
+    assert_eq!((tag, refused.code), (Some(TAG), "unspecified"));
+    assert_eq!(refused.retry_after, Some(Duration::from_secs(60)));
 }
 
 #[test]
@@ -89,7 +121,7 @@ fn every_golden_frame_has_a_readable_twin() {
     }
     assert_eq!(
         frames,
-        requests().len() + pushes().len() + answers().len() + 6
+        requests().len() + pushes().len() + answers().len() + ASKED.len() + SAID.len()
     );
 }
 
@@ -150,8 +182,37 @@ fn new_frame(name: &str) -> Bytes {
         NAMED_HELLO => Bytes::from_static(b"\x08\xac\x02\x42\x15\x0a\x0aclient/1.0\x12\x07feature"),
         // Number 300 and a frame of kind 100; a frame of kind 100.
         UNKNOWN_REQUEST => Bytes::from_static(&[0x08, 0xac, 2, 0xa2, 6, 2, 0x08, 1]),
+        UNKNOWN_ANSWER => Bytes::from_static(&[0x08, 0xac, 2, 0xa2, 6, 2, 0x08, 1]),
         UNKNOWN_PUSH => Bytes::from_static(&[0xa2, 6, 2, 0x08, 1]),
+        // `receipts` is the last byte.
+        LATER_RECEIPTS => {
+            let known = encode_request(&TAG, &Request::Subscribe(one_opening(true)));
+            with_byte(&known, known.len() - 1, 9)
+        }
+        // Behind the number, the kind with its length, and the key of `code`.
+        LATER_CODE => with_byte(
+            &encode(&refused("rate_limited", Some(Duration::from_secs(60)))),
+            6,
+            99,
+        ),
         _ => panic!("nobody knows {name}"),
+    }
+}
+
+fn with_byte(frame: &[u8], at: usize, byte: u8) -> Bytes {
+    let mut frame = frame.to_vec();
+    frame[at] = byte;
+    frame.into()
+}
+
+fn one_opening(tells_senders: bool) -> Subscribe {
+    Subscribe {
+        origin: "relay.example".into(),
+        openings: vec![Opening {
+            mailbox: by_secret(),
+            proof: OpeningProof::Secret([0x44; 32]),
+            tells_senders,
+        }],
     }
 }
 
@@ -173,14 +234,7 @@ fn later(frame: &[u8], at: usize) -> Bytes {
 fn names() -> Vec<String> {
     let ours = requests().into_iter().map(|(name, _)| name);
     let theirs = pushes().into_iter().chain(answers()).map(|(name, _)| name);
-    let special = [
-        UNANSWERED,
-        NAMED_HELLO,
-        FROM_A_LATER_CLIENT,
-        FROM_A_LATER_RELAY,
-        UNKNOWN_REQUEST,
-        UNKNOWN_PUSH,
-    ];
+    let special = ASKED.into_iter().chain(SAID);
     let mut names: Vec<_> = ours
         .chain(theirs)
         .chain(special)
@@ -207,14 +261,7 @@ fn schema() -> DescriptorPool {
 
 /// The frame as text, with the names that the schema gives.
 fn readable(name: &str, frame: Bytes) -> String {
-    let is_request = [
-        UNANSWERED,
-        NAMED_HELLO,
-        FROM_A_LATER_CLIENT,
-        UNKNOWN_REQUEST,
-    ]
-    .contains(&name)
-        || requests().iter().any(|(known, _)| *known == name);
+    let is_request = ASKED.contains(&name) || requests().iter().any(|(known, _)| *known == name);
     let kind = if is_request {
         "ClientFrame"
     } else {
@@ -254,10 +301,10 @@ fn write_field(text: &mut String, name: &str, kind: &Kind, value: &Value, depth:
             indent(text, depth);
             text.push_str("}\n");
         }
-        (Kind::Enum(names), Value::EnumNumber(number)) => {
-            let value = names.get_value(*number).unwrap();
-            writeln!(text, "{name}: {}", value.name()).unwrap();
-        }
+        (Kind::Enum(names), Value::EnumNumber(number)) => match names.get_value(*number) {
+            Some(value) => writeln!(text, "{name}: {}", value.name()).unwrap(),
+            None => writeln!(text, "{name}: {number}").unwrap(),
+        },
         (_, Value::Bytes(bytes)) => {
             let hex = data_encoding::HEXLOWER.encode(bytes);
             writeln!(text, "{name}: {hex}").unwrap();

@@ -183,7 +183,7 @@ pub(crate) fn delivery() -> Outgoing {
     })
 }
 
-fn refused(code: &'static str, retry_after: Option<Duration>) -> Outgoing {
+pub(crate) fn refused(code: &'static str, retry_after: Option<Duration>) -> Outgoing {
     Outgoing::Refused {
         tag: Some(TAG),
         refused: Refused {

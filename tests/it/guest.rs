@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::{Signer as _, SigningKey};
 use futures_util::SinkExt as _;
+use tokio::net::TcpSocket;
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Outgoing, Refused, Request, Submit, Tag};
@@ -19,6 +20,8 @@ use vauchi_relay::protocol::v2_client::{ServerFrame, decode_server_frame, encode
 use crate::harness::{Goodbye, Peer, Relay};
 
 pub(crate) const ORIGIN: &str = "relay.example.com";
+
+const OFFER: (&str, &str) = ("sec-websocket-protocol", "other, vauchi.relay.v2");
 
 /// A connection that speaks v2.
 pub(crate) struct Guest {
@@ -88,8 +91,27 @@ impl Guest {
     }
 
     pub(crate) async fn connect_to(address: SocketAddr) -> Self {
-        let offers = [("sec-websocket-protocol", "other, vauchi.relay.v2")];
-        let peer = Peer::try_connect_with(address, &offers).await.unwrap();
+        let peer = Peer::try_connect_with(address, &[OFFER]).await.unwrap();
+        Self::welcomed(peer).await
+    }
+
+    /// One that comes, as the proxy in front says, from `address`.
+    pub(crate) async fn connect_from(relay: &Relay, address: &str) -> Self {
+        let headers = [OFFER, ("x-forwarded-for", address)];
+        let connecting = Peer::try_connect_with(relay.running.clients, &headers);
+        Self::welcomed(connecting.await.unwrap()).await
+    }
+
+    /// One whose system holds about so many bytes in each direction: it takes little at a time.
+    pub(crate) async fn with_small_buffers(relay: &Relay, bytes: u32) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_send_buffer_size(bytes).unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
+        let stream = socket.connect(relay.running.clients).await.unwrap();
+        Self::welcomed(Peer::over_with(stream, &[OFFER]).await.unwrap()).await
+    }
+
+    async fn welcomed(peer: Peer) -> Self {
         let mut guest = Self {
             peer,
             welcome: Welcome {
@@ -122,9 +144,19 @@ impl Guest {
     /// Sends a request; returns its number.
     pub(crate) async fn ask(&mut self, request: Request) -> u32 {
         self.asked += 1;
-        let frame = encode_request(&Tag::Number(self.asked), &request);
-        self.peer.socket.send(Message::Binary(frame)).await.unwrap();
+        self.ask_as(self.asked, &request).await;
         self.asked
+    }
+
+    /// Sends a request under this number.
+    pub(crate) async fn ask_as(&mut self, number: u32, request: &Request) {
+        self.send(encode_request(&Tag::Number(number), request))
+            .await;
+    }
+
+    /// Sends these bytes as one frame.
+    pub(crate) async fn send(&mut self, frame: Bytes) {
+        self.peer.socket.send(Message::Binary(frame)).await.unwrap();
     }
 
     /// The next frame, or how the connection ended.
@@ -220,6 +252,12 @@ impl Guest {
         }
     }
 
+    /// Opens a mailbox in which nothing waits.
+    pub(crate) async fn open_empty(&mut self, owned: &Owned) {
+        assert_eq!(self.open(owned).await.pending, 0);
+        assert_eq!(self.caught_up().await, [owned.id()]);
+    }
+
     pub(crate) async fn acknowledge(&mut self, mailbox: MailboxId, id: BlobId) {
         let request = Request::AcknowledgeEach(vec![(mailbox, id)]);
         assert_eq!(self.done(request).await, Done::Acknowledged);
@@ -235,7 +273,7 @@ impl Guest {
     }
 }
 
-fn number_of(answer: &Outgoing) -> Option<u32> {
+pub(crate) fn number_of(answer: &Outgoing) -> Option<u32> {
     let tag = match answer {
         Outgoing::Welcome { tag, .. } | Outgoing::Refused { tag, .. } => tag.as_ref()?,
         Outgoing::Stored { tag, .. }

@@ -335,7 +335,19 @@ impl Peer {
     pub(crate) async fn over(
         stream: TcpStream,
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
-        Self::upgraded(stream, "ws://relay/".into_client_request()?).await
+        Self::over_with(stream, &[]).await
+    }
+
+    /// As `over`, with these headers in the request.
+    pub(crate) async fn over_with(
+        stream: TcpStream,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        let mut request = "ws://relay/".into_client_request()?;
+        for (name, value) in headers {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        Self::upgraded(stream, request).await
     }
 
     async fn upgraded(

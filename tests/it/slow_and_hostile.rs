@@ -86,7 +86,7 @@ async fn with_small_buffers(relay: &Relay, id: &str) -> Peer {
 }
 
 /// Everything that comes until the connection ends, as it is on the wire.
-async fn rest_of(peer: &mut Peer) -> Vec<u8> {
+pub(crate) async fn rest_of(peer: &mut Peer) -> Vec<u8> {
     let mut rest = Vec::new();
     let reading = peer.socket.get_mut().read_to_end(&mut rest);
     // A reset after the goodbye is an end as well.
@@ -99,7 +99,7 @@ async fn rest_of(peer: &mut Peer) -> Vec<u8> {
 }
 
 /// The frames of a server: first byte and payload.
-fn frames(mut wire: &[u8]) -> Vec<(u8, Vec<u8>)> {
+pub(crate) fn frames(mut wire: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let mut frames = Vec::new();
     while let [first, length, rest @ ..] = wire {
         let length = usize::from(*length);

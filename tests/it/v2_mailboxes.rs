@@ -1,9 +1,13 @@
 //! v2: who may open a mailbox, and what a stranger who knows its id can not do.
 
+use std::time::Duration;
+
 use serde_json::json;
-use vauchi_relay::ids::MailboxId;
+use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
-use vauchi_relay::protocol::message_v2::{OpeningProof, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::message_v2::{
+    Opening, OpeningProof, Subscribe, Withdrawal, WithdrawalKind,
+};
 
 use crate::guest::{Guest, ORIGIN, Owned, on_terms, submit};
 use crate::harness::{Peer, Relay};
@@ -129,6 +133,130 @@ async fn who_only_knows_the_id_can_not_read_acknowledge_purge_unpin_or_withdraw(
         again.caught_up().await;
         again.acknowledge(id, again_blob.id).await;
     }
+}
+
+/// What a stranger is answered to everything it may try with the id of a mailbox, one by one.
+async fn answers_to_a_stranger(relay: &Relay, id: MailboxId) -> Vec<String> {
+    let mut stranger = Guest::connect(relay).await;
+    let opening = |proof| Opening {
+        mailbox: id,
+        proof,
+        tells_senders: true,
+    };
+    let withdraw = |kind| {
+        Request::Withdraw(Withdrawal {
+            mailbox: id,
+            secret: *id.as_bytes(),
+            kind,
+        })
+    };
+    let mut id_as_secret = [0; 16];
+    id_as_secret.copy_from_slice(&id.as_bytes()[..16]);
+    let blob = BlobId::from_bytes(id_as_secret);
+    let mut answers = Vec::new();
+    for request in [
+        Request::Subscribe(Subscribe {
+            origin: ORIGIN.into(),
+            openings: vec![
+                opening(OpeningProof::Malformed),
+                opening(OpeningProof::Secret(*id.as_bytes())),
+                opening(OpeningProof::Signature([7; 64])),
+            ],
+        }),
+        Request::AcknowledgeEach(vec![(id, blob)]),
+        Request::PurgeMailboxes(vec![id]),
+        Request::Unpin(id),
+        Request::Unsubscribe(vec![id]),
+        withdraw(WithdrawalKind::Cancel),
+        withdraw(WithdrawalKind::Extend(Duration::from_secs(86_400))),
+        Request::Submit(on_terms(submit(&id, 77, b"x"), |terms| {
+            terms.live_only = true;
+        })),
+        Request::Submit(on_terms(submit(&id, 77, b"x"), |terms| {
+            terms.receipt_to = Some(id);
+        })),
+        Request::Submit(submit(&id, 77, b"x")),
+        Request::Submit(submit(&id, 77, b"x")),
+    ] {
+        answers.push(format!("{:?}", stranger.answer(request).await));
+    }
+    stranger.expect_nothing().await;
+    answers
+}
+
+#[tokio::test]
+async fn a_stranger_is_answered_alike_whether_a_mailbox_is_in_use_or_was_never_seen() {
+    let relay = Relay::start(&[]).await;
+    let never_seen = MailboxId::from_bytes([9; 32]);
+    let expected = answers_to_a_stranger(&relay, never_seen).await;
+    for (owned, number) in [(Owned::key(1), 10), (Owned::secret(2), 20)] {
+        // It has a blob in flight, one that waits, and a receipt; its owner is there and tells nobody.
+        let id = owned.id();
+        let mut owner = Guest::connect(&relay).await;
+        let quiet = owner.subscribe_to(&[&owned], false);
+        owner.try_subscribe(quiet).await;
+        owner.caught_up().await;
+        let mut sender = Guest::connect(&relay).await;
+        sender.store(submit(&id, 1, b"in flight")).await;
+        owner.blob().await;
+        let gone = on_terms(submit(&never_seen, number, b"x"), |terms| {
+            terms.receipt_to = Some(id);
+            terms.topic = Some([4; 32]);
+        });
+        owner.store(gone).await;
+        let in_its_place = on_terms(submit(&never_seen, number + 1, b"x"), |terms| {
+            terms.topic = Some([4; 32]);
+        });
+        sender.store(in_its_place).await;
+        owner.receipt().await;
+        let narrow = Request::Window { blobs: 1, bytes: 1 };
+        owner.answer(narrow).await;
+        sender.store(submit(&id, 2, b"waits")).await;
+        assert_eq!(answers_to_a_stranger(&relay, id).await, expected);
+
+        // v1 lets a stranger into what was never proven by key; it sees none of this.
+        if let Owned::Secret(_) = owned {
+            let mut v1 = relay.client(&id.to_hex()).await;
+            v1.expect_silence().await;
+        }
+        let mut again = Guest::connect(&relay).await;
+        let pending = again.open(&owned).await.pending;
+        assert_eq!(
+            pending, 4,
+            "two blobs, the receipt, and what the stranger sent"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_own_mailbox_gives_no_power_over_another() {
+    let relay = Relay::start(&[]).await;
+    let (owned, own) = (Owned::key(1), Owned::secret(2));
+    let mut owner = Guest::connect(&relay).await;
+    owner.open_empty(&owned).await;
+    let mut stranger = Guest::connect(&relay).await;
+    stranger.open_empty(&own).await;
+    let mut sender = Guest::connect(&relay).await;
+    sender.store(submit(&owned.id(), 1, b"private")).await;
+    sender.store(submit(&own.id(), 2, b"the stranger's")).await;
+    let (private, theirs) = (owner.blob().await.id, stranger.blob().await.id);
+    // Under the name of the own mailbox the other's blob is not there, which is fine.
+    stranger.acknowledge(own.id(), private).await;
+    // A request that names both is refused, and does nothing to either.
+    for request in [
+        Request::AcknowledgeEach(vec![(own.id(), theirs), (owned.id(), private)]),
+        Request::PurgeMailboxes(vec![own.id(), owned.id()]),
+    ] {
+        assert_eq!(stranger.refusal(request).await.code, "unauthorized");
+    }
+    assert_eq!(relay.metric("relay_blobs_stored").await, 2.0);
+    // Closing what another has open closes nothing there.
+    let close = Request::Unsubscribe(vec![owned.id()]);
+    assert_eq!(stranger.done(close).await, Done::Unsubscribed);
+    sender.store(submit(&owned.id(), 3, b"still open")).await;
+    assert_eq!(&*owner.blob().await.body, b"still open");
+    stranger.acknowledge(own.id(), theirs).await;
+    assert_eq!(relay.metric("relay_blobs_stored").await, 2.0);
 }
 
 fn uuid_of(id: &[u8; 16]) -> String {
