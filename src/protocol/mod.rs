@@ -8,7 +8,7 @@
 //!
 //! - [`message`]: the values, the same for every version; [`message_v2`]: the parts of v2's
 //! - [`v1`]: Vauchi's length-prefixed JSON, the relay's side; [`v1_client`]: the client's side
-//! - `v1_request`: what each of a client's frames asks
+//! - `v1_request`: what each of a client's frames asks; `v1_answer`: what it is told
 //! - `v1_frame`: what both sides share; `json`, `int_array`: how frames are read and written without a
 //!   general parser
 //! - [`v2`]: protobuf after `proto/relay.proto`, the relay's side; [`v2_client`]: the client's side
@@ -33,6 +33,7 @@ pub mod message;
 pub mod message_v2;
 pub mod proof;
 pub mod v1;
+mod v1_answer;
 pub mod v1_client;
 mod v1_frame;
 mod v1_request;

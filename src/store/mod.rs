@@ -13,9 +13,10 @@
 //! `memory_pins`.
 //!
 //! Behind the pipeline: `write` is what waits in it, `committer` its task. `plan` folds a batch, with
-//! `plan_needs` (what must be read for that), `plan_append` (what comes), `leaving` (how a row
-//! leaves) and `plan_receipts` (what senders are told of that); `working_set` (what a mailbox holds),
-//! `owners` (what an identity has on its devices) and `departures` (what left lately) are its memory;
+//! `plan_needs` (what must be read for that), `plan_append` (what comes), `plan_leave` (what goes or
+//! lives longer), `leaving` (how a row leaves) and `plan_receipts` (what senders are told of that);
+//! `working_set` (what a mailbox holds), `owners` (what an identity has on its devices) and
+//! `departures` (what left lately) are its memory;
 //! `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load`
 //! (what a batch must know), `sqlite_writer` (its transaction), `sqlite_rows`, `sqlite_blobs`,
 //! `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what failed),
@@ -40,6 +41,7 @@ mod owners;
 mod pins;
 mod plan;
 mod plan_append;
+mod plan_leave;
 mod plan_needs;
 mod plan_receipts;
 pub mod quota;

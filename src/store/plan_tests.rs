@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::commit::Cause;
 use crate::store::model::{Appended, Opener, Tells, View};
 use crate::store::plan_needs::{
     mailboxes_to_read, mailboxes_to_relieve, receipt_mailboxes_to_read, rows_to_read, topics_of,

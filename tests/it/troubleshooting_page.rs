@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const ERRORS: [&str; 5] = [
     "cli/archive.rs",
     "secrets.rs",
-    "server.rs",
+    "server/start_error.rs",
     "store/sqlite_backup.rs",
     "store/sqlite_open.rs",
 ];

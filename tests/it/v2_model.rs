@@ -1,5 +1,6 @@
 //! v2: whatever a client does in whatever order, each mailbox is delivered in order, without gaps, once in a
-//! subscription, and never more than the window admits; compared with a tiny model.
+//! subscription, and never more than the window admits; compared with a tiny model. First each request waits for the
+//! answer to the one before it, then none does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -237,15 +238,83 @@ async fn run(operations: Vec<Operation>) {
     relay.stop().await;
 }
 
+/// Asks for everything at once. Then answers come in the order asked, a mailbox is delivered from its first
+/// `Subscribed` to its `Unsubscribed`, and each frame finds the model as the frames before it left it.
+async fn run_at_once(operations: Vec<Operation>) {
+    let relay = Relay::start(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
+    let (mut guest, mut model) = (connect(&relay).await, Model::default());
+    let mut asked = Vec::new();
+    for operation in &operations {
+        let request = match operation {
+            Operation::Submit(place) => {
+                model.next += 1;
+                model.kept.insert(model.next, *place);
+                Request::Submit(submit(&owned(*place).id(), model.next, b"x"))
+            }
+            Operation::Open(place) => {
+                Request::Subscribe(guest.subscribe_to(&[&owned(*place)], false))
+            }
+            Operation::Close(place) => Request::Unsubscribe(vec![owned(*place).id()]),
+            _ => Request::Ping,
+        };
+        asked.push((guest.ask(request).await, operation));
+    }
+    for (number, operation) in asked {
+        loop {
+            let answer = match guest.receive().await {
+                Outgoing::Blob(blob) => {
+                    model.came(place_of(&blob.mailbox), number_of(blob.id.as_bytes()));
+                    assert!(model.in_flight.len() <= WINDOW);
+                    continue;
+                }
+                Outgoing::CaughtUp { mailboxes } => {
+                    let places = mailboxes.iter().map(place_of);
+                    let open = |place| model.open.contains_key(&place);
+                    assert!(places.into_iter().all(open), "told of a closed one");
+                    continue;
+                }
+                answer => answer,
+            };
+            let tag = match (operation, &answer) {
+                (Operation::Submit(_), Outgoing::Stored { tag, .. }) => tag,
+                (Operation::Open(place), Outgoing::Subscribed { tag, .. }) => {
+                    model.open.entry(*place).or_insert(0);
+                    tag
+                }
+                (Operation::Close(place), Outgoing::Done { tag, .. }) => {
+                    model.close(*place);
+                    tag
+                }
+                (_, Outgoing::Done { tag, .. }) => tag,
+                _ => panic!("{answer:?} to {operation:?}"),
+            };
+            assert_eq!(tag.number(), number);
+            break;
+        }
+    }
+    settle(&mut guest, &mut model).await;
+    guest.peer.leave().await;
+    relay.stop().await;
+}
+
+fn block_on(run: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(run);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn any_order_of_requests_delivers_what_a_tiny_model_says(operations in operations()) {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(run(operations));
+        block_on(run(operations));
+    }
+
+    #[test]
+    fn requests_that_do_not_wait_for_answers_find_the_same_order(operations in operations()) {
+        block_on(run_at_once(operations));
     }
 }

@@ -2,29 +2,23 @@
 //!
 //! Each server has its own recorder, so that two relays in one process (tests) do not count into
 //! each other. All series exist from the first scrape on, at zero. Labels carry only words from
-//! this file, `service::refusal` and `limits::table`, never anything that a client sent.
+//! this folder, `service::refusal` and `limits::table`, never anything that a client sent.
+
+mod recorder;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use metrics::{Counter, Gauge, Histogram, Unit};
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics::{Counter, Gauge, Histogram};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{PrometheusHandle, PrometheusRecorder};
+use recorder::{batch, count, level, recorder, seconds};
 
 /// The commit that this build was made from, where the build told.
 pub const COMMIT: &str = match option_env!("VAUCHI_RELAY_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
-
-/// Seconds: from a memory store's 100 µs to a stalled disk's 10 s.
-const SECONDS_BUCKETS: [f64; 16] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    5.0, 10.0,
-];
-
-/// Writes per transaction, up to the pipeline's bound.
-const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 350.0, 500.0];
 
 /// All handles. Held as `Arc<Metrics>` by whoever counts.
 #[expect(
@@ -461,45 +455,6 @@ impl Metrics {
     fn handle(&self) -> PrometheusHandle {
         self.recorder.handle()
     }
-}
-
-#[expect(
-    clippy::expect_used,
-    reason = "the bucket lists are constants and not empty"
-)]
-fn recorder() -> PrometheusRecorder {
-    PrometheusBuilder::new()
-        .set_buckets(&SECONDS_BUCKETS)
-        .and_then(|builder| {
-            let batch = metrics_exporter_prometheus::Matcher::Suffix("_batch_size".to_owned());
-            builder.set_buckets_for_metric(batch, &BATCH_BUCKETS)
-        })
-        .expect("bucket lists are not empty")
-        .build_recorder()
-}
-
-fn count(name: &'static str, help: &'static str) -> Counter {
-    describe_counter!(name, help);
-    let counter = counter!(name);
-    counter.absolute(0);
-    counter
-}
-
-fn level(name: &'static str, help: &'static str) -> Gauge {
-    describe_gauge!(name, help);
-    let gauge = gauge!(name);
-    gauge.set(0.0);
-    gauge
-}
-
-fn seconds(name: &'static str, help: &'static str) -> Histogram {
-    describe_histogram!(name, Unit::Seconds, help);
-    histogram!(name)
-}
-
-fn batch(name: &'static str, help: &'static str) -> Histogram {
-    describe_histogram!(name, Unit::Count, help);
-    histogram!(name)
 }
 
 impl std::fmt::Debug for Metrics {

@@ -4,10 +4,13 @@
 //! clients' port closes, sessions deliver no more and end when they owe nothing → whatever is left
 //! at the deadline is cut → pending commits finish, the store closes → the operators' port, which
 //! has answered all the while, closes last.
+//!
+//! `keeping` opens what the relay keeps; `start_error` says why it did not start.
 
-use std::io;
+mod keeping;
+mod start_error;
+
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +33,6 @@ use crate::limits::budgets::Budgets;
 use crate::limits::connections::Connections;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
-use crate::secrets::{SECRET_FILE, Secret, SecretError};
 use crate::service::{self, Service};
 use crate::session;
 use crate::shutdown::Shutdown;
@@ -38,11 +40,11 @@ use crate::socket::forwarded::Proxies;
 use crate::socket::listener::Listener;
 use crate::socket::watch::{Unfinished, WatchRules};
 use crate::socket::websocket::{Upgrader, hard_cap, is_upgrade};
-use crate::store::memory::{MemoryOptions, MemoryStore};
+use crate::store::Store;
 use crate::store::observed::Observed;
-use crate::store::quota::Quota;
-use crate::store::sqlite::{DATABASE_FILE, OpenError, SqliteOptions, SqliteStore};
-use crate::store::{OnStored, Store};
+pub use keeping::is_secret_gone;
+use keeping::{load_secret, open_store};
+pub use start_error::StartError;
 
 /// Connections on the clients' port that are not sessions yet: as many as may become one, but never
 /// fewer than this, so that a small relay still answers probes while strangers knock.
@@ -59,75 +61,6 @@ const AFTER_THE_END: Duration = Duration::from_secs(5);
 
 /// How long requests on the operators' port may take to finish; a scrape that takes longer is cut.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
-
-/// Why the relay did not start. One line for the operator, with the system's own words.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A port could not be bound.
-    #[error(
-        "cannot listen on {address} ({variable}): {}{}",
-        bind_words(source),
-        bind_hint(source, address)
-    )]
-    Bind {
-        /// The setting that names the address.
-        variable: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The data directory is missing, or `./data` could not be made.
-    #[error(
-        "cannot use the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user may write to"
-    )]
-    DataDir {
-        /// The folder.
-        path: String,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The secret in the data directory could not be read or made.
-    #[error("cannot use the relay's secret: {0}")]
-    Secret(SecretError),
-    /// There is a database and not its secret. A new one would lock it for good.
-    #[error(
-        "{path} is not there, and the database beside it needs it; restore it from the backup, or set RELAY_SECRET_FILE to where it is"
-    )]
-    SecretGone {
-        /// Where it belongs.
-        path: String,
-    },
-    /// The secret that `RELAY_SECRET_FILE` names could not be read.
-    #[error("RELAY_SECRET_FILE: cannot use the relay's secret: {0}")]
-    SecretFile(SecretError),
-    /// The database could not be opened.
-    #[error(transparent)]
-    Store(#[from] OpenError),
-}
-
-/// The system's words. Those of the commonest case differ between C libraries, and the deployment guide has these.
-fn bind_words(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "Address already in use".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
-/// What to do about an address that cannot be bound, where that can be told.
-fn bind_hint(error: &io::Error, address: &SocketAddr) -> String {
-    let port = address.port();
-    match error.kind() {
-        io::ErrorKind::AddrInUse => format!("; see who has the port with: lsof -i :{port}"),
-        io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 need CAP_NET_BIND_SERVICE, use a higher one".to_owned()
-        }
-        io::ErrorKind::AddrNotAvailable => format!(
-            "; no interface of this machine has this address, use 0.0.0.0:{port} for every one"
-        ),
-        _ => String::new(),
-    }
-}
 
 /// How the relay came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -438,97 +371,6 @@ async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
         }
         tokio::time::sleep(interval).await;
     }
-}
-
-fn load_secret(config: &Config) -> Result<Secret, StartError> {
-    match (&config.secret_file, config.storage) {
-        (Some(path), _) => Secret::load(path).map_err(StartError::SecretFile),
-        (None, StorageBackend::Memory) => Ok(Secret::random()),
-        (None, StorageBackend::Sqlite) => {
-            if config.data_dir_is_fallback {
-                std::fs::create_dir_all(&config.data_dir).map_err(|source| {
-                    StartError::DataDir {
-                        path: config.data_dir.display().to_string(),
-                        source,
-                    }
-                })?;
-            }
-            look_at_data_dir(config)?;
-            let path = config.data_dir.join(SECRET_FILE);
-            if is_secret_gone(&config.data_dir) {
-                let path = path.display().to_string();
-                return Err(StartError::SecretGone { path });
-            }
-            Secret::load_or_create(&path).map_err(StartError::Secret)
-        }
-    }
-}
-
-/// Whether a data directory has a database and not the secret that was made before it.
-pub fn is_secret_gone(data_dir: &Path) -> bool {
-    let is_there = |file| data_dir.join(file).exists();
-    is_there(DATABASE_FILE) && !is_there(SECRET_FILE)
-}
-
-/// Says what is wrong with the folder itself before a file in it is missed.
-fn look_at_data_dir(config: &Config) -> Result<(), StartError> {
-    let looked = std::fs::read_dir(&config.data_dir).map(drop);
-    looked.map_err(|source| StartError::DataDir {
-        path: config.data_dir.display().to_string(),
-        source,
-    })
-}
-
-async fn open_store(
-    config: &Config,
-    clock: &Clock,
-    secret: &Secret,
-    hub: &Arc<Hub>,
-    metrics: &Arc<Metrics>,
-) -> Result<Arc<dyn Store>, StartError> {
-    let quota = Quota {
-        mailbox_blobs_max: config.mailbox_blobs_max,
-        mailbox_bytes_max: config.mailbox_bytes_max,
-        relay_bytes_max: config.storage_bytes_max,
-        device_sync_blobs_max: Quota::DEVICE_SYNC_BLOBS,
-        device_sync_bytes_max: Quota::DEVICE_SYNC_BYTES,
-        pins_max: config.pins_max,
-    };
-    metrics
-        .storage_limit_bytes
-        .set(config.storage_bytes_max as f64);
-    metrics
-        .connections_limit
-        .set(f64::from(config.connections_max));
-    let waking = Arc::clone(hub);
-    let on_stored: OnStored = Arc::new(move |mailbox| waking.wake(mailbox));
-    Ok(match config.storage {
-        StorageBackend::Memory => Arc::new(MemoryStore::new(MemoryOptions {
-            secret: secret.clone(),
-            quota,
-            dedup: config.dedup,
-            dedup_max: config.dedup_max,
-            receipt_ttl: config.blob_ttl,
-            on_stored,
-            metrics: Arc::clone(metrics),
-        })),
-        StorageBackend::Sqlite => {
-            SqliteStore::open(SqliteOptions {
-                data_dir: config.data_dir.clone(),
-                secret: secret.clone(),
-                quota,
-                free_bytes_min: config.free_bytes_min,
-                dedup: config.dedup,
-                dedup_max: config.dedup_max,
-                receipt_ttl: config.blob_ttl,
-                on_stored,
-                metrics: Arc::clone(metrics),
-                now: clock.now(),
-                allow_network_fs: config.allow_network_fs,
-            })
-            .await?
-        }
-    })
 }
 
 async fn bind(

@@ -1,0 +1,108 @@
+//! Opens what the relay keeps: its secret and its store.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::StartError;
+use crate::clock::Clock;
+use crate::config::{Config, StorageBackend};
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+use crate::secrets::{SECRET_FILE, Secret};
+use crate::store::memory::{MemoryOptions, MemoryStore};
+use crate::store::quota::Quota;
+use crate::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
+use crate::store::{OnStored, Store};
+
+/// The relay's secret: made at the first start, and never beside a database that needs another.
+pub(super) fn load_secret(config: &Config) -> Result<Secret, StartError> {
+    match (&config.secret_file, config.storage) {
+        (Some(path), _) => Secret::load(path).map_err(StartError::SecretFile),
+        (None, StorageBackend::Memory) => Ok(Secret::random()),
+        (None, StorageBackend::Sqlite) => {
+            if config.data_dir_is_fallback {
+                std::fs::create_dir_all(&config.data_dir).map_err(|source| {
+                    StartError::DataDir {
+                        path: config.data_dir.display().to_string(),
+                        source,
+                    }
+                })?;
+            }
+            look_at_data_dir(config)?;
+            let path = config.data_dir.join(SECRET_FILE);
+            if is_secret_gone(&config.data_dir) {
+                let path = path.display().to_string();
+                return Err(StartError::SecretGone { path });
+            }
+            Secret::load_or_create(&path).map_err(StartError::Secret)
+        }
+    }
+}
+
+/// Whether a data directory has a database and not the secret that was made before it.
+pub fn is_secret_gone(data_dir: &Path) -> bool {
+    let is_there = |file| data_dir.join(file).exists();
+    is_there(DATABASE_FILE) && !is_there(SECRET_FILE)
+}
+
+/// Says what is wrong with the folder itself before a file in it is missed.
+fn look_at_data_dir(config: &Config) -> Result<(), StartError> {
+    let looked = std::fs::read_dir(&config.data_dir).map(drop);
+    looked.map_err(|source| StartError::DataDir {
+        path: config.data_dir.display().to_string(),
+        source,
+    })
+}
+
+/// The store that the settings ask for; tells the hub of what it has stored.
+pub(super) async fn open_store(
+    config: &Config,
+    clock: &Clock,
+    secret: &Secret,
+    hub: &Arc<Hub>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<dyn Store>, StartError> {
+    let quota = Quota {
+        mailbox_blobs_max: config.mailbox_blobs_max,
+        mailbox_bytes_max: config.mailbox_bytes_max,
+        relay_bytes_max: config.storage_bytes_max,
+        device_sync_blobs_max: Quota::DEVICE_SYNC_BLOBS,
+        device_sync_bytes_max: Quota::DEVICE_SYNC_BYTES,
+        pins_max: config.pins_max,
+    };
+    metrics
+        .storage_limit_bytes
+        .set(config.storage_bytes_max as f64);
+    metrics
+        .connections_limit
+        .set(f64::from(config.connections_max));
+    let waking = Arc::clone(hub);
+    let on_stored: OnStored = Arc::new(move |mailbox| waking.wake(mailbox));
+    Ok(match config.storage {
+        StorageBackend::Memory => Arc::new(MemoryStore::new(MemoryOptions {
+            secret: secret.clone(),
+            quota,
+            dedup: config.dedup,
+            dedup_max: config.dedup_max,
+            receipt_ttl: config.blob_ttl,
+            on_stored,
+            metrics: Arc::clone(metrics),
+        })),
+        StorageBackend::Sqlite => {
+            SqliteStore::open(SqliteOptions {
+                data_dir: config.data_dir.clone(),
+                secret: secret.clone(),
+                quota,
+                free_bytes_min: config.free_bytes_min,
+                dedup: config.dedup,
+                dedup_max: config.dedup_max,
+                receipt_ttl: config.blob_ttl,
+                on_stored,
+                metrics: Arc::clone(metrics),
+                now: clock.now(),
+                allow_network_fs: config.allow_network_fs,
+            })
+            .await?
+        }
+    })
+}
