@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::ask::{Answer, Ask, Key, Live, Waiter};
 use super::book::{Book, Next};
-use super::{ClientError, Event, Item, MailboxKey};
+use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{Done, Incoming, Outgoing, Refused, Request, Submit, Tag};
@@ -24,11 +24,11 @@ struct Played(Book, Instant);
 
 impl Played {
     fn new() -> Self {
-        Self(Book::new(WINDOW.0, WINDOW.1), Instant::now())
+        Self(Book::new(&Options::new(["ws://relay"])), Instant::now())
     }
 
     fn connected_to(&mut self, relay: u8) {
-        self.0.connected(Live {
+        let live = Live {
             origin: "relay.example".into(),
             welcome: Welcome {
                 relay_id: [relay; 32],
@@ -48,7 +48,8 @@ impl Played {
                 keepalive: Duration::from_secs(30),
                 features: Vec::new(),
             },
-        });
+        };
+        self.0.connected(live, self.1);
     }
 
     /// What is written next, as the relay reads it.
@@ -68,24 +69,26 @@ impl Played {
 
     fn submit(&mut self, n: u8) -> oneshot::Receiver<Answer> {
         let (waiter, told) = waiter();
-        let submit = Request::Submit(Submit {
+        let submit = Submit {
             recipient: MailboxId::from_bytes([n; 32]),
             id: Some(BlobId::from_bytes([n; 16])),
             sender_id: None,
             terms: Default::default(),
             body: Bytes::new(),
-        });
-        self.0.ask(Ask::Request(submit), waiter);
+        };
+        let pads = false;
+        self.0.ask(Ask::Submit { submit, pads }, waiter);
         told
     }
 
     fn opened(&mut self) -> MailboxId {
-        let key = MailboxKey::secret([1; 32]);
+        self.opens(MailboxKey::ed25519([1; 32]))
+    }
+
+    fn opens(&mut self, key: MailboxKey) -> MailboxId {
         let mailbox = key.mailbox();
-        let tells_senders = false;
         let (waiter, _) = waiter();
-        self.0
-            .ask(Ask::Open(vec![Key { key, tells_senders }]), waiter);
+        self.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
         let (tag, _) = self.written().unwrap();
         self.hear(subscribed(tag, Ok(())));
         mailbox
@@ -110,8 +113,12 @@ impl Played {
         told
     }
 
+    fn took(&mut self) -> Option<Event> {
+        self.0.arrivals.take().0
+    }
+
     fn came(&mut self) -> usize {
-        std::iter::from_fn(|| self.0.inbox.take()).count()
+        std::iter::from_fn(|| self.took()).count()
     }
 }
 
@@ -207,8 +214,8 @@ fn a_mailbox_that_does_not_open_again_is_told_and_its_acknowledgements_spoil_no_
         acknowledged.try_recv().unwrap().err(),
         Some(ClientError::NotOpen)
     );
-    played.0.inbox.take();
-    assert!(matches!(played.0.inbox.take(), Some(Event::Closed { .. })));
+    played.took();
+    assert!(matches!(played.took(), Some(Event::Closed { .. })));
 }
 
 #[test]
@@ -225,37 +232,268 @@ fn at_another_relay_nothing_of_the_first_is_acknowledged() {
         acknowledged.try_recv().unwrap().err(),
         Some(ClientError::OtherRelay)
     );
-    // The other one may have a blob of that name, too.
     assert_eq!(played.came(), 1);
+    let mut late = played.acknowledge(item);
+    assert_eq!(
+        late.try_recv().unwrap().err(),
+        Some(ClientError::OtherRelay)
+    );
+    // The other one may have a blob of that name, too.
     played.deliver(mailbox, 1);
     assert_eq!(played.came(), 1);
 }
 
 #[test]
-fn a_submit_that_a_stopping_relay_refuses_is_kept_and_any_other_refusal_is_told() {
+fn a_submit_that_a_stopping_relay_refuses_is_kept_for_the_next() {
     let mut played = Played::new();
     played.connected_to(1);
-    let (mut kept, mut told) = (played.submit(1), played.submit(2));
-    let (first, _) = played.written().unwrap();
-    let (second, _) = played.written().unwrap();
-    played.hear(refused(
-        first,
-        "shutting_down",
-        Some(Duration::from_secs(1)),
-    ));
-    played.hear(refused(
-        second,
-        "rate_limited",
-        Some(Duration::from_secs(1)),
-    ));
-    let why = told.try_recv().unwrap().err().unwrap();
-    assert_eq!(why.retry_after(), Some(Duration::from_secs(1)));
+    let mut kept = played.submit(1);
+    let (tag, _) = played.written().unwrap();
+    played.hear(refused(tag, "shutting_down", Some(Duration::from_secs(1))));
     assert!(kept.try_recv().is_err() && played.written().is_none());
     played.0.disconnected();
     played.connected_to(2);
     let (tag, _) = played.written().unwrap();
     played.hear(stored(tag));
     assert!(kept.try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_refusal_for_now_is_repeated_until_the_patience_ends_and_a_final_one_is_told() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let (mut told, mut last) = (played.submit(1), played.submit(2));
+    let began = played.1;
+    let mut times = 0;
+    let why = loop {
+        let (tag, _) = played.written().unwrap();
+        times += 1;
+        played.hear(refused(tag, "unavailable", Some(Duration::from_secs(5))));
+        if let Ok(answer) = told.try_recv() {
+            break answer.err().unwrap();
+        }
+        if times == 1 {
+            // Another goes meanwhile.
+            let (tag, _) = played.written().unwrap();
+            played.hear(refused(tag, "id_reused", None));
+        }
+        let Next::Idle(Some(due)) = played.0.next(played.1) else {
+            panic!("it comes back")
+        };
+        played.1 = due;
+    };
+    assert_eq!(why.retry_after(), Some(Duration::from_secs(5)));
+    // 5 s and up to a quarter more, within a minute from the first.
+    assert!((10..=12).contains(&times), "{times}");
+    assert!(played.1 <= began + Duration::from_secs(60));
+    let last = last.try_recv().unwrap().err().unwrap();
+    assert_eq!(last.retry_after(), None);
+}
+
+#[test]
+fn a_full_mailbox_and_an_absent_recipient_are_told_at_once() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    for (code, wait) in [("mailbox_full", 61), ("not_connected", 1)] {
+        let mut told = played.submit(1);
+        let (tag, _) = played.written().unwrap();
+        played.hear(refused(tag, code, Some(Duration::from_secs(wait))));
+        assert!(told.try_recv().unwrap().is_err(), "{code}");
+    }
+}
+
+#[test]
+fn a_wait_holds_over_a_reconnect_to_the_same_relay_and_not_to_another() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let _told = played.submit(1);
+    let (tag, _) = played.written().unwrap();
+    played.hear(refused(tag, "rate_limited", Some(Duration::from_secs(9))));
+    played.0.disconnected();
+    played.connected_to(1);
+    assert!(matches!(played.0.next(played.1), Next::Idle(Some(at)) if at > played.1));
+    played.0.disconnected();
+    played.connected_to(2);
+    assert!(played.written().is_some());
+}
+
+#[test]
+fn who_is_too_fast_begins_slowly_again() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let _told: Vec<_> = (0..20).map(|n| played.submit(n)).collect();
+    let (first, _) = played.written().unwrap();
+    let sent: Vec<_> = std::iter::from_fn(|| played.written()).collect();
+    played.hear(refused(first, "rate_limited", Some(Duration::from_secs(1))));
+    assert!(played.written().is_none());
+    for (tag, _) in sent {
+        played.hear(stored(tag));
+    }
+    // One, and one more for each of the three answers.
+    assert_eq!(std::iter::from_fn(|| played.written()).count(), 4);
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_not_asked_again() {
+    let mut played = Played::new();
+    let (waiter, _) = waiter();
+    let number = played
+        .0
+        .ask(Ask::Request(Request::Unpin(MailboxId::random())), waiter);
+    played.connected_to(1);
+    played.written().unwrap();
+    played.0.abandon(number);
+    played.0.disconnected();
+    played.connected_to(1);
+    assert!(played.written().is_none());
+}
+
+#[test]
+fn the_window_goes_before_the_mailboxes_and_these_in_the_order_of_their_opening() {
+    let mut options = Options::new(["ws://relay"]);
+    options.window_blobs = 1;
+    let mut played = Played(Book::new(&options), Instant::now());
+    played.connected_to(1);
+    played.written().unwrap();
+    let mailboxes: Vec<_> = (0..20)
+        .map(|n| played.opens(MailboxKey::secret([n; 32])))
+        .collect();
+    played.0.disconnected();
+    played.connected_to(1);
+    let (_, window) = played.written().unwrap();
+    assert!(matches!(window, Request::Window { blobs: 1, .. }));
+    let (_, Request::Subscribe(subscribe)) = played.written().unwrap() else {
+        panic!("the mailboxes are opened")
+    };
+    let again: Vec<_> = subscribe.openings.iter().map(|o| o.mailbox).collect();
+    assert_eq!(again, mailboxes);
+}
+
+#[test]
+fn a_secret_is_shown_to_one_relay_only() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let bound = played.opens(MailboxKey::secret([1; 32]));
+    let free = played.opened();
+    // Shown, though the answer is lost.
+    let key = MailboxKey::secret([2; 32]);
+    let (waiter, mut told) = waiter();
+    played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
+    played.written().unwrap();
+    played.0.disconnected();
+    played.connected_to(2);
+    let (tag, Request::Subscribe(subscribe)) = played.written().unwrap() else {
+        panic!("what may be is opened")
+    };
+    assert_eq!(subscribe.openings.len(), 1);
+    assert!(subscribe.openings[0].mailbox == free);
+    let (mailbox, why) = (bound, ClientError::OtherRelay);
+    assert_eq!(played.took(), Some(Event::Closed { mailbox, why }));
+    played.hear(subscribed(tag, Ok(())));
+    assert!(played.written().is_none());
+    assert_eq!(
+        told.try_recv().unwrap().err(),
+        Some(ClientError::OtherRelay)
+    );
+}
+
+#[test]
+fn what_finds_no_room_holds_nothing_up_and_comes_once_there_is_some() {
+    let mut options = Options::new(["ws://relay"]);
+    options.window_blobs = 1;
+    let mut played = Played(Book::new(&options), Instant::now());
+    played.connected_to(1);
+    played.written().unwrap();
+    let mailbox = played.opened();
+    played.deliver(mailbox, 1);
+    // Left untaken over a reconnect, and the relay begins with another.
+    played.0.disconnected();
+    played.connected_to(1);
+    played.written().unwrap();
+    let (tag, _) = played.written().unwrap();
+    played.hear(subscribed(tag, Ok(())));
+    played.deliver(mailbox, 2);
+    let caught_up = Outgoing::CaughtUp {
+        mailboxes: vec![mailbox],
+    };
+    played.hear(caught_up.clone());
+    assert!(played.written().is_none(), "there is no room yet");
+    assert_eq!(played.came(), 1, "and nobody has caught up");
+    let (tag, unsubscribe) = played.written().unwrap();
+    assert!(tag.number() == 0 && unsubscribe == Request::Unsubscribe(vec![mailbox]));
+    let (tag, again) = played.written().unwrap();
+    assert!(matches!(again, Request::Subscribe(_)));
+    played.hear(subscribed(tag, Ok(())));
+    for n in [1, 2] {
+        played.deliver(mailbox, n);
+    }
+    played.hear(caught_up);
+    assert_eq!(played.came(), 2, "the second blob, and that was all");
+}
+
+#[test]
+fn a_closed_mailbox_is_silent_and_gives_again_what_was_not_acknowledged_when_it_is_opened() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let kept = played.deliver(mailbox, 1);
+    let _told = played.acknowledge(kept);
+    played.deliver(mailbox, 2);
+    let (waiter, _) = waiter();
+    played.0.unsubscribe(vec![mailbox], waiter);
+    played.deliver(mailbox, 3);
+    assert_eq!(played.came(), 0);
+    let asked: Vec<_> = std::iter::from_fn(|| played.written()).collect();
+    assert!(matches!(asked[0].1, Request::AcknowledgeEach(_)));
+    assert!(matches!(asked[1].1, Request::Unsubscribe(_)));
+    played.opened();
+    for n in 1..=3 {
+        played.deliver(mailbox, n);
+    }
+    assert_eq!(played.came(), 2);
+}
+
+#[test]
+fn a_live_blob_that_is_handed_over_twice_comes_once() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    for _ in 0..2 {
+        played.hear(Outgoing::Blob(BlobDelivery {
+            id: BlobId::from_bytes([1; 16]),
+            mailbox,
+            stored_at: Timestamp::from_millis(1),
+            expires_at: Timestamp::default(),
+            redelivered: false,
+            body: Bytes::new(),
+        }));
+    }
+    assert_eq!(played.came(), 1);
+}
+
+#[test]
+fn what_no_connection_could_carry_is_told_and_holds_nothing_up() {
+    let mut played = Played::new();
+    let (waiter, mut told) = waiter();
+    let submit = Submit {
+        recipient: MailboxId::from_bytes([1; 32]),
+        id: Some(BlobId::from_bytes([1; 16])),
+        sender_id: None,
+        terms: Default::default(),
+        body: vec![0; (1 << 20) + 1].into(),
+    };
+    let pads = true;
+    played.0.ask(Ask::Submit { submit, pads }, waiter);
+    let many = vec![MailboxId::from_bytes([1; 32]); 100_000];
+    let (also, mut also_told) = self::waiter();
+    played.0.ask(Ask::Request(Request::Unsubscribe(many)), also);
+    let _kept = played.submit(2);
+    played.connected_to(1);
+    assert!(matches!(played.written(), Some((_, Request::Submit(_)))));
+    for told in [&mut told, &mut also_told] {
+        let why = told.try_recv().unwrap().err();
+        assert!(matches!(why, Some(ClientError::TooLarge { .. })), "{why:?}");
+    }
 }
 
 #[test]
@@ -267,8 +505,10 @@ fn an_acknowledgement_that_comes_too_fast_is_repeated_when_the_relay_says() {
     let mut told = played.acknowledge(item);
     let (tag, _) = played.written().unwrap();
     played.hear(refused(tag, "rate_limited", Some(Duration::from_secs(3))));
-    let due = played.1 + Duration::from_secs(3);
-    assert!(matches!(played.0.next(played.1), Next::Idle(Some(at)) if at == due));
+    let Next::Idle(Some(due)) = played.0.next(played.1) else {
+        panic!("it comes back")
+    };
+    assert!(due >= played.1 + Duration::from_secs(3) && due < played.1 + Duration::from_secs(4));
     played.1 = due;
     let (tag, _) = played.written().unwrap();
     let done = Done::Acknowledged;

@@ -13,6 +13,8 @@ mod check;
 mod cli_v2;
 mod client_tls;
 mod client_v2;
+mod client_v2_errands;
+mod client_v2_trouble;
 mod corruption;
 mod crowds;
 mod device_sync;
