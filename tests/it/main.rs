@@ -11,6 +11,7 @@ mod architecture;
 mod backup;
 mod check;
 mod cli_v2;
+mod cli_v2_errands;
 mod client_tls;
 mod client_v2;
 mod client_v2_errands;
