@@ -80,9 +80,11 @@ impl Asked {
                 | Ask::Ping
                 | Ask::Request(Request::AcknowledgeEach(_))
         );
-        if !is_ours && now + wait > since + repeat_for {
+        let last = since.checked_add(repeat_for).filter(|_| !is_ours);
+        if last.is_some_and(|last| now + wait > last) {
             return None;
         }
+        let at = last.map_or(at, |last| at.min(last));
         self.not_before = Some(at);
         Some(at)
     }
@@ -142,8 +144,8 @@ impl Ask {
             ),
         };
         // A longer one closes the connection, and would the next, too.
-        let bytes_max = live.blob_bytes_max().saturating_mul(2).min(frame_bytes_max);
-        fits(frame.len(), bytes_max + FRAME_SPARE_BYTES)?;
+        let bytes_max = frame_bytes_max.saturating_add(FRAME_SPARE_BYTES);
+        fits(frame.len(), live.frame_bytes_max().min(bytes_max))?;
         Ok(frame)
     }
 }
@@ -199,6 +201,12 @@ pub(super) struct Live {
 impl Live {
     pub(super) fn blob_bytes_max(&self) -> usize {
         usize::try_from(self.welcome.limits.blob_bytes_max).unwrap_or(usize::MAX)
+    }
+
+    /// What the relay reads; a longer frame ends the connection.
+    pub(super) fn frame_bytes_max(&self) -> usize {
+        let twice = self.blob_bytes_max().saturating_mul(2);
+        twice.saturating_add(FRAME_SPARE_BYTES)
     }
 
     /// The request that opens these mailboxes on this connection.

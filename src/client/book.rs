@@ -11,8 +11,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::ClientError;
+use super::acknowledgements::Acknowledgements;
 use super::arrivals::Arrivals;
-use super::ask::{Answer, Ask, Asked, Key, Live, Waiter, number_of};
+use super::ask::{Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Waiter, number_of};
 use super::blob::Item;
 use super::keyring::Keyring;
 use super::options::Options;
@@ -24,6 +25,10 @@ use crate::protocol::v2_client::{ServerFrame, encode_request};
 
 /// Items in one acknowledgement, as relays take them.
 const ACKNOWLEDGE_MAX: usize = 1_000;
+
+/// What one item of an acknowledgement takes in its frame, and one opening, at the most.
+const ITEM_BYTES: usize = 64;
+const OPENING_BYTES: usize = 128;
 
 /// How many requests go out on a new connection before the first answer; each answer lets one more
 /// go. Were everything sent at once, a network that breaks after a few kilobytes would carry the same
@@ -73,10 +78,10 @@ pub(super) struct Book {
     sent_max: usize,
     /// To be written again at a time that the relay named.
     later: Vec<(Instant, u32)>,
-    acknowledged: VecDeque<(Item, Waiter)>,
+    acknowledged: Acknowledgements,
     keyring: Keyring,
     /// Mailboxes are being opened again; what needs them waits.
-    reopening: Option<u32>,
+    reopening: BTreeSet<u32>,
     is_sent_away: bool,
     is_closing: bool,
     ended: Option<ClientError>,
@@ -101,9 +106,9 @@ impl Book {
             sent: BTreeSet::new(),
             sent_max: FIRST_MAX,
             later: Vec::new(),
-            acknowledged: VecDeque::new(),
+            acknowledged: Acknowledgements::default(),
             keyring: Keyring::default(),
-            reopening: None,
+            reopening: BTreeSet::new(),
             is_sent_away: false,
             is_closing: false,
             trouble: None,
@@ -153,7 +158,7 @@ impl Book {
             return waiter.tell(Err(why.clone()));
         }
         match self.arrivals.acknowledged(item) {
-            Acknowledging::Here => self.acknowledged.push_back((item, waiter)),
+            Acknowledging::Here => self.acknowledged.push(item, waiter),
             Acknowledging::Elsewhere => waiter.tell(Err(ClientError::OtherRelay)),
             Acknowledging::Nothing => {
                 let (tag, done) = (Tag::Number(0), Done::Acknowledged);
@@ -206,14 +211,12 @@ impl Book {
             self.first.push_back(number);
         }
         self.live = Some(live);
-        self.reopen(self.keyring.all());
+        self.reopen(&self.keyring.all());
     }
 
     /// What the other one delivered can not be acknowledged here, and this one must not see its secrets.
     fn leave_the_other_relay(&mut self, live: &Live) {
-        for (_, waiter) in self.acknowledged.drain(..) {
-            waiter.tell(Err(ClientError::OtherRelay));
-        }
+        self.acknowledged.end(&ClientError::OtherRelay);
         for asked in self.asked.values_mut() {
             (asked.not_before, asked.refused_since) = (None, None);
         }
@@ -222,18 +225,18 @@ impl Book {
     }
 
     /// Opens these before anything else is asked.
-    fn reopen(&mut self, keys: Vec<Key>) {
-        if !keys.is_empty() {
-            let number = self.note(Ask::Reopen(keys), Vec::new());
+    fn reopen(&mut self, keys: &[Key]) {
+        for part in keys.chunks(self.items_max(OPENING_BYTES)) {
+            let number = self.note(Ask::Reopen(part.to_vec()), Vec::new());
             self.first.push_back(number);
-            self.reopening = Some(number);
+            self.reopening.insert(number);
         }
     }
 
     /// The connection is gone.
     pub(super) fn disconnected(&mut self) {
         self.live = None;
-        self.reopening = None;
+        self.reopening.clear();
         self.first.clear();
         self.sent.clear();
         self.unsent.clear();
@@ -241,7 +244,7 @@ impl Book {
         self.arrivals.disconnected();
         // Acknowledgements go back into the queue: a mailbox may not open again, and one that is not
         // open would spoil the others' frame.
-        let mut back = VecDeque::new();
+        let mut back = Vec::new();
         self.asked.retain(|_, asked| match &mut asked.ask {
             Ask::Reopen(_) | Ask::Window(..) | Ask::Ping => false,
             Ask::Request(Request::AcknowledgeEach(items)) => {
@@ -251,19 +254,17 @@ impl Book {
             }
             _ => true,
         });
-        back.append(&mut self.acknowledged);
-        self.acknowledged = back;
+        self.acknowledged.give_back(back);
     }
 
     /// It is over: everybody who waits is told why.
     pub(super) fn end(&mut self, why: ClientError) {
         self.disconnected();
         let asked = std::mem::take(&mut self.asked);
-        let waiters = asked.into_values().flat_map(|asked| asked.waiters);
-        let acknowledged = self.acknowledged.drain(..).map(|(_, waiter)| waiter);
-        for waiter in waiters.chain(acknowledged) {
+        for waiter in asked.into_values().flat_map(|asked| asked.waiters) {
             waiter.tell(Err(why.clone()));
         }
+        self.acknowledged.end(&why);
         self.ended = Some(why);
     }
 
@@ -283,7 +284,7 @@ impl Book {
             return Next::Idle(None);
         }
         self.bring_back(now);
-        if self.reopening.is_none() {
+        if self.reopening.is_empty() {
             self.gather_acknowledgements();
             if let Some(frame) = self.acknowledge_again().or_else(|| self.open_anew()) {
                 return Next::Write(frame);
@@ -319,27 +320,26 @@ impl Book {
     }
 
     fn gather_acknowledgements(&mut self) {
-        while !self.acknowledged.is_empty() {
-            let count = self.acknowledged.len().min(ACKNOWLEDGE_MAX);
-            let (mut items, mut waiters) = (Vec::with_capacity(count), Vec::with_capacity(count));
-            for (item, waiter) in self.acknowledged.drain(..count) {
-                if self.keyring.is_open(&item.mailbox) {
-                    items.push((item.mailbox, item.id));
-                    waiters.push(waiter);
-                } else {
-                    waiter.tell(Err(ClientError::NotOpen));
-                }
-            }
-            if !items.is_empty() {
-                let ask = Ask::Request(Request::AcknowledgeEach(items));
-                let number = self.note(ask, waiters);
-                self.unsent.insert(number);
-            }
+        let count_max = self.items_max(ITEM_BYTES).min(ACKNOWLEDGE_MAX);
+        while let Some((ask, waiters)) = self
+            .acknowledged
+            .gather(count_max, |mailbox| self.keyring.is_open(mailbox))
+        {
+            let number = self.note(ask, waiters);
+            self.unsent.insert(number);
         }
     }
 
+    /// How many of these fit into a frame for any relay, or for this one.
+    fn items_max(&self, bytes_each: usize) -> usize {
+        let live = self.live.as_ref();
+        let bytes = live.map_or(0, |live| live.blob_bytes_max().min(self.frame_bytes_max));
+        (bytes + FRAME_SPARE_BYTES) / bytes_each
+    }
+
     fn acknowledge_again(&mut self) -> Option<Bytes> {
-        let items = self.arrivals.came_again(ACKNOWLEDGE_MAX);
+        let count_max = self.items_max(ITEM_BYTES).min(ACKNOWLEDGE_MAX);
+        let items = self.arrivals.came_again(count_max);
         if items.is_empty() {
             return None;
         }
@@ -359,7 +359,7 @@ impl Book {
         if keys.is_empty() {
             return None;
         }
-        self.reopen(keys);
+        self.reopen(&keys);
         Some(encode_request(
             &Tag::Number(0),
             &Request::Unsubscribe(missed),
@@ -380,7 +380,7 @@ impl Book {
         let ask = self.asked.get(&number).map(|asked| &asked.ask);
         ask.is_some_and(|ask| match ask {
             Ask::Reopen(_) | Ask::Window(..) | Ask::Ping => true,
-            _ if self.reopening.is_some() || self.sent.len() >= self.sent_max => false,
+            _ if !self.reopening.is_empty() || self.sent.len() >= self.sent_max => false,
             Ask::Request(Request::AcknowledgeEach(_)) => true,
             Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => !self.is_sent_away,
         })
@@ -482,7 +482,7 @@ impl Book {
             }
             (Ask::Reopen(keys), Some(live)) => {
                 let answer = live.subscribed(&keys, answer);
-                self.reopening = None;
+                self.reopening.remove(&number);
                 let arrivals = &mut self.arrivals;
                 self.keyring.reopened(&keys, &answer, arrivals);
                 answer

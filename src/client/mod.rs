@@ -58,15 +58,18 @@
 //! a request may go without an answer.
 //!
 //! Inside: [`Client`] notes what it asks (`ask`) in the `book`, which outlives connections, as does the
-//! `keyring` of open mailboxes. What comes are `arrivals`: what was `seen` before is left out, the rest
+//! `keyring` of open mailboxes and the `acknowledgements` that wait. What comes are `arrivals`: what was `seen` before is left out, the rest
 //! waits in the `inbox`. The task of `link` owns the socket and carries the book's frames; `dial` gets
 //! it a connection, `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options`
 //! are what a caller holds; `errands` are the requests that few need.
 
+mod acknowledgements;
 mod arrivals;
 mod ask;
 mod blob;
 mod book;
+#[cfg(test)]
+mod book_mailbox_tests;
 #[cfg(test)]
 mod book_tests;
 mod dial;
