@@ -63,7 +63,7 @@ struct Sent {
 /// Takes blobs back.
 pub(super) async fn cancel(args: CancelArgs) -> anyhow::Result<()> {
     args.what
-        .each("cancelled", async |client, sent| {
+        .each(("cancelled", "is not cancelled"), async |client, sent| {
             client.cancel(sent.mailbox, &sent.secret).await
         })
         .await
@@ -73,7 +73,7 @@ pub(super) async fn cancel(args: CancelArgs) -> anyhow::Result<()> {
 pub(super) async fn extend(args: ExtendArgs) -> anyhow::Result<()> {
     let ttl = args.ttl;
     args.what
-        .each("extended", async |client, sent| {
+        .each(("extended", "is not extended"), async |client, sent| {
             client.extend(sent.mailbox, &sent.secret, ttl).await
         })
         .await
@@ -82,7 +82,7 @@ pub(super) async fn extend(args: ExtendArgs) -> anyhow::Result<()> {
 impl What {
     async fn each(
         &self,
-        done: &str,
+        (done, not_done): (&str, &str),
         ask: impl AsyncFn(&Client, &Sent) -> Result<(), ClientError>,
     ) -> anyhow::Result<()> {
         let all = self.read().await?;
@@ -90,7 +90,7 @@ impl What {
         for sent in all {
             let id = &sent.id;
             let asked = ask(&client, &sent).await;
-            asked.map_err(|error| explained(&format!("{id} is not {done}"), error))?;
+            asked.map_err(|error| explained(&format!("{id} {not_done}"), error))?;
             let mut out = std::io::stdout();
             let written = match self.json {
                 true => writeln!(out, "{}", json!({ "kind": done, "id": id })),
