@@ -1,5 +1,7 @@
 //! `vauchi-relay send`: hands blobs to a relay, by hand and for scripts.
 
+use std::cell::Cell;
+use std::future::ready;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -106,32 +108,45 @@ fn parse_recipient(text: &str) -> Result<Recipient, String> {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let sources = sources(&args)?;
     let sender = Sender::connect(&args).await?;
-    send_all(&args, &sources, &sender).await?;
+    let sent = send_all(&args, &sources, &sender).await;
     sender.close().await;
-    Ok(())
+    sent
 }
 
+/// After the first that fails no more are begun; what is under way then is told all the same.
 async fn send_all(args: &Args, sources: &[Source], sender: &Sender<'_>) -> anyhow::Result<()> {
     let mut progress = Progress::forced(args.progress);
-    let count = sources.len() as u64;
+    let (mut done, count) = (0, sources.len() as u64);
+    let has_failed = Cell::new(false);
     // Read one by one, so that they leave in their order.
     let read = futures_util::stream::iter(sources)
+        .take_while(|_| ready(!has_failed.get()))
         .then(async |source| source.read().await.map(|body| (source, body)));
     let sent = read.map(async |read| {
         let (source, body) = read?;
         sender.send(source, body).await
     });
     let mut sent = pin!(sent.buffered(sender.at_once()));
-    let mut done = 0;
+    let mut outcome = Ok(());
     progress.show("sending", done, count);
     while let Some(said) = sent.next().await {
-        let said = said?;
-        done += 1;
         progress.clear();
-        tell(&said, args.json)?;
+        match said {
+            Ok(said) => {
+                done += 1;
+                tell(&said, args.json)?;
+            }
+            Err(fault) => {
+                has_failed.set(true);
+                match &outcome {
+                    Ok(()) => outcome = Err(fault),
+                    Err(_) => writeln!(std::io::stderr(), "vauchi-relay: {fault:#}")?,
+                }
+            }
+        }
         progress.show("sending", done, count);
     }
-    Ok(())
+    outcome
 }
 
 fn tell(said: &Value, is_json: bool) -> anyhow::Result<()> {

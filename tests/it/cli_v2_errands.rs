@@ -49,7 +49,11 @@ async fn several_files_go_in_their_order_and_all_come_with_a_word_how_far_it_is(
     assert_eq!(relay.running.store.usage().stored, 0);
 
     let missing = ["send", "--to", &to, "file0", "none", "file1"];
-    let (code, _, errors) = try_cli(&relay, folder.path(), &missing).await;
+    let (code, said, errors) = try_cli(&relay, folder.path(), &missing).await;
+    assert!(
+        said.starts_with("stored "),
+        "what was under way is told: {said}"
+    );
     assert!(
         code == Some(1) && errors.contains("can not read none"),
         "{errors}"
