@@ -241,6 +241,14 @@ fn examples(page: &mut Roff) {
     page.text([roman("vauchi-relay keygen mine.key")]);
     page.text([roman("vauchi-relay receive --key mine.key")]);
     page.control("EE", []);
+    page.text([roman("A blob that may be taken back:")]);
+    page.control("PP", []);
+    page.control("EX", []);
+    page.text([roman(format!(
+        "vauchi-relay send --to {MAILBOX} --text hello --json >sent.json"
+    ))]);
+    page.text([roman("vauchi-relay cancel sent.json")]);
+    page.control("EE", []);
 }
 
 /// A word and what it means.

@@ -71,12 +71,23 @@ pub(super) struct Link {
     pub(super) first: Option<oneshot::Sender<Result<(), ClientError>>>,
 }
 
+impl Drop for Link {
+    /// However the task ends, nobody waits for it: it may be cut off with its runtime.
+    fn drop(&mut self) {
+        let mut book = self.shared.book();
+        if book.ended().is_none() {
+            book.end(ClientError::Finished);
+        }
+        drop(book);
+        self.shared.arrived.notify_waiters();
+    }
+}
+
 impl Link {
     /// Runs until the client is closed, or gives up.
     pub(super) async fn run(mut self) {
         let why = self.stay_connected().await;
         self.shared.book().end(why.clone());
-        self.shared.arrived.notify_waiters();
         if let Some(first) = self.first.take() {
             first.send(Err(why)).ok();
         }

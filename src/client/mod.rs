@@ -30,6 +30,8 @@
 //! # }
 //! ```
 //!
+//! With receipts, and to be run: `cargo run --example rust`, in `examples/rust`.
+//!
 //! All methods take `&self`, so several tasks may share a client. Requests that run at the same time
 //! are pipelined over the one connection, and acknowledgements share a frame.
 //!
@@ -317,7 +319,7 @@ impl Client {
     }
 
     /// Opens a mailbox; what is in it, and what comes, is given by [`Client::next`]. It is opened again
-    /// after each reconnect.
+    /// after each reconnect. Whoever drops the future does not keep it from opening.
     pub async fn open(&self, key: &MailboxKey, receipts: Receipts) -> Result<Opened, ClientError> {
         let opened = self.open_each(std::slice::from_ref(key), receipts).await?;
         let too_few = ClientError::Protocol("too few mailboxes in the answer");

@@ -43,7 +43,8 @@ pub struct Options {
     pub answer_within: Option<Duration>,
     /// When nothing was heard from the relay for so long, it is asked whether it is there; after the same
     /// time again without a sign the connection counts as lost. The relay pings by itself, every 30
-    /// seconds by default, so that less than that makes for more traffic.
+    /// seconds by default, so that less than that makes for more traffic; and what takes longer to arrive
+    /// than twice this counts as silence, so leave a slow line the time for a blob.
     pub ping_after: Duration,
     /// After so long without any connection that serves the client ends, and with it what is
     /// unanswered. `None` tries for ever.

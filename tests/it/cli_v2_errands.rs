@@ -175,6 +175,8 @@ async fn a_mailbox_of_ones_own_is_purged_and_unpinned() {
     let relay = Relay::start(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     let to = mailbox(&relay, folder.path()).await;
+    let shown = cli(&relay, folder.path(), &["keygen", "--show", "mine.key"]).await;
+    assert_eq!(shown.trim(), to);
     let digits = to.strip_prefix("v2:").unwrap();
     let send = ["send", "--to", digits, "--text", "x"];
     for _ in 0..2 {

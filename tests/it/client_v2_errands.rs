@@ -126,3 +126,11 @@ async fn recovery_proofs_are_kept_by_who_has_a_mailbox_and_found_by_anybody() {
         "{too_many:?}"
     );
 }
+
+#[tokio::test]
+async fn the_example_does_what_it_says() {
+    let relay = Relay::start(&[]).await;
+    let url = url(relay.running.clients);
+    crate::example::round_trip(&url).await.unwrap();
+    assert_eq!(relay.running.store.usage().stored, 0);
+}

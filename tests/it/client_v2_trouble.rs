@@ -278,3 +278,19 @@ async fn patience_ends_when_the_caller_s_does_and_trouble_can_be_seen() {
     assert_eq!(client.trouble(), None);
     assert_eq!(relay.running.store.usage().stored, 1);
 }
+
+#[test]
+fn who_waits_is_told_when_the_client_s_runtime_ends() {
+    let theirs = tokio::runtime::Runtime::new().unwrap();
+    let client = theirs.block_on(async { Client::start(Options::new(["ws://127.0.0.1:9"])) });
+    let client = client.unwrap();
+    theirs.shutdown_timeout(PATIENCE);
+    let ours = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let blob = Blob::new(MailboxKey::random().mailbox(), "x");
+    let told = ours
+        .unwrap()
+        .block_on(in_time("the end", client.submit(&blob)));
+    assert_eq!(told, Err(ClientError::Finished));
+}

@@ -60,3 +60,7 @@ mod v2_mailboxes;
 mod v2_model;
 mod v2_page;
 mod v2_submit;
+
+#[path = "../../examples/rust/main.rs"]
+#[expect(dead_code, reason = "its main is for people")]
+mod example;
