@@ -2,15 +2,19 @@
 
 use std::collections::HashSet;
 use std::io::Write;
+use std::pin::Pin;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use data_encoding::HEXLOWER;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 
 use super::keygen;
 use super::progress::Progress;
-use super::receive::{Args, print, write_file};
-use super::send::explained;
+use super::receive::{Args, interrupted, print, write_file};
+use super::relays::{explained, keys, open};
 use crate::client::{
     Client, ClientError, Delivery, Event, Item, MailboxId, Receipt, ReceiptKind, Receipts,
 };
@@ -19,13 +23,18 @@ use crate::client::{
 /// for.
 const WINDOW_MAX: (u32, u64) = (1_024, 16 << 20);
 
+/// Acknowledgements without an answer. Waiting for each in turn would take a journey for every blob.
+const UNANSWERED_MAX: usize = 64;
+
+/// How long a goodbye may take once the command was told to stop.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Takes what waits, and with `--follow` what comes.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let keys = args.keys.iter().map(|file| keygen::read(file));
-    let keys: Vec<_> = keys.collect::<anyhow::Result<_>>()?;
+    let keys = keys(&args.keys)?;
     let mut options = args.relays.options();
     if args.follow {
-        options.give_up_after = None;
+        (options.give_up_after, options.answer_within) = (None, None);
     }
     if args.no_ack {
         (options.window_blobs, options.window_bytes) = WINDOW_MAX;
@@ -35,32 +44,41 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         true => Receipts::All,
         false => Receipts::None,
     };
-    let opened = client.open_each(&keys, receipts).await;
-    let opened = opened.map_err(|error| explained("no mailbox was opened", error))?;
-    let mut waiting = 0;
-    for opened in opened {
-        let opened = opened.map_err(|error| explained("a mailbox was not opened", error))?;
-        waiting += u64::from(opened.pending);
-    }
+    let opened = open(&client, &keys, receipts).await?;
     let mut taking = Taking {
         client: &client,
         args,
         behind: keys.iter().map(|key| key.mailbox()).collect(),
+        acknowledging: FuturesUnordered::new(),
         taken: 0,
-        waiting,
-        progress: Progress::new(),
+        waiting: opened.iter().map(|opened| u64::from(opened.pending)).sum(),
+        progress: Progress::forced(args.progress),
     };
-    taking.take_all().await?;
+    let outcome = tokio::select! {
+        outcome = taking.take_all() => outcome,
+        interrupted = interrupted() => {
+            interrupted?;
+            drop(taking);
+            // Whoever interrupts does not want to wait for a relay that is away.
+            tokio::time::timeout(GOODBYE_TIMEOUT, client.close()).await.ok();
+            return Ok(());
+        }
+    };
     drop(taking);
+    // Said even after a fault, so that the acknowledgements of what was written leave.
     let goodbye = client.close().await;
+    outcome?;
     goodbye.map_err(|error| explained("the last acknowledgements may be lost", error))
 }
+
+type Acknowledging<'a> = Pin<Box<dyn Future<Output = Result<(), ClientError>> + 'a>>;
 
 struct Taking<'a> {
     client: &'a Client,
     args: &'a Args,
     /// Mailboxes that may still hold something from before.
     behind: HashSet<MailboxId>,
+    acknowledging: FuturesUnordered<Acknowledging<'a>>,
     taken: u64,
     /// What waited when the mailboxes were opened.
     waiting: u64,
@@ -69,19 +87,22 @@ struct Taking<'a> {
 
 impl Taking<'_> {
     async fn take_all(&mut self) -> anyhow::Result<()> {
+        self.show();
         while self.args.follow || !self.behind.is_empty() {
             match self.next().await? {
-                None => return Ok(()),
+                None => break,
                 Some(Event::Blob(delivery)) => {
                     self.keep(&delivery).await?;
                     // A live-only blob is not stored, so there is nothing to delete.
                     if delivery.expires_at.is_some() {
                         self.acknowledge(delivery.item).await?;
                     }
+                    self.taken += 1;
                 }
                 Some(Event::Receipt(receipt)) => {
                     self.tell(&receipt)?;
                     self.acknowledge(receipt.item).await?;
+                    self.taken += 1;
                 }
                 Some(Event::CaughtUp(mailboxes)) => {
                     for mailbox in mailboxes {
@@ -92,24 +113,37 @@ impl Taking<'_> {
                     return Err(explained("a mailbox was not opened again", why));
                 }
             }
-            self.taken += 1;
-            if self.args.out.is_some() {
-                self.progress.show("receiving", self.taken, self.waiting);
-            }
+            self.show();
         }
+        while self.an_acknowledgement_is_answered().await? {}
         Ok(())
     }
 
+    /// Blobs that are written to a terminal show by themselves how far it is.
+    fn show(&mut self) {
+        if self.args.out.is_some() || self.args.progress {
+            self.progress.show("receiving", self.taken, self.waiting);
+        }
+    }
+
     /// `None` when a window that is left full says no more.
-    async fn next(&self) -> anyhow::Result<Option<Event>> {
-        let next = self.client.next();
+    async fn next(&mut self) -> anyhow::Result<Option<Event>> {
+        let client = self.client;
         let event = if self.args.no_ack && !self.args.follow {
-            match tokio::time::timeout(self.args.wait, next).await {
+            match tokio::time::timeout(self.args.wait, client.next()).await {
                 Ok(event) => event,
                 Err(_quiet) => return Ok(None),
             }
         } else {
-            next.await
+            let next = client.next();
+            tokio::pin!(next);
+            loop {
+                tokio::select! {
+                    event = &mut next => break event,
+                    answered = self.an_acknowledgement_is_answered(),
+                        if !self.acknowledging.is_empty() => { answered?; }
+                }
+            }
         };
         let why = || self.client.ended().unwrap_or(ClientError::Timeout);
         match event {
@@ -118,12 +152,29 @@ impl Taking<'_> {
         }
     }
 
-    async fn acknowledge(&self, item: Item) -> anyhow::Result<()> {
+    async fn acknowledge(&mut self, item: Item) -> anyhow::Result<()> {
         if self.args.no_ack {
             return Ok(());
         }
-        let acknowledged = self.client.acknowledge(item).await;
-        acknowledged.map_err(|error| explained("a written blob is not acknowledged", error))
+        let client = self.client;
+        let acknowledging = Box::pin(async move { client.acknowledge(item).await });
+        self.acknowledging.push(acknowledging);
+        while self.acknowledging.len() >= UNANSWERED_MAX {
+            self.an_acknowledgement_is_answered().await?;
+        }
+        // The request leaves when it is looked at the first time.
+        while let Some(Some(answer)) = self.acknowledging.next().now_or_never() {
+            acknowledged(answer)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the answer to one; whether one was outstanding.
+    async fn an_acknowledgement_is_answered(&mut self) -> anyhow::Result<bool> {
+        match self.acknowledging.next().await {
+            Some(answer) => acknowledged(answer).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     async fn keep(&self, delivery: &Delivery) -> anyhow::Result<()> {
@@ -179,4 +230,8 @@ impl Taking<'_> {
         let written = writeln!(out, "{line}").and_then(|()| out.flush());
         written.context("can not write to standard output")
     }
+}
+
+fn acknowledged(answer: Result<(), ClientError>) -> anyhow::Result<()> {
+    answer.map_err(|error| explained("a written blob is not acknowledged", error))
 }

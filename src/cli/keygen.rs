@@ -22,7 +22,7 @@ const SECRET: &str = "secret";
 ///
 /// There is nothing to register: any relay will do. Who loses the file loses the mailbox.
 ///
-/// Exit codes: 0 made; 1 not, with the reason on stderr.
+/// Exit codes: 0 made, or shown; 1 not, with the reason on stderr; 2 arguments wrong, or no such key.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Where the key goes; a file that is there is not overwritten
@@ -33,20 +33,21 @@ pub(crate) struct Args {
     #[arg(long)]
     secret: bool,
 
+    /// Make nothing: print the address of the key in this file
+    #[arg(long, conflicts_with = "secret")]
+    show: bool,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Makes a key, writes it down, prints the mailbox.
+/// Makes a key, unless there is one, and prints its mailbox.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let bytes: [u8; 32] = rand::random();
-    let (kind, key) = match args.secret {
-        true => (SECRET, MailboxKey::secret(bytes)),
-        false => (ED25519, MailboxKey::ed25519(bytes)),
+    let key = match args.show {
+        true => read(&args.file)?,
+        false => make(args)?,
     };
-    let line = format!("{WORD} {kind} {}\n", HEXLOWER.encode(&bytes));
-    write(&args.file, &line).with_context(|| format!("can not write {}", args.file.display()))?;
     let address = address(&key.mailbox());
     let mut out = std::io::stdout();
     match args.json {
@@ -54,6 +55,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         false => writeln!(out, "{address}")?,
     }
     Ok(())
+}
+
+/// Makes a key and writes it down.
+fn make(args: &Args) -> anyhow::Result<MailboxKey> {
+    let bytes: [u8; 32] = rand::random();
+    let (kind, key) = match args.secret {
+        true => (SECRET, MailboxKey::secret(bytes)),
+        false => (ED25519, MailboxKey::ed25519(bytes)),
+    };
+    let line = format!("{WORD} {kind} {}\n", HEXLOWER.encode(&bytes));
+    write(&args.file, &line).with_context(|| format!("can not write {}", args.file.display()))?;
+    Ok(key)
 }
 
 /// How the command line spells a mailbox whose owner proves that it is theirs.
@@ -106,6 +119,7 @@ mod tests {
             let args = Args {
                 file: file.clone(),
                 secret,
+                show: false,
                 json: true,
             };
             run(&args).unwrap();

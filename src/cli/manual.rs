@@ -61,15 +61,9 @@ fn completing(shell: Shell, mut command: Command) -> io::Result<Vec<u8>> {
 
 /// One page for all commands: it is what people search in.
 fn page(command: Command) -> io::Result<Vec<u8>> {
-    let mut command = command
-        .disable_help_subcommand(true)
-        .mut_subcommands(|command| command.disable_help_flag(true));
+    let mut command = without_help(command).disable_help_flag(false);
     command.build();
-    let commands: Vec<_> = command
-        .get_subcommands()
-        .filter(|command| !command.is_hide_set())
-        .cloned()
-        .collect();
+    let commands = shown(&command);
 
     let mut page = Vec::new();
     let whole = Man::new(with_values_in_usage(command));
@@ -80,7 +74,12 @@ fn page(command: Command) -> io::Result<Vec<u8>> {
     whole.render_options_section(&mut page)?;
     page.extend(b".SH COMMANDS\n");
     for command in commands {
-        write_command(&mut page, command)?;
+        let (name, parts) = (command.get_name().to_owned(), shown(&command));
+        write_command(&mut page, &name, command)?;
+        for part in parts {
+            let name = format!("{name} {}", part.get_name());
+            write_command(&mut page, &name, part)?;
+        }
     }
     let mut rest = Roff::new();
     environment(&mut rest);
@@ -94,6 +93,20 @@ fn page(command: Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
+/// Each command of a page has the same `--help`, so that it is told once.
+fn without_help(command: Command) -> Command {
+    command
+        .disable_help_subcommand(true)
+        .disable_help_flag(true)
+        .mut_subcommands(without_help)
+}
+
+fn shown(command: &Command) -> Vec<Command> {
+    let commands = command.get_subcommands();
+    let shown = commands.filter(|command| !command.is_hide_set());
+    shown.cloned().collect()
+}
+
 /// The usage that `--help` shows; the manual's own leaves out what options take.
 fn with_values_in_usage(mut command: Command) -> Command {
     let usage = command.render_usage().to_string();
@@ -101,8 +114,8 @@ fn with_values_in_usage(mut command: Command) -> Command {
 }
 
 /// The sections of a command's own page, without their headings.
-fn write_command(page: &mut Vec<u8>, command: Command) -> io::Result<()> {
-    writeln!(page, ".SS {}", command.get_name())?;
+fn write_command(page: &mut Vec<u8>, name: &str, command: Command) -> io::Result<()> {
+    writeln!(page, ".SS {name}")?;
     let has_options = command.get_arguments().next().is_some();
     let man = Man::new(with_values_in_usage(command));
     let mut sections = Vec::new();
@@ -228,6 +241,14 @@ fn examples(page: &mut Roff) {
     page.text([roman("vauchi-relay keygen mine.key")]);
     page.text([roman("vauchi-relay receive --key mine.key")]);
     page.control("EE", []);
+    page.text([roman("A blob that may be taken back:")]);
+    page.control("PP", []);
+    page.control("EX", []);
+    page.text([roman(format!(
+        "vauchi-relay send --to {MAILBOX} --text hello --json >sent.json"
+    ))]);
+    page.text([roman("vauchi-relay cancel sent.json")]);
+    page.control("EE", []);
 }
 
 /// A word and what it means.
@@ -265,20 +286,27 @@ mod tests {
         let page = plain_page();
         let command = Arguments::command();
         for command in command.get_subcommands() {
-            let heading = format!(".SS {}\n", command.get_name());
-            assert_eq!(
-                page.contains(&heading),
-                !command.is_hide_set(),
-                "{heading}{page}"
-            );
-            let shown = !command.is_hide_set();
-            let options = command.get_arguments().filter_map(|arg| arg.get_long());
-            for option in options.filter(|_| shown) {
-                assert!(page.contains(&format!("--{option}")), "{option}\n{page}");
+            let name = command.get_name();
+            let heading = format!(".SS {name}\n");
+            let is_shown = !command.is_hide_set();
+            assert_eq!(page.contains(&heading), is_shown, "{heading}{page}");
+            if is_shown {
+                has_options(&page, command);
+            }
+            for part in command.get_subcommands() {
+                let heading = format!(".SS {name} {}\n", part.get_name());
+                assert!(page.contains(&heading), "{heading}{page}");
+                has_options(&page, part);
             }
         }
         for name in SETTINGS.iter().flat_map(Setting::spellings) {
             assert!(page.contains(name), "{name}\n{page}");
+        }
+    }
+
+    fn has_options(page: &str, command: &Command) {
+        for option in command.get_arguments().filter_map(|arg| arg.get_long()) {
+            assert!(page.contains(&format!("--{option}")), "{option}\n{page}");
         }
     }
 

@@ -1,9 +1,9 @@
 //! The commands of the `vauchi-relay` binary: a file each.
 //!
 //! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
-//! `preflight`, tries what a start needs; `keygen`, `send` and `receive` (with `collect`, its
-//! v2 part) talk to relays, for scripts and by hand; `healthcheck` is for probes; `manual` makes the manual page and the
-//! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
+//! `preflight`, tries what a start needs; `keygen`, `send`, `receive` (with `collect`, its v2 part),
+//! `withdraw` (`cancel` and `extend`), `purge`, `unpin` and `recovery` talk to `relays`, for scripts
+//! and by hand; `healthcheck` is for probes; `manual` makes the manual page and the completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
 //! what is half done) and `progress` (what a terminal is shown meanwhile). `exit` lists the exit
 //! codes, `descriptors` counts what connections take of the system, `container` tells whether data
 //! goes with one.
@@ -21,12 +21,17 @@ mod keygen;
 mod manual;
 mod preflight;
 mod progress;
+mod purge;
 mod receive;
+mod recovery;
+mod relays;
 mod restore;
 mod scratch;
 mod send;
 mod serve;
+mod unpin;
 mod verify;
+mod withdraw;
 
 use std::process::ExitCode;
 
@@ -57,6 +62,11 @@ enum Command {
     Keygen(keygen::Args),
     Send(send::Args),
     Receive(receive::Args),
+    Cancel(withdraw::CancelArgs),
+    Extend(withdraw::ExtendArgs),
+    Purge(purge::Args),
+    Unpin(unpin::Args),
+    Recovery(recovery::Args),
     Healthcheck(healthcheck::Args),
     Backup(backup::Args),
     Verify(verify::Args),
@@ -75,6 +85,11 @@ pub fn run() -> ExitCode {
         Command::Keygen(args) => on_one_thread(async move { keygen::run(&args) }),
         Command::Send(args) => on_one_thread(send::run(args)),
         Command::Receive(args) => on_one_thread(receive::run(args)),
+        Command::Cancel(args) => on_one_thread(withdraw::cancel(args)),
+        Command::Extend(args) => on_one_thread(withdraw::extend(args)),
+        Command::Purge(args) => on_one_thread(purge::run(args)),
+        Command::Unpin(args) => on_one_thread(unpin::run(args)),
+        Command::Recovery(args) => on_one_thread(recovery::run(args)),
         Command::Healthcheck(args) => on_one_thread(healthcheck::run(args)),
         Command::Backup(args) => on_one_thread(backup::run(args)),
         Command::Verify(args) => on_one_thread(verify::run(args)),
@@ -98,19 +113,20 @@ fn settings() -> anyhow::Result<Config> {
 
 /// Comes with a signal to stop; what is half done is removed by whoever is dropped then.
 async fn interrupted() -> anyhow::Error {
-    let listened = async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok::<_, std::io::Error>(())
-    };
-    match listened.await {
+    match stop_signal().await {
         Ok(()) => anyhow::anyhow!("interrupted; nothing is left behind"),
         Err(error) => anyhow::Error::from(error).context("cannot listen for signals"),
     }
+}
+
+async fn stop_signal() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }
 
 /// Runs a command that is no server; one thread is enough for it.

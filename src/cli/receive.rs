@@ -8,8 +8,8 @@ use anyhow::Context;
 use data_encoding::HEXLOWER;
 use tokio::io::AsyncWriteExt;
 
-use super::collect;
-use super::send::{Relays, explained, parse_mailbox};
+use super::relays::{Relays, explained, parse_mailbox};
+use super::{collect, stop_signal};
 use crate::client::v1::{Client, Delivery, Options};
 use crate::client::{ClientError, MailboxId};
 
@@ -18,8 +18,9 @@ use crate::client::{ClientError, MailboxId};
 /// Each blob is acknowledged, and so deleted at the relay, after it has been written. Without
 /// --follow the command ends when the mailbox is empty.
 ///
-/// Exit codes: 0 all that waited is written; 1 an error, with the reason on stderr; 2 arguments
-/// wrong. What had been written by then is acknowledged; the rest comes again next time.
+/// Exit codes: 0 all that waited is written, or --follow was interrupted; 1 an error, with the reason on
+/// stderr; 2 arguments wrong. What had been written by then is acknowledged; the rest comes again next
+/// time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -53,6 +54,10 @@ pub(crate) struct Args {
     #[arg(long, requires = "keys")]
     pub(super) json: bool,
 
+    /// Say how far it is also where standard error is no terminal
+    #[arg(long)]
+    pub(super) progress: bool,
+
     /// How long nothing must come before the mailbox counts as empty; with a key the relay says when
     /// it is
     #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_seconds)]
@@ -75,11 +80,20 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         return collect::run(&args).await;
     };
     let client = args.relays.connect_v1(Options::unsigned(mailbox)).await?;
-    let taken = take_all(&client, &args).await;
+    let taken = tokio::select! {
+        taken = take_all(&client, &args) => taken,
+        interrupted = interrupted() => interrupted,
+    };
     // Said even after a fault, so that the acknowledgements of what was written leave.
     let goodbye = client.close().await;
     taken?;
     goodbye.map_err(|error| explained("the last acknowledgements may be lost", error))
+}
+
+/// Comes with a signal to stop, which is how `--follow` is meant to end. What is being written then is
+/// not acknowledged, and comes again.
+pub(super) async fn interrupted() -> anyhow::Result<()> {
+    stop_signal().await.context("can not listen for signals")
 }
 
 async fn take_all(client: &Client, args: &Args) -> anyhow::Result<()> {

@@ -118,7 +118,8 @@ pub enum Event {
     Receipt(Receipt),
     /// Everything that these mailboxes held has been delivered.
     CaughtUp(Vec<MailboxId>),
-    /// The relay would not open the mailbox again after a reconnect; nothing more comes from it.
+    /// The mailbox was not opened again after a reconnect, and nothing more comes from it: the relay would
+    /// not, or it is another relay and must not see the mailbox's secret ([`ClientError::OtherRelay`]).
     Closed {
         /// Which one.
         mailbox: MailboxId,
@@ -128,11 +129,12 @@ pub enum Event {
 }
 
 impl Event {
-    /// What it takes in memory.
-    pub(super) fn bytes(&self) -> usize {
+    /// The mailbox in which this blob or receipt lies.
+    pub(super) fn came_from(&self) -> Option<&MailboxId> {
         match self {
-            Self::Blob(delivery) => delivery.body.len(),
-            _ => 0,
+            Self::Blob(delivery) => Some(&delivery.item.mailbox),
+            Self::Receipt(receipt) => Some(&receipt.item.mailbox),
+            Self::CaughtUp(_) | Self::Closed { .. } => None,
         }
     }
 }

@@ -1,28 +1,34 @@
-//! What the client has asked and has not been answered, which mailboxes it has open, what it has been
-//! given: everything that outlives a connection. No socket and no clock.
+//! What the client has asked and has not been answered, and which mailboxes it has open: what outlives
+//! a connection. No socket and no clock.
 //!
 //! All that is unanswered when a connection is lost is asked again on the next. Every request may be:
 //! a submit keeps its id, and the others do nothing the second time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::ClientError;
-use super::ask::{Answer, Ask, Key, Live, Waiter, not_opened, number_of};
-use super::blob::{Delivery, Event, Item, Receipt};
-use super::inbox::Inbox;
-use super::pad::unpad;
-use super::seen::{Coming, Seen};
-use crate::clock::Timestamp;
+use super::acknowledgements::Acknowledgements;
+use super::arrivals::Arrivals;
+use super::ask::{Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Waiter, number_of};
+use super::blob::Item;
+use super::keyring::Keyring;
+use super::options::Options;
+use super::seen::Acknowledging;
 use crate::ids::MailboxId;
-use crate::protocol::message::{Outgoing, Refused, Request, Tag};
-use crate::protocol::message_v2::{BlobDelivery, GoAway, Limits, ReceiptDelivery};
+use crate::protocol::message::{Done, Outgoing, Refused, Request, Tag};
+use crate::protocol::message_v2::GoAway;
 use crate::protocol::v2_client::{ServerFrame, encode_request};
 
 /// Items in one acknowledgement, as relays take them.
 const ACKNOWLEDGE_MAX: usize = 1_000;
+
+/// What one item of an acknowledgement takes in its frame, and one opening, at the most.
+const ITEM_BYTES: usize = 64;
+const OPENING_BYTES: usize = 128;
 
 /// How many requests go out on a new connection before the first answer; each answer lets one more
 /// go. Were everything sent at once, a network that breaks after a few kilobytes would carry the same
@@ -31,11 +37,8 @@ const FIRST_MAX: usize = 4;
 
 /// The word of a relay that takes no more submits because it is about to stop.
 const SHUTTING_DOWN: &str = "shutting_down";
-
-struct Asked {
-    ask: Ask,
-    waiters: Vec<Waiter>,
-}
+/// The word of a relay that is asked too much; what is asked of it then is begun slowly again.
+const RATE_LIMITED: &str = "rate_limited";
 
 /// What the writer does next.
 pub(super) enum Next {
@@ -60,61 +63,62 @@ pub(super) struct Book {
     /// What the last connection was to.
     relay_id: Option<[u8; 32]>,
     window: (u32, u64),
+    frame_bytes_max: usize,
+    repeat_for: Duration,
     last_number: u32,
     /// By number, and so in the order asked.
     asked: BTreeMap<u32, Asked>,
+    /// What the client itself needs of this connection: the window, its mailboxes. Goes before the rest.
+    first: VecDeque<u32>,
     /// To be written on this connection.
-    unsent: VecDeque<u32>,
+    unsent: BTreeSet<u32>,
     /// Written on this connection.
     sent: BTreeSet<u32>,
     /// How many may be written and not answered now.
     sent_max: usize,
     /// To be written again at a time that the relay named.
     later: Vec<(Instant, u32)>,
-    acknowledged: VecDeque<(Item, Waiter)>,
-    /// Came once more after they were acknowledged; they hold a slot of the window until they are
-    /// acknowledged again.
-    came_again: Vec<Item>,
-    keys: HashMap<MailboxId, Key>,
+    acknowledged: Acknowledgements,
+    keyring: Keyring,
     /// Mailboxes are being opened again; what needs them waits.
-    reopening: Option<u32>,
-    seen: Seen,
+    reopening: BTreeSet<u32>,
     is_sent_away: bool,
     is_closing: bool,
     ended: Option<ClientError>,
-    pub(super) inbox: Inbox,
+    /// Why there is no connection.
+    pub(super) trouble: Option<ClientError>,
+    pub(super) arrivals: Arrivals,
 }
 
 impl Book {
-    pub(super) fn new(window_blobs: u32, window_bytes: u64) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
+        let window = (options.window_blobs.max(1), options.window_bytes.max(1));
         Self {
             live: None,
             relay_id: None,
-            window: (window_blobs, window_bytes),
+            window,
+            frame_bytes_max: options.message_bytes_max,
+            repeat_for: options.repeat_for,
             last_number: 0,
             asked: BTreeMap::new(),
-            unsent: VecDeque::new(),
+            first: VecDeque::new(),
+            unsent: BTreeSet::new(),
             sent: BTreeSet::new(),
             sent_max: FIRST_MAX,
             later: Vec::new(),
-            acknowledged: VecDeque::new(),
-            came_again: Vec::new(),
-            keys: HashMap::new(),
-            reopening: None,
-            seen: Seen::default(),
+            acknowledged: Acknowledgements::default(),
+            keyring: Keyring::default(),
+            reopening: BTreeSet::new(),
             is_sent_away: false,
             is_closing: false,
+            trouble: None,
             ended: None,
-            inbox: Inbox::new(window_blobs, window_bytes),
+            arrivals: Arrivals::new(window.0, window.1),
         }
     }
 
-    pub(super) fn limits(&self) -> Option<Limits> {
-        self.live.as_ref().map(|live| live.welcome.limits)
-    }
-
-    pub(super) fn is_connected(&self) -> bool {
-        self.live.is_some()
+    pub(super) fn live(&self) -> Option<&Live> {
+        self.live.as_ref()
     }
 
     pub(super) fn ended(&self) -> Option<&ClientError> {
@@ -130,31 +134,47 @@ impl Book {
         self.is_closing = true;
     }
 
-    pub(super) fn ask(&mut self, ask: Ask, waiter: Waiter) {
-        match &self.ended {
-            Some(why) => waiter.tell(Err(why.clone())),
-            None => {
-                let number = self.note(ask, vec![waiter]);
-                self.unsent.push_back(number);
-            }
+    /// Notes a request; its number, for who comes to lose patience.
+    pub(super) fn ask(&mut self, ask: Ask, waiter: Waiter) -> u32 {
+        if let Some(why) = &self.ended {
+            waiter.tell(Err(why.clone()));
+            return 0;
         }
+        let number = self.note(ask, vec![waiter]);
+        self.unsent.insert(number);
+        number
+    }
+
+    /// Nobody waits for the answer any more, and it is not asked again.
+    pub(super) fn abandon(&mut self, number: u32) {
+        self.asked.remove(&number);
+        self.sent.remove(&number);
+        self.unsent.remove(&number);
+        self.later.retain(|(_, later)| *later != number);
     }
 
     pub(super) fn acknowledge(&mut self, item: Item, waiter: Waiter) {
         if let Some(why) = &self.ended {
             return waiter.tell(Err(why.clone()));
         }
-        self.seen.acknowledged(item);
-        self.acknowledged.push_back((item, waiter));
+        match self.arrivals.acknowledged(item) {
+            Acknowledging::Here => self.acknowledged.push(item, waiter),
+            Acknowledging::Elsewhere => waiter.tell(Err(ClientError::OtherRelay)),
+            Acknowledging::Nothing => {
+                let (tag, done) = (Tag::Number(0), Done::Acknowledged);
+                waiter.tell(Ok(Outgoing::Done { tag, done }));
+            }
+        }
     }
 
     /// What was acknowledged before goes first; then the mailboxes are not opened again.
-    pub(super) fn unsubscribe(&mut self, mailboxes: Vec<MailboxId>, waiter: Waiter) {
+    pub(super) fn unsubscribe(&mut self, mailboxes: Vec<MailboxId>, waiter: Waiter) -> u32 {
         self.gather_acknowledgements();
         for mailbox in &mailboxes {
-            self.keys.remove(mailbox);
+            self.keyring.remove(mailbox);
+            self.arrivals.unsubscribed(mailbox);
         }
-        self.ask(Ask::Request(Request::Unsubscribe(mailboxes)), waiter);
+        self.ask(Ask::Request(Request::Unsubscribe(mailboxes)), waiter)
     }
 
     fn note(&mut self, ask: Ask, waiters: Vec<Waiter>) -> u32 {
@@ -163,61 +183,70 @@ impl Book {
             let number = self.last_number;
             // Zero means that no answer is wanted; after a round of numbers one may be in use.
             if number != 0 && !self.asked.contains_key(&number) {
-                self.asked.insert(number, Asked { ask, waiters });
+                self.asked.insert(number, Asked::new(ask, waiters));
                 return number;
             }
         }
     }
 
     /// A connection is there: what is unanswered is to be asked on it.
-    pub(super) fn connected(&mut self, live: Live) {
+    pub(super) fn connected(&mut self, live: Live, now: Instant) {
         let relay_id = live.welcome.relay_id;
-        if self
-            .relay_id
-            .replace(relay_id)
-            .is_some_and(|id| id != relay_id)
-        {
-            self.forget_the_other_relay();
+        let last = self.relay_id.replace(relay_id);
+        self.arrivals.connected(relay_id);
+        if last.is_some_and(|id| id != relay_id) {
+            self.leave_the_other_relay(&live);
         }
-        let window = live.welcome.limits.window_default;
-        self.live = Some(live);
+        self.trouble = None;
         self.is_sent_away = false;
         self.sent_max = FIRST_MAX;
-        self.unsent = self.asked.keys().copied().collect();
-        if window != self.window {
+        for (number, asked) in &self.asked {
+            // What is due now comes back with the first look.
+            self.later.push((asked.not_before.unwrap_or(now), *number));
+        }
+        if live.welcome.limits.window_default != self.window {
+            // Before the mailboxes, whose deliveries it bounds.
             let (blobs, bytes) = self.window;
             let number = self.note(Ask::Window(blobs, bytes), Vec::new());
-            self.unsent.push_front(number);
+            self.first.push_back(number);
         }
-        if !self.keys.is_empty() {
-            let keys = self.keys.values().cloned().collect();
-            let number = self.note(Ask::Reopen(keys), Vec::new());
-            self.unsent.push_front(number);
-            self.reopening = Some(number);
-        }
+        self.live = Some(live);
+        self.reopen(&self.keyring.all());
     }
 
-    /// What the one relay delivered can not be acknowledged at another.
-    fn forget_the_other_relay(&mut self) {
-        self.seen.clear();
-        for (_, waiter) in self.acknowledged.drain(..) {
-            waiter.tell(Err(ClientError::OtherRelay));
+    /// What the other one delivered can not be acknowledged here, and this one must not see its secrets.
+    fn leave_the_other_relay(&mut self, live: &Live) {
+        self.acknowledged.end(&ClientError::OtherRelay);
+        for asked in self.asked.values_mut() {
+            (asked.not_before, asked.refused_since) = (None, None);
+        }
+        let arrivals = &mut self.arrivals;
+        self.keyring.leave_the_other_relay(live, arrivals);
+    }
+
+    /// Opens these before anything else is asked.
+    fn reopen(&mut self, keys: &[Key]) {
+        for part in keys.chunks(self.items_max(OPENING_BYTES)) {
+            let number = self.note(Ask::Reopen(part.to_vec()), Vec::new());
+            self.first.push_back(number);
+            self.reopening.insert(number);
         }
     }
 
     /// The connection is gone.
     pub(super) fn disconnected(&mut self) {
         self.live = None;
-        self.reopening = None;
+        self.reopening.clear();
+        self.first.clear();
         self.sent.clear();
         self.unsent.clear();
         self.later.clear();
-        self.came_again.clear();
+        self.arrivals.disconnected();
         // Acknowledgements go back into the queue: a mailbox may not open again, and one that is not
         // open would spoil the others' frame.
-        let mut back = VecDeque::new();
+        let mut back = Vec::new();
         self.asked.retain(|_, asked| match &mut asked.ask {
-            Ask::Reopen(_) | Ask::Window(..) => false,
+            Ask::Reopen(_) | Ask::Window(..) | Ask::Ping => false,
             Ask::Request(Request::AcknowledgeEach(items)) => {
                 let items = items.drain(..).map(|(mailbox, id)| Item { mailbox, id });
                 back.extend(items.zip(asked.waiters.drain(..)));
@@ -225,20 +254,24 @@ impl Book {
             }
             _ => true,
         });
-        back.append(&mut self.acknowledged);
-        self.acknowledged = back;
+        self.acknowledged.give_back(back);
     }
 
     /// It is over: everybody who waits is told why.
     pub(super) fn end(&mut self, why: ClientError) {
         self.disconnected();
         let asked = std::mem::take(&mut self.asked);
-        let waiters = asked.into_values().flat_map(|asked| asked.waiters);
-        let acknowledged = self.acknowledged.drain(..).map(|(_, waiter)| waiter);
-        for waiter in waiters.chain(acknowledged) {
+        for waiter in asked.into_values().flat_map(|asked| asked.waiters) {
             waiter.tell(Err(why.clone()));
         }
+        self.acknowledged.end(&why);
         self.ended = Some(why);
+    }
+
+    /// Asks the relay whether it is there.
+    pub(super) fn ping(&mut self) {
+        let number = self.note(Ask::Ping, Vec::new());
+        self.first.push_back(number);
     }
 
     /// The relay wants us to go. It answers what it has read and takes acknowledgements.
@@ -251,18 +284,23 @@ impl Book {
             return Next::Idle(None);
         }
         self.bring_back(now);
-        if self.reopening.is_none() {
+        if self.reopening.is_empty() {
             self.gather_acknowledgements();
-            if let Some(frame) = self.acknowledge_again() {
+            if let Some(frame) = self.acknowledge_again().or_else(|| self.open_anew()) {
                 return Next::Write(frame);
             }
         }
-        let next = self.unsent.iter().position(|number| self.may_go(*number));
-        if let Some(number) = next.and_then(|at| self.unsent.remove(at))
-            && let Some(frame) = self.encode(number)
-        {
-            self.sent.insert(number);
-            return Next::Write(frame);
+        while let Some(number) = self.take_next() {
+            match self.encode(number) {
+                Some(Ok(frame)) => {
+                    self.sent.insert(number);
+                    return Next::Write(frame);
+                }
+                Some(Err(why)) => {
+                    self.answer(number, Err(why));
+                }
+                None => {}
+            }
         }
         if self.is_finished() || (self.is_sent_away && self.owes_nothing_here()) {
             return Next::Leave;
@@ -275,153 +313,137 @@ impl Book {
         self.later.retain(|(at, number)| {
             let is_due = *at <= now;
             if is_due {
-                unsent.push_back(*number);
+                unsent.insert(*number);
             }
             !is_due
         });
     }
 
     fn gather_acknowledgements(&mut self) {
-        while !self.acknowledged.is_empty() {
-            let count = self.acknowledged.len().min(ACKNOWLEDGE_MAX);
-            let (mut items, mut waiters) = (Vec::with_capacity(count), Vec::with_capacity(count));
-            for (item, waiter) in self.acknowledged.drain(..count) {
-                if self.keys.contains_key(&item.mailbox) {
-                    items.push((item.mailbox, item.id));
-                    waiters.push(waiter);
-                } else {
-                    waiter.tell(Err(ClientError::NotOpen));
-                }
-            }
-            if !items.is_empty() {
-                let ask = Ask::Request(Request::AcknowledgeEach(items));
-                let number = self.note(ask, waiters);
-                self.unsent.push_back(number);
-            }
+        let count_max = self.items_max(ITEM_BYTES).min(ACKNOWLEDGE_MAX);
+        while let Some((ask, waiters)) = self
+            .acknowledged
+            .gather(count_max, |mailbox| self.keyring.is_open(mailbox))
+        {
+            let number = self.note(ask, waiters);
+            self.unsent.insert(number);
         }
     }
 
+    /// How many of these fit into a frame for any relay, or for this one.
+    fn items_max(&self, bytes_each: usize) -> usize {
+        let live = self.live.as_ref();
+        let bytes = live.map_or(0, |live| live.blob_bytes_max().min(self.frame_bytes_max));
+        (bytes + FRAME_SPARE_BYTES) / bytes_each
+    }
+
     fn acknowledge_again(&mut self) -> Option<Bytes> {
-        if self.came_again.is_empty() {
+        let count_max = self.items_max(ITEM_BYTES).min(ACKNOWLEDGE_MAX);
+        let items = self.arrivals.came_again(count_max);
+        if items.is_empty() {
             return None;
         }
-        let items = self
-            .came_again
-            .drain(..)
-            .map(|item| (item.mailbox, item.id));
+        let items = items.into_iter().map(|item| (item.mailbox, item.id));
         let request = Request::AcknowledgeEach(items.collect());
         // Zero: whoever acknowledged it has had an answer, or waits for one.
         Some(encode_request(&Tag::Number(0), &request))
     }
 
-    fn may_go(&self, number: u32) -> bool {
-        let Some(asked) = self.asked.get(&number) else {
-            return false;
-        };
-        match &asked.ask {
-            Ask::Reopen(_) | Ask::Window(..) => true,
-            _ if self.reopening.is_some() || self.sent.len() >= self.sent_max => false,
-            Ask::Request(Request::AcknowledgeEach(_)) => true,
-            Ask::Request(_) | Ask::Open(_) => !self.is_sent_away,
+    /// What there was no room for is delivered again to a new subscription.
+    fn open_anew(&mut self) -> Option<Bytes> {
+        if self.is_sent_away {
+            return None;
         }
+        let missed = self.arrivals.missed();
+        let keys = self.keyring.each_of(&missed);
+        if keys.is_empty() {
+            return None;
+        }
+        self.reopen(&keys);
+        Some(encode_request(
+            &Tag::Number(0),
+            &Request::Unsubscribe(missed),
+        ))
     }
 
-    fn encode(&self, number: u32) -> Option<Bytes> {
-        let asked = self.asked.get(&number)?;
-        let tag = Tag::Number(number);
-        let live = self.live.as_ref()?;
-        Some(match &asked.ask {
-            Ask::Request(request) => encode_request(&tag, request),
-            Ask::Open(keys) | Ask::Reopen(keys) => encode_request(&tag, &live.subscribe(keys)),
-            Ask::Window(blobs, bytes) => {
-                let (blobs, bytes) = (*blobs, *bytes);
-                encode_request(&tag, &Request::Window { blobs, bytes })
-            }
+    fn take_next(&mut self) -> Option<u32> {
+        if let Some(number) = self.first.pop_front() {
+            return Some(number);
+        }
+        let number = self.unsent.iter().find(|number| self.may_go(**number));
+        let number = *number?;
+        self.unsent.remove(&number);
+        Some(number)
+    }
+
+    fn may_go(&self, number: u32) -> bool {
+        let ask = self.asked.get(&number).map(|asked| &asked.ask);
+        ask.is_some_and(|ask| match ask {
+            Ask::Reopen(_) | Ask::Window(..) | Ask::Ping => true,
+            _ if !self.reopening.is_empty() || self.sent.len() >= self.sent_max => false,
+            Ask::Request(Request::AcknowledgeEach(_)) => true,
+            Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => !self.is_sent_away,
         })
+    }
+
+    fn encode(&mut self, number: u32) -> Option<Result<Bytes, ClientError>> {
+        let asked = self.asked.get_mut(&number)?;
+        let live = self.live.as_ref()?;
+        Some(asked.ask.encode(number, live, self.frame_bytes_max))
     }
 
     /// Whoever has blobs in hand may still acknowledge them, until the relay closes.
     fn owes_nothing_here(&self) -> bool {
-        self.sent.is_empty() && self.acknowledged.is_empty() && !self.seen.is_any_in_hand()
+        self.sent.is_empty() && self.acknowledged.is_empty() && !self.arrivals.is_any_in_hand()
     }
 
     /// Takes in what the relay says.
     pub(super) fn hear(&mut self, frame: ServerFrame, now: Instant) -> Heard {
-        match frame {
-            ServerFrame::Unknown { answers: 0 } => Heard::Nothing,
+        let frame = match frame {
+            ServerFrame::Known(frame) => frame,
+            ServerFrame::Unknown { answers: 0 } => return Heard::Nothing,
             ServerFrame::Unknown { answers } => {
                 let why = ClientError::Protocol("the answer is one of a later version");
-                self.answer(answers, Err(why))
+                return self.answer(answers, Err(why));
             }
-            ServerFrame::Known(Outgoing::Blob(blob)) => self.delivered(blob),
-            ServerFrame::Known(Outgoing::Receipt(receipt)) => self.told(&receipt),
-            ServerFrame::Known(Outgoing::CaughtUp { mailboxes }) => {
-                self.inbox.push(Event::CaughtUp(mailboxes));
-                Heard::Event
+        };
+        let is_event = match frame {
+            Outgoing::Blob(blob) => self.is_open(&blob.mailbox) && self.arrivals.blob(blob),
+            Outgoing::Receipt(receipt) => {
+                self.is_open(&receipt.mailbox) && self.arrivals.receipt(&receipt)
             }
-            ServerFrame::Known(Outgoing::GoAway(go_away)) => Heard::GoAway(go_away),
-            ServerFrame::Known(Outgoing::Refused { tag, refused }) => {
+            Outgoing::CaughtUp { mut mailboxes } => {
+                mailboxes.retain(|mailbox| self.is_open(mailbox));
+                self.arrivals.caught_up(mailboxes)
+            }
+            Outgoing::GoAway(go_away) => return Heard::GoAway(go_away),
+            Outgoing::Refused { tag, refused } => {
                 let number = tag.map_or(0, |tag| tag.number());
-                self.refused(number, refused, now)
+                return self.refused(number, refused, now);
             }
-            ServerFrame::Known(answer) => match number_of(&answer) {
-                Some(number) => self.answer(number, Ok(answer)),
-                None => Heard::Nothing,
+            answer => match number_of(&answer) {
+                Some(number) => return self.answer(number, Ok(answer)),
+                None => false,
             },
-        }
-    }
-
-    fn delivered(&mut self, blob: BlobDelivery) -> Heard {
-        let item = Item {
-            mailbox: blob.mailbox,
-            id: blob.id,
         };
-        // Live-only blobs are not stored, so they never come again.
-        let is_stored = blob.expires_at != Timestamp::default();
-        if is_stored && !self.is_new(item) {
-            return Heard::Nothing;
+        match is_event {
+            true => Heard::Event,
+            false => Heard::Nothing,
         }
-        self.inbox.push(Event::Blob(Delivery {
-            item,
-            stored_at: blob.stored_at,
-            expires_at: is_stored.then_some(blob.expires_at),
-            redelivered: blob.redelivered,
-            body: unpad(blob.body),
-        }));
-        Heard::Event
     }
 
-    fn told(&mut self, receipt: &ReceiptDelivery) -> Heard {
-        let item = Item {
-            mailbox: receipt.mailbox,
-            id: receipt.receipt_id,
+    /// Whether what comes from there is wanted. The answer to an opening may come behind a delivery, and
+    /// deliveries behind the answer that a mailbox is closed.
+    fn is_open(&self, mailbox: &MailboxId) -> bool {
+        let is_asked = |asked: &Asked| match &asked.ask {
+            Ask::Open(keys) => keys.iter().any(|key| key.key.mailbox() == *mailbox),
+            _ => false,
         };
-        if !self.is_new(item) {
-            return Heard::Nothing;
-        }
-        self.inbox.push(Event::Receipt(Receipt {
-            item,
-            blob: receipt.id,
-            kind: receipt.kind,
-            at: receipt.at,
-        }));
-        Heard::Event
-    }
-
-    fn is_new(&mut self, item: Item) -> bool {
-        match self.seen.comes(item) {
-            Coming::New => true,
-            // Whoever has it will acknowledge it.
-            Coming::InHand => false,
-            Coming::Acknowledged => {
-                self.came_again.push(item);
-                false
-            }
-        }
+        self.keyring.is_open(mailbox) || self.asked.values().any(is_asked)
     }
 
     fn refused(&mut self, number: u32, refused: Refused, now: Instant) -> Heard {
-        let Some(asked) = self.asked.get(&number) else {
+        let Some(asked) = self.asked.get_mut(&number) else {
             return Heard::Nothing;
         };
         if refused.code == SHUTTING_DOWN {
@@ -429,13 +451,12 @@ impl Book {
             self.sent.remove(&number);
             return Heard::Nothing;
         }
-        let is_ours_to_repeat = matches!(
-            asked.ask,
-            Ask::Reopen(_) | Ask::Window(..) | Ask::Request(Request::AcknowledgeEach(_))
-        );
-        if let (true, Some(after)) = (is_ours_to_repeat, refused.retry_after) {
+        if let Some(at) = asked.again_at(now, &refused, self.repeat_for) {
+            if refused.code == RATE_LIMITED {
+                self.sent_max = 1;
+            }
             self.sent.remove(&number);
-            self.later.push((now + after, number));
+            self.later.push((at, number));
             return Heard::Nothing;
         }
         let why = ClientError::Refused {
@@ -453,43 +474,27 @@ impl Book {
         self.sent.remove(&number);
         self.sent_max = self.sent_max.saturating_add(1);
         let has_served = answer.is_ok();
-        match (asked.ask, &answer) {
-            (Ask::Open(keys), Ok(Outgoing::Subscribed { openings, .. })) => {
-                for (key, opened) in keys.into_iter().zip(openings) {
-                    if opened.is_ok() {
-                        self.keys.insert(key.key.mailbox(), key);
-                    }
-                }
+        let answer = match (asked.ask, self.live.as_ref()) {
+            (Ask::Open(keys), Some(live)) => {
+                let answer = live.subscribed(&keys, answer);
+                self.keyring.opened(keys, &answer);
+                answer
             }
-            (Ask::Reopen(keys), outcome) => self.reopened(&keys, outcome),
-            _ => {}
-        }
+            (Ask::Reopen(keys), Some(live)) => {
+                let answer = live.subscribed(&keys, answer);
+                self.reopening.remove(&number);
+                let arrivals = &mut self.arrivals;
+                self.keyring.reopened(&keys, &answer, arrivals);
+                answer
+            }
+            _ => answer,
+        };
         for waiter in asked.waiters {
             waiter.tell(answer.clone());
         }
         match has_served {
             true => Heard::Answer,
             false => Heard::Nothing,
-        }
-    }
-
-    /// What does not open again is closed, and the application told so.
-    fn reopened(&mut self, keys: &[Key], outcome: &Answer) {
-        self.reopening = None;
-        for (at, key) in keys.iter().enumerate() {
-            let mailbox = key.key.mailbox();
-            let why = match outcome {
-                Ok(Outgoing::Subscribed { openings, .. }) => match openings.get(at) {
-                    Some(Ok(_)) => continue,
-                    Some(Err(code)) => not_opened(code),
-                    None => ClientError::Protocol("too few mailboxes in the answer"),
-                },
-                Ok(_) => ClientError::Protocol("the answer is one to something else"),
-                Err(why) => why.clone(),
-            };
-            if self.keys.remove(&mailbox).is_some() {
-                self.inbox.push(Event::Closed { mailbox, why });
-            }
         }
     }
 }

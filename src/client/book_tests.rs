@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::ask::{Answer, Ask, Key, Live, Waiter};
 use super::book::{Book, Next};
-use super::{ClientError, Event, Item, MailboxKey};
+use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{Done, Incoming, Outgoing, Refused, Request, Submit, Tag};
@@ -20,22 +20,26 @@ use crate::protocol::v2_client::ServerFrame;
 const WINDOW: (u32, u64) = (64, 4 << 20);
 
 /// A book and the clock that it is read by.
-struct Played(Book, Instant);
+pub(super) struct Played(pub(super) Book, pub(super) Instant);
 
 impl Played {
-    fn new() -> Self {
-        Self(Book::new(WINDOW.0, WINDOW.1), Instant::now())
+    pub(super) fn new() -> Self {
+        Self(Book::new(&Options::new(["ws://relay"])), Instant::now())
     }
 
-    fn connected_to(&mut self, relay: u8) {
-        self.0.connected(Live {
+    pub(super) fn connected_to(&mut self, relay: u8) {
+        self.connected_to_one_that_takes(relay, 1 << 20);
+    }
+
+    pub(super) fn connected_to_one_that_takes(&mut self, relay: u8, blob_bytes_max: u64) {
+        let live = Live {
             origin: "relay.example".into(),
             welcome: Welcome {
                 relay_id: [relay; 32],
                 server_version: Cow::Borrowed("1"),
                 challenge: [9; 32],
                 limits: Limits {
-                    blob_bytes_max: 1 << 20,
+                    blob_bytes_max,
                     submits_per_minute: 0,
                     ttl_default: Duration::from_secs(1),
                     ttl_max: Duration::from_secs(1),
@@ -48,11 +52,12 @@ impl Played {
                 keepalive: Duration::from_secs(30),
                 features: Vec::new(),
             },
-        });
+        };
+        self.0.connected(live, self.1);
     }
 
     /// What is written next, as the relay reads it.
-    fn written(&mut self) -> Option<(Tag, Request)> {
+    pub(super) fn written(&mut self) -> Option<(Tag, Request)> {
         match self.0.next(self.1) {
             Next::Write(frame) => match v2::decode(&frame) {
                 Incoming::Request { tag, request } => Some((tag, request)),
@@ -62,36 +67,38 @@ impl Played {
         }
     }
 
-    fn hear(&mut self, outgoing: Outgoing) {
+    pub(super) fn hear(&mut self, outgoing: Outgoing) {
         self.0.hear(ServerFrame::Known(outgoing), self.1);
     }
 
-    fn submit(&mut self, n: u8) -> oneshot::Receiver<Answer> {
+    pub(super) fn submit(&mut self, n: u8) -> oneshot::Receiver<Answer> {
         let (waiter, told) = waiter();
-        let submit = Request::Submit(Submit {
+        let submit = Submit {
             recipient: MailboxId::from_bytes([n; 32]),
             id: Some(BlobId::from_bytes([n; 16])),
             sender_id: None,
             terms: Default::default(),
             body: Bytes::new(),
-        });
-        self.0.ask(Ask::Request(submit), waiter);
+        };
+        let pads = false;
+        self.0.ask(Ask::Submit { submit, pads }, waiter);
         told
     }
 
-    fn opened(&mut self) -> MailboxId {
-        let key = MailboxKey::secret([1; 32]);
+    pub(super) fn opened(&mut self) -> MailboxId {
+        self.opens(MailboxKey::ed25519([1; 32]))
+    }
+
+    pub(super) fn opens(&mut self, key: MailboxKey) -> MailboxId {
         let mailbox = key.mailbox();
-        let tells_senders = false;
         let (waiter, _) = waiter();
-        self.0
-            .ask(Ask::Open(vec![Key { key, tells_senders }]), waiter);
+        self.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
         let (tag, _) = self.written().unwrap();
         self.hear(subscribed(tag, Ok(())));
         mailbox
     }
 
-    fn deliver(&mut self, mailbox: MailboxId, n: u8) -> Item {
+    pub(super) fn deliver(&mut self, mailbox: MailboxId, n: u8) -> Item {
         let id = BlobId::from_bytes([n; 16]);
         self.hear(Outgoing::Blob(BlobDelivery {
             id,
@@ -104,24 +111,28 @@ impl Played {
         Item { mailbox, id }
     }
 
-    fn acknowledge(&mut self, item: Item) -> oneshot::Receiver<Answer> {
+    pub(super) fn acknowledge(&mut self, item: Item) -> oneshot::Receiver<Answer> {
         let (waiter, told) = waiter();
         self.0.acknowledge(item, waiter);
         told
     }
 
-    fn came(&mut self) -> usize {
-        std::iter::from_fn(|| self.0.inbox.take()).count()
+    pub(super) fn took(&mut self) -> Option<Event> {
+        self.0.arrivals.take().0
+    }
+
+    pub(super) fn came(&mut self) -> usize {
+        std::iter::from_fn(|| self.took()).count()
     }
 }
 
-fn waiter() -> (Waiter, oneshot::Receiver<Answer>) {
+pub(super) fn waiter() -> (Waiter, oneshot::Receiver<Answer>) {
     let (tell, told) = oneshot::channel();
     let room = Vec::new();
     (Waiter { tell, room }, told)
 }
 
-fn subscribed(tag: Tag, outcome: Result<(), &'static str>) -> Outgoing {
+pub(super) fn subscribed(tag: Tag, outcome: Result<(), &'static str>) -> Outgoing {
     let opened = outcome.map(|()| Opened {
         pending: 0,
         blobs: 0,
@@ -192,70 +203,133 @@ fn what_is_unanswered_goes_out_again_after_the_mailboxes_are_open_and_under_the_
 }
 
 #[test]
-fn a_mailbox_that_does_not_open_again_is_told_and_its_acknowledgements_spoil_no_other() {
+fn a_submit_that_a_stopping_relay_refuses_is_kept_for_the_next() {
     let mut played = Played::new();
     played.connected_to(1);
-    let mailbox = played.opened();
-    let item = played.deliver(mailbox, 1);
-    played.0.disconnected();
-    let mut acknowledged = played.acknowledge(item);
-    played.connected_to(1);
+    let mut kept = played.submit(1);
     let (tag, _) = played.written().unwrap();
-    played.hear(subscribed(tag, Err("unauthorized")));
-    assert!(played.written().is_none());
-    assert_eq!(
-        acknowledged.try_recv().unwrap().err(),
-        Some(ClientError::NotOpen)
-    );
-    played.0.inbox.take();
-    assert!(matches!(played.0.inbox.take(), Some(Event::Closed { .. })));
-}
-
-#[test]
-fn at_another_relay_nothing_of_the_first_is_acknowledged() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
-    let item = played.deliver(mailbox, 1);
-    let mut acknowledged = played.acknowledge(item);
-    played.written().unwrap();
-    played.0.disconnected();
-    played.connected_to(2);
-    assert_eq!(
-        acknowledged.try_recv().unwrap().err(),
-        Some(ClientError::OtherRelay)
-    );
-    // The other one may have a blob of that name, too.
-    assert_eq!(played.came(), 1);
-    played.deliver(mailbox, 1);
-    assert_eq!(played.came(), 1);
-}
-
-#[test]
-fn a_submit_that_a_stopping_relay_refuses_is_kept_and_any_other_refusal_is_told() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let (mut kept, mut told) = (played.submit(1), played.submit(2));
-    let (first, _) = played.written().unwrap();
-    let (second, _) = played.written().unwrap();
-    played.hear(refused(
-        first,
-        "shutting_down",
-        Some(Duration::from_secs(1)),
-    ));
-    played.hear(refused(
-        second,
-        "rate_limited",
-        Some(Duration::from_secs(1)),
-    ));
-    let why = told.try_recv().unwrap().err().unwrap();
-    assert_eq!(why.retry_after(), Some(Duration::from_secs(1)));
+    played.hear(refused(tag, "shutting_down", Some(Duration::from_secs(1))));
     assert!(kept.try_recv().is_err() && played.written().is_none());
     played.0.disconnected();
     played.connected_to(2);
     let (tag, _) = played.written().unwrap();
     played.hear(stored(tag));
     assert!(kept.try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_refusal_for_now_is_repeated_until_the_patience_ends_and_a_final_one_is_told() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let (mut told, mut last) = (played.submit(1), played.submit(2));
+    let began = played.1;
+    let mut times = 0;
+    let why = loop {
+        let (tag, _) = played.written().unwrap();
+        times += 1;
+        played.hear(refused(tag, "unavailable", Some(Duration::from_secs(5))));
+        if let Ok(answer) = told.try_recv() {
+            break answer.err().unwrap();
+        }
+        if times == 1 {
+            // Another goes meanwhile.
+            let (tag, _) = played.written().unwrap();
+            played.hear(refused(tag, "id_reused", None));
+        }
+        let Next::Idle(Some(due)) = played.0.next(played.1) else {
+            panic!("it comes back")
+        };
+        played.1 = due;
+    };
+    assert_eq!(why.retry_after(), Some(Duration::from_secs(5)));
+    // 5 s and up to a quarter more, within a minute from the first.
+    assert!((10..=13).contains(&times), "{times}");
+    assert!(played.1 <= began + Duration::from_secs(60));
+    let last = last.try_recv().unwrap().err().unwrap();
+    assert_eq!(last.retry_after(), None);
+}
+
+#[test]
+fn a_full_mailbox_and_an_absent_recipient_are_told_at_once() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    for (code, wait) in [("mailbox_full", 61), ("not_connected", 1)] {
+        let mut told = played.submit(1);
+        let (tag, _) = played.written().unwrap();
+        played.hear(refused(tag, code, Some(Duration::from_secs(wait))));
+        assert!(told.try_recv().unwrap().is_err(), "{code}");
+    }
+}
+
+#[test]
+fn a_wait_holds_over_a_reconnect_to_the_same_relay_and_not_to_another() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let _told = played.submit(1);
+    let (tag, _) = played.written().unwrap();
+    played.hear(refused(tag, "rate_limited", Some(Duration::from_secs(9))));
+    played.0.disconnected();
+    played.connected_to(1);
+    assert!(matches!(played.0.next(played.1), Next::Idle(Some(at)) if at > played.1));
+    played.0.disconnected();
+    played.connected_to(2);
+    assert!(played.written().is_some());
+}
+
+#[test]
+fn who_is_too_fast_begins_slowly_again() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let _told: Vec<_> = (0..20).map(|n| played.submit(n)).collect();
+    let (first, _) = played.written().unwrap();
+    let sent: Vec<_> = std::iter::from_fn(|| played.written()).collect();
+    played.hear(refused(first, "rate_limited", Some(Duration::from_secs(1))));
+    assert!(played.written().is_none());
+    for (tag, _) in sent {
+        played.hear(stored(tag));
+    }
+    // One, and one more for each of the three answers.
+    assert_eq!(std::iter::from_fn(|| played.written()).count(), 4);
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_not_asked_again() {
+    let mut played = Played::new();
+    let (waiter, _) = waiter();
+    let number = played
+        .0
+        .ask(Ask::Request(Request::Unpin(MailboxId::random())), waiter);
+    played.connected_to(1);
+    played.written().unwrap();
+    played.0.abandon(number);
+    played.0.disconnected();
+    played.connected_to(1);
+    assert!(played.written().is_none());
+}
+
+#[test]
+fn what_no_connection_could_carry_is_told_and_holds_nothing_up() {
+    let mut played = Played::new();
+    let (waiter, mut told) = waiter();
+    let submit = Submit {
+        recipient: MailboxId::from_bytes([1; 32]),
+        id: Some(BlobId::from_bytes([1; 16])),
+        sender_id: None,
+        terms: Default::default(),
+        body: vec![0; (1 << 20) + 1].into(),
+    };
+    let pads = true;
+    played.0.ask(Ask::Submit { submit, pads }, waiter);
+    let many = vec![MailboxId::from_bytes([1; 32]); 100_000];
+    let (also, mut also_told) = self::waiter();
+    played.0.ask(Ask::Request(Request::Unsubscribe(many)), also);
+    let _kept = played.submit(2);
+    played.connected_to(1);
+    assert!(matches!(played.written(), Some((_, Request::Submit(_)))));
+    for told in [&mut told, &mut also_told] {
+        let why = told.try_recv().unwrap().err();
+        assert!(matches!(why, Some(ClientError::TooLarge { .. })), "{why:?}");
+    }
 }
 
 #[test]
@@ -267,8 +341,10 @@ fn an_acknowledgement_that_comes_too_fast_is_repeated_when_the_relay_says() {
     let mut told = played.acknowledge(item);
     let (tag, _) = played.written().unwrap();
     played.hear(refused(tag, "rate_limited", Some(Duration::from_secs(3))));
-    let due = played.1 + Duration::from_secs(3);
-    assert!(matches!(played.0.next(played.1), Next::Idle(Some(at)) if at == due));
+    let Next::Idle(Some(due)) = played.0.next(played.1) else {
+        panic!("it comes back")
+    };
+    assert!(due >= played.1 + Duration::from_secs(3) && due < played.1 + Duration::from_secs(4));
     played.1 = due;
     let (tag, _) = played.written().unwrap();
     let done = Done::Acknowledged;

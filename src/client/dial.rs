@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, InvalidMessage, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Error as SocketError;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -28,8 +28,9 @@ use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
 /// holds many clients.
 const BUFFER_BYTES: usize = 16 << 10;
 
-/// Room in the write buffer beside one whole message, for pongs and the goodbye.
-const WRITE_BUFFER_SPARE_BYTES: usize = 64 << 10;
+/// Room beside a blob: in the write buffer for the rest of its frame, pongs and the goodbye, and in what
+/// is read for frames that hold many small things.
+const SPARE_BYTES: usize = 64 << 10;
 
 pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -46,6 +47,7 @@ pub(super) struct Dialler {
     targets: Vec<Target>,
     tls: Connector,
     config: WebSocketConfig,
+    message_bytes_max: usize,
     timeout: Duration,
 }
 
@@ -67,9 +69,10 @@ impl Dialler {
             config: WebSocketConfig::default()
                 .read_buffer_size(BUFFER_BYTES)
                 .write_buffer_size(BUFFER_BYTES)
-                .max_write_buffer_size(options.message_bytes_max + WRITE_BUFFER_SPARE_BYTES)
-                .max_message_size(Some(options.message_bytes_max))
-                .max_frame_size(Some(options.message_bytes_max)),
+                .max_write_buffer_size(options.message_bytes_max + SPARE_BYTES)
+                .max_message_size(Some(options.message_bytes_max + SPARE_BYTES))
+                .max_frame_size(Some(options.message_bytes_max + SPARE_BYTES)),
+            message_bytes_max: options.message_bytes_max,
             timeout: options.connect_timeout,
         })
     }
@@ -98,6 +101,14 @@ impl Dialler {
         );
         let (mut socket, _) = connecting.await.map_err(not_connected)?;
         let welcome = welcome(&mut socket).await?;
+        // One blob that is too large for us would end each connection that it comes on.
+        let blob_bytes_max = welcome.limits.blob_bytes_max;
+        if blob_bytes_max > self.message_bytes_max as u64 {
+            return Err(ClientError::BlobsTooLarge {
+                blob_bytes_max,
+                message_bytes_max: self.message_bytes_max,
+            });
+        }
         Ok(Dialled {
             socket,
             welcome,
@@ -181,7 +192,13 @@ fn tls(authorities: Option<&Path>) -> Result<ClientConfig, ClientError> {
 
 pub(super) fn not_connected(error: SocketError) -> ClientError {
     match error {
-        SocketError::Io(error) => ClientError::Unreachable(error.to_string()),
+        SocketError::Io(error) => {
+            let by_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+            match by_tls {
+                Some(error) => no_tls(error),
+                None => ClientError::Unreachable(error.to_string()),
+            }
+        }
         SocketError::Url(error) => ClientError::Url(error.to_string()),
         SocketError::Http(response) => ClientError::NotAccepted {
             status: response.status().as_u16(),
@@ -189,6 +206,31 @@ pub(super) fn not_connected(error: SocketError) -> ClientError {
         },
         other => ClientError::Unreachable(format!("this is no relay: {other}")),
     }
+}
+
+fn no_tls(error: &rustls::Error) -> ClientError {
+    let why = match error {
+        rustls::Error::InvalidCertificate(why) => why,
+        // What a plain HTTP server answers to a TLS greeting.
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            let why = "it does not speak TLS; is its address ws://?";
+            return ClientError::Unreachable(why.to_owned());
+        }
+        other => return ClientError::Unreachable(other.to_string()),
+    };
+    ClientError::Untrusted(match why {
+        CertificateError::UnknownIssuer => "no authority that is known here has signed it".into(),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "it is for another host".into()
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "it has expired, or the clock here is wrong".into()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "it is not valid yet, or the clock here is wrong".into()
+        }
+        other => other.to_string(),
+    })
 }
 
 fn retry_after<Body>(

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The close code of a relay that wants to be left alone for a minute.
+const TOO_MANY_FAILED_PROOFS: u16 = 4429;
+
 /// Why a call did not do what it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
@@ -14,6 +17,19 @@ pub enum ClientError {
     /// Nobody answers there. Try again later.
     #[error("the relay can not be reached: {0}")]
     Unreachable(String),
+    /// The relay's certificate is not good. Repeating helps only after somebody has mended it.
+    #[error("the relay's certificate is not accepted: {0}")]
+    Untrusted(String),
+    /// The relay takes blobs that are larger than [`super::Options::message_bytes_max`].
+    #[error(
+        "the relay's blobs have up to {blob_bytes_max} bytes, and message_bytes_max is {message_bytes_max}"
+    )]
+    BlobsTooLarge {
+        /// The relay's limit.
+        blob_bytes_max: u64,
+        /// The client's.
+        message_bytes_max: usize,
+    },
     /// The relay refused the connection before it began: full (503), or too many from this address
     /// (429); other codes mean that this is no relay.
     #[error("the connection was refused with HTTP status {status}")]
@@ -55,16 +71,18 @@ pub enum ClientError {
     /// The relay sent something that is not its protocol.
     #[error("the relay does not keep to the protocol: {0}")]
     Protocol(&'static str),
-    /// The mailbox is not open, so nothing in it can be acknowledged.
+    /// The mailbox is not open, so nothing in it can be acknowledged. What was to be is acknowledged when
+    /// this client opens the mailbox again.
     #[error("the mailbox is not open")]
     NotOpen,
-    /// The blob came from another relay, which can not be told now; it may come again from there.
+    /// The blob came from another relay, which is told when it delivers the blob again; or the mailbox is
+    /// opened by a secret that only the other relay may see.
     #[error("the client is at another relay by now")]
     OtherRelay,
     /// The client was closed before there was an answer.
     #[error("the client is closed")]
     Finished,
-    /// No answer in time.
+    /// No answer in time. Whether the request was done is not known.
     #[error("the relay did not answer in time")]
     Timeout,
 }
@@ -76,6 +94,10 @@ impl ClientError {
             Self::NotAccepted { retry_after, .. } | Self::Refused { retry_after, .. } => {
                 *retry_after
             }
+            Self::Closed {
+                code: TOO_MANY_FAILED_PROOFS,
+                ..
+            } => Some(Duration::from_secs(60)),
             _ => None,
         }
     }

@@ -3,80 +3,184 @@
 use std::collections::VecDeque;
 
 use super::blob::Event;
+use crate::ids::MailboxId;
 
-/// Room beside the window's blobs for what the window does not count: live-only blobs, words that a
-/// mailbox is caught up.
-const SPARE: usize = 64;
+/// How many live-only blobs are kept, which no window bounds. They may be lost, and beyond it they are.
+const LIVE_MAX: usize = 64;
 
-/// Bounded: when it is full, nothing more is read from the relay until something is taken. As the
-/// relay delivers no more than the window, that is rare.
-pub(super) struct Inbox {
-    events: VecDeque<Event>,
+/// What an event takes.
+#[derive(Clone, Copy)]
+pub(super) enum Size {
+    /// A blob or receipt, with the bytes that the relay's window counts for it.
+    Stored(usize),
+    Live(usize),
+    /// A word of the client's own. There are never more than mailboxes, or than blobs and one.
+    Word,
+}
+
+/// Blobs and bytes, and how many there may be. One blob may always be, however large.
+#[derive(Clone, Copy)]
+struct Held {
+    count: usize,
     bytes: usize,
-    events_max: usize,
+    count_max: usize,
     bytes_max: usize,
+}
+
+impl Held {
+    fn none(count_max: usize, bytes_max: usize) -> Self {
+        Self {
+            count: 0,
+            bytes: 0,
+            count_max,
+            bytes_max,
+        }
+    }
+
+    fn admits(&self, bytes: usize) -> bool {
+        self.count == 0 || (self.count < self.count_max && self.bytes + bytes <= self.bytes_max)
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.count += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.count -= 1;
+        self.bytes -= bytes;
+    }
+}
+
+/// Bounded by what the window admits, in the relay's own arithmetic. So it overflows only with what
+/// was left untaken over a reconnect.
+pub(super) struct Inbox {
+    events: VecDeque<(Event, Size)>,
+    stored: Held,
+    live: Held,
 }
 
 impl Inbox {
     pub(super) fn new(window_blobs: u32, window_bytes: u64) -> Self {
         let blobs = usize::try_from(window_blobs).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(window_bytes).unwrap_or(usize::MAX);
         Self {
             events: VecDeque::new(),
-            bytes: 0,
-            events_max: blobs.saturating_add(SPARE),
-            bytes_max: usize::try_from(window_bytes).unwrap_or(usize::MAX).max(1),
+            stored: Held::none(blobs, bytes),
+            live: Held::none(LIVE_MAX, bytes),
         }
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.events.len() >= self.events_max || self.bytes >= self.bytes_max
-    }
-
-    pub(super) fn push(&mut self, event: Event) {
-        if let (Some(Event::CaughtUp(last)), Event::CaughtUp(more)) =
+    /// Takes it in, if there is room.
+    pub(super) fn push(&mut self, event: Event, size: Size) -> bool {
+        if let (Some((Event::CaughtUp(last), _)), Event::CaughtUp(more)) =
             (self.events.back_mut(), &event)
         {
             // Nothing has come in between: one word says both.
             last.retain(|mailbox| !more.contains(mailbox));
             last.extend(more);
-            return;
+            return true;
         }
-        self.bytes += event.bytes();
-        self.events.push_back(event);
+        let (held, bytes) = match size {
+            Size::Stored(bytes) => (&mut self.stored, bytes),
+            Size::Live(bytes) => (&mut self.live, bytes),
+            Size::Word => {
+                self.events.push_back((event, size));
+                return true;
+            }
+        };
+        if !held.admits(bytes) {
+            return false;
+        }
+        held.add(bytes);
+        self.events.push_back((event, size));
+        true
     }
 
     pub(super) fn take(&mut self) -> Option<Event> {
-        let event = self.events.pop_front()?;
-        self.bytes -= event.bytes();
+        let (event, size) = self.events.pop_front()?;
+        self.gone(size);
         Some(event)
+    }
+
+    /// Drops the blobs and receipts that came from a mailbox.
+    pub(super) fn closed(&mut self, mailbox: &MailboxId) {
+        let (gone, kept): (VecDeque<_>, _) = std::mem::take(&mut self.events)
+            .into_iter()
+            .partition(|(event, _)| event.came_from() == Some(mailbox));
+        self.events = kept;
+        for (_, size) in gone {
+            self.gone(size);
+        }
+    }
+
+    fn gone(&mut self, size: Size) {
+        match size {
+            Size::Stored(bytes) => self.stored.remove(bytes),
+            Size::Live(bytes) => self.live.remove(bytes),
+            Size::Word => {}
+        }
+    }
+
+    /// Whether a whole window would fit.
+    pub(super) fn has_room_for_a_window(&self) -> bool {
+        self.stored.count == 0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::MailboxId;
+    use crate::client::{Delivery, Item};
+    use crate::clock::Timestamp;
+    use crate::ids::BlobId;
+
+    fn mailbox(n: u8) -> MailboxId {
+        MailboxId::from_bytes([n; 32])
+    }
+
+    fn blob(n: u8) -> Event {
+        Event::Blob(Delivery {
+            item: Item {
+                mailbox: mailbox(n),
+                id: BlobId::from_bytes([n; 16]),
+            },
+            stored_at: Timestamp::default(),
+            expires_at: None,
+            redelivered: false,
+            body: Default::default(),
+        })
+    }
 
     #[test]
-    fn it_is_full_by_count_and_words_of_catching_up_become_one() {
+    fn words_of_catching_up_become_one() {
         let mut inbox = Inbox::new(1, 1_000);
-        let caught_up = |n| Event::CaughtUp(vec![MailboxId::from_bytes([n; 32])]);
         for n in [1, 2, 1] {
-            inbox.push(caught_up(n));
+            inbox.push(Event::CaughtUp(vec![mailbox(n)]), Size::Word);
         }
-        let both = [2, 1].map(|n| MailboxId::from_bytes([n; 32]));
-        assert_eq!(inbox.take(), Some(Event::CaughtUp(both.to_vec())));
+        let both = vec![mailbox(2), mailbox(1)];
+        assert_eq!(inbox.take(), Some(Event::CaughtUp(both)));
         assert_eq!(inbox.take(), None);
-        let closed = Event::Closed {
-            mailbox: MailboxId::from_bytes([1; 32]),
-            why: crate::client::ClientError::Timeout,
-        };
-        for _ in 0..=SPARE {
-            assert!(!inbox.is_full());
-            inbox.push(closed.clone());
-        }
-        assert!(inbox.is_full());
+    }
+
+    #[test]
+    fn it_admits_what_a_window_admits_and_live_blobs_beside_it() {
+        let mut inbox = Inbox::new(2, 100);
+        assert!(inbox.push(blob(1), Size::Stored(1_000)), "one may always");
+        assert!(!inbox.push(blob(2), Size::Stored(0)));
         inbox.take();
-        assert!(!inbox.is_full());
+        assert!(inbox.push(blob(1), Size::Stored(60)));
+        assert!(!inbox.push(blob(2), Size::Stored(41)));
+        assert!(inbox.push(blob(2), Size::Stored(40)));
+        assert!(!inbox.push(blob(3), Size::Stored(0)), "two are the most");
+        for _ in 0..LIVE_MAX {
+            assert!(inbox.push(blob(4), Size::Live(1)));
+        }
+        assert!(!inbox.push(blob(4), Size::Live(1)));
+        assert!(!inbox.has_room_for_a_window());
+        inbox.closed(&mailbox(1));
+        inbox.closed(&mailbox(2));
+        assert!(inbox.has_room_for_a_window());
+        assert_eq!(inbox.take(), Some(blob(4)));
     }
 }

@@ -25,7 +25,9 @@ impl MailboxKey {
     }
 
     /// A secret: the mailbox is its hash, and the relay is shown the secret. Cheap enough for hundreds
-    /// of mailboxes. A relay that sees it could use it elsewhere, so derive one for each relay.
+    /// of mailboxes. A relay that sees it could use it elsewhere, so derive one for each relay
+    /// ([`super::Client::relay_id`]); a client shows it to the first relay only. Going to another, it
+    /// tells [`super::Event::Closed`].
     pub const fn secret(secret: [u8; 32]) -> Self {
         Self(Kind::Secret(secret))
     }
@@ -41,6 +43,11 @@ impl MailboxKey {
             Kind::Ed25519(key) => MailboxId::from_bytes(key.verifying_key().to_bytes()),
             Kind::Secret(secret) => proof::v2_secret_mailbox(secret),
         }
+    }
+
+    /// Whether the relay is shown what opens the mailbox.
+    pub(super) const fn is_shown(&self) -> bool {
+        matches!(self.0, Kind::Secret(_))
     }
 
     /// The opening on the connection with this challenge, to a relay that was dialled as `origin`.

@@ -13,13 +13,16 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use super::ClientError;
 use super::ask::Live;
 use super::book::{Book, Heard, Next};
-use super::dial::{Dialled, Dialler, Socket};
+use super::dial::{Dialled, Dialler, Socket, closed, lost};
 use super::routes::Routes;
 use crate::protocol::message_v2::GoAway;
-use crate::protocol::v2_client::decode_server_frame;
+use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
 
 /// How long a frame may take to be written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A connection that lasted so long was one, whether or not anything was asked on it.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
 
 /// How long the relay has for answering our goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,8 +35,6 @@ pub(super) struct Shared {
     pub(super) asked: Notify,
     /// Something has come, or the end.
     pub(super) arrived: Notify,
-    /// Something was taken.
-    pub(super) taken: Notify,
 }
 
 impl Shared {
@@ -42,7 +43,6 @@ impl Shared {
             book: Mutex::new(book),
             asked: Notify::new(),
             arrived: Notify::new(),
-            taken: Notify::new(),
         }
     }
 
@@ -54,7 +54,7 @@ impl Shared {
 
 /// How a connection ended.
 enum Ended {
-    Lost,
+    Lost(ClientError),
     SentAway(GoAway),
     Finished,
 }
@@ -65,9 +65,22 @@ pub(super) struct Link {
     pub(super) dialler: Dialler,
     pub(super) routes: Routes,
     pub(super) relays: usize,
+    pub(super) ping_after: Duration,
     pub(super) give_up_after: Option<Duration>,
     /// Who waits for the first connection. All relays are tried once for it.
     pub(super) first: Option<oneshot::Sender<Result<(), ClientError>>>,
+}
+
+impl Drop for Link {
+    /// However the task ends, nobody waits for it: it may be cut off with its runtime.
+    fn drop(&mut self) {
+        let mut book = self.shared.book();
+        if book.ended().is_none() {
+            book.end(ClientError::Finished);
+        }
+        drop(book);
+        self.shared.arrived.notify_waiters();
+    }
 }
 
 impl Link {
@@ -75,7 +88,6 @@ impl Link {
     pub(super) async fn run(mut self) {
         let why = self.stay_connected().await;
         self.shared.book().end(why.clone());
-        self.shared.arrived.notify_waiters();
         if let Some(first) = self.first.take() {
             first.send(Err(why)).ok();
         }
@@ -96,70 +108,94 @@ impl Link {
                 } => dialled,
                 () = finished(&self.shared) => return ClientError::Finished,
             };
-            match dialled {
+            let why = match dialled {
                 Ok(dialled) => {
                     if let Some(first) = self.first.take() {
                         first.send(Ok(())).ok();
                     }
-                    let ended = self.serve(at, dialled).await;
+                    let began = Instant::now();
+                    let (ended, has_served) = self.serve(at, dialled).await;
                     self.shared.book().disconnected();
-                    alone_since = Instant::now();
+                    let now = Instant::now();
+                    let was_good = has_served || now - began >= SETTLED_AFTER;
+                    if was_good {
+                        alone_since = now;
+                    }
                     match ended {
                         Ended::Finished => return ClientError::Finished,
-                        Ended::SentAway(GoAway {
-                            reconnect_after,
-                            alternates,
-                            ..
-                        }) => self
-                            .routes
-                            .sent_away(at, alone_since, reconnect_after, &alternates),
-                        Ended::Lost => self.routes.lost(at, alone_since),
+                        Ended::SentAway(go_away) => {
+                            let (after, alternates) =
+                                (go_away.reconnect_after, &go_away.alternates);
+                            self.routes.sent_away(at, now, after, alternates);
+                            continue;
+                        }
+                        Ended::Lost(why) => {
+                            self.lost(at, now, was_good, &why);
+                            why
+                        }
                     }
                 }
-                Err(error) => {
+                Err(why) => {
                     tried += 1;
-                    let now = Instant::now();
-                    self.routes.failed(at, now, error.retry_after());
-                    let is_enough = self.first.is_some() && tried >= self.relays;
-                    let is_too_long = self
-                        .give_up_after
-                        .is_some_and(|max| now - alone_since >= max);
-                    if is_enough || is_too_long {
-                        return error;
-                    }
+                    self.routes.failed(at, Instant::now(), why.retry_after());
+                    why
                 }
+            };
+            let is_enough = self.first.is_some() && tried >= self.relays;
+            if is_enough || self.is_too_long(alone_since) {
+                return why;
             }
+            self.shared.book().trouble = Some(why);
         }
     }
 
-    /// One connection, from its welcome to its end.
-    async fn serve(&mut self, at: usize, dialled: Dialled) -> Ended {
+    /// A relay that lets us in and does nothing for us is as bad as one that does not answer.
+    fn lost(&mut self, at: usize, now: Instant, was_good: bool, why: &ClientError) {
+        match why.retry_after() {
+            None if was_good => self.routes.lost(at, now),
+            after => self.routes.failed(at, now, after),
+        }
+    }
+
+    fn is_too_long(&self, alone_since: Instant) -> bool {
+        self.give_up_after
+            .is_some_and(|max| alone_since.elapsed() >= max)
+    }
+
+    /// One connection, from its welcome to its end; and whether the relay has done anything on it.
+    async fn serve(&mut self, at: usize, dialled: Dialled) -> (Ended, bool) {
         let Dialled {
             socket,
             welcome,
             origin,
         } = dialled;
-        // Two and a half of the relay's pings, as it does with us.
-        let silence_max = welcome.keepalive.max(Duration::from_secs(1)) * 5 / 2;
+        // Two and a half of the relay's pings until it counts as lost, as it does with us.
+        let silence = welcome.keepalive.max(Duration::from_secs(1)) * 5 / 4;
+        let silence = silence.min(self.ping_after);
         let shared = Arc::clone(&self.shared);
-        shared.book().connected(Live { welcome, origin });
+        let live = Live { welcome, origin };
+        shared.book().connected(live, Instant::now());
         let (sink, stream) = socket.split();
-        let mut go_away = None;
+        let (mut go_away, mut has_served) = (None, false);
         let reader = Reader {
             stream,
             shared: &shared,
-            silence_max,
+            silence,
             go_away: &mut go_away,
-            on_served: || self.routes.served(at),
+            on_served: || {
+                has_served = true;
+                self.routes.served(at);
+            },
         };
         let ended = tokio::select! {
-            () = reader.run() => Ended::Lost,
+            why = reader.run() => Ended::Lost(why),
             ended = write(sink, &shared) => ended,
         };
-        match go_away {
+        let ended = match go_away {
             Some(go_away) if !shared.book().is_finished() => Ended::SentAway(go_away),
             _ => ended,
-        }
+        };
+        (ended, has_served)
     }
 }
 
@@ -173,44 +209,46 @@ async fn finished(shared: &Shared) {
 struct Reader<'a, OnServed> {
     stream: SplitStream<Socket>,
     shared: &'a Shared,
-    silence_max: Duration,
+    /// After so long the relay is asked whether it is there; after the same again it is not.
+    silence: Duration,
     go_away: &'a mut Option<GoAway>,
     on_served: OnServed,
 }
 
 impl<OnServed: FnMut()> Reader<'_, OnServed> {
-    /// Reads until the connection ends. Why it does makes no difference: all is asked again on the next.
-    async fn run(mut self) {
+    /// Reads until the connection ends; why it did.
+    async fn run(mut self) -> ClientError {
+        let mut is_asked = false;
         loop {
-            self.room().await;
-            let heard = tokio::time::timeout(self.silence_max, self.stream.next());
-            match heard.await {
-                Err(_silent) => return,
+            let heard = tokio::time::timeout(self.silence, self.stream.next()).await;
+            if heard.is_err() && !is_asked {
+                is_asked = true;
+                self.shared.book().ping();
+                self.shared.asked.notify_one();
+                continue;
+            }
+            is_asked = false;
+            match heard {
+                Err(_silent) => return ClientError::Lost("nothing is heard any more".to_owned()),
                 Ok(Some(Ok(Message::Binary(frame)))) => match decode_server_frame(&frame) {
                     Ok(frame) => self.hear(frame),
-                    Err(_bad) => return,
+                    Err(bad) => return ClientError::Protocol(bad.0),
                 },
-                Ok(Some(Ok(Message::Close(_)))) => {
+                Ok(Some(Ok(Message::Close(frame)))) => {
                     // Reading on sends our half of the goodbye; then it is the relay's turn to hang up.
                     let hang_up = async { while let Some(Ok(_)) = self.stream.next().await {} };
                     tokio::time::timeout(GOODBYE_TIMEOUT, hang_up).await.ok();
-                    return;
+                    return closed(frame);
                 }
                 // Pings are answered by tungstenite with the next read.
                 Ok(Some(Ok(_))) => {}
-                Ok(Some(Err(_)) | None) => return,
+                Ok(Some(Err(error))) => return lost(error),
+                Ok(None) => return ClientError::Lost("the relay hung up".to_owned()),
             }
         }
     }
 
-    /// Waits while the application leaves too much untaken.
-    async fn room(&self) {
-        while self.shared.book().inbox.is_full() {
-            self.shared.taken.notified().await;
-        }
-    }
-
-    fn hear(&mut self, frame: crate::protocol::v2_client::ServerFrame) {
+    fn hear(&mut self, frame: ServerFrame) {
         let mut book = self.shared.book();
         let heard = book.hear(frame, Instant::now());
         if let Heard::GoAway(_) = heard {
@@ -253,7 +291,8 @@ async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
             }
         };
         if !is_written {
-            return Ended::Lost;
+            let why = "nothing can be sent any more".to_owned();
+            return Ended::Lost(ClientError::Lost(why));
         }
     }
 }

@@ -30,6 +30,8 @@
 //! # }
 //! ```
 //!
+//! With receipts, and to be run: `cargo run --example receipts`, in `examples/receipts.rs`.
+//!
 //! All methods take `&self`, so several tasks may share a client. Requests that run at the same time
 //! are pipelined over the one connection, and acknowledgements share a frame.
 //!
@@ -53,20 +55,31 @@
 //! # }
 //! ```
 //!
-//! Inside: [`Client`] notes what it asks (`ask`) in the `book`, which outlives connections, as does what
-//! has been `seen`. The task of `link` owns the socket and carries the book's frames; `dial` gets it a
-//! connection, `routes` knows which relay is next and when; what comes waits in the `inbox`. `key`,
-//! `blob`, [`pad`] and `options` are what a caller holds.
+//! What a relay refuses for now is asked again when it says, as long as [`Options::repeat_for`] allows; any
+//! other refusal is the caller's. [`Options::answer_within`] and [`Client::submit_within`] bound how long
+//! a request may go without an answer.
+//!
+//! Inside: [`Client`] notes what it asks (`ask`) in the `book`, which outlives connections, as does the
+//! `keyring` of open mailboxes and the `acknowledgements` that wait. What comes are `arrivals`: what was `seen` before is left out, the rest
+//! waits in the `inbox`. The task of `link` owns the socket and carries the book's frames; `dial` gets
+//! it a connection, `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options`
+//! are what a caller holds; `errands` are the requests that few need.
 
+mod acknowledgements;
+mod arrivals;
 mod ask;
 mod blob;
 mod book;
 #[cfg(test)]
+mod book_mailbox_tests;
+#[cfg(test)]
 mod book_tests;
 mod dial;
+mod errands;
 mod error;
 mod inbox;
 mod key;
+mod keyring;
 mod link;
 mod options;
 pub mod pad;
@@ -83,21 +96,22 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::ask::{Answer, Ask, Key, Waiter, each_opened};
 pub use self::blob::{Blob, Delivery, Event, Item, Receipt, ReceiptKind, Submitted, Terms};
 use self::book::Book;
 use self::dial::Dialler;
+pub use self::errands::RecoveryProofs;
 pub use self::error::ClientError;
 pub use self::key::{BlobSecret, MailboxKey};
 use self::link::{Link, Shared};
 pub use self::options::Options;
 use self::routes::Routes;
 pub use crate::ids::{BlobId, MailboxId};
-use crate::protocol::message::{Outgoing, Request, Submit};
-pub use crate::protocol::message_v2::Opened;
-use crate::protocol::message_v2::{Withdrawal, WithdrawalKind};
+use crate::protocol::message::{Outgoing, Submit};
+pub use crate::protocol::message_v2::{FoundProof, Limits, Opened, PurgedMailbox};
 
 /// Whether the senders of a mailbox's blobs may get every receipt they asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -117,9 +131,43 @@ pub struct Client {
     submit_bytes: Room,
     requests: Room,
     pads: bool,
-    message_bytes_max: usize,
+    answer_within: Option<Duration>,
     /// Owns the socket; ends with the client.
     _task: AbortOnDropHandle<()>,
+}
+
+const ANSWER_TO_SOMETHING_ELSE: ClientError =
+    ClientError::Protocol("the answer is one to something else");
+
+fn waiter(room: Vec<OwnedSemaphorePermit>) -> (Waiter, oneshot::Receiver<Answer>) {
+    let (tell, told) = oneshot::channel();
+    (Waiter { tell, room }, told)
+}
+
+/// Until when a caller waits.
+#[derive(Clone, Copy)]
+struct Patience(Option<Instant>);
+
+impl Patience {
+    fn new(within: Option<Duration>) -> Self {
+        // What is beyond the clock is for ever.
+        Self(within.and_then(|within| Instant::now().checked_add(within)))
+    }
+
+    /// `None` when it took too long.
+    async fn wait<T>(self, what: impl Future<Output = T>) -> Option<T> {
+        match self.0 {
+            Some(until) => tokio::time::timeout_at(until, what).await.ok(),
+            None => Some(what.await),
+        }
+    }
+
+    async fn for_room<T>(
+        self,
+        room: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        self.wait(room).await.unwrap_or(Err(ClientError::Timeout))
+    }
 }
 
 /// A bound on what may be unanswered.
@@ -166,13 +214,14 @@ impl Client {
         options: Options,
         first: Option<oneshot::Sender<Result<(), ClientError>>>,
     ) -> Result<Self, ClientError> {
-        let book = Book::new(options.window_blobs, options.window_bytes);
+        let book = Book::new(&options);
         let shared = Arc::new(Shared::new(book));
         let link = Link {
             shared: Arc::clone(&shared),
             dialler: Dialler::new(&options)?,
             routes: Routes::new(&options.relays, options.backoff_base, options.backoff_max),
             relays: options.relays.len(),
+            ping_after: options.ping_after,
             give_up_after: options.give_up_after,
             first,
         };
@@ -182,47 +231,80 @@ impl Client {
             submit_bytes: Room::new(options.submit_bytes_max),
             requests: Room::new(options.requests_max),
             pads: options.pads,
-            message_bytes_max: options.message_bytes_max,
+            answer_within: options.answer_within,
             _task: AbortOnDropHandle::new(tokio::spawn(link.run())),
         })
     }
 
     /// Whether there is a connection at this moment.
     pub fn is_connected(&self) -> bool {
-        self.shared.book().is_connected()
+        self.shared.book().live().is_some()
+    }
+
+    /// Why there is no connection, for who wants to show it; `None` while there is one.
+    pub fn trouble(&self) -> Option<ClientError> {
+        self.shared.book().trouble.clone()
+    }
+
+    /// The public key of the relay that the client is connected to, for deriving secrets that no other
+    /// relay sees; `None` while there is no connection.
+    pub fn relay_id(&self) -> Option<[u8; 32]> {
+        let book = self.shared.book();
+        book.live().map(|live| live.welcome.relay_id)
+    }
+
+    /// What the relay that the client is connected to takes; `None` while there is no connection.
+    pub fn limits(&self) -> Option<Limits> {
+        let book = self.shared.book();
+        book.live().map(|live| live.welcome.limits)
     }
 
     /// Hands in a blob and waits until a relay has stored or refused it, over as many connections as
     /// that takes. Waits first while as much as [`Options`] allow has no answer yet.
     ///
-    /// Whoever drops the future does not take the blob back; [`Client::cancel`] does.
+    /// Whoever drops the future does not take the blob back; [`Client::cancel`] does. Where the order of
+    /// blobs matters, wait for one before the next: a relay may refuse the first for now and store the
+    /// second.
+    ///
+    /// With [`Terms::live_only`] the blob is handed to a connected recipient that tells senders
+    /// ([`Receipts::All`]), or refused at once with the code `not_connected`.
     pub async fn submit(&self, blob: &Blob) -> Result<Submitted, ClientError> {
-        let limit = self.shared.book().limits();
-        let bytes_max = limit
-            .and_then(|limits| usize::try_from(limits.blob_bytes_max).ok())
-            .unwrap_or(self.message_bytes_max);
-        if blob.body.len() > bytes_max {
-            return Err(ClientError::TooLarge {
-                bytes: blob.body.len(),
-                bytes_max,
-            });
-        }
-        let body = match self.pads && !blob.terms.v1_ok {
-            true => pad::pad(blob.body.clone(), bytes_max),
-            false => blob.body.clone(),
+        self.submit_in(blob, self.answer_within).await
+    }
+
+    /// As [`Client::submit`], but no longer than this: then [`ClientError::Timeout`]. The blob may be
+    /// stored by then, and is not handed in again; submit it again to be sure, or cancel it.
+    pub async fn submit_within(
+        &self,
+        blob: &Blob,
+        within: Duration,
+    ) -> Result<Submitted, ClientError> {
+        self.submit_in(blob, Some(within)).await
+    }
+
+    async fn submit_in(
+        &self,
+        blob: &Blob,
+        within: Option<Duration>,
+    ) -> Result<Submitted, ClientError> {
+        let patience = Patience::new(within);
+        let room = async {
+            let submit = self.submits.take(1).await?;
+            Ok(vec![submit, self.submit_bytes.take(blob.body.len()).await?])
         };
-        let room = vec![
-            self.submits.take(1).await?,
-            self.submit_bytes.take(body.len()).await?,
-        ];
-        let request = Request::Submit(Submit {
+        let room = patience.for_room(room).await?;
+        let submit = Submit {
             recipient: blob.mailbox,
             id: Some(blob.id()),
             sender_id: None,
             terms: blob.terms.clone(),
-            body,
-        });
-        match self.ask(Ask::Request(request), room).await? {
+            body: blob.body.clone(),
+        };
+        let pads = self.pads && !blob.terms.v1_ok;
+        match self
+            .ask(Ask::Submit { submit, pads }, room, patience)
+            .await?
+        {
             Outgoing::Stored {
                 expires_at,
                 duplicate,
@@ -232,12 +314,12 @@ impl Client {
                 duplicate,
             }),
             Outgoing::Handed { .. } => Ok(Submitted::Handed),
-            _ => Err(ClientError::Protocol("the answer is one to something else")),
+            _ => Err(ANSWER_TO_SOMETHING_ELSE),
         }
     }
 
     /// Opens a mailbox; what is in it, and what comes, is given by [`Client::next`]. It is opened again
-    /// after each reconnect.
+    /// after each reconnect. Whoever drops the future does not keep it from opening.
     pub async fn open(&self, key: &MailboxKey, receipts: Receipts) -> Result<Opened, ClientError> {
         let opened = self.open_each(std::slice::from_ref(key), receipts).await?;
         let too_few = ClientError::Protocol("too few mailboxes in the answer");
@@ -250,29 +332,30 @@ impl Client {
         keys: &[MailboxKey],
         receipts: Receipts,
     ) -> Result<Vec<Result<Opened, ClientError>>, ClientError> {
-        let room = vec![self.requests.take(1).await?];
-        let keys = keys.iter().map(|key| Key {
-            key: key.clone(),
-            tells_senders: receipts == Receipts::All,
-        });
-        let answer = self.ask(Ask::Open(keys.collect()), room).await?;
+        let tells_senders = receipts == Receipts::All;
+        let keys = keys.iter().map(|key| Key::new(key.clone(), tells_senders));
+        let answer = self.request(Ask::Open(keys.collect())).await?;
         each_opened(answer)
     }
 
-    /// Closes mailboxes; what has come from them may still be taken, but no longer acknowledged.
+    /// Closes mailboxes. Nothing more comes from them; what was not acknowledged comes again when they
+    /// are opened again.
     pub async fn unsubscribe(&self, mailboxes: &[MailboxId]) -> Result<(), ClientError> {
-        let room = vec![self.requests.take(1).await?];
-        let (tell, told) = oneshot::channel();
-        let waiter = Waiter { tell, room };
-        self.shared.book().unsubscribe(mailboxes.to_vec(), waiter);
-        self.answered(told).await.map(drop)
+        let patience = Patience::new(self.answer_within);
+        let room = patience.for_room(self.requests.take(1)).await?;
+        let (waiter, told) = waiter(vec![room]);
+        let number = self.shared.book().unsubscribe(mailboxes.to_vec(), waiter);
+        self.answered(number, told, patience).await.map(drop)
     }
 
     /// The next thing that comes, waiting until there is one; `None` when the client has ended
     /// ([`Client::ended`] says why), after all that came before.
     ///
-    /// A blob is given once by each client, also over reconnects, as long as it stays with one relay
-    /// and leaves fewer than 4,096 unacknowledged.
+    /// A blob is given once by each client, also over reconnects, as long as it came from one relay and
+    /// the client has seen fewer than 4,096 since.
+    ///
+    /// Who takes nothing holds nothing up: no more is kept than the window admits
+    /// ([`Options::window_blobs`]), the rest waits at the relay. Only live-only blobs are lost then.
     pub async fn next(&self) -> Option<Event> {
         loop {
             let arrived = self.shared.arrived.notified();
@@ -280,9 +363,12 @@ impl Client {
             arrived.as_mut().enable();
             {
                 let mut book = self.shared.book();
-                if let Some(event) = book.inbox.take() {
-                    self.shared.taken.notify_one();
-                    return Some(event);
+                let (event, may_ask_for_more) = book.arrivals.take();
+                if may_ask_for_more {
+                    self.shared.asked.notify_one();
+                }
+                if event.is_some() {
+                    return event;
                 }
                 if book.ended().is_some() {
                     return None;
@@ -301,57 +387,43 @@ impl Client {
     }
 
     /// Tells the relay that a blob or receipt has arrived; when this returns `Ok` it is deleted there.
+    /// It is told also if the future is dropped.
     pub async fn acknowledge(&self, item: Item) -> Result<(), ClientError> {
-        let room = vec![self.requests.take(1).await?];
-        let (tell, told) = oneshot::channel();
-        self.shared.book().acknowledge(item, Waiter { tell, room });
-        self.answered(told).await.map(drop)
+        let patience = Patience::new(self.answer_within);
+        let room = patience.for_room(self.requests.take(1)).await?;
+        let (waiter, told) = waiter(vec![room]);
+        self.shared.book().acknowledge(item, waiter);
+        // Not taken back when the patience is lost: the blob has arrived.
+        self.answered(0, told, patience).await.map(drop)
     }
 
-    /// Takes a blob back, if it is still there; a receipt tells whether it was.
-    pub async fn cancel(&self, mailbox: MailboxId, secret: &BlobSecret) -> Result<(), ClientError> {
-        self.withdraw(mailbox, secret, WithdrawalKind::Cancel).await
+    /// Asks anything that is no submit and no acknowledgement.
+    async fn request(&self, ask: Ask) -> Answer {
+        let patience = Patience::new(self.answer_within);
+        let room = patience.for_room(self.requests.take(1)).await?;
+        self.ask(ask, vec![room], patience).await
     }
 
-    /// Has a blob kept for so long from now, if it is still there and that is longer.
-    pub async fn extend(
+    async fn ask(&self, ask: Ask, room: Vec<OwnedSemaphorePermit>, patience: Patience) -> Answer {
+        let (waiter, told) = waiter(room);
+        let number = self.shared.book().ask(ask, waiter);
+        self.answered(number, told, patience).await
+    }
+
+    async fn answered(
         &self,
-        mailbox: MailboxId,
-        secret: &BlobSecret,
-        ttl: Duration,
-    ) -> Result<(), ClientError> {
-        self.withdraw(mailbox, secret, WithdrawalKind::Extend(ttl))
-            .await
-    }
-
-    async fn withdraw(
-        &self,
-        mailbox: MailboxId,
-        secret: &BlobSecret,
-        kind: WithdrawalKind,
-    ) -> Result<(), ClientError> {
-        let room = vec![self.requests.take(1).await?];
-        let request = Request::Withdraw(Withdrawal {
-            mailbox,
-            secret: *secret.expose(),
-            kind,
-        });
-        self.ask(Ask::Request(request), room).await.map(drop)
-    }
-
-    async fn ask(
-        &self,
-        ask: Ask,
-        room: Vec<OwnedSemaphorePermit>,
-    ) -> Result<Outgoing, ClientError> {
-        let (tell, told) = oneshot::channel();
-        self.shared.book().ask(ask, Waiter { tell, room });
-        self.answered(told).await
-    }
-
-    async fn answered(&self, told: oneshot::Receiver<Answer>) -> Answer {
+        number: u32,
+        told: oneshot::Receiver<Answer>,
+        patience: Patience,
+    ) -> Answer {
         self.shared.asked.notify_one();
-        told.await.map_err(|_| ClientError::Finished)?
+        match patience.wait(told).await {
+            Some(answer) => answer.map_err(|_| ClientError::Finished)?,
+            None => {
+                self.shared.book().abandon(number);
+                Err(ClientError::Timeout)
+            }
+        }
     }
 
     /// Why the client has ended; `None` while it has not.

@@ -23,7 +23,8 @@ pub struct Options {
     pub window_blobs: u32,
     /// How many bytes of them.
     pub window_bytes: u64,
-    /// The largest frame from a relay.
+    /// The largest blob, either way. A relay that takes larger ones is not used, because one might come:
+    /// relays take up to 1 MiB by default, and 64 MiB at the most.
     pub message_bytes_max: usize,
     /// How long connecting may take, until the relay's welcome.
     pub connect_timeout: Duration,
@@ -31,8 +32,22 @@ pub struct Options {
     pub backoff_base: Duration,
     /// What the doubling ends at.
     pub backoff_max: Duration,
-    /// After so long without any connection the client ends, and with it what is unanswered. `None`
-    /// tries for ever.
+    /// A request that is refused for now ([`super::ClientError::retry_after`]) is asked again after the
+    /// wait that the relay names, for so long from the first refusal; a refusal that names a longer
+    /// wait is given to the caller. Zero gives every refusal to the caller. A full mailbox names a
+    /// minute, storage that is away five seconds, a limit on speed what is left of it.
+    pub repeat_for: Duration,
+    /// How long a request may go without an answer, over all connections; then it is not asked again and
+    /// its caller gets [`super::ClientError::Timeout`]. Whether it was done is not known: the same blob
+    /// may be submitted again. `None` waits as long as it takes.
+    pub answer_within: Option<Duration>,
+    /// When nothing was heard from the relay for so long, it is asked whether it is there; after the same
+    /// time again without a sign the connection counts as lost. The relay pings by itself, every 30
+    /// seconds by default, so that less than that makes for more traffic; and what takes longer to arrive
+    /// than twice this counts as silence, so leave a slow line the time for a blob.
+    pub ping_after: Duration,
+    /// After so long without any connection that serves the client ends, and with it what is
+    /// unanswered. `None` tries for ever.
     pub give_up_after: Option<Duration>,
 }
 
@@ -54,6 +69,10 @@ impl Options {
             connect_timeout: Duration::from_secs(10),
             backoff_base: Duration::from_millis(250),
             backoff_max: Duration::from_secs(30),
+            repeat_for: Duration::from_secs(60),
+            answer_within: None,
+            // With the second half: two and a half of the relay's pings, as it does with us.
+            ping_after: Duration::from_millis(37_500),
             give_up_after: None,
         }
     }

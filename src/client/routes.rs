@@ -7,6 +7,9 @@ use tokio::time::Instant;
 /// Doubling more often than this reaches any cap.
 const DOUBLINGS_MAX: u32 = 20;
 
+/// A relay may ask for a longer absence, but what it says is no more than a word of advice.
+const ABSENCE_MAX: Duration = Duration::from_secs(3_600);
+
 /// The relays of a client, in the order of preference.
 pub(super) struct Routes {
     routes: Vec<Route>,
@@ -84,7 +87,7 @@ impl Routes {
         alternates: &[String],
     ) {
         if let Some(route) = self.routes.get_mut(at) {
-            route.not_before = Some(now + after);
+            route.not_before = Some(now + after.min(ABSENCE_MAX));
         }
         self.stays_at = alternates
             .iter()
@@ -104,7 +107,8 @@ impl Routes {
         let doubled = base.saturating_mul(1 << route.failures.min(DOUBLINGS_MAX));
         let jitter = doubled.min(max).mul_f64(rand::random());
         route.failures = route.failures.saturating_add(1);
-        route.not_before = Some(now + retry_after.unwrap_or_default() + jitter);
+        let asked = retry_after.unwrap_or_default().min(ABSENCE_MAX);
+        route.not_before = Some(now + asked + jitter);
     }
 }
 
@@ -146,6 +150,16 @@ mod tests {
         assert!(at == 1 && when <= now + BASE);
         routes.failed(1, now, None);
         assert_eq!(routes.next(now), (0, now));
+    }
+
+    #[test]
+    fn no_relay_can_send_a_client_away_for_ever() {
+        let now = Instant::now();
+        let mut alone = Routes::new(&["ws://a".to_owned()], BASE, MAX);
+        alone.failed(0, now, Some(Duration::MAX));
+        assert!(alone.next(now).1 <= now + ABSENCE_MAX + BASE);
+        alone.sent_away(0, now, Duration::MAX, &[]);
+        assert_eq!(alone.next(now), (0, now + ABSENCE_MAX));
     }
 
     #[test]

@@ -7,13 +7,17 @@ use crate::harness::{Relay, id};
 use crate::process::{command, run};
 
 /// Runs the binary; standard output of one that succeeds.
-async fn cli(relay: &Relay, folder: &Path, words: &[&str]) -> String {
+pub(crate) async fn cli(relay: &Relay, folder: &Path, words: &[&str]) -> String {
     let (code, output, errors) = try_cli(relay, folder, words).await;
     assert_eq!(code, Some(0), "{words:?}: {errors}");
     output
 }
 
-async fn try_cli(relay: &Relay, folder: &Path, words: &[&str]) -> (Option<i32>, String, String) {
+pub(crate) async fn try_cli(
+    relay: &Relay,
+    folder: &Path,
+    words: &[&str],
+) -> (Option<i32>, String, String) {
     let mut command = command(folder);
     command.args(words).current_dir(folder);
     if words[0] != "keygen" {
@@ -23,7 +27,7 @@ async fn try_cli(relay: &Relay, folder: &Path, words: &[&str]) -> (Option<i32>, 
     run(&mut command).await
 }
 
-fn lines(output: &str) -> Vec<Value> {
+pub(crate) fn lines(output: &str) -> Vec<Value> {
     let parsed = output.lines().map(serde_json::from_str);
     parsed.collect::<Result<_, _>>().unwrap()
 }

@@ -97,11 +97,25 @@ async fn a_blob_goes_round_through_tls_whose_certificate_is_checked() {
     let refused = Client::connect(Options::new([front.url.clone()]))
         .await
         .err();
-    let is_refused = matches!(
-        refused,
-        Some(ClientError::Unreachable(_) | ClientError::Certificates(_))
-    );
+    // Where the system has no list at all, that is said instead.
+    let is_refused = match &refused {
+        Some(ClientError::Untrusted(why)) => why.contains("no authority that is known here"),
+        Some(ClientError::Certificates(_)) => true,
+        _ => false,
+    };
     assert!(is_refused, "{refused:?}");
+
+    // Nor is the certificate one for every name, nor does every port speak TLS.
+    let mut options = Options::new([front.url.replace("localhost", "127.0.0.1")]);
+    options.authorities = Some(front.authority.clone());
+    let misnamed = Client::connect(options.clone()).await.err();
+    let is_said =
+        matches!(&misnamed, Some(ClientError::Untrusted(why)) if why == "it is for another host");
+    assert!(is_said, "{misnamed:?}");
+    options.relays = vec![format!("wss://localhost:{}", relay.running.clients.port())];
+    let plain = Client::connect(options).await.err();
+    let is_said = matches!(&plain, Some(ClientError::Unreachable(why)) if why.contains("ws://"));
+    assert!(is_said, "{plain:?}");
 
     let mut options = v1::Options::unsigned(key.mailbox());
     options.authorities = Some(front.authority.clone());

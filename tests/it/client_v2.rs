@@ -19,22 +19,22 @@ use vauchi_relay::store::model::ROW_OVERHEAD_BYTES;
 
 use crate::harness::{PATIENCE, Relay, SILENCE, eventually};
 
-fn url(address: SocketAddr) -> String {
+pub(crate) fn url(address: SocketAddr) -> String {
     format!("ws://{address}")
 }
 
-async fn client(relay: &Relay) -> Client {
+pub(crate) async fn client(relay: &Relay) -> Client {
     client_with(relay, |_| {}).await
 }
 
-async fn client_with(relay: &Relay, change: impl FnOnce(&mut Options)) -> Client {
+pub(crate) async fn client_with(relay: &Relay, change: impl FnOnce(&mut Options)) -> Client {
     let mut options = Options::new([url(relay.running.clients)]);
     change(&mut options);
     Client::connect(options).await.unwrap()
 }
 
 /// The next event that is no word of having caught up.
-async fn next(client: &Client) -> Event {
+pub(crate) async fn next(client: &Client) -> Event {
     let next = async {
         loop {
             match client.next().await.expect("the client goes on") {
@@ -48,14 +48,14 @@ async fn next(client: &Client) -> Event {
         .expect("an event")
 }
 
-async fn next_blob(client: &Client) -> Delivery {
+pub(crate) async fn next_blob(client: &Client) -> Delivery {
     match next(client).await {
         Event::Blob(delivery) => delivery,
         other => panic!("{other:?}"),
     }
 }
 
-async fn expect_nothing(client: &Client) {
+pub(crate) async fn expect_nothing(client: &Client) {
     let waited = tokio::time::timeout(SILENCE, next(client)).await;
     assert!(waited.is_err(), "{waited:?}");
 }

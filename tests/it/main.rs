@@ -11,8 +11,11 @@ mod architecture;
 mod backup;
 mod check;
 mod cli_v2;
+mod cli_v2_errands;
 mod client_tls;
 mod client_v2;
+mod client_v2_errands;
+mod client_v2_trouble;
 mod corruption;
 mod crowds;
 mod device_sync;
@@ -64,3 +67,7 @@ mod v2_session;
 mod v2_slow;
 mod v2_strangers;
 mod v2_submit;
+
+#[path = "../../examples/receipts.rs"]
+#[expect(dead_code, reason = "its main is for people")]
+mod example;

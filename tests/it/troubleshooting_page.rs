@@ -13,7 +13,7 @@ const ERRORS: [&str; 5] = [
 ];
 
 /// Files that have hardly any sentences but messages.
-const SENTENCES: [&str; 18] = [
+const SENTENCES: [&str; 23] = [
     "cli/backup.rs",
     "cli/collect.rs",
     "cli/container.rs",
@@ -21,10 +21,15 @@ const SENTENCES: [&str; 18] = [
     "cli/healthcheck.rs",
     "cli/keygen.rs",
     "cli/preflight.rs",
+    "cli/purge.rs",
     "cli/receive.rs",
+    "cli/recovery.rs",
+    "cli/relays.rs",
     "cli/restore.rs",
     "cli/send.rs",
+    "cli/unpin.rs",
     "cli/verify.rs",
+    "cli/withdraw.rs",
     "config/load.rs",
     "config/read.rs",
     "http/guard.rs",

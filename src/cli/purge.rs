@@ -1,0 +1,62 @@
+//! `vauchi-relay purge`: deletes all that waits in mailboxes that are proven to be ours.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::keygen;
+use super::relays::{Relays, explained, keys, open};
+use crate::client::Receipts;
+
+/// Delete everything that waits in mailboxes of your own, unread.
+///
+/// Prints how many blobs and receipts it was, for each mailbox. Senders who asked for receipts hear that
+/// their blobs were removed only with --receipts. There is no way back.
+///
+/// Exit codes: 0 it is deleted; 1 an error, with the reason on stderr; 2 arguments wrong.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    relays: Relays,
+
+    /// The key of the mailbox, a file of `keygen`; may be given several times
+    #[arg(long = "key", value_name = "KEYFILE", required = true)]
+    keys: Vec<PathBuf>,
+
+    /// Let senders who asked for it know that their blobs were removed
+    #[arg(long)]
+    receipts: bool,
+
+    /// Print one JSON object a line for each mailbox
+    #[arg(long)]
+    json: bool,
+}
+
+/// Deletes, and tells how much.
+pub(super) async fn run(args: Args) -> anyhow::Result<()> {
+    let keys = keys(&args.keys)?;
+    let client = args.relays.connect(args.relays.options()).await?;
+    let receipts = match args.receipts {
+        true => Receipts::All,
+        false => Receipts::None,
+    };
+    open(&client, &keys, receipts).await?;
+    let mailboxes: Vec<_> = keys.iter().map(|key| key.mailbox()).collect();
+    let purged = client.purge(&mailboxes).await;
+    let purged = purged.map_err(|error| explained("it is not known what was deleted", error))?;
+    let mut out = std::io::stdout();
+    for purged in purged {
+        let mailbox = keygen::address(&purged.mailbox);
+        let (blobs, receipts) = (purged.blobs, purged.receipts);
+        let said = json!({ "mailbox": mailbox, "blobs": blobs, "receipts": receipts });
+        let written = match args.json {
+            true => writeln!(out, "{said}"),
+            false => writeln!(out, "purged {mailbox}: {blobs} blobs, {receipts} receipts"),
+        };
+        written.context("can not write to standard output")?;
+    }
+    client.close().await.ok();
+    Ok(())
+}

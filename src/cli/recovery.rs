@@ -1,0 +1,142 @@
+//! `vauchi-relay recovery put` and `get`: proofs under the hash of a lost key.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use data_encoding::HEXLOWER;
+use serde_json::json;
+
+use super::keygen;
+use super::receive::{print, write_file};
+use super::relays::{Relays, explained, open, parse_32_bytes, read_file};
+use crate::client::{FoundProof, Receipts};
+
+/// Keep a proof under the hash of a lost key, or look for such proofs.
+///
+/// The key is lost, so a relay can not judge who is right: it keeps a proof of each mailbox that puts one
+/// there, eight at the most, for 90 days, and gives back all. Check them.
+///
+/// Exit codes: 0 done, of get also when there is none; 1 an error, with the reason on stderr; 2 arguments
+/// wrong.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Put(PutArgs),
+    Get(GetArgs),
+}
+
+/// Keep a proof. A later one of the same mailbox replaces it.
+#[derive(Debug, clap::Args)]
+struct PutArgs {
+    #[command(flatten)]
+    relays: Relays,
+
+    /// The hash of the lost key, 64 hexadecimal digits
+    #[arg(value_name = "HASH", value_parser = parse_32_bytes)]
+    hash: [u8; 32],
+
+    /// The proof; standard input without it, or for `-`
+    #[arg(value_name = "FILE", default_value = "-", hide_default_value = true)]
+    file: PathBuf,
+
+    /// The key of the mailbox that the proof is from, a file of `keygen`
+    #[arg(long, value_name = "KEYFILE")]
+    key: PathBuf,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Print the proofs that are kept, the newest first.
+#[derive(Debug, clap::Args)]
+struct GetArgs {
+    #[command(flatten)]
+    relays: Relays,
+
+    /// The hashes of lost keys, 64 hexadecimal digits each; 50 at the most
+    #[arg(value_name = "HASH", required = true, value_parser = parse_32_bytes)]
+    hashes: Vec<[u8; 32]>,
+
+    /// Write each proof to a file of its own in this folder, instead of to standard output
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Print one JSON object a line for each proof, instead of the proofs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Puts or gets.
+pub(super) async fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Put(args) => put(args).await,
+        Command::Get(args) => get(args).await,
+    }
+}
+
+async fn put(args: PutArgs) -> anyhow::Result<()> {
+    let key = keygen::read(&args.key)?;
+    let proof = read_file(&args.file).await?;
+    let client = args.relays.connect(args.relays.options()).await?;
+    open(&client, std::slice::from_ref(&key), Receipts::None).await?;
+    let kept = client.put_recovery(args.hash, proof).await;
+    let expires_at = kept.map_err(|error| explained("the proof is not kept", error))?;
+    client.close().await.ok();
+    let hash = HEXLOWER.encode(&args.hash);
+    let said = json!({ "key_hash": hash, "expires_at": expires_at.millis() });
+    let mut out = std::io::stdout();
+    let written = match args.json {
+        true => writeln!(out, "{said}"),
+        false => writeln!(out, "kept {hash}"),
+    };
+    written.context("can not write to standard output")
+}
+
+async fn get(args: GetArgs) -> anyhow::Result<()> {
+    if let Some(folder) = &args.out {
+        let made = tokio::fs::create_dir_all(folder).await;
+        made.with_context(|| format!("can not make the folder {}", folder.display()))?;
+    }
+    let client = args.relays.connect(args.relays.options()).await?;
+    let found = client.get_recovery(&args.hashes).await;
+    let found = found.map_err(|error| explained("nothing was looked up", error))?;
+    client.close().await.ok();
+    for (number, proof) in found.proofs.iter().enumerate() {
+        args.keep(number, proof).await?;
+    }
+    if found.is_cut {
+        anyhow::bail!("there are more proofs than fit into one answer; ask for fewer hashes");
+    }
+    Ok(())
+}
+
+impl GetArgs {
+    async fn keep(&self, number: usize, found: &FoundProof) -> anyhow::Result<()> {
+        let hash = HEXLOWER.encode(&found.key_hash);
+        if let Some(folder) = &self.out {
+            write_file(folder, &format!("{hash}-{number}"), &found.proof).await?;
+        }
+        let is_written = self.out.is_some();
+        if self.json {
+            let proof = (!is_written).then(|| HEXLOWER.encode(&found.proof));
+            let said = json!({
+                "key_hash": hash,
+                "stored_at": found.stored_at.millis(),
+                "bytes": found.proof.len(),
+                "proof": proof,
+            });
+            writeln!(std::io::stdout(), "{said}").context("can not write to standard output")
+        } else if is_written {
+            Ok(())
+        } else {
+            print(&found.proof).context("can not write to standard output")
+        }
+    }
+}

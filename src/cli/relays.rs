@@ -1,0 +1,208 @@
+//! What the commands that talk to relays share: where these are, how to open mailboxes there, and what
+//! to say when it does not work.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::{Usage, keygen};
+use crate::client::{Client, ClientError, MailboxId, MailboxKey, Opened, Options, Receipts, v1};
+use crate::ids::parse_hex;
+
+/// A relay that is gone for so long in the middle of something is given up, and so is a request that it
+/// refuses for now.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+
+/// The most that any relay can be set to take as one blob.
+const BLOB_BYTES_MAX: usize = 64 << 20;
+
+/// Where relays are, and how to see that it is them.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Relays {
+    /// The relay's address, ws:// or wss://; several are tried in turn, and when one fails the next
+    /// takes over
+    #[arg(
+        long = "relay",
+        value_name = "URL",
+        default_value = "ws://127.0.0.1:8080"
+    )]
+    relays: Vec<String>,
+
+    /// The certificates (PEM) to check wss:// against, instead of the system's
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl Relays {
+    pub(super) fn options(&self) -> Options {
+        let mut options = Options::new(self.relays.iter().cloned());
+        options.authorities.clone_from(&self.ca);
+        options.message_bytes_max = BLOB_BYTES_MAX;
+        options.repeat_for = GIVE_UP_AFTER;
+        options.answer_within = Some(GIVE_UP_AFTER);
+        options.give_up_after = Some(GIVE_UP_AFTER);
+        options
+    }
+
+    pub(super) async fn connect(&self, options: Options) -> anyhow::Result<Client> {
+        let connected = Client::connect(options).await;
+        connected.map_err(|error| not_connected(&self.relays.join(", "), error))
+    }
+
+    /// A v1 client has one relay.
+    pub(super) async fn connect_v1(&self, mut options: v1::Options) -> anyhow::Result<v1::Client> {
+        let [relay] = self.relays.as_slice() else {
+            bail!(Usage("protocol v1 takes one --relay".to_owned()))
+        };
+        options.authorities.clone_from(&self.ca);
+        let connected = v1::Client::connect(relay, options).await;
+        connected.map_err(|error| not_connected(relay, error))
+    }
+}
+
+/// Opens the mailboxes of these keys, all or it fails.
+pub(super) async fn open(
+    client: &Client,
+    keys: &[MailboxKey],
+    receipts: Receipts,
+) -> anyhow::Result<Vec<Opened>> {
+    let opened = client.open_each(keys, receipts).await;
+    let opened = opened.map_err(|error| explained("no mailbox was opened", error))?;
+    opened
+        .into_iter()
+        .map(|opened| opened.map_err(|error| explained("a mailbox was not opened", error)))
+        .collect()
+}
+
+/// Reads the key files.
+pub(super) fn keys(files: &[PathBuf]) -> anyhow::Result<Vec<MailboxKey>> {
+    files.iter().map(|file| keygen::read(file)).collect()
+}
+
+/// Reads a mailbox from the command line.
+pub(super) fn parse_mailbox(text: &str) -> Result<MailboxId, String> {
+    MailboxId::parse(text).map_err(|_| {
+        format!(
+            "a mailbox is 64 hexadecimal digits; this has {} characters",
+            text.chars().count()
+        )
+    })
+}
+
+/// Reads 32 bytes from the command line.
+pub(super) fn parse_32_bytes(text: &str) -> Result<[u8; 32], String> {
+    parse_hex(text).map_err(|_| "it has to be 64 hexadecimal digits".to_owned())
+}
+
+/// Reads a time from the command line.
+pub(super) fn parse_span(text: &str) -> Result<Duration, String> {
+    let seconds = text.find(|c: char| !c.is_ascii_digit()).and_then(|at| {
+        let (number, unit) = text.split_at(at);
+        let each = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        number.parse::<u64>().ok()?.checked_mul(each)
+    });
+    match seconds {
+        Some(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
+        _ => Err("a time is a number and s, m, h or d".to_owned()),
+    }
+}
+
+/// Reads a file, or standard input as `-`, as far as it could be one blob.
+pub(super) async fn read_file(file: &Path) -> anyhow::Result<Bytes> {
+    if file == Path::new("-") {
+        return read(&mut tokio::io::stdin(), "standard input").await;
+    }
+    let name = file.display().to_string();
+    let opened = tokio::fs::File::open(file).await;
+    let mut opened = opened.with_context(|| format!("can not read {name}"))?;
+    read(&mut opened, &name).await
+}
+
+async fn read(from: &mut (impl AsyncRead + Unpin), name: &str) -> anyhow::Result<Bytes> {
+    let mut bytes = Vec::new();
+    let read = from
+        .take(BLOB_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut bytes)
+        .await;
+    read.with_context(|| format!("can not read {name}"))?;
+    if bytes.len() > BLOB_BYTES_MAX {
+        bail!(
+            "{name} has more than {} MiB, which no relay takes as one blob",
+            BLOB_BYTES_MAX >> 20
+        );
+    }
+    Ok(bytes.into())
+}
+
+/// Why there is no connection, and what to do.
+fn not_connected(relay: &str, error: ClientError) -> anyhow::Error {
+    match error {
+        ClientError::Url(why) => anyhow::anyhow!("--relay {relay}: {why}"),
+        error @ ClientError::Unreachable(_) => anyhow::anyhow!(
+            "{error}\nIs a relay running at {relay}? `vauchi-relay` starts one; --relay names another."
+        ),
+        ClientError::Timeout => {
+            anyhow::anyhow!("{relay} does not answer; is it a relay, and is the network open?")
+        }
+        error @ ClientError::Certificates(_) => anyhow::anyhow!("--ca: {error}"),
+        error @ ClientError::Untrusted(_) => anyhow::anyhow!(
+            "{relay}: {error}\n--ca names a file with the certificate of its authority."
+        ),
+        error => explained(&format!("{relay} does not let us in"), error),
+    }
+}
+
+/// What failed, why, and whether to try again.
+pub(super) fn explained(what: &str, error: ClientError) -> anyhow::Error {
+    let again = match error.retry_after() {
+        Some(after) => {
+            // Rounded up: a wait that is too short is refused again.
+            let seconds = after.as_millis().div_ceil(1_000);
+            format!("\nTry again in {seconds} s.")
+        }
+        None => String::new(),
+    };
+    anyhow::anyhow!("{what}: {error}{again}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(parse_span("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_span("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        for wrong in ["", "90", "0s", "-1s", "1w", "s", "99999999999999999d"] {
+            assert!(parse_span(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_mailbox_is_explained() {
+        let why = parse_mailbox("abc").unwrap_err();
+        assert_eq!(
+            why,
+            "a mailbox is 64 hexadecimal digits; this has 3 characters"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_has_no_end_is_not_read_to_it() {
+        let error = read(&mut tokio::io::repeat(0), "it").await.unwrap_err();
+        let text = error.to_string();
+        assert_eq!(
+            text,
+            "it has more than 64 MiB, which no relay takes as one blob"
+        );
+    }
+}

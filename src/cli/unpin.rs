@@ -1,0 +1,50 @@
+//! `vauchi-relay unpin`: lets clients of protocol v1 open a mailbox again that was opened by its key.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::keygen;
+use super::relays::{Relays, explained, keys, open};
+use crate::client::Receipts;
+
+/// Let clients of protocol v1, which prove nothing, open mailboxes again that were opened by their keys.
+///
+/// Until the key opens the mailbox the next time. What was sent to its v2: address stays hidden from them.
+///
+/// Exit codes: 0 done; 1 an error, with the reason on stderr; 2 arguments wrong.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    relays: Relays,
+
+    /// The key of the mailbox, a file of `keygen`; may be given several times
+    #[arg(long = "key", value_name = "KEYFILE", required = true)]
+    keys: Vec<PathBuf>,
+
+    /// Print one JSON object a line for each mailbox
+    #[arg(long)]
+    json: bool,
+}
+
+/// Takes the pins off.
+pub(super) async fn run(args: Args) -> anyhow::Result<()> {
+    let keys = keys(&args.keys)?;
+    let client = args.relays.connect(args.relays.options()).await?;
+    open(&client, &keys, Receipts::None).await?;
+    let mut out = std::io::stdout();
+    for key in &keys {
+        let mailbox = keygen::address(&key.mailbox());
+        let unpinned = client.unpin(key.mailbox()).await;
+        unpinned.map_err(|error| explained(&format!("{mailbox} is still pinned"), error))?;
+        let written = match args.json {
+            true => writeln!(out, "{}", json!({ "kind": "unpinned", "mailbox": mailbox })),
+            false => writeln!(out, "unpinned {mailbox}"),
+        };
+        written.context("can not write to standard output")?;
+    }
+    client.close().await.ok();
+    Ok(())
+}
