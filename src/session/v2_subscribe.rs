@@ -124,16 +124,16 @@ impl Guest {
         let service = &answers.parts.service;
         let good = openings.iter().zip(verdicts).filter(|(_, good)| **good);
         let mut hashes = Vec::new();
+        let mut tells = Vec::new();
         let mut new = Vec::new();
         for (opening, _) in good {
             let mailbox = service.mailbox(&opening.mailbox);
             hashes.push(mailbox);
+            tells.push(opening.tells_senders);
             if !self.mailboxes.is_open(&mailbox) {
                 self.join_one(mailbox, opening.mailbox, answers.parts);
                 new.push(mailbox);
             }
-            self.wakes.take_live(mailbox, opening.tells_senders);
-            self.mailboxes.tell_senders(&mailbox, opening.tells_senders);
         }
         let holdings = match service.holdings(hashes.clone()).await {
             Ok(holdings) => holdings,
@@ -143,6 +143,10 @@ impl Guest {
                 return Err(refusal);
             }
         };
+        for (mailbox, tells) in hashes.iter().zip(tells) {
+            self.wakes.take_live(*mailbox, tells);
+            self.mailboxes.tell_senders(mailbox, tells);
+        }
         let mut held = hashes.iter().zip(holdings);
         let outcomes = verdicts.iter().map(|is_good| {
             let held = is_good.then(|| held.next()).flatten();
