@@ -144,8 +144,12 @@ async fn each_subscriber_gets_each_blob_and_the_first_acknowledgement_deletes_it
         owner.caught_up().await;
     }
     sender.store(submit(&owned.id(), 1, b"both")).await;
+    // Both have it before one acknowledges: whoever looks later finds nothing.
+    let mut blobs = Vec::new();
     for owner in &mut owners {
-        let blob = owner.blob().await;
+        blobs.push(owner.blob().await);
+    }
+    for (owner, blob) in owners.iter_mut().zip(blobs) {
         owner.acknowledge(owned.id(), blob.id).await;
     }
     assert_eq!(relay.metric("relay_blobs_acknowledged_total").await, 1.0);
