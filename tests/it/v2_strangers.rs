@@ -370,6 +370,16 @@ async fn openings_are_counted_by_connection_and_address_before_any_proof_is_chec
 }
 
 #[tokio::test]
+async fn a_subscribe_without_mailboxes_is_not_free() {
+    let relay = Relay::start(&[("RELAY_OPENINGS_PER_MIN", "2")]).await;
+    let mut guest = Guest::connect_from(&relay, HOME).await;
+    for _ in 0..2 {
+        assert!(guest.try_subscribe(badly_proven(0)).await.is_empty());
+    }
+    hint(&guest.refusal(Request::Subscribe(badly_proven(0))).await);
+}
+
+#[tokio::test]
 async fn a_subscribe_over_the_bound_is_refused_before_any_proof_is_checked() {
     let relay = Relay::start(&[
         ("RELAY_STORAGE_BACKEND", "memory"),
