@@ -29,6 +29,7 @@ pub struct Secret {
     mailbox_key: [u8; 32],
     device_mailbox_key: [u8; 32],
     recovery_key: [u8; 32],
+    claimant_key: [u8; 32],
     index_key: [u8; 32],
     checksum_key: [u8; 32],
     v1_blob_key: [u8; 32],
@@ -80,6 +81,7 @@ impl Secret {
             mailbox_key: key("vauchi-relay 2026-11 mailbox hash"),
             device_mailbox_key: key("vauchi-relay 2026-11 mailbox hash of a device"),
             recovery_key: key("vauchi-relay 2026-11 hash of a recovery key"),
+            claimant_key: key("vauchi-relay 2026-11 hash of an id that is only claimed"),
             index_key: key("vauchi-relay 2026-11 index prefix of blob ids"),
             checksum_key: key("vauchi-relay 2026-11 checksum of rows"),
             v1_blob_key: key("vauchi-relay 2026-11 blob id of protocol v1"),
@@ -188,6 +190,11 @@ impl Secret {
     /// the plain one ([`Secret::seal`]).
     pub fn recovery_key(&self, key_hash: &[u8; 32]) -> [u8; 32] {
         *blake3::keyed_hash(&self.recovery_key, key_hash).as_bytes()
+    }
+
+    /// Whoever says to be this id and has not proved it: as an owner another than who has.
+    pub fn claimant(&self, id: &MailboxId) -> MailboxHash {
+        MailboxHash::from_bytes(*blake3::keyed_hash(&self.claimant_key, id.as_bytes()).as_bytes())
     }
 
     /// What the store compares on opening, so that a database is never read under another secret.
@@ -434,6 +441,7 @@ mod tests {
         assert!(mailbox != secret.device_mailbox(&b, &a));
         assert!(mailbox != secret.device_mailbox(&a, &a));
         assert!(secret.mailbox(&a) != secret.device_mailbox(&a, &a));
+        assert!(secret.mailbox(&a) != secret.claimant(&a));
         assert_ne!(
             secret.recovery_key(&[1; 32]),
             *secret.mailbox(&a).as_bytes()

@@ -56,7 +56,11 @@ impl Service {
         let expires_at = stored_at.plus(TTL);
         let kept = RecoveryProof {
             key_hash: secret.recovery_key(&key_hash),
-            owner: secret.mailbox(owner),
+            // Else anybody who knows an id could replace what its holder stored.
+            owner: match is_proven {
+                true => secret.mailbox(owner),
+                false => secret.claimant(owner),
+            },
             is_proven,
             sealed_proof: secret.seal(&key_hash, &proof),
             stored_at,
@@ -103,14 +107,27 @@ impl Service {
         })
     }
 
-    /// Takes back the owner's own proof under `key_hash`; returns how many that were.
+    /// Takes back the owner's own proof under `key_hash`; returns how many that were. Whoever proved
+    /// itself also takes back what was stored in its name without a proof.
     pub async fn remove_recovery(
         &self,
         owner: &MailboxId,
+        is_proven: bool,
         key_hash: &[u8; 32],
     ) -> Result<u64, Refusal> {
-        let secret = &self.parts.secret;
-        let (key_hash, owner) = (secret.recovery_key(key_hash), secret.mailbox(owner));
-        Ok(self.parts.store.recovery_remove(key_hash, owner).await?)
+        let (secret, store) = (&self.parts.secret, &self.parts.store);
+        let key_hash = secret.recovery_key(key_hash);
+        let claimed = store
+            .recovery_remove(key_hash, secret.claimant(owner))
+            .await?;
+        let proven = match is_proven {
+            true => {
+                store
+                    .recovery_remove(key_hash, secret.mailbox(owner))
+                    .await?
+            }
+            false => 0,
+        };
+        Ok(claimed + proven)
     }
 }

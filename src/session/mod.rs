@@ -240,6 +240,7 @@ async fn converse(
             Arc::clone(&mailboxes),
             Arc::clone(&wakes),
         ),
+        noting: None,
         device_feed: device_feed(&dialect, parts),
         mailboxes,
         wakes,

@@ -236,7 +236,10 @@ impl Opened {
             false => 0,
         };
         let recovery_proofs_deleted = match &purge.recovery {
-            Some(key_hash) => service.remove_recovery(&opened.client_id, key_hash).await?,
+            Some(key_hash) => {
+                let (owner, is_proven) = (&opened.client_id, opened.is_proven);
+                service.remove_recovery(owner, is_proven, key_hash).await?
+            }
             None => 0,
         };
         // Who signed may give the id up; whoever comes next need not.

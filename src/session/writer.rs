@@ -5,11 +5,12 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::SinkExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::SplitSink;
+use futures_util::{FutureExt as _, SinkExt as _};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
@@ -48,6 +49,9 @@ pub(super) struct Writer<'a> {
     pub(super) dialect: &'a Dialect,
     pub(super) mailboxes: Arc<Mailboxes>,
     pub(super) feed: Feed,
+    /// A receipt of the last delivery that waits for a place in the next commit. Deliveries wait with
+    /// it, answers do not.
+    pub(super) noting: Option<BoxFuture<'static, ()>>,
     /// What other devices of the client sent this one.
     pub(super) device_feed: Option<Feed>,
     /// Brings the notices.
@@ -195,6 +199,10 @@ impl Writer<'_> {
     fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Next> {
         // Registered before the looks, so that what comes between them is not missed.
         self.shared.unblocked.register(context.waker());
+        if let Some(noting) = &mut self.noting {
+            ready!(noting.as_mut().poll(context));
+            self.noting = None;
+        }
         if !self.shared.state().may_deliver() {
             return Poll::Pending;
         }
@@ -313,7 +321,9 @@ impl Writer<'_> {
             service.tell_delivered(&id);
         }
         if named.tells_senders && blob.wants_receipts && !blob.is_delivered_told {
-            service.note_delivered(mailbox, id).await;
+            let service = Arc::clone(service);
+            let noting = async move { service.note_delivered(mailbox, id).await };
+            self.noting = Some(noting.boxed());
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQue
 use vauchi_relay::protocol::message_v2::{ReceiptKind, Withdrawal, WithdrawalKind};
 use vauchi_relay::protocol::proof;
 
-use crate::faulty::{Call, Fault, FaultyStore};
+use crate::faulty::{Call, Fault, FaultyStore, Stall};
 use crate::guest::{Guest, Owned, number_of, on_terms, submit};
 use crate::harness::{Peer, Relay};
 
@@ -348,4 +348,48 @@ async fn a_delivery_whose_receipt_fails_is_a_delivery_all_the_same() {
         );
     }
     sender.expect_nothing().await;
+}
+
+#[tokio::test]
+async fn a_receipt_that_waits_for_the_disk_holds_up_no_answer() {
+    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (owned, own) = (Owned::secret(1), Owned::secret(2));
+    let mut sender = Guest::connect(&relay).await;
+    sender.open_empty(&own).await;
+    let mut owner = Guest::connect(&relay).await;
+    owner.open_empty(&owned).await;
+    let stall = Stall::default();
+    faulty.on(Call::Delivered, 1, Fault::Stall(stall.clone()));
+    for number in 0..2 {
+        let blob = submit(&owned.id(), number, b"x");
+        let blob = on_terms(blob, |terms| terms.receipt_to = Some(own.id()));
+        sender.store(blob).await;
+    }
+    owner.blob().await;
+    stall.reached().await;
+    assert_eq!(owner.done(Request::Ping).await, Done::Pong);
+    stall.release();
+    owner.blob().await;
+    for _ in 0..2 {
+        assert_eq!(sender.receipt().await.kind, ReceiptKind::Delivered);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_subscribe_does_not_change_who_is_told() {
+    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (owned, mut owner) = (Owned::secret(1), Guest::connect(&relay).await);
+    let quiet = owner.subscribe_to(&[&owned], false);
+    owner.try_subscribe(quiet).await;
+    owner.caught_up().await;
+    faulty.on(Call::Holdings, 1, Fault::Fail);
+    let telling = Request::Subscribe(owner.subscribe_to(&[&owned], true));
+    assert_eq!(owner.refusal(telling.clone()).await.code, "unavailable");
+    let mut sender = Guest::connect(&relay).await;
+    let live = on_terms(submit(&owned.id(), 1, b"x"), |terms| terms.live_only = true);
+    let refused = sender.refusal(Request::Submit(live.clone())).await;
+    assert_eq!(refused.code, "not_connected");
+    owner.answer(telling).await;
+    let handed = sender.answer(Request::Submit(live)).await;
+    assert!(matches!(handed, Outgoing::Handed { .. }));
 }

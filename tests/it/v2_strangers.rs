@@ -272,6 +272,28 @@ async fn of_eight_places_the_unproven_go_the_oldest_first_and_the_proven_stay() 
     keep(&relay, HOME, &Owned::key(20)).await.unwrap();
 }
 
+#[tokio::test]
+async fn who_only_knows_an_id_neither_replaces_nor_deletes_its_recovery_proof() {
+    // v1 lets anybody say that they are a mailbox that was never opened by key.
+    let relay = Relay::start(&[]).await;
+    let owned = Owned::secret(1);
+    keep(&relay, HOME, &owned).await.unwrap();
+    let named = owned.id().as_bytes()[0];
+    let mut stranger = relay.client_from(ELSEWHERE, &owned.id().to_hex()).await;
+    let put = json!({ "type": "RecoveryProofStore", "key_hash": id(5), "proof_data": [0] });
+    stranger.send(&envelope("in its name", put)).await;
+    stranger.expect_stored("in its name").await;
+    assert_eq!(kept(&relay).await, [0, named], "it is one of its own");
+    let purge = json!({ "type": "PurgeRequest", "include_recovery_proofs": true,
+        "recovery_key_hash": id(5) });
+    for deleted in [1, 0] {
+        stranger.send(&envelope("all of it", purge.clone())).await;
+        let purged = stranger.receive().await;
+        assert_eq!(purged["payload"]["recovery_proofs_deleted"], deleted);
+    }
+    assert_eq!(kept(&relay).await, [named]);
+}
+
 /// Openings with proofs that are not good.
 fn badly_proven(count: u32) -> Subscribe {
     let openings = (0..count).map(|number| Opening {
@@ -345,6 +367,16 @@ async fn openings_are_counted_by_connection_and_address_before_any_proof_is_chec
     // Of a refused request nothing was done.
     relay.time.advance(Duration::from_secs(15));
     first.open_empty(&Owned::secret(4)).await;
+}
+
+#[tokio::test]
+async fn a_subscribe_without_mailboxes_is_not_free() {
+    let relay = Relay::start(&[("RELAY_OPENINGS_PER_MIN", "2")]).await;
+    let mut guest = Guest::connect_from(&relay, HOME).await;
+    for _ in 0..2 {
+        assert!(guest.try_subscribe(badly_proven(0)).await.is_empty());
+    }
+    hint(&guest.refusal(Request::Subscribe(badly_proven(0))).await);
 }
 
 #[tokio::test]
