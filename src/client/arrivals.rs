@@ -135,12 +135,14 @@ impl Arrivals {
         !self.missed.is_empty() && self.inbox.has_room_for_a_window()
     }
 
-    /// Mailboxes to be opened anew, because there is room for what was missed.
-    pub(super) fn missed(&mut self) -> Vec<MailboxId> {
-        match self.may_open_anew() {
-            true => self.missed.drain().collect(),
-            false => Vec::new(),
+    /// Mailboxes to be opened anew, because there is room for what was missed: so many of them.
+    pub(super) fn missed(&mut self, count_max: usize) -> Vec<MailboxId> {
+        let count = if self.may_open_anew() { count_max } else { 0 };
+        let missed: Vec<_> = self.missed.iter().take(count).copied().collect();
+        for mailbox in &missed {
+            self.missed.remove(mailbox);
         }
+        missed
     }
 
     /// The application has kept it.

@@ -171,9 +171,9 @@ pub(super) struct Key {
 impl Key {
     pub(super) fn new(key: MailboxKey, tells_senders: bool) -> Self {
         Self {
+            relay: key.relay(),
             key,
             tells_senders,
-            relay: None,
             place: 0,
         }
     }

@@ -354,7 +354,7 @@ impl Book {
         if self.is_sent_away {
             return None;
         }
-        let missed = self.arrivals.missed();
+        let missed = self.arrivals.missed(self.items_max(OPENING_BYTES));
         let keys = self.keyring.each_of(&missed);
         if keys.is_empty() {
             return None;

@@ -128,9 +128,15 @@ fn a_secret_is_shown_to_one_relay_only() {
     played.connected_to(1);
     let bound = played.opens(MailboxKey::secret([1; 32]));
     let free = played.opened();
+    let (waiter, mut not_his) = waiter();
+    let key = MailboxKey::derived(&[1; 32], 1, &[2; 32]);
+    played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
+    assert!(played.written().is_none());
+    let why = not_his.try_recv().unwrap().err();
+    assert_eq!(why, Some(ClientError::OtherRelay));
     // Shown, though the answer is lost.
     let key = MailboxKey::secret([2; 32]);
-    let (waiter, mut told) = waiter();
+    let (waiter, mut told) = super::book_tests::waiter();
     played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
     played.written().unwrap();
     played.0.disconnected();

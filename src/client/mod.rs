@@ -436,7 +436,7 @@ impl Client {
     pub async fn close(self) -> Result<(), ClientError> {
         self.shared.book().close();
         self.shared.asked.notify_one();
-        // What is left untaken must not keep answers from being read.
+        // What is left untaken comes again another time; behind it is the end.
         while self.next().await.is_some() {}
         match self.ended() {
             Some(ClientError::Finished) | None => Ok(()),

@@ -191,14 +191,15 @@ async fn a_relay_that_falls_silent_is_asked_and_then_left() {
     let relay = Relay::start(&[]).await;
     let passage = Passage::to(relay.running.clients).await;
     let mut options = Options::new([url(passage.address)]);
-    options.ping_after = Duration::from_millis(100);
+    options.ping_after = Duration::from_millis(300);
     let client = Client::connect(options).await.unwrap();
     let to = MailboxKey::random().mailbox();
     client.submit(&Blob::new(to, "before")).await.unwrap();
-    // Quiet for long, and still there: the relay says so when it is asked.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(client.is_connected());
-    assert_eq!(relay.metric("relay_connections_total").await, 1.0);
+    // Quiet for long, and still there: the relay says so when it is asked. Were its answers not heard,
+    // each time would have taken a connection; a busy machine may cost one.
+    let heard = "relay_messages_received_total";
+    eventually("asked", async || relay.metric(heard).await >= 5.0).await;
+    assert!(relay.metric("relay_connections_total").await <= 2.0);
     passage.silence.notify_one();
     in_time("stored", client.submit(&Blob::new(to, "after")))
         .await

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use ed25519_dalek::{Signer as _, SigningKey};
+use vauchi_relay::client::MailboxKey;
 use vauchi_relay::ids::{BlobId, MailboxId, parse_hex};
 use vauchi_relay::protocol::proof;
 
@@ -48,6 +49,10 @@ fn the_page_s_secrets_make_the_mailbox_and_the_blob_id_that_it_shows() {
     let shown = vectors();
     let mailbox = proof::v2_secret_mailbox(&bytes(&shown, "secret"));
     assert_eq!(shown["mailbox of the secret"], hex(mailbox.as_bytes()));
+    let (key, relay_id) = (bytes(&shown, "shared key"), bytes(&shown, "relay id"));
+    let derived = MailboxKey::derived(&key, shown["epoch"].parse().unwrap(), &relay_id);
+    let secret = bytes(&shown, "secret of shared key, epoch and relay id");
+    assert!(derived.mailbox() == proof::v2_secret_mailbox(&secret));
     let mailbox = MailboxId::from_bytes(bytes(&shown, "mailbox of the blob"));
     let id = proof::v2_blob_id(&mailbox, &bytes(&shown, "blob secret"));
     let expected = parse_hex(&shown["blob id"]).unwrap();
