@@ -11,8 +11,8 @@ use crate::hub::Joined;
 use crate::ids::{MailboxHash, MailboxId};
 use crate::service::{BacklogCursor, OrderKey, View};
 
-/// Mailboxes that one connection may have open. At about 460 bytes each in the session and the hub
-/// (`cargo bench --bench load -- idle`) a connection costs 460 KiB for them at the most.
+/// Mailboxes that one connection may have open. At about 470 bytes each in the session and the hub
+/// (`cargo bench --bench load -- idle`) a connection costs 470 KiB for them at the most.
 pub const MAILBOXES_MAX: usize = 1_024;
 
 /// Where reading stands.
