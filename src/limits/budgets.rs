@@ -150,6 +150,15 @@ impl Budgets {
         }
     }
 
+    /// So many proofs of an address were checked together and not good: they are charged, as far as the
+    /// budget holds. That refuses nobody, so it is not counted as a refusal.
+    pub fn failed_proofs(&self, address: Address, bad: usize) {
+        let one = self.key(Budget::FailedProofs, address).costs(1);
+        if let Some(rate) = self.rate(&one) {
+            let _spent = (0..bad).all(|_| rate.take(one.key, one.amount).is_ok());
+        }
+    }
+
     fn first_hint(&self, setting: &str, address: Address) -> Option<String> {
         let is_first = address.is_private() && !self.has_warned.swap(true, Ordering::Relaxed);
         is_first.then(|| {
@@ -214,16 +223,6 @@ impl ProofAttempt {
     /// The proof is good.
     pub fn succeeded(self) {
         self.budgets.give_back(&[self.charge]);
-    }
-
-    /// It was for several at once, and so many were not good: those beyond the first are charged, too,
-    /// as far as the budget holds. That refuses nobody, so it is not counted as a refusal.
-    pub fn failed(self, bad: usize) {
-        if let Some(rate) = self.budgets.rate(&self.charge) {
-            let (key, one) = (self.charge.key, self.charge.amount);
-            // The first is charged already.
-            let _spent = (1..bad).all(|_| rate.take(key, one).is_ok());
-        }
     }
 }
 
@@ -320,8 +319,9 @@ mod tests {
     #[test]
     fn bad_proofs_that_come_together_are_charged_together_and_refuse_nobody() {
         let (budgets, _, metrics) = budgets(|config| config.failed_proofs_per_min = 4);
-        ProofAttempt::begin(&budgets, home()).unwrap().failed(3);
-        ProofAttempt::begin(&budgets, home()).unwrap().failed(1_000);
+        budgets.failed_proofs(home(), 3);
+        ProofAttempt::begin(&budgets, home()).unwrap().succeeded();
+        budgets.failed_proofs(home(), 1_000);
         assert!(metrics.render().contains("relay_rate_limited_total 0"));
         let spent = ProofAttempt::begin(&budgets, home()).unwrap_err();
         assert_eq!(spent.budget, Budget::FailedProofs);

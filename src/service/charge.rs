@@ -85,6 +85,12 @@ impl Service {
         Ok(ProofAttempt::begin(&self.parts.budgets, address)?)
     }
 
+    /// So many proofs from this address were checked and not good.
+    pub fn proofs_failed(&self, address: IpAddr, bad: usize) {
+        let address = Address::of(address);
+        self.parts.budgets.failed_proofs(address, bad);
+    }
+
     /// Charges the room that a device-sync message is about to take in the relay. It has no mailbox
     /// that strangers send to, and a quota of its own.
     pub(super) fn charge_relay_room(

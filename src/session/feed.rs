@@ -148,7 +148,7 @@ impl Feed {
             self.page.clear();
         }
         let now = self.service.now();
-        self.put_back_old_page(&turn, now);
+        self.put_back_old_page(&turn, now, admits);
         while let Some(blob) = self.page.front() {
             if blob.expires_at > now && !admits(delivered_bytes(blob)) {
                 return Some(Fed::Full);
@@ -169,12 +169,14 @@ impl Feed {
         None
     }
 
-    /// A blob whose time seems to be over may have been extended since.
-    fn put_back_old_page(&mut self, turn: &Turn, now: Timestamp) {
+    /// A blob whose time seems to be over may have been extended since. Age alone counts only when
+    /// something would be handed out: while the window is full a page is not read for nothing.
+    fn put_back_old_page(&mut self, turn: &Turn, now: Timestamp, admits: &impl Fn(u64) -> bool) {
         let (Some(first), Some(begins)) = (self.page.front(), self.begins) else {
             return;
         };
-        if first.expires_at <= now || now.since(self.read_at) >= PAGE_FRESH {
+        let is_old = now.since(self.read_at) >= PAGE_FRESH;
+        if first.expires_at <= now || (is_old && admits(delivered_bytes(first))) {
             self.page.clear();
             self.mailboxes.put_back_from(turn, begins);
         }

@@ -39,7 +39,7 @@ use crate::metrics::Metrics;
 use crate::protocol::Version;
 use crate::protocol::close::Close;
 use crate::protocol::message::Outgoing;
-use crate::service::{BacklogCursor, OrderKey, Service, View};
+use crate::service::{BacklogCursor, Service, View};
 use crate::shutdown::Shutdown;
 use crate::socket::{Connection, Message, Socket, linger};
 use feed::Feed;
@@ -267,14 +267,9 @@ async fn begin_v1(
         .await
         .map_err(Ended::ByRelay)?;
     state.opened();
-    let mailboxes = only(
-        opened.subscription.mailbox,
-        View::V1,
-        Cursor::After(OrderKey::START),
-    );
     Ok(Begun {
+        mailboxes: Arc::clone(&opened.mailboxes),
         dialect: Dialect::V1(Box::new(opened)),
-        mailboxes,
         welcome: Outgoing::HandshakeAccepted,
     })
 }

@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use futures_util::stream::SplitStream;
 
+use super::mailboxes::{Cursor, Mailboxes};
 use super::reader::{Received, receive};
 use super::state::{State, Step};
-use super::{Ended, Parts};
+use super::{Ended, Parts, only};
 use crate::auth;
 use crate::hub::Wakes;
 use crate::ids::{ConnectionId, MailboxId};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Handshake, HandshakeProof, Incoming};
 use crate::protocol::v1;
-use crate::service::Service;
 use crate::service::device_sync::DeviceSubscription;
 use crate::service::subscribe::{NonceRefused, Subscription};
+use crate::service::{OrderKey, Service, View};
 use crate::socket::Socket;
 
 /// What the handshake settled.
@@ -29,6 +30,8 @@ pub(super) struct Opened {
     pub(super) device: Option<Device>,
     pub(super) mailbox_as_spelt: Arc<str>,
     pub(super) subscription: Subscription,
+    /// The one that it reads.
+    pub(super) mailboxes: Arc<Mailboxes>,
 }
 
 /// A device that receives messages from the others of its identity.
@@ -105,6 +108,8 @@ pub(super) async fn open(
         .await
         .map_err(|refusal| refusal.unwrap_or(Close::Slow("storage does not answer; try again")))?;
     let mailbox = handshake.mailbox();
+    let subscription = service.subscribe(&mailbox, address, connection, wakes);
+    let from = Cursor::After(OrderKey::START);
     Ok(Opened {
         client_id: handshake.client_id,
         mailbox,
@@ -112,7 +117,8 @@ pub(super) async fn open(
         tells_senders: !handshake.suppress_presence,
         device: device(handshake, connection, service),
         mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
-        subscription: service.subscribe(&mailbox, address, connection, wakes),
+        mailboxes: only(subscription.mailbox, View::V1, from),
+        subscription,
     })
 }
 

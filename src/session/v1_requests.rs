@@ -229,7 +229,10 @@ impl Opened {
         self.charge(parts)?;
         let (service, opened) = (&parts.service, self);
         let mailbox = opened.subscription.mailbox;
-        let purged = service.purge(mailbox, View::V1, Tells::Nobody).await?;
+        let purged = service.purge(mailbox, View::V1, Tells::Nobody).await;
+        // What was read and not handed out is gone; some of it also when the purge failed.
+        opened.mailboxes.read_again(&mailbox);
+        let purged = purged?;
         answers.shared.state().forget(&ANY_MAILBOX);
         let device_sync_deleted = match purge.device_sync {
             true => service.purge_devices(&opened.client_id).await?,

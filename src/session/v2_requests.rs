@@ -270,6 +270,11 @@ impl Guest {
         for (mailbox, id) in blobs {
             by_mailbox.entry(mailbox).or_default().push(id);
         }
+        // What is in flight is free once, however often it is named.
+        for ids in by_mailbox.values_mut() {
+            ids.sort_unstable();
+            ids.dedup();
+        }
         let opened: Option<Vec<_>> = by_mailbox
             .into_iter()
             .map(|(mailbox, ids)| self.opened(&mailbox, parts).map(|opened| (opened, ids)))
@@ -363,8 +368,10 @@ impl Guest {
         let mut purged = Vec::new();
         for (id, (mailbox, named)) in opened.ok_or(Refusal::Unauthorized)? {
             let service = &parts.service;
-            let removed = service.purge(mailbox, View::Proven, tells(named)).await?;
+            let removed = service.purge(mailbox, View::Proven, tells(named)).await;
+            // Also when it failed: some may be gone.
             self.mailboxes.read_again(&mailbox);
+            let removed = removed?;
             answers.shared.state().forget(&mailbox);
             answers.shared.slots_came_back();
             // Whoever purges a mailbox gives it up; v1 may open it without a proof again.

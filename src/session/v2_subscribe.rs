@@ -9,6 +9,7 @@ use super::v2_requests::Guest;
 use crate::auth::{self, Asked};
 use crate::ids::MailboxHash;
 use crate::protocol::message_v2::{Opened, Opening, OpeningProof, Subscribe};
+use crate::service::charge::Client;
 use crate::service::refusal::Refusal;
 use crate::service::{Holding, OrderKey, View};
 
@@ -81,10 +82,12 @@ impl Guest {
             let is_bound = !matches!(opening.proof, OpeningProof::Signature(_)) || serves;
             is_good && is_bound
         };
-        // One attempt for the request lets it in; what turns out bad beyond it is charged afterwards,
-        // so that hundreds of good proofs at once cost nothing. How many may be bad at once is bounded
-        // by the charge for openings.
-        let attempt = parts.service.begin_proof(self.address)?;
+        // One attempt for the request lets it in, and is given back at once; what turns out bad is charged
+        // afterwards. So good proofs cost nothing, however many an address checks at one time. How many
+        // may be bad at one time is bounded by the charge for openings.
+        if !openings.is_empty() {
+            parts.service.begin_proof(self.address)?.succeeded();
+        }
         let signatures = openings
             .iter()
             .filter(|opening| !matches!(opening.proof, OpeningProof::Secret(_)))
@@ -101,11 +104,8 @@ impl Guest {
             (openings, verdicts)
         };
         let bad = verdicts.iter().filter(|is_good| !**is_good).count();
-        match bad {
-            0 => attempt.succeeded(),
-            // A spent budget shows at the next request.
-            bad => attempt.failed(bad),
-        }
+        // A spent budget shows at the next request.
+        parts.service.proofs_failed(self.address, bad);
         Ok((openings, verdicts))
     }
 
@@ -130,11 +130,14 @@ impl Guest {
         let good = || openings.iter().zip(verdicts).filter(|(_, good)| **good);
         let mut hashes = Vec::new();
         let mut to_begin = Vec::new();
+        let mut first = None;
         for (opening, _) in good() {
             let mailbox = service.mailbox(&opening.mailbox);
             hashes.push(mailbox);
             if !self.mailboxes.is_open(&mailbox) {
-                to_begin.push(self.join_one(mailbox, opening, parts));
+                let (new, client) = self.join_one(mailbox, opening, parts);
+                to_begin.push(new);
+                first.get_or_insert((opening.mailbox, client));
             }
         }
         let holdings = match service.holdings(hashes.clone()).await {
@@ -145,6 +148,9 @@ impl Guest {
                 return Err(refusal);
             }
         };
+        if let Some((id, client)) = first {
+            self.is_called(id, client);
+        }
         for ((opening, _), mailbox) in good().zip(&hashes) {
             let tells = opening.tells_senders;
             if self.mailboxes.tell_senders(mailbox, tells) {
@@ -162,21 +168,26 @@ impl Guest {
         Ok((outcomes(verdicts, holdings), to_begin))
     }
 
-    fn join_one(&self, mailbox: MailboxHash, opening: &Opening, parts: &Parts) -> ToBegin {
+    fn join_one(
+        &self,
+        mailbox: MailboxHash,
+        opening: &Opening,
+        parts: &Parts,
+    ) -> (ToBegin, Client) {
         let (id, wakes) = (opening.mailbox, Arc::clone(&self.wakes));
         let service = &parts.service;
         let subscription = service.subscribe(&id, self.address, self.connection, wakes);
-        self.is_called(id, subscription.client);
         let from = (View::Proven, Cursor::After(OrderKey::START));
         let is_by_key = matches!(opening.proof, OpeningProof::Signature(_));
         let number = self
             .mailboxes
             .open((mailbox, id), from, is_by_key, Some(subscription.joined));
-        ToBegin {
+        let to_begin = ToBegin {
             mailbox,
             number,
             has_waiting: false,
-        }
+        };
+        (to_begin, subscription.client)
     }
 
     /// Closes a mailbox, if it is open.

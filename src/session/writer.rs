@@ -323,7 +323,11 @@ impl Writer<'_> {
         if named.tells_senders && blob.wants_receipts && !blob.is_delivered_told {
             let service = Arc::clone(service);
             let noting = async move { service.note_delivered(mailbox, id).await };
-            self.noting = Some(noting.boxed());
+            let mut noting = noting.boxed();
+            // Takes its place among the writes at once, before the client's acknowledgement does.
+            if (&mut noting).now_or_never().is_none() {
+                self.noting = Some(noting);
+            }
         }
         Ok(())
     }
