@@ -8,7 +8,7 @@ use super::book::Book;
 use super::book_tests::{Played, subscribed, waiter};
 use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
-use crate::ids::BlobId;
+use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{Done, Outgoing, Request};
 use crate::protocol::message_v2::{BlobDelivery, Opened};
 
@@ -212,20 +212,38 @@ fn a_closed_mailbox_is_silent_and_gives_again_what_was_not_acknowledged_when_it_
     assert_eq!(played.came(), 2);
 }
 
+/// Hands over a blob that is not stored.
+fn hand_over(played: &mut Played, mailbox: MailboxId, n: u8) {
+    played.hear(Outgoing::Blob(BlobDelivery {
+        id: BlobId::from_bytes([n; 16]),
+        mailbox,
+        stored_at: Timestamp::from_millis(1),
+        expires_at: Timestamp::default(),
+        redelivered: false,
+        body: Bytes::new(),
+    }));
+}
+
 #[test]
 fn a_live_blob_that_is_handed_over_twice_comes_once() {
     let mut played = Played::new();
     played.connected_to(1);
     let mailbox = played.opened();
     for _ in 0..2 {
-        played.hear(Outgoing::Blob(BlobDelivery {
-            id: BlobId::from_bytes([1; 16]),
-            mailbox,
-            stored_at: Timestamp::from_millis(1),
-            expires_at: Timestamp::default(),
-            redelivered: false,
-            body: Bytes::new(),
-        }));
+        hand_over(&mut played, mailbox, 1);
     }
     assert_eq!(played.came(), 1);
+}
+
+#[test]
+fn a_stored_blob_under_the_name_of_a_live_one_comes_and_can_be_acknowledged() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    hand_over(&mut played, mailbox, 1);
+    let item = played.deliver(mailbox, 1);
+    assert_eq!(played.came(), 2);
+    let _told = played.acknowledge(item);
+    let (_, acknowledged) = played.written().unwrap();
+    assert!(matches!(acknowledged, Request::AcknowledgeEach(_)));
 }
