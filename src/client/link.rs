@@ -175,6 +175,8 @@ impl Link {
         let shared = Arc::clone(&self.shared);
         let live = Live { welcome, origin };
         shared.book().connected(live, Instant::now());
+        // At another relay mailboxes may have been closed, and nothing need ever be heard there.
+        shared.arrived.notify_waiters();
         let (sink, stream) = socket.split();
         let (mut go_away, mut has_served) = (None, false);
         let reader = Reader {
