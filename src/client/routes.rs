@@ -52,9 +52,12 @@ impl Routes {
         if let Some(at) = self.stays_at {
             return (at, when(at));
         }
+        let failures = |at: usize| self.routes.get(at).map_or(0, |route| route.failures);
+        // Of those that are due the one that failed least: while one takes its time to fail, the others
+        // fall due, and one that was not tried would never have its turn.
         (0..self.routes.len())
             .map(|at| (at, when(at)))
-            .min_by_key(|(_, when)| *when)
+            .min_by_key(|(at, when)| (*when, failures(*at)))
             .unwrap_or((0, now))
     }
 
@@ -140,6 +143,16 @@ mod tests {
         let (at, when) = routes.next(now);
         assert!(at < 2 && when <= now + BASE);
         assert_eq!(routes.next(now + MAX).0, 0);
+    }
+
+    #[test]
+    fn a_relay_that_was_not_tried_goes_before_those_that_failed_though_they_are_due_again() {
+        let (mut routes, now) = (routes(), Instant::now());
+        routes.failed(0, now, None);
+        // A relay that answers nothing takes as long as connecting may.
+        let later = now + MAX;
+        routes.failed(1, later, None);
+        assert_eq!(routes.next(later), (2, later));
     }
 
     #[test]
