@@ -4,7 +4,7 @@
 //! All that is unanswered when a connection is lost is asked again on the next. Every request may be:
 //! a submit keeps its id, and the others do nothing the second time.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use super::blob::Item;
 use super::keyring::Keyring;
 use super::options::Options;
 use super::seen::Acknowledging;
+use super::turns::Turns;
 use crate::ids::MailboxId;
 use crate::protocol::message::{Done, Outgoing, Refused, Request, Tag};
 use crate::protocol::message_v2::GoAway;
@@ -29,11 +30,6 @@ const ACKNOWLEDGE_MAX: usize = 1_000;
 /// What one item of an acknowledgement takes in its frame, and one opening, at the most.
 const ITEM_BYTES: usize = 64;
 const OPENING_BYTES: usize = 128;
-
-/// How many requests go out on a new connection before the first answer; each answer lets one more
-/// go. Were everything sent at once, a network that breaks after a few kilobytes would carry the same
-/// requests over and over, and never an answer.
-const FIRST_MAX: usize = 4;
 
 /// The word of a relay that takes no more submits because it is about to stop.
 const SHUTTING_DOWN: &str = "shutting_down";
@@ -68,16 +64,8 @@ pub(super) struct Book {
     last_number: u32,
     /// By number, and so in the order asked.
     asked: BTreeMap<u32, Asked>,
-    /// What the client itself needs of this connection: the window, its mailboxes. Goes before the rest.
-    first: VecDeque<u32>,
-    /// To be written on this connection.
-    unsent: BTreeSet<u32>,
-    /// Written on this connection.
-    sent: BTreeSet<u32>,
-    /// How many may be written and not answered now.
-    sent_max: usize,
-    /// To be written again at a time that the relay named.
-    later: Vec<(Instant, u32)>,
+    /// Whose turn it is on this connection.
+    turns: Turns,
     acknowledged: Acknowledgements,
     keyring: Keyring,
     /// Mailboxes are being opened again; what needs them waits.
@@ -101,11 +89,7 @@ impl Book {
             repeat_for: options.repeat_for,
             last_number: 0,
             asked: BTreeMap::new(),
-            first: VecDeque::new(),
-            unsent: BTreeSet::new(),
-            sent: BTreeSet::new(),
-            sent_max: FIRST_MAX,
-            later: Vec::new(),
+            turns: Turns::default(),
             acknowledged: Acknowledgements::default(),
             keyring: Keyring::default(),
             reopening: BTreeSet::new(),
@@ -141,16 +125,14 @@ impl Book {
             return 0;
         }
         let number = self.note(ask, vec![waiter]);
-        self.unsent.insert(number);
+        self.turns.put(number);
         number
     }
 
     /// Nobody waits for the answer any more, and it is not asked again.
     pub(super) fn abandon(&mut self, number: u32) {
         self.asked.remove(&number);
-        self.sent.remove(&number);
-        self.unsent.remove(&number);
-        self.later.retain(|(_, later)| *later != number);
+        self.turns.remove(number);
     }
 
     pub(super) fn acknowledge(&mut self, item: Item, waiter: Waiter) {
@@ -199,16 +181,16 @@ impl Book {
         }
         self.trouble = None;
         self.is_sent_away = false;
-        self.sent_max = FIRST_MAX;
         for (number, asked) in &self.asked {
-            // What is due now comes back with the first look.
-            self.later.push((asked.not_before.unwrap_or(now), *number));
+            // What is due comes back with the first look.
+            let until = asked.not_before.unwrap_or(now);
+            self.turns.put_off(*number, until);
         }
         if live.welcome.limits.window_default != self.window {
             // Before the mailboxes, whose deliveries it bounds.
             let (blobs, bytes) = self.window;
             let number = self.note(Ask::Window(blobs, bytes), Vec::new());
-            self.first.push_back(number);
+            self.turns.put_first(number);
         }
         self.live = Some(live);
         self.reopen(&self.keyring.all());
@@ -228,7 +210,7 @@ impl Book {
     fn reopen(&mut self, keys: &[Key]) {
         for part in keys.chunks(self.items_max(OPENING_BYTES)) {
             let number = self.note(Ask::Reopen(part.to_vec()), Vec::new());
-            self.first.push_back(number);
+            self.turns.put_first(number);
             self.reopening.insert(number);
         }
     }
@@ -237,10 +219,7 @@ impl Book {
     pub(super) fn disconnected(&mut self) {
         self.live = None;
         self.reopening.clear();
-        self.first.clear();
-        self.sent.clear();
-        self.unsent.clear();
-        self.later.clear();
+        self.turns = Turns::default();
         self.arrivals.disconnected();
         // Acknowledgements go back into the queue: a mailbox may not open again, and one that is not
         // open would spoil the others' frame.
@@ -271,7 +250,7 @@ impl Book {
     /// Asks the relay whether it is there.
     pub(super) fn ping(&mut self) {
         let number = self.note(Ask::Ping, Vec::new());
-        self.first.push_back(number);
+        self.turns.put_first(number);
     }
 
     /// The relay wants us to go. It answers what it has read and takes acknowledgements.
@@ -283,7 +262,7 @@ impl Book {
         if self.live.is_none() {
             return Next::Idle(None);
         }
-        self.bring_back(now);
+        self.turns.bring_back(now);
         if self.reopening.is_empty() {
             self.gather_acknowledgements();
             if let Some(frame) = self.acknowledge_again().or_else(|| self.open_anew()) {
@@ -293,7 +272,7 @@ impl Book {
         while let Some(number) = self.take_next() {
             match self.encode(number) {
                 Some(Ok(frame)) => {
-                    self.sent.insert(number);
+                    self.turns.sent(number);
                     return Next::Write(frame);
                 }
                 Some(Err(why)) => {
@@ -305,18 +284,7 @@ impl Book {
         if self.is_finished() || (self.is_sent_away && self.owes_nothing_here()) {
             return Next::Leave;
         }
-        Next::Idle(self.later.iter().map(|(at, _)| *at).min())
-    }
-
-    fn bring_back(&mut self, now: Instant) {
-        let unsent = &mut self.unsent;
-        self.later.retain(|(at, number)| {
-            let is_due = *at <= now;
-            if is_due {
-                unsent.insert(*number);
-            }
-            !is_due
-        });
+        Next::Idle(self.turns.due())
     }
 
     fn gather_acknowledgements(&mut self) {
@@ -326,7 +294,7 @@ impl Book {
             .gather(count_max, |mailbox| self.keyring.is_open(mailbox))
         {
             let number = self.note(ask, waiters);
-            self.unsent.insert(number);
+            self.turns.put(number);
         }
     }
 
@@ -367,23 +335,15 @@ impl Book {
     }
 
     fn take_next(&mut self) -> Option<u32> {
-        if let Some(number) = self.first.pop_front() {
-            return Some(number);
-        }
-        let number = self.unsent.iter().find(|number| self.may_go(**number));
-        let number = *number?;
-        self.unsent.remove(&number);
-        Some(number)
-    }
-
-    fn may_go(&self, number: u32) -> bool {
-        let ask = self.asked.get(&number).map(|asked| &asked.ask);
-        ask.is_some_and(|ask| match ask {
+        let others_may = self.reopening.is_empty() && self.turns.has_room();
+        let (asked, is_sent_away) = (&self.asked, self.is_sent_away);
+        let may_go = |ask: &Ask| match ask {
             Ask::Reopen(_) | Ask::Window(..) | Ask::Ping => true,
-            _ if !self.reopening.is_empty() || self.sent.len() >= self.sent_max => false,
-            Ask::Request(Request::AcknowledgeEach(_)) => true,
-            Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => !self.is_sent_away,
-        })
+            Ask::Request(Request::AcknowledgeEach(_)) => others_may,
+            Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => others_may && !is_sent_away,
+        };
+        self.turns
+            .take(|number| asked.get(&number).is_some_and(|asked| may_go(&asked.ask)))
     }
 
     fn encode(&mut self, number: u32) -> Option<Result<Bytes, ClientError>> {
@@ -394,7 +354,7 @@ impl Book {
 
     /// Whoever has blobs in hand may still acknowledge them, until the relay closes.
     fn owes_nothing_here(&self) -> bool {
-        self.sent.is_empty() && self.acknowledged.is_empty() && !self.arrivals.is_any_in_hand()
+        !self.turns.is_any_sent() && self.acknowledged.is_empty() && !self.arrivals.is_any_in_hand()
     }
 
     /// Takes in what the relay says.
@@ -448,15 +408,14 @@ impl Book {
         };
         if refused.code == SHUTTING_DOWN {
             // Asked again on the next connection.
-            self.sent.remove(&number);
+            self.turns.remove(number);
             return Heard::Nothing;
         }
         if let Some(at) = asked.again_at(now, &refused, self.repeat_for) {
             if refused.code == RATE_LIMITED {
-                self.sent_max = 1;
+                self.turns.begin_slowly();
             }
-            self.sent.remove(&number);
-            self.later.push((at, number));
+            self.turns.put_off(number, at);
             return Heard::Nothing;
         }
         let why = ClientError::Refused {
@@ -471,8 +430,7 @@ impl Book {
         let Some(asked) = self.asked.remove(&number) else {
             return Heard::Nothing;
         };
-        self.sent.remove(&number);
-        self.sent_max = self.sent_max.saturating_add(1);
+        self.turns.answered(number);
         let has_served = answer.is_ok();
         let answer = match (asked.ask, self.live.as_ref()) {
             (Ask::Open(keys), Some(live)) => {

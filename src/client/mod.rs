@@ -60,8 +60,8 @@
 //! a request may go without an answer.
 //!
 //! Inside: [`Client`] notes what it asks (`ask`) in the `book`, which outlives connections, as does the
-//! `keyring` of open mailboxes and the `acknowledgements` that wait. What comes are `arrivals`: what was `seen` before is left out, the rest
-//! waits in the `inbox`. The task of `link` owns the socket and carries the book's frames; `dial` gets
+//! `keyring` of open mailboxes and the `acknowledgements` that wait; `turns` says which request goes
+//! next. What comes are `arrivals`: what was `seen` before is left out, the rest waits in the `inbox`. The task of `link` owns the socket and carries the book's frames; `dial` gets
 //! it a connection, `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options`
 //! are what a caller holds; `errands` are the requests that few need.
 
@@ -87,6 +87,7 @@ pub mod pad;
 pub(crate) mod played_relay;
 mod routes;
 mod seen;
+mod turns;
 pub mod v1;
 mod v1_connection;
 mod v1_options;
