@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::ClientError;
 use super::key::MailboxKey;
 use super::pad::pad;
+use crate::ids::MailboxId;
 use crate::protocol::message::{Outgoing, Refused, Request, Submit, Tag};
 use crate::protocol::message_v2::{Opened, Subscribe, Welcome};
 use crate::protocol::v2_client::encode_request;
@@ -56,6 +57,14 @@ impl Asked {
             waiters,
             refused_since: None,
             not_before: None,
+        }
+    }
+
+    /// Whether it opens this mailbox for the application.
+    pub(super) fn opens(&self, mailbox: &MailboxId) -> bool {
+        match &self.ask {
+            Ask::Open(keys) => keys.iter().any(|key| key.key.mailbox() == *mailbox),
+            _ => false,
         }
     }
 

@@ -70,6 +70,9 @@ pub(super) struct Book {
     keyring: Keyring,
     /// Mailboxes are being opened again; what needs them waits.
     reopening: BTreeSet<u32>,
+    /// Open at the relay and wanted by nobody. Written before anything else, so that there are no more
+    /// than in the openings that were unanswered at that time.
+    strays: Vec<MailboxId>,
     is_sent_away: bool,
     is_closing: bool,
     ended: Option<ClientError>,
@@ -93,6 +96,7 @@ impl Book {
             acknowledged: Acknowledgements::default(),
             keyring: Keyring::default(),
             reopening: BTreeSet::new(),
+            strays: Vec::new(),
             is_sent_away: false,
             is_closing: false,
             trouble: None,
@@ -129,10 +133,33 @@ impl Book {
         number
     }
 
-    /// Nobody waits for the answer any more, and it is not asked again.
+    /// Nobody waits for the answer any more, and it is not asked again. What closes mailboxes is: what
+    /// comes from them would hold the window, and nobody could acknowledge it.
     pub(super) fn abandon(&mut self, number: u32) {
-        self.asked.remove(&number);
-        self.turns.remove(number);
+        let closes = |asked: &Asked| matches!(asked.ask, Ask::Request(Request::Unsubscribe(_)));
+        if self.asked.get(&number).is_some_and(closes) {
+            return;
+        }
+        let is_sent = self.turns.remove(number);
+        let asked = self.asked.remove(&number).map(|asked| asked.ask);
+        if let (Some(Ask::Open(keys)), true) = (asked, is_sent) {
+            self.close_strays(&keys);
+        }
+    }
+
+    /// The relay opens these, and nobody wants them any more.
+    fn close_strays(&mut self, keys: &[Key]) {
+        for mailbox in keys.iter().map(|key| key.key.mailbox()) {
+            let mut asked = self.asked.iter();
+            // An opening that is written after they are closed opens them.
+            let is_wanted = self.keyring.is_open(&mailbox)
+                || asked
+                    .any(|(number, asked)| self.turns.is_sent(*number) && asked.opens(&mailbox));
+            if !is_wanted {
+                self.arrivals.unsubscribed(&mailbox);
+                self.strays.push(mailbox);
+            }
+        }
     }
 
     pub(super) fn acknowledge(&mut self, item: Item, waiter: Waiter) {
@@ -220,6 +247,7 @@ impl Book {
         self.live = None;
         self.reopening.clear();
         self.turns = Turns::default();
+        self.strays.clear();
         self.arrivals.disconnected();
         // Acknowledgements go back into the queue: a mailbox may not open again, and one that is not
         // open would spoil the others' frame.
@@ -262,6 +290,9 @@ impl Book {
         if self.live.is_none() {
             return Next::Idle(None);
         }
+        if let Some(frame) = self.unsubscribe_strays() {
+            return Next::Write(frame);
+        }
         self.turns.bring_back(now);
         if self.reopening.is_empty() {
             self.gather_acknowledgements();
@@ -303,6 +334,13 @@ impl Book {
         let live = self.live.as_ref();
         let bytes = live.map_or(0, |live| live.blob_bytes_max().min(self.frame_bytes_max));
         (bytes + FRAME_SPARE_BYTES) / bytes_each
+    }
+
+    fn unsubscribe_strays(&mut self) -> Option<Bytes> {
+        let count = self.strays.len().min(self.items_max(ITEM_BYTES));
+        let mailboxes: Vec<_> = self.strays.drain(..count).collect();
+        let request = Request::Unsubscribe(mailboxes);
+        (count > 0).then(|| encode_request(&Tag::Number(0), &request))
     }
 
     fn acknowledge_again(&mut self) -> Option<Bytes> {
@@ -395,11 +433,7 @@ impl Book {
     /// Whether what comes from there is wanted. The answer to an opening may come behind a delivery, and
     /// deliveries behind the answer that a mailbox is closed.
     fn is_open(&self, mailbox: &MailboxId) -> bool {
-        let is_asked = |asked: &Asked| match &asked.ask {
-            Ask::Open(keys) => keys.iter().any(|key| key.key.mailbox() == *mailbox),
-            _ => false,
-        };
-        self.keyring.is_open(mailbox) || self.asked.values().any(is_asked)
+        self.keyring.is_open(mailbox) || self.asked.values().any(|asked| asked.opens(mailbox))
     }
 
     fn refused(&mut self, number: u32, refused: Refused, now: Instant) -> Heard {

@@ -247,3 +247,36 @@ fn a_stored_blob_under_the_name_of_a_live_one_comes_and_can_be_acknowledged() {
     let (_, acknowledged) = played.written().unwrap();
     assert!(matches!(acknowledged, Request::AcknowledgeEach(_)));
 }
+
+#[test]
+fn an_opening_that_nobody_waits_for_any_more_leaves_nothing_open_at_the_relay() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let key = MailboxKey::ed25519([1; 32]);
+    let mailbox = key.mailbox();
+    let (waiter, _) = waiter();
+    let number = played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
+    let (tag, _) = played.written().unwrap();
+    played.deliver(mailbox, 1);
+    played.0.abandon(number);
+    assert_eq!(played.came(), 0);
+    let (of_nobody, unsubscribe) = played.written().unwrap();
+    assert!(of_nobody.number() == 0 && unsubscribe == Request::Unsubscribe(vec![mailbox]));
+    played.hear(subscribed(tag, Ok(())));
+    assert!(played.written().is_none());
+    played.opened();
+    played.deliver(mailbox, 1);
+    assert_eq!(played.came(), 1);
+}
+
+#[test]
+fn a_mailbox_is_closed_though_nobody_waits_for_it_any_more() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let (waiter, _) = waiter();
+    let number = played.0.unsubscribe(vec![mailbox], waiter);
+    played.0.abandon(number);
+    let (_, unsubscribe) = played.written().unwrap();
+    assert_eq!(unsubscribe, Request::Unsubscribe(vec![mailbox]));
+}

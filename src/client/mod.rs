@@ -422,6 +422,8 @@ impl Client {
             Some(answer) => answer.map_err(|_| ClientError::Finished)?,
             None => {
                 self.shared.book().abandon(number);
+                // It may leave something to be written.
+                self.shared.asked.notify_one();
                 Err(ClientError::Timeout)
             }
         }

@@ -101,6 +101,10 @@ impl Turns {
         self.sent.insert(number);
     }
 
+    pub(super) fn is_sent(&self, number: u32) -> bool {
+        self.sent.contains(&number)
+    }
+
     pub(super) fn is_any_sent(&self) -> bool {
         !self.sent.is_empty()
     }
