@@ -48,6 +48,8 @@ pub(super) struct Asked {
     pub(super) refused_since: Option<Instant>,
     /// The relay has said not to come again before.
     pub(super) not_before: Option<Instant>,
+    /// The last refusal for now; `None` from when it is written again, because then it may be done.
+    pub(super) refusal: Option<ClientError>,
 }
 
 impl Asked {
@@ -57,6 +59,7 @@ impl Asked {
             waiters,
             refused_since: None,
             not_before: None,
+            refusal: None,
         }
     }
 
@@ -90,12 +93,22 @@ impl Asked {
                 | Ask::Request(Request::AcknowledgeEach(_))
         );
         let last = since.checked_add(repeat_for).filter(|_| !is_ours);
-        if last.is_some_and(|last| now + wait > last) {
+        if last.is_some_and(|last| now + wait >= last) {
             return None;
         }
         let at = last.map_or(at, |last| at.min(last));
         self.not_before = Some(at);
+        self.refusal = Some(refused_for(refused));
         Some(at)
+    }
+}
+
+/// A refusal, as callers get it.
+pub(super) fn refused_for(refused: &Refused) -> ClientError {
+    ClientError::Refused {
+        code: refused.code.to_owned(),
+        message: refused.message.clone().into_owned(),
+        retry_after: refused.retry_after,
     }
 }
 

@@ -13,7 +13,9 @@ use tokio::time::Instant;
 use super::ClientError;
 use super::acknowledgements::Acknowledgements;
 use super::arrivals::Arrivals;
-use super::ask::{Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Waiter, number_of};
+use super::ask::{
+    Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Waiter, number_of, refused_for,
+};
 use super::blob::Item;
 use super::keyring::Keyring;
 use super::options::Options;
@@ -135,16 +137,19 @@ impl Book {
 
     /// Nobody waits for the answer any more, and it is not asked again. What closes mailboxes is: what
     /// comes from them would hold the window, and nobody could acknowledge it.
-    pub(super) fn abandon(&mut self, number: u32) {
+    ///
+    /// The last refusal, if it was not written again since: then it is known that it was not done.
+    pub(super) fn abandon(&mut self, number: u32) -> Option<ClientError> {
         let closes = |asked: &Asked| matches!(asked.ask, Ask::Request(Request::Unsubscribe(_)));
         if self.asked.get(&number).is_some_and(closes) {
-            return;
+            return None;
         }
         let is_sent = self.turns.remove(number);
-        let asked = self.asked.remove(&number).map(|asked| asked.ask);
-        if let (Some(Ask::Open(keys)), true) = (asked, is_sent) {
+        let Asked { ask, refusal, .. } = self.asked.remove(&number)?;
+        if let (Ask::Open(keys), true) = (ask, is_sent) {
             self.close_strays(&keys);
         }
+        refusal
     }
 
     /// The relay opens these, and nobody wants them any more.
@@ -387,6 +392,7 @@ impl Book {
     fn encode(&mut self, number: u32) -> Option<Result<Bytes, ClientError>> {
         let asked = self.asked.get_mut(&number)?;
         let live = self.live.as_ref()?;
+        asked.refusal = None;
         Some(asked.ask.encode(number, live, self.frame_bytes_max))
     }
 
@@ -452,12 +458,7 @@ impl Book {
             self.turns.put_off(number, at);
             return Heard::Nothing;
         }
-        let why = ClientError::Refused {
-            code: refused.code.to_owned(),
-            message: refused.message.into_owned(),
-            retry_after: refused.retry_after,
-        };
-        self.answer(number, Err(why))
+        self.answer(number, Err(refused_for(&refused)))
     }
 
     fn answer(&mut self, number: u32, answer: Answer) -> Heard {

@@ -273,8 +273,9 @@ impl Client {
         self.submit_in(blob, self.answer_within).await
     }
 
-    /// As [`Client::submit`], but no longer than this: then [`ClientError::Timeout`]. The blob may be
-    /// stored by then, and is not handed in again; submit it again to be sure, or cancel it.
+    /// As [`Client::submit`], but no longer than this: then the relay's last refusal, if it had refused the
+    /// blob for now, or else [`ClientError::Timeout`]. After that the blob may be stored, and is not handed
+    /// in again; submit it again to be sure, or cancel it.
     pub async fn submit_within(
         &self,
         blob: &Blob,
@@ -421,10 +422,10 @@ impl Client {
         match patience.wait(told).await {
             Some(answer) => answer.map_err(|_| ClientError::Finished)?,
             None => {
-                self.shared.book().abandon(number);
+                let refusal = self.shared.book().abandon(number);
                 // It may leave something to be written.
                 self.shared.asked.notify_one();
-                Err(ClientError::Timeout)
+                Err(refusal.unwrap_or(ClientError::Timeout))
             }
         }
     }

@@ -37,9 +37,10 @@ pub struct Options {
     /// wait is given to the caller. Zero gives every refusal to the caller. A full mailbox names a
     /// minute, storage that is away five seconds, a limit on speed what is left of it.
     pub repeat_for: Duration,
-    /// How long a request may go without an answer, over all connections; then it is not asked again and
-    /// its caller gets [`super::ClientError::Timeout`]. Whether it was done is not known: the same blob
-    /// may be submitted again. `None` waits as long as it takes.
+    /// How long a request may go without an answer, over all connections; then it is not asked again.
+    /// Its caller gets the relay's last refusal, if the request waited to be asked again after it, or else
+    /// [`super::ClientError::Timeout`]: whether it was done is not known then, and the same blob may be
+    /// submitted again. `None` waits as long as it takes.
     pub answer_within: Option<Duration>,
     /// When nothing was heard from the relay for so long, it is asked whether it is there; after the same
     /// time again without a sign the connection counts as lost. The relay pings by itself, every 30
