@@ -182,8 +182,13 @@ impl Book {
     }
 
     /// What was acknowledged before goes first; then the mailboxes are not opened again.
+    ///
+    /// Without a connection nobody knows which mailboxes will be open on the next, and where that is: who
+    /// has acknowledged in these is told that they are closed.
     pub(super) fn unsubscribe(&mut self, mailboxes: Vec<MailboxId>, waiter: Waiter) -> u32 {
-        self.gather_acknowledgements();
+        if self.live.is_some() && self.reopening.is_empty() {
+            self.gather_acknowledgements();
+        }
         for mailbox in &mailboxes {
             self.keyring.remove(mailbox);
             self.arrivals.unsubscribed(mailbox);

@@ -280,3 +280,20 @@ fn a_mailbox_is_closed_though_nobody_waits_for_it_any_more() {
     let (_, unsubscribe) = played.written().unwrap();
     assert_eq!(unsubscribe, Request::Unsubscribe(vec![mailbox]));
 }
+
+#[test]
+fn what_was_acknowledged_before_a_mailbox_was_closed_offline_does_not_go_to_another_relay() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let item = played.deliver(mailbox, 1);
+    played.0.disconnected();
+    let mut acknowledged = played.acknowledge(item);
+    let (waiter, _) = waiter();
+    played.0.unsubscribe(vec![mailbox], waiter);
+    played.connected_to(2);
+    let (_, first) = played.written().unwrap();
+    assert_eq!(first, Request::Unsubscribe(vec![mailbox]));
+    let why = acknowledged.try_recv().unwrap().err();
+    assert_eq!(why, Some(ClientError::OtherRelay));
+}
