@@ -71,6 +71,13 @@ impl Asked {
         }
     }
 
+    pub(super) fn closes(&self, mailbox: &MailboxId) -> bool {
+        match &self.ask {
+            Ask::Request(Request::Unsubscribe(mailboxes)) => mailboxes.contains(mailbox),
+            _ => false,
+        }
+    }
+
     /// When to ask again after a refusal that tells a wait; `None` when that is later than whoever waits
     /// wants to. What the client itself needs is asked for ever.
     pub(super) fn again_at(

@@ -4,7 +4,7 @@
 //! All that is unanswered when a connection is lost is asked again on the next. Every request may be:
 //! a submit keeps its id, and the others do nothing the second time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -444,7 +444,16 @@ impl Book {
     /// Whether what comes from there is wanted. The answer to an opening may come behind a delivery, and
     /// deliveries behind the answer that a mailbox is closed.
     fn is_open(&self, mailbox: &MailboxId) -> bool {
-        self.keyring.is_open(mailbox) || self.asked.values().any(|asked| asked.opens(mailbox))
+        let mut asked = self.asked.iter();
+        self.keyring.is_open(mailbox)
+            || asked
+                .any(|(number, asked)| asked.opens(mailbox) && !self.closes_after(*number, mailbox))
+    }
+
+    /// Whether this mailbox is to be closed by a later request.
+    fn closes_after(&self, number: u32, mailbox: &MailboxId) -> bool {
+        let mut later = self.asked.range(number..);
+        later.any(|(_, asked)| asked.closes(mailbox))
     }
 
     fn refused(&mut self, number: u32, refused: Refused, now: Instant) -> Heard {
@@ -475,7 +484,10 @@ impl Book {
         let answer = match (asked.ask, self.live.as_ref()) {
             (Ask::Open(keys), Some(live)) => {
                 let answer = live.subscribed(&keys, answer);
-                self.keyring.opened(keys, &answer);
+                let mailboxes = keys.iter().map(|key| key.key.mailbox());
+                let closed = mailboxes.filter(|mailbox| self.closes_after(number, mailbox));
+                let closed: HashSet<_> = closed.collect();
+                self.keyring.opened(keys, &answer, &closed);
                 answer
             }
             (Ask::Reopen(keys), Some(live)) => {

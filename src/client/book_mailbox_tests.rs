@@ -297,3 +297,25 @@ fn what_was_acknowledged_before_a_mailbox_was_closed_offline_does_not_go_to_anot
     let why = acknowledged.try_recv().unwrap().err();
     assert_eq!(why, Some(ClientError::OtherRelay));
 }
+
+#[test]
+fn a_mailbox_that_is_closed_before_its_opening_is_answered_stays_closed() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let key = MailboxKey::ed25519([1; 32]);
+    let mailbox = key.mailbox();
+    let (opening, _) = waiter();
+    played.0.ask(Ask::Open(vec![Key::new(key, false)]), opening);
+    let (tag, _) = played.written().unwrap();
+    let (closing, _) = waiter();
+    played.0.unsubscribe(vec![mailbox], closing);
+    played.deliver(mailbox, 1);
+    played.hear(subscribed(tag, Ok(())));
+    assert_eq!(played.came(), 0);
+    let (tag, _) = played.written().unwrap();
+    let done = Done::Unsubscribed;
+    played.hear(Outgoing::Done { tag, done });
+    played.0.disconnected();
+    played.connected_to(1);
+    assert!(played.written().is_none(), "it is not opened again");
+}
