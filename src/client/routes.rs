@@ -81,7 +81,8 @@ impl Routes {
         }
     }
 
-    /// It asked us to go, and named others. Only those that we were configured with count.
+    /// It asked us to go, and named others. Only those that we were configured with count, and that need
+    /// not be waited for while others are free.
     pub(super) fn sent_away(
         &mut self,
         at: usize,
@@ -92,6 +93,10 @@ impl Routes {
         if let Some(route) = self.routes.get_mut(at) {
             route.not_before = Some(now + after.min(ABSENCE_MAX));
         }
+        let is_free = |at: usize| {
+            let route = self.routes.get(at);
+            route.is_some_and(|route| route.not_before.is_none_or(|before| before <= now))
+        };
         self.stays_at = alternates
             .iter()
             .filter_map(|url| {
@@ -99,7 +104,7 @@ impl Routes {
                     .iter()
                     .position(|route| is_same(&route.url, url))
             })
-            .find(|other| *other != at);
+            .find(|other| *other != at && is_free(*other));
     }
 
     fn wait(&mut self, at: usize, now: Instant, retry_after: Option<Duration>) {
@@ -210,5 +215,10 @@ mod tests {
         let mut alone = Routes::new(&["ws://a".to_owned()], BASE, MAX);
         alone.sent_away(0, now, BASE, &[]);
         assert_eq!(alone.next(now), (0, now + BASE));
+        // The alternate has asked to be left alone, and a third is free.
+        let mut routes = self::routes();
+        routes.failed(2, now, Some(MAX));
+        routes.sent_away(0, now, BASE, &alternates);
+        assert_eq!(routes.next(now), (1, now));
     }
 }
