@@ -24,6 +24,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A connection that lasted so long was one, whether or not anything was asked on it.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 
+/// Close codes after which the same would happen again: too large, try later, malformed, failed proofs.
+const FAULT_CODES: [u16; 4] = [1009, 1013, 4400, 4429];
+
 /// How long the relay has for answering our goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -114,12 +117,13 @@ impl Link {
                         first.send(Ok(())).ok();
                     }
                     let began = Instant::now();
-                    let (ended, has_served) = self.serve(at, dialled).await;
+                    let (ended, has_served) = self.serve(dialled).await;
                     self.shared.book().disconnected();
                     let now = Instant::now();
-                    let was_good = has_served || now - began >= SETTLED_AFTER;
+                    let was_good = self.was_good(now - began, has_served, &ended);
                     if was_good {
                         alone_since = now;
+                        self.routes.served(at);
                     }
                     match ended {
                         Ended::Finished => return ClientError::Finished,
@@ -149,6 +153,16 @@ impl Link {
         }
     }
 
+    /// One that ends with a fault would end so again: coming back at once, however much the relay did before,
+    /// would have the same blob sent over and over. One that lasted longer than any wait may come back.
+    fn was_good(&self, lasted: Duration, has_served: bool, ended: &Ended) -> bool {
+        let is_fault = matches!(ended, Ended::Lost(why) if is_fault(why));
+        match is_fault {
+            true => lasted >= self.routes.longest_wait().max(SETTLED_AFTER),
+            false => has_served || lasted >= SETTLED_AFTER,
+        }
+    }
+
     /// A relay that lets us in and does nothing for us is as bad as one that does not answer.
     fn lost(&mut self, at: usize, now: Instant, was_good: bool, why: &ClientError) {
         match why.retry_after() {
@@ -163,7 +177,7 @@ impl Link {
     }
 
     /// One connection, from its welcome to its end; and whether the relay has done anything on it.
-    async fn serve(&mut self, at: usize, dialled: Dialled) -> (Ended, bool) {
+    async fn serve(&self, dialled: Dialled) -> (Ended, bool) {
         let Dialled {
             socket,
             welcome,
@@ -184,10 +198,7 @@ impl Link {
             shared: &shared,
             silence,
             go_away: &mut go_away,
-            on_served: || {
-                has_served = true;
-                self.routes.served(at);
-            },
+            has_served: &mut has_served,
         };
         let ended = tokio::select! {
             why = reader.run() => Ended::Lost(why),
@@ -208,16 +219,26 @@ async fn finished(shared: &Shared) {
     }
 }
 
-struct Reader<'a, OnServed> {
+/// Whether one of the two does not understand the other, or has had too much of it.
+fn is_fault(why: &ClientError) -> bool {
+    match why {
+        ClientError::Protocol(_) => true,
+        ClientError::Closed { code, .. } => FAULT_CODES.contains(code),
+        _ => false,
+    }
+}
+
+struct Reader<'a> {
     stream: SplitStream<Socket>,
     shared: &'a Shared,
     /// After so long the relay is asked whether it is there; after the same again it is not.
     silence: Duration,
     go_away: &'a mut Option<GoAway>,
-    on_served: OnServed,
+    /// Whether the relay has answered or delivered anything.
+    has_served: &'a mut bool,
 }
 
-impl<OnServed: FnMut()> Reader<'_, OnServed> {
+impl Reader<'_> {
     /// Reads until the connection ends; why it did.
     async fn run(mut self) -> ClientError {
         let mut is_asked = false;
@@ -259,7 +280,7 @@ impl<OnServed: FnMut()> Reader<'_, OnServed> {
         drop(book);
         match heard {
             Heard::Nothing => {}
-            Heard::Answer | Heard::Event => (self.on_served)(),
+            Heard::Answer | Heard::Event => *self.has_served = true,
             Heard::GoAway(go_away) => *self.go_away = Some(go_away),
         }
         // An answer may bring an event, too, and any frame may leave something to be written.

@@ -73,6 +73,11 @@ impl Routes {
         self.wait(at, now, None);
     }
 
+    /// What no wait of ours is longer than.
+    pub(super) fn longest_wait(&self) -> Duration {
+        self.max
+    }
+
     /// It has done something for us.
     pub(super) fn served(&mut self, at: usize) {
         if let Some(route) = self.routes.get_mut(at) {
