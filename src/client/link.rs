@@ -15,7 +15,7 @@ use super::ask::Live;
 use super::book::{Book, Heard, Next};
 use super::dial::{Dialled, Dialler, Socket, closed, lost};
 use super::routes::Routes;
-use crate::protocol::message_v2::GoAway;
+use crate::protocol::message_v2::{GoAway, GoAwayReason};
 use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
 
 /// How long a frame may take to be written.
@@ -110,6 +110,7 @@ impl Link {
                     self.dialler.dial(at).await
                 } => dialled,
                 () = finished(&self.shared) => return ClientError::Finished,
+                why = self.given_up_before(when, alone_since) => return why,
             };
             let why = match dialled {
                 Ok(dialled) => {
@@ -131,7 +132,7 @@ impl Link {
                             let (after, alternates) =
                                 (go_away.reconnect_after, &go_away.alternates);
                             self.routes.sent_away(at, now, after, alternates);
-                            continue;
+                            sent_away(&go_away)
                         }
                         Ended::Lost(why) => {
                             self.lost(at, now, was_good, &why);
@@ -176,6 +177,20 @@ impl Link {
             .is_some_and(|max| alone_since.elapsed() >= max)
     }
 
+    /// Waiting for a relay takes no longer than the client shall go on.
+    async fn given_up_before(&self, when: Instant, alone_since: Instant) -> ClientError {
+        let end = self
+            .give_up_after
+            .and_then(|max| alone_since.checked_add(max));
+        match end {
+            Some(end) if end < when => tokio::time::sleep_until(end).await,
+            _ => std::future::pending().await,
+        }
+        // Whoever has to wait has failed before.
+        let why = self.shared.book().trouble.clone();
+        why.unwrap_or(ClientError::Timeout)
+    }
+
     /// One connection, from its welcome to its end; and whether the relay has done anything on it.
     async fn serve(&self, dialled: Dialled) -> (Ended, bool) {
         let Dialled {
@@ -216,6 +231,18 @@ impl Link {
 async fn finished(shared: &Shared) {
     while !shared.book().is_finished() {
         shared.asked.notified().await;
+    }
+}
+
+/// How an absence that the relay asked for is told: as its goodbye would.
+fn sent_away(go_away: &GoAway) -> ClientError {
+    let reason = match go_away.reason {
+        GoAwayReason::Draining => "it stops, and sends its clients away",
+        GoAwayReason::Overloaded => "it has too much to do, and sends its clients away",
+    };
+    ClientError::Closed {
+        code: CloseCode::Away.into(),
+        reason: reason.to_owned(),
     }
 }
 

@@ -95,8 +95,12 @@ impl Routes {
         after: Duration,
         alternates: &[String],
     ) {
+        // At least as long as after a failure: one that sends everybody away at once would have its clients
+        // come and go without end.
+        self.wait(at, now, None);
         if let Some(route) = self.routes.get_mut(at) {
-            route.not_before = Some(now + after.min(ABSENCE_MAX));
+            let after = Some(now + after.min(ABSENCE_MAX));
+            route.not_before = route.not_before.max(after);
         }
         let is_free = |at: usize| {
             let route = self.routes.get(at);

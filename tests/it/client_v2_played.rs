@@ -135,3 +135,23 @@ async fn a_relay_that_serves_and_breaks_the_protocol_each_time_is_as_bad_as_none
     let why = end_of(client).await;
     assert!(matches!(why, ClientError::Protocol(_)), "{why:?}");
 }
+
+#[tokio::test]
+async fn a_relay_that_only_sends_its_clients_away_is_given_up_however_long_they_shall_stay_away() {
+    let welcome = welcome().await;
+    for reconnect_after in [Duration::ZERO, Duration::from_secs(3_600)] {
+        let go_away = GoAway {
+            reason: GoAwayReason::Overloaded,
+            reconnect_after,
+            alternates: Arc::new([]),
+        };
+        let relay = Misbehaves {
+            welcome: welcome.clone(),
+            serves: false,
+            last_word: encode(&Outgoing::GoAway(go_away)),
+        };
+        let (address, _task) = relay.listen().await;
+        let why = end_of(client_of(address)).await;
+        assert!(matches!(why, ClientError::Closed { .. }), "{why:?}");
+    }
+}
