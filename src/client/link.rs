@@ -18,8 +18,10 @@ use super::routes::Routes;
 use crate::protocol::message_v2::{GoAway, GoAwayReason};
 use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
 
-/// How long a frame may take to be written.
+/// How long a frame may take to be written, and how many bytes have a second more: as long as the relay
+/// takes for reading and writing it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+const BYTES_PER_SECOND: u64 = 64 << 10;
 
 /// A connection that lasted so long was one, whether or not anything was asked on it.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
@@ -318,12 +320,17 @@ impl Reader<'_> {
 
 /// Writes what is asked, until it is time to leave or writing fails.
 async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
+    // What the frame before has left unwritten goes first.
+    let mut before = 0;
     loop {
         let next = shared.book().next(Instant::now());
         let is_written = match next {
-            Next::Write(frame) => in_time(sink.feed(Message::Binary(frame))).await,
+            Next::Write(frame) => {
+                let bytes = frame.len() + std::mem::replace(&mut before, frame.len());
+                in_time(bytes, sink.feed(Message::Binary(frame))).await
+            }
             Next::Idle(until) => {
-                let is_flushed = in_time(sink.flush()).await;
+                let is_flushed = in_time(std::mem::take(&mut before), sink.flush()).await;
                 if is_flushed {
                     idle(shared, until).await;
                 }
@@ -334,7 +341,7 @@ async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
                     code: CloseCode::Normal,
                     reason: "".into(),
                 };
-                in_time(sink.send(Message::Close(Some(goodbye)))).await;
+                in_time(before, sink.send(Message::Close(Some(goodbye)))).await;
                 // Until then the reader may find the relay's goodbye.
                 tokio::time::sleep(GOODBYE_TIMEOUT).await;
                 return Ended::Finished;
@@ -347,12 +354,17 @@ async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
     }
 }
 
-/// Whether it was written, and in time.
+fn write_timeout(bytes: usize) -> Duration {
+    WRITE_TIMEOUT + Duration::from_secs(bytes as u64 / BYTES_PER_SECOND)
+}
+
+/// Whether it was written, and in time for so many bytes.
 async fn in_time(
+    bytes: usize,
     writing: impl Future<Output = Result<(), tokio_tungstenite::tungstenite::Error>>,
 ) -> bool {
     matches!(
-        tokio::time::timeout(WRITE_TIMEOUT, writing).await,
+        tokio::time::timeout(write_timeout(bytes), writing).await,
         Ok(Ok(()))
     )
 }
@@ -364,5 +376,19 @@ async fn idle(shared: &Shared, until: Option<Instant>) {
             () = tokio::time::sleep_until(until) => {}
         },
         None => shared.asked.notified().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_frame_has_as_long_as_the_relay_waits_for_it() {
+        assert_eq!(write_timeout(1_000), WRITE_TIMEOUT);
+        assert_eq!(
+            write_timeout(64 << 20),
+            WRITE_TIMEOUT + Duration::from_secs(1_024)
+        );
     }
 }
