@@ -23,6 +23,12 @@ const OTHER_RELAY: &str = "other_relay";
 /// Nobody took a live-only blob. The sender wants to know that now, whatever wait the relay names.
 const NOT_CONNECTED: &str = "not_connected";
 
+/// The word of a relay that takes no more submits because it is about to stop.
+pub(super) const SHUTTING_DOWN: &str = "shutting_down";
+
+/// The word of a relay that is asked too much; what is asked of it then is begun slowly again.
+pub(super) const RATE_LIMITED: &str = "rate_limited";
+
 /// The answer to a request.
 pub(super) type Answer = Result<Outgoing, ClientError>;
 
@@ -88,7 +94,9 @@ impl Asked {
     ) -> Option<Instant> {
         let wait = refused
             .retry_after
-            .filter(|_| refused.code != NOT_CONNECTED)?;
+            .filter(|_| refused.code != NOT_CONNECTED)
+            // Later it would close what is opened anew meanwhile.
+            .filter(|_| !matches!(self.ask, Ask::Leave(_)))?;
         // A quarter more at the most, so that those who were refused together do not come together.
         let at = now.checked_add(wait.mul_f64(1.0 + rand::random::<f64>() / 4.0))?;
         let since = *self.refused_since.get_or_insert(now);
@@ -129,6 +137,8 @@ pub(super) enum Ask {
     Open(Vec<Key>),
     /// Everything that was open on the connection before, or what was left out of it.
     Reopen(Vec<Key>),
+    /// Closes mailboxes that are opened anew with the next request.
+    Leave(Vec<MailboxId>),
     Window(u32, u64),
     /// Whether the relay is still there.
     Ping,
@@ -145,6 +155,9 @@ impl Ask {
         let tag = Tag::Number(number);
         let frame = match self {
             Self::Request(request) => encode_request(&tag, request),
+            Self::Leave(mailboxes) => {
+                encode_request(&tag, &Request::Unsubscribe(mailboxes.clone()))
+            }
             Self::Ping => encode_request(&tag, &Request::Ping),
             Self::Submit { submit, pads } => {
                 let bytes_max = live.blob_bytes_max().min(frame_bytes_max);

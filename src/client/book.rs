@@ -14,13 +14,14 @@ use super::ClientError;
 use super::acknowledgements::Acknowledgements;
 use super::arrivals::Arrivals;
 use super::ask::{
-    Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Waiter, number_of, refused_for,
+    Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, RATE_LIMITED, SHUTTING_DOWN, Waiter,
+    number_of, refused_for,
 };
 use super::blob::Item;
 use super::keyring::Keyring;
 use super::options::Options;
 use super::seen::Acknowledging;
-use super::turns::Turns;
+use super::turns::{Next, Turns};
 use crate::ids::MailboxId;
 use crate::protocol::message::{Done, Outgoing, Refused, Request, Tag};
 use crate::protocol::message_v2::GoAway;
@@ -32,20 +33,6 @@ const ACKNOWLEDGE_MAX: usize = 1_000;
 /// What one item of an acknowledgement takes in its frame, and one opening, at the most.
 const ITEM_BYTES: usize = 64;
 const OPENING_BYTES: usize = 128;
-
-/// The word of a relay that takes no more submits because it is about to stop.
-const SHUTTING_DOWN: &str = "shutting_down";
-/// The word of a relay that is asked too much; what is asked of it then is begun slowly again.
-const RATE_LIMITED: &str = "rate_limited";
-
-/// What the writer does next.
-pub(super) enum Next {
-    Write(Bytes),
-    /// Nothing, until somebody asks or this time comes.
-    Idle(Option<Instant>),
-    /// Say goodbye.
-    Leave,
-}
 
 /// What a frame has brought.
 pub(super) enum Heard {
@@ -182,7 +169,6 @@ impl Book {
     }
 
     /// What was acknowledged before goes first; then the mailboxes are not opened again.
-    ///
     /// Without a connection nobody knows which mailboxes will be open on the next, and where that is: who
     /// has acknowledged in these is told that they are closed.
     pub(super) fn unsubscribe(&mut self, mailboxes: Vec<MailboxId>, waiter: Waiter) -> u32 {
@@ -263,7 +249,7 @@ impl Book {
         // open would spoil the others' frame.
         let mut back = Vec::new();
         self.asked.retain(|_, asked| match &mut asked.ask {
-            Ask::Reopen(_) | Ask::Window(..) | Ask::Ping => false,
+            Ask::Reopen(_) | Ask::Leave(_) | Ask::Window(..) | Ask::Ping => false,
             Ask::Request(Request::AcknowledgeEach(items)) => {
                 let items = items.drain(..).map(|(mailbox, id)| Item { mailbox, id });
                 back.extend(items.zip(asked.waiters.drain(..)));
@@ -306,9 +292,10 @@ impl Book {
         self.turns.bring_back(now);
         if self.reopening.is_empty() {
             self.gather_acknowledgements();
-            if let Some(frame) = self.acknowledge_again().or_else(|| self.open_anew()) {
+            if let Some(frame) = self.acknowledge_again() {
                 return Next::Write(frame);
             }
+            self.open_anew();
         }
         while let Some(number) = self.take_next() {
             match self.encode(number) {
@@ -366,27 +353,26 @@ impl Book {
     }
 
     /// What there was no room for is delivered again to a new subscription.
-    fn open_anew(&mut self) -> Option<Bytes> {
+    fn open_anew(&mut self) {
         if self.is_sent_away {
-            return None;
+            return;
         }
-        let missed = self.arrivals.missed(self.items_max(OPENING_BYTES));
+        let count_max = self.items_max(OPENING_BYTES);
+        let is_open = |mailbox: &MailboxId| self.keyring.is_open(mailbox);
+        let missed = self.arrivals.missed(count_max, is_open);
         let keys = self.keyring.each_of(&missed);
-        if keys.is_empty() {
-            return None;
+        if !keys.is_empty() {
+            let number = self.note(Ask::Leave(missed), Vec::new());
+            self.turns.put_first(number);
+            self.reopen(&keys);
         }
-        self.reopen(&keys);
-        Some(encode_request(
-            &Tag::Number(0),
-            &Request::Unsubscribe(missed),
-        ))
     }
 
     fn take_next(&mut self) -> Option<u32> {
         let others_may = self.reopening.is_empty() && self.turns.has_room();
         let (asked, is_sent_away) = (&self.asked, self.is_sent_away);
         let may_go = |ask: &Ask| match ask {
-            Ask::Reopen(_) | Ask::Window(..) | Ask::Ping => true,
+            Ask::Reopen(_) | Ask::Leave(_) | Ask::Window(..) | Ask::Ping => true,
             Ask::Request(Request::AcknowledgeEach(_)) => others_may,
             Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => others_may && !is_sent_away,
         };
@@ -495,6 +481,10 @@ impl Book {
                 self.reopening.remove(&number);
                 let arrivals = &mut self.arrivals;
                 self.keyring.reopened(&keys, &answer, arrivals);
+                answer
+            }
+            (Ask::Leave(mailboxes), _) => {
+                self.arrivals.left(&mailboxes);
                 answer
             }
             _ => answer,

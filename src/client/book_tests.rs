@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::ask::{Answer, Ask, Key, Live, Waiter};
-use super::book::{Book, Next};
+use super::book::Book;
+use super::turns::Next;
 use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};

@@ -12,9 +12,10 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
 use super::ClientError;
 use super::ask::Live;
-use super::book::{Book, Heard, Next};
+use super::book::{Book, Heard};
 use super::dial::{Dialled, Dialler, Socket, closed, lost};
 use super::routes::Routes;
+use super::turns::Next;
 use crate::protocol::message_v2::{GoAway, GoAwayReason};
 use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
 

@@ -2,12 +2,22 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 /// How many requests go out on a new connection before the first answer; each answer lets one more
 /// go. Were everything sent at once, a network that breaks after a few kilobytes would carry the same
 /// requests over and over, and never an answer.
 const FIRST_MAX: usize = 4;
+
+/// What the writer does next.
+pub(super) enum Next {
+    Write(Bytes),
+    /// Nothing, until somebody asks or this time comes.
+    Idle(Option<Instant>),
+    /// Say goodbye.
+    Leave,
+}
 
 /// The numbers of requests. Each is one that the book keeps, so there are no more than there.
 pub(super) struct Turns {
