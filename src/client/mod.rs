@@ -1,8 +1,9 @@
 //! The library for those who talk to relays: submit, subscribe, receive, acknowledge.
 //!
 //! A [`Client`] speaks the native protocol (v2), connects again when a connection is lost, and asks
-//! again what was not answered, under the same ids: nothing is lost, and nothing is stored twice.
-//! [`v1`] speaks Vauchi's protocol.
+//! again what was not answered, under the same ids: nothing is lost, and nothing is stored twice at one
+//! relay. A blob whose answer was lost may be stored at two, when another relay takes over. [`v1`]
+//! speaks Vauchi's protocol.
 //!
 //! ```no_run
 //! use vauchi_relay::client::{Blob, Client, Event, MailboxKey, Options, Receipts};
@@ -61,9 +62,10 @@
 //!
 //! Inside: [`Client`] notes what it asks (`ask`) in the `book`, which outlives connections, as does the
 //! `keyring` of open mailboxes and the `acknowledgements` that wait; `turns` says which request goes
-//! next. What comes are `arrivals`: what was `seen` before is left out, the rest waits in the `inbox`. The task of `link` owns the socket and carries the book's frames; `dial` gets
-//! it a connection, `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options`
-//! are what a caller holds; `errands` are the requests that few need.
+//! next. What comes are `arrivals`: what was `seen` before is left out, the rest waits in the `inbox`.
+//! The task of `link` owns the socket and carries the book's frames; `dial` gets it a connection,
+//! `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options` are what a caller
+//! holds; `errands` are the requests that few need.
 
 mod acknowledgements;
 mod arrivals;
@@ -389,7 +391,8 @@ impl Client {
     }
 
     /// Tells the relay that a blob or receipt has arrived; when this returns `Ok` it is deleted there.
-    /// It is told also if the future is dropped.
+    /// It is told also if the future is dropped, unless that still waits for room
+    /// ([`Options::requests_max`]).
     pub async fn acknowledge(&self, item: Item) -> Result<(), ClientError> {
         let patience = Patience::new(self.answer_within);
         let room = patience.for_room(self.requests.take(1)).await?;
