@@ -58,12 +58,16 @@ pub(crate) async fn round_trip(url: &str) -> Result<(), Box<dyn Error>> {
     recipient.close().await?;
 
     while let Some(event) = sender.next().await {
-        if let Event::Receipt(receipt) = event {
-            println!("{:?}", receipt.kind);
-            sender.acknowledge(receipt.item).await?;
-            if receipt.kind == ReceiptKind::Acknowledged {
-                break;
+        match event {
+            Event::Receipt(receipt) => {
+                println!("{:?}", receipt.kind);
+                sender.acknowledge(receipt.item).await?;
+                if receipt.kind == ReceiptKind::Acknowledged {
+                    break;
+                }
             }
+            Event::Closed { why, .. } => return Err(why.into()),
+            Event::Blob(_) | Event::CaughtUp(_) => {}
         }
     }
     sender.close().await?;

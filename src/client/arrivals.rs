@@ -24,6 +24,9 @@ pub(super) struct Arrivals {
     /// Something that came from them found no room. They are opened anew once there is some; waiting for
     /// room instead would keep the answers behind it from being read.
     missed: HashSet<MailboxId>,
+    /// Those of them that are being opened anew. What comes until the relay has closed them was under way
+    /// before, and is left for then, too.
+    leaving: HashSet<MailboxId>,
 }
 
 impl Arrivals {
@@ -33,6 +36,7 @@ impl Arrivals {
             seen: Seen::default(),
             came_again: Vec::new(),
             missed: HashSet::new(),
+            leaving: HashSet::new(),
         }
     }
 
@@ -44,6 +48,7 @@ impl Arrivals {
         self.came_again.clear();
         // All mailboxes are opened anew.
         self.missed.clear();
+        self.leaving.clear();
     }
 
     /// A blob has come; whether it is given on.
@@ -113,7 +118,7 @@ impl Arrivals {
 
     /// Nothing more comes from this mailbox.
     pub(super) fn closed(&mut self, mailbox: MailboxId, why: ClientError) {
-        self.missed.remove(&mailbox);
+        self.left(&[mailbox]);
         self.inbox.push(Event::Closed { mailbox, why }, Size::Word);
     }
 
@@ -122,7 +127,7 @@ impl Arrivals {
     pub(super) fn unsubscribed(&mut self, mailbox: &MailboxId) {
         self.inbox.closed(mailbox);
         self.seen.closed(mailbox);
-        self.missed.remove(mailbox);
+        self.left(&[*mailbox]);
         self.came_again.retain(|item| item.mailbox != *mailbox);
     }
 
@@ -132,17 +137,30 @@ impl Arrivals {
     }
 
     fn may_open_anew(&self) -> bool {
-        !self.missed.is_empty() && self.inbox.has_room_for_a_window()
+        self.missed.len() > self.leaving.len() && self.inbox.has_room_for_a_window()
     }
 
-    /// Mailboxes to be opened anew, because there is room for what was missed: so many of them.
-    pub(super) fn missed(&mut self, count_max: usize) -> Vec<MailboxId> {
+    /// Mailboxes to be opened anew, because there is room for what was missed: so many of those that are
+    /// open. One whose opening is not answered yet waits for that.
+    pub(super) fn missed(
+        &mut self,
+        count_max: usize,
+        is_open: impl Fn(&MailboxId) -> bool,
+    ) -> Vec<MailboxId> {
         let count = if self.may_open_anew() { count_max } else { 0 };
-        let missed: Vec<_> = self.missed.iter().take(count).copied().collect();
-        for mailbox in &missed {
-            self.missed.remove(mailbox);
-        }
+        let missed = self.missed.difference(&self.leaving);
+        let missed = missed.filter(|mailbox| is_open(mailbox));
+        let missed: Vec<_> = missed.take(count).copied().collect();
+        self.leaving.extend(&missed);
         missed
+    }
+
+    /// What comes from these comes from its beginning.
+    pub(super) fn left(&mut self, mailboxes: &[MailboxId]) {
+        for mailbox in mailboxes {
+            self.missed.remove(mailbox);
+            self.leaving.remove(mailbox);
+        }
     }
 
     /// The application has kept it.

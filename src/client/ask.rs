@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::ClientError;
 use super::key::MailboxKey;
 use super::pad::pad;
+use crate::ids::MailboxId;
 use crate::protocol::message::{Outgoing, Refused, Request, Submit, Tag};
 use crate::protocol::message_v2::{Opened, Subscribe, Welcome};
 use crate::protocol::v2_client::encode_request;
@@ -21,6 +22,12 @@ const OTHER_RELAY: &str = "other_relay";
 
 /// Nobody took a live-only blob. The sender wants to know that now, whatever wait the relay names.
 const NOT_CONNECTED: &str = "not_connected";
+
+/// The word of a relay that takes no more submits because it is about to stop.
+pub(super) const SHUTTING_DOWN: &str = "shutting_down";
+
+/// The word of a relay that is asked too much; what is asked of it then is begun slowly again.
+pub(super) const RATE_LIMITED: &str = "rate_limited";
 
 /// The answer to a request.
 pub(super) type Answer = Result<Outgoing, ClientError>;
@@ -47,6 +54,8 @@ pub(super) struct Asked {
     pub(super) refused_since: Option<Instant>,
     /// The relay has said not to come again before.
     pub(super) not_before: Option<Instant>,
+    /// The last refusal for now; `None` from when it is written again, because then it may be done.
+    pub(super) refusal: Option<ClientError>,
 }
 
 impl Asked {
@@ -56,6 +65,22 @@ impl Asked {
             waiters,
             refused_since: None,
             not_before: None,
+            refusal: None,
+        }
+    }
+
+    /// Whether it opens this mailbox for the application.
+    pub(super) fn opens(&self, mailbox: &MailboxId) -> bool {
+        match &self.ask {
+            Ask::Open(keys) => keys.iter().any(|key| key.key.mailbox() == *mailbox),
+            _ => false,
+        }
+    }
+
+    pub(super) fn closes(&self, mailbox: &MailboxId) -> bool {
+        match &self.ask {
+            Ask::Request(Request::Unsubscribe(mailboxes)) => mailboxes.contains(mailbox),
+            _ => false,
         }
     }
 
@@ -69,7 +94,9 @@ impl Asked {
     ) -> Option<Instant> {
         let wait = refused
             .retry_after
-            .filter(|_| refused.code != NOT_CONNECTED)?;
+            .filter(|_| refused.code != NOT_CONNECTED)
+            // Later it would close what is opened anew meanwhile.
+            .filter(|_| !matches!(self.ask, Ask::Leave(_)))?;
         // A quarter more at the most, so that those who were refused together do not come together.
         let at = now.checked_add(wait.mul_f64(1.0 + rand::random::<f64>() / 4.0))?;
         let since = *self.refused_since.get_or_insert(now);
@@ -81,12 +108,22 @@ impl Asked {
                 | Ask::Request(Request::AcknowledgeEach(_))
         );
         let last = since.checked_add(repeat_for).filter(|_| !is_ours);
-        if last.is_some_and(|last| now + wait > last) {
+        if last.is_some_and(|last| now + wait >= last) {
             return None;
         }
         let at = last.map_or(at, |last| at.min(last));
         self.not_before = Some(at);
+        self.refusal = Some(refused_for(refused));
         Some(at)
+    }
+}
+
+/// A refusal, as callers get it.
+pub(super) fn refused_for(refused: &Refused) -> ClientError {
+    ClientError::Refused {
+        code: refused.code.to_owned(),
+        message: refused.message.clone().into_owned(),
+        retry_after: refused.retry_after,
     }
 }
 
@@ -100,6 +137,8 @@ pub(super) enum Ask {
     Open(Vec<Key>),
     /// Everything that was open on the connection before, or what was left out of it.
     Reopen(Vec<Key>),
+    /// Closes mailboxes that are opened anew with the next request.
+    Leave(Vec<MailboxId>),
     Window(u32, u64),
     /// Whether the relay is still there.
     Ping,
@@ -116,6 +155,9 @@ impl Ask {
         let tag = Tag::Number(number);
         let frame = match self {
             Self::Request(request) => encode_request(&tag, request),
+            Self::Leave(mailboxes) => {
+                encode_request(&tag, &Request::Unsubscribe(mailboxes.clone()))
+            }
             Self::Ping => encode_request(&tag, &Request::Ping),
             Self::Submit { submit, pads } => {
                 let bytes_max = live.blob_bytes_max().min(frame_bytes_max);

@@ -4,7 +4,7 @@
 //! All that is unanswered when a connection is lost is asked again on the next. Every request may be:
 //! a submit keeps its id, and the others do nothing the second time.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,11 +13,15 @@ use tokio::time::Instant;
 use super::ClientError;
 use super::acknowledgements::Acknowledgements;
 use super::arrivals::Arrivals;
-use super::ask::{Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Waiter, number_of};
+use super::ask::{
+    Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, RATE_LIMITED, SHUTTING_DOWN, Waiter,
+    number_of, refused_for,
+};
 use super::blob::Item;
 use super::keyring::Keyring;
 use super::options::Options;
 use super::seen::Acknowledging;
+use super::turns::{Next, Turns};
 use crate::ids::MailboxId;
 use crate::protocol::message::{Done, Outgoing, Refused, Request, Tag};
 use crate::protocol::message_v2::GoAway;
@@ -29,25 +33,6 @@ const ACKNOWLEDGE_MAX: usize = 1_000;
 /// What one item of an acknowledgement takes in its frame, and one opening, at the most.
 const ITEM_BYTES: usize = 64;
 const OPENING_BYTES: usize = 128;
-
-/// How many requests go out on a new connection before the first answer; each answer lets one more
-/// go. Were everything sent at once, a network that breaks after a few kilobytes would carry the same
-/// requests over and over, and never an answer.
-const FIRST_MAX: usize = 4;
-
-/// The word of a relay that takes no more submits because it is about to stop.
-const SHUTTING_DOWN: &str = "shutting_down";
-/// The word of a relay that is asked too much; what is asked of it then is begun slowly again.
-const RATE_LIMITED: &str = "rate_limited";
-
-/// What the writer does next.
-pub(super) enum Next {
-    Write(Bytes),
-    /// Nothing, until somebody asks or this time comes.
-    Idle(Option<Instant>),
-    /// Say goodbye.
-    Leave,
-}
 
 /// What a frame has brought.
 pub(super) enum Heard {
@@ -68,20 +53,15 @@ pub(super) struct Book {
     last_number: u32,
     /// By number, and so in the order asked.
     asked: BTreeMap<u32, Asked>,
-    /// What the client itself needs of this connection: the window, its mailboxes. Goes before the rest.
-    first: VecDeque<u32>,
-    /// To be written on this connection.
-    unsent: BTreeSet<u32>,
-    /// Written on this connection.
-    sent: BTreeSet<u32>,
-    /// How many may be written and not answered now.
-    sent_max: usize,
-    /// To be written again at a time that the relay named.
-    later: Vec<(Instant, u32)>,
+    /// Whose turn it is on this connection.
+    turns: Turns,
     acknowledged: Acknowledgements,
     keyring: Keyring,
     /// Mailboxes are being opened again; what needs them waits.
     reopening: BTreeSet<u32>,
+    /// Open at the relay and wanted by nobody. Written before anything else, so that there are no more
+    /// than in the openings that were unanswered at that time.
+    strays: Vec<MailboxId>,
     is_sent_away: bool,
     is_closing: bool,
     ended: Option<ClientError>,
@@ -101,14 +81,11 @@ impl Book {
             repeat_for: options.repeat_for,
             last_number: 0,
             asked: BTreeMap::new(),
-            first: VecDeque::new(),
-            unsent: BTreeSet::new(),
-            sent: BTreeSet::new(),
-            sent_max: FIRST_MAX,
-            later: Vec::new(),
+            turns: Turns::default(),
             acknowledged: Acknowledgements::default(),
             keyring: Keyring::default(),
             reopening: BTreeSet::new(),
+            strays: Vec::new(),
             is_sent_away: false,
             is_closing: false,
             trouble: None,
@@ -141,16 +118,40 @@ impl Book {
             return 0;
         }
         let number = self.note(ask, vec![waiter]);
-        self.unsent.insert(number);
+        self.turns.put(number);
         number
     }
 
-    /// Nobody waits for the answer any more, and it is not asked again.
-    pub(super) fn abandon(&mut self, number: u32) {
-        self.asked.remove(&number);
-        self.sent.remove(&number);
-        self.unsent.remove(&number);
-        self.later.retain(|(_, later)| *later != number);
+    /// Nobody waits for the answer any more, and it is not asked again. What closes mailboxes is: what
+    /// comes from them would hold the window, and nobody could acknowledge it.
+    ///
+    /// The last refusal, if it was not written again since: then it is known that it was not done.
+    pub(super) fn abandon(&mut self, number: u32) -> Option<ClientError> {
+        let closes = |asked: &Asked| matches!(asked.ask, Ask::Request(Request::Unsubscribe(_)));
+        if self.asked.get(&number).is_some_and(closes) {
+            return None;
+        }
+        let is_sent = self.turns.remove(number);
+        let Asked { ask, refusal, .. } = self.asked.remove(&number)?;
+        if let (Ask::Open(keys), true) = (ask, is_sent) {
+            self.close_strays(&keys);
+        }
+        refusal
+    }
+
+    /// The relay opens these, and nobody wants them any more.
+    fn close_strays(&mut self, keys: &[Key]) {
+        for mailbox in keys.iter().map(|key| key.key.mailbox()) {
+            let mut asked = self.asked.iter();
+            // An opening that is written after they are closed opens them.
+            let is_wanted = self.keyring.is_open(&mailbox)
+                || asked
+                    .any(|(number, asked)| self.turns.is_sent(*number) && asked.opens(&mailbox));
+            if !is_wanted {
+                self.arrivals.unsubscribed(&mailbox);
+                self.strays.push(mailbox);
+            }
+        }
     }
 
     pub(super) fn acknowledge(&mut self, item: Item, waiter: Waiter) {
@@ -168,8 +169,12 @@ impl Book {
     }
 
     /// What was acknowledged before goes first; then the mailboxes are not opened again.
+    /// Without a connection nobody knows which mailboxes will be open on the next, and where that is: who
+    /// has acknowledged in these is told that they are closed.
     pub(super) fn unsubscribe(&mut self, mailboxes: Vec<MailboxId>, waiter: Waiter) -> u32 {
-        self.gather_acknowledgements();
+        if self.live.is_some() && self.reopening.is_empty() {
+            self.gather_acknowledgements();
+        }
         for mailbox in &mailboxes {
             self.keyring.remove(mailbox);
             self.arrivals.unsubscribed(mailbox);
@@ -199,16 +204,16 @@ impl Book {
         }
         self.trouble = None;
         self.is_sent_away = false;
-        self.sent_max = FIRST_MAX;
         for (number, asked) in &self.asked {
-            // What is due now comes back with the first look.
-            self.later.push((asked.not_before.unwrap_or(now), *number));
+            // What is due comes back with the first look.
+            let until = asked.not_before.unwrap_or(now);
+            self.turns.put_off(*number, until);
         }
         if live.welcome.limits.window_default != self.window {
             // Before the mailboxes, whose deliveries it bounds.
             let (blobs, bytes) = self.window;
             let number = self.note(Ask::Window(blobs, bytes), Vec::new());
-            self.first.push_back(number);
+            self.turns.put_first(number);
         }
         self.live = Some(live);
         self.reopen(&self.keyring.all());
@@ -228,7 +233,7 @@ impl Book {
     fn reopen(&mut self, keys: &[Key]) {
         for part in keys.chunks(self.items_max(OPENING_BYTES)) {
             let number = self.note(Ask::Reopen(part.to_vec()), Vec::new());
-            self.first.push_back(number);
+            self.turns.put_first(number);
             self.reopening.insert(number);
         }
     }
@@ -237,16 +242,14 @@ impl Book {
     pub(super) fn disconnected(&mut self) {
         self.live = None;
         self.reopening.clear();
-        self.first.clear();
-        self.sent.clear();
-        self.unsent.clear();
-        self.later.clear();
+        self.turns = Turns::default();
+        self.strays.clear();
         self.arrivals.disconnected();
         // Acknowledgements go back into the queue: a mailbox may not open again, and one that is not
         // open would spoil the others' frame.
         let mut back = Vec::new();
         self.asked.retain(|_, asked| match &mut asked.ask {
-            Ask::Reopen(_) | Ask::Window(..) | Ask::Ping => false,
+            Ask::Reopen(_) | Ask::Leave(_) | Ask::Window(..) | Ask::Ping => false,
             Ask::Request(Request::AcknowledgeEach(items)) => {
                 let items = items.drain(..).map(|(mailbox, id)| Item { mailbox, id });
                 back.extend(items.zip(asked.waiters.drain(..)));
@@ -271,7 +274,7 @@ impl Book {
     /// Asks the relay whether it is there.
     pub(super) fn ping(&mut self) {
         let number = self.note(Ask::Ping, Vec::new());
-        self.first.push_back(number);
+        self.turns.put_first(number);
     }
 
     /// The relay wants us to go. It answers what it has read and takes acknowledgements.
@@ -283,17 +286,21 @@ impl Book {
         if self.live.is_none() {
             return Next::Idle(None);
         }
-        self.bring_back(now);
+        if let Some(frame) = self.unsubscribe_strays() {
+            return Next::Write(frame);
+        }
+        self.turns.bring_back(now);
         if self.reopening.is_empty() {
             self.gather_acknowledgements();
-            if let Some(frame) = self.acknowledge_again().or_else(|| self.open_anew()) {
+            if let Some(frame) = self.acknowledge_again() {
                 return Next::Write(frame);
             }
+            self.open_anew();
         }
         while let Some(number) = self.take_next() {
             match self.encode(number) {
                 Some(Ok(frame)) => {
-                    self.sent.insert(number);
+                    self.turns.sent(number);
                     return Next::Write(frame);
                 }
                 Some(Err(why)) => {
@@ -305,18 +312,7 @@ impl Book {
         if self.is_finished() || (self.is_sent_away && self.owes_nothing_here()) {
             return Next::Leave;
         }
-        Next::Idle(self.later.iter().map(|(at, _)| *at).min())
-    }
-
-    fn bring_back(&mut self, now: Instant) {
-        let unsent = &mut self.unsent;
-        self.later.retain(|(at, number)| {
-            let is_due = *at <= now;
-            if is_due {
-                unsent.insert(*number);
-            }
-            !is_due
-        });
+        Next::Idle(self.turns.due())
     }
 
     fn gather_acknowledgements(&mut self) {
@@ -326,7 +322,7 @@ impl Book {
             .gather(count_max, |mailbox| self.keyring.is_open(mailbox))
         {
             let number = self.note(ask, waiters);
-            self.unsent.insert(number);
+            self.turns.put(number);
         }
     }
 
@@ -335,6 +331,13 @@ impl Book {
         let live = self.live.as_ref();
         let bytes = live.map_or(0, |live| live.blob_bytes_max().min(self.frame_bytes_max));
         (bytes + FRAME_SPARE_BYTES) / bytes_each
+    }
+
+    fn unsubscribe_strays(&mut self) -> Option<Bytes> {
+        let count = self.strays.len().min(self.items_max(ITEM_BYTES));
+        let mailboxes: Vec<_> = self.strays.drain(..count).collect();
+        let request = Request::Unsubscribe(mailboxes);
+        (count > 0).then(|| encode_request(&Tag::Number(0), &request))
     }
 
     fn acknowledge_again(&mut self) -> Option<Bytes> {
@@ -350,51 +353,43 @@ impl Book {
     }
 
     /// What there was no room for is delivered again to a new subscription.
-    fn open_anew(&mut self) -> Option<Bytes> {
+    fn open_anew(&mut self) {
         if self.is_sent_away {
-            return None;
+            return;
         }
-        let missed = self.arrivals.missed(self.items_max(OPENING_BYTES));
+        let count_max = self.items_max(OPENING_BYTES);
+        let is_open = |mailbox: &MailboxId| self.keyring.is_open(mailbox);
+        let missed = self.arrivals.missed(count_max, is_open);
         let keys = self.keyring.each_of(&missed);
-        if keys.is_empty() {
-            return None;
+        if !keys.is_empty() {
+            let number = self.note(Ask::Leave(missed), Vec::new());
+            self.turns.put_first(number);
+            self.reopen(&keys);
         }
-        self.reopen(&keys);
-        Some(encode_request(
-            &Tag::Number(0),
-            &Request::Unsubscribe(missed),
-        ))
     }
 
     fn take_next(&mut self) -> Option<u32> {
-        if let Some(number) = self.first.pop_front() {
-            return Some(number);
-        }
-        let number = self.unsent.iter().find(|number| self.may_go(**number));
-        let number = *number?;
-        self.unsent.remove(&number);
-        Some(number)
-    }
-
-    fn may_go(&self, number: u32) -> bool {
-        let ask = self.asked.get(&number).map(|asked| &asked.ask);
-        ask.is_some_and(|ask| match ask {
-            Ask::Reopen(_) | Ask::Window(..) | Ask::Ping => true,
-            _ if !self.reopening.is_empty() || self.sent.len() >= self.sent_max => false,
-            Ask::Request(Request::AcknowledgeEach(_)) => true,
-            Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => !self.is_sent_away,
-        })
+        let others_may = self.reopening.is_empty() && self.turns.has_room();
+        let (asked, is_sent_away) = (&self.asked, self.is_sent_away);
+        let may_go = |ask: &Ask| match ask {
+            Ask::Reopen(_) | Ask::Leave(_) | Ask::Window(..) | Ask::Ping => true,
+            Ask::Request(Request::AcknowledgeEach(_)) => others_may,
+            Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => others_may && !is_sent_away,
+        };
+        self.turns
+            .take(|number| asked.get(&number).is_some_and(|asked| may_go(&asked.ask)))
     }
 
     fn encode(&mut self, number: u32) -> Option<Result<Bytes, ClientError>> {
         let asked = self.asked.get_mut(&number)?;
         let live = self.live.as_ref()?;
+        asked.refusal = None;
         Some(asked.ask.encode(number, live, self.frame_bytes_max))
     }
 
     /// Whoever has blobs in hand may still acknowledge them, until the relay closes.
     fn owes_nothing_here(&self) -> bool {
-        self.sent.is_empty() && self.acknowledged.is_empty() && !self.arrivals.is_any_in_hand()
+        !self.turns.is_any_sent() && self.acknowledged.is_empty() && !self.arrivals.is_any_in_hand()
     }
 
     /// Takes in what the relay says.
@@ -435,11 +430,16 @@ impl Book {
     /// Whether what comes from there is wanted. The answer to an opening may come behind a delivery, and
     /// deliveries behind the answer that a mailbox is closed.
     fn is_open(&self, mailbox: &MailboxId) -> bool {
-        let is_asked = |asked: &Asked| match &asked.ask {
-            Ask::Open(keys) => keys.iter().any(|key| key.key.mailbox() == *mailbox),
-            _ => false,
-        };
-        self.keyring.is_open(mailbox) || self.asked.values().any(is_asked)
+        let mut asked = self.asked.iter();
+        self.keyring.is_open(mailbox)
+            || asked
+                .any(|(number, asked)| asked.opens(mailbox) && !self.closes_after(*number, mailbox))
+    }
+
+    /// Whether this mailbox is to be closed by a later request.
+    fn closes_after(&self, number: u32, mailbox: &MailboxId) -> bool {
+        let mut later = self.asked.range(number..);
+        later.any(|(_, asked)| asked.closes(mailbox))
     }
 
     fn refused(&mut self, number: u32, refused: Refused, now: Instant) -> Heard {
@@ -448,36 +448,32 @@ impl Book {
         };
         if refused.code == SHUTTING_DOWN {
             // Asked again on the next connection.
-            self.sent.remove(&number);
+            self.turns.remove(number);
             return Heard::Nothing;
         }
         if let Some(at) = asked.again_at(now, &refused, self.repeat_for) {
             if refused.code == RATE_LIMITED {
-                self.sent_max = 1;
+                self.turns.begin_slowly();
             }
-            self.sent.remove(&number);
-            self.later.push((at, number));
+            self.turns.put_off(number, at);
             return Heard::Nothing;
         }
-        let why = ClientError::Refused {
-            code: refused.code.to_owned(),
-            message: refused.message.into_owned(),
-            retry_after: refused.retry_after,
-        };
-        self.answer(number, Err(why))
+        self.answer(number, Err(refused_for(&refused)))
     }
 
     fn answer(&mut self, number: u32, answer: Answer) -> Heard {
         let Some(asked) = self.asked.remove(&number) else {
             return Heard::Nothing;
         };
-        self.sent.remove(&number);
-        self.sent_max = self.sent_max.saturating_add(1);
+        self.turns.answered(number);
         let has_served = answer.is_ok();
         let answer = match (asked.ask, self.live.as_ref()) {
             (Ask::Open(keys), Some(live)) => {
                 let answer = live.subscribed(&keys, answer);
-                self.keyring.opened(keys, &answer);
+                let mailboxes = keys.iter().map(|key| key.key.mailbox());
+                let closed = mailboxes.filter(|mailbox| self.closes_after(number, mailbox));
+                let closed: HashSet<_> = closed.collect();
+                self.keyring.opened(keys, &answer, &closed);
                 answer
             }
             (Ask::Reopen(keys), Some(live)) => {
@@ -485,6 +481,10 @@ impl Book {
                 self.reopening.remove(&number);
                 let arrivals = &mut self.arrivals;
                 self.keyring.reopened(&keys, &answer, arrivals);
+                answer
+            }
+            (Ask::Leave(mailboxes), _) => {
+                self.arrivals.left(&mailboxes);
                 answer
             }
             _ => answer,

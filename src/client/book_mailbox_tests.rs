@@ -8,7 +8,7 @@ use super::book::Book;
 use super::book_tests::{Played, subscribed, waiter};
 use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
-use crate::ids::BlobId;
+use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{Done, Outgoing, Request};
 use crate::protocol::message_v2::{BlobDelivery, Opened};
 
@@ -179,10 +179,15 @@ fn what_finds_no_room_holds_nothing_up_and_comes_once_there_is_some() {
     assert!(played.written().is_none(), "there is no room yet");
     assert_eq!(played.came(), 1, "and nobody has caught up");
     let (tag, unsubscribe) = played.written().unwrap();
-    assert!(tag.number() == 0 && unsubscribe == Request::Unsubscribe(vec![mailbox]));
-    let (tag, again) = played.written().unwrap();
+    assert_eq!(unsubscribe, Request::Unsubscribe(vec![mailbox]));
+    let (again_tag, again) = played.written().unwrap();
     assert!(matches!(again, Request::Subscribe(_)));
-    played.hear(subscribed(tag, Ok(())));
+    // Under way before the relay had read that, and after the one that was missed.
+    played.deliver(mailbox, 3);
+    let done = Done::Unsubscribed;
+    played.hear(Outgoing::Done { tag, done });
+    assert_eq!(played.came(), 0, "a mailbox has an order");
+    played.hear(subscribed(again_tag, Ok(())));
     for n in [1, 2] {
         played.deliver(mailbox, n);
     }
@@ -212,20 +217,110 @@ fn a_closed_mailbox_is_silent_and_gives_again_what_was_not_acknowledged_when_it_
     assert_eq!(played.came(), 2);
 }
 
+/// Hands over a blob that is not stored.
+fn hand_over(played: &mut Played, mailbox: MailboxId, n: u8) {
+    played.hear(Outgoing::Blob(BlobDelivery {
+        id: BlobId::from_bytes([n; 16]),
+        mailbox,
+        stored_at: Timestamp::from_millis(1),
+        expires_at: Timestamp::default(),
+        redelivered: false,
+        body: Bytes::new(),
+    }));
+}
+
 #[test]
 fn a_live_blob_that_is_handed_over_twice_comes_once() {
     let mut played = Played::new();
     played.connected_to(1);
     let mailbox = played.opened();
     for _ in 0..2 {
-        played.hear(Outgoing::Blob(BlobDelivery {
-            id: BlobId::from_bytes([1; 16]),
-            mailbox,
-            stored_at: Timestamp::from_millis(1),
-            expires_at: Timestamp::default(),
-            redelivered: false,
-            body: Bytes::new(),
-        }));
+        hand_over(&mut played, mailbox, 1);
     }
     assert_eq!(played.came(), 1);
+}
+
+#[test]
+fn a_stored_blob_under_the_name_of_a_live_one_comes_and_can_be_acknowledged() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    hand_over(&mut played, mailbox, 1);
+    let item = played.deliver(mailbox, 1);
+    assert_eq!(played.came(), 2);
+    let _told = played.acknowledge(item);
+    let (_, acknowledged) = played.written().unwrap();
+    assert!(matches!(acknowledged, Request::AcknowledgeEach(_)));
+}
+
+#[test]
+fn an_opening_that_nobody_waits_for_any_more_leaves_nothing_open_at_the_relay() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let key = MailboxKey::ed25519([1; 32]);
+    let mailbox = key.mailbox();
+    let (waiter, _) = waiter();
+    let number = played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
+    let (tag, _) = played.written().unwrap();
+    played.deliver(mailbox, 1);
+    played.0.abandon(number);
+    assert_eq!(played.came(), 0);
+    let (of_nobody, unsubscribe) = played.written().unwrap();
+    assert!(of_nobody.number() == 0 && unsubscribe == Request::Unsubscribe(vec![mailbox]));
+    played.hear(subscribed(tag, Ok(())));
+    assert!(played.written().is_none());
+    played.opened();
+    played.deliver(mailbox, 1);
+    assert_eq!(played.came(), 1);
+}
+
+#[test]
+fn a_mailbox_is_closed_though_nobody_waits_for_it_any_more() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let (waiter, _) = waiter();
+    let number = played.0.unsubscribe(vec![mailbox], waiter);
+    played.0.abandon(number);
+    let (_, unsubscribe) = played.written().unwrap();
+    assert_eq!(unsubscribe, Request::Unsubscribe(vec![mailbox]));
+}
+
+#[test]
+fn what_was_acknowledged_before_a_mailbox_was_closed_offline_does_not_go_to_another_relay() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let mailbox = played.opened();
+    let item = played.deliver(mailbox, 1);
+    played.0.disconnected();
+    let mut acknowledged = played.acknowledge(item);
+    let (waiter, _) = waiter();
+    played.0.unsubscribe(vec![mailbox], waiter);
+    played.connected_to(2);
+    let (_, first) = played.written().unwrap();
+    assert_eq!(first, Request::Unsubscribe(vec![mailbox]));
+    let why = acknowledged.try_recv().unwrap().err();
+    assert_eq!(why, Some(ClientError::OtherRelay));
+}
+
+#[test]
+fn a_mailbox_that_is_closed_before_its_opening_is_answered_stays_closed() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let key = MailboxKey::ed25519([1; 32]);
+    let mailbox = key.mailbox();
+    let (opening, _) = waiter();
+    played.0.ask(Ask::Open(vec![Key::new(key, false)]), opening);
+    let (tag, _) = played.written().unwrap();
+    let (closing, _) = waiter();
+    played.0.unsubscribe(vec![mailbox], closing);
+    played.deliver(mailbox, 1);
+    played.hear(subscribed(tag, Ok(())));
+    assert_eq!(played.came(), 0);
+    let (tag, _) = played.written().unwrap();
+    let done = Done::Unsubscribed;
+    played.hear(Outgoing::Done { tag, done });
+    played.0.disconnected();
+    played.connected_to(1);
+    assert!(played.written().is_none(), "it is not opened again");
 }

@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::ask::{Answer, Ask, Key, Live, Waiter};
-use super::book::{Book, Next};
+use super::book::Book;
+use super::turns::Next;
 use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
@@ -72,6 +73,10 @@ impl Played {
     }
 
     pub(super) fn submit(&mut self, n: u8) -> oneshot::Receiver<Answer> {
+        self.submit_numbered(n).1
+    }
+
+    fn submit_numbered(&mut self, n: u8) -> (u32, oneshot::Receiver<Answer>) {
         let (waiter, told) = waiter();
         let submit = Submit {
             recipient: MailboxId::from_bytes([n; 32]),
@@ -81,8 +86,7 @@ impl Played {
             body: Bytes::new(),
         };
         let pads = false;
-        self.0.ask(Ask::Submit { submit, pads }, waiter);
-        told
+        (self.0.ask(Ask::Submit { submit, pads }, waiter), told)
     }
 
     pub(super) fn opened(&mut self) -> MailboxId {
@@ -253,7 +257,7 @@ fn a_refusal_for_now_is_repeated_until_the_patience_ends_and_a_final_one_is_told
 fn a_full_mailbox_and_an_absent_recipient_are_told_at_once() {
     let mut played = Played::new();
     played.connected_to(1);
-    for (code, wait) in [("mailbox_full", 61), ("not_connected", 1)] {
+    for (code, wait) in [("mailbox_full", 60), ("not_connected", 1)] {
         let mut told = played.submit(1);
         let (tag, _) = played.written().unwrap();
         played.hear(refused(tag, code, Some(Duration::from_secs(wait))));
@@ -398,4 +402,24 @@ fn the_end_is_told_to_everybody_and_to_who_comes_after() {
     for told in [&mut told, &mut after] {
         assert_eq!(told.try_recv().unwrap().err(), Some(ClientError::Timeout));
     }
+}
+
+#[test]
+fn who_loses_patience_over_a_refusal_is_told_the_refusal_unless_it_is_asked_again_by_then() {
+    let mut played = Played::new();
+    played.connected_to(1);
+    let (number, _told) = played.submit_numbered(1);
+    let (tag, _) = played.written().unwrap();
+    played.hear(refused(tag, "unavailable", Some(Duration::from_secs(5))));
+    let Some(ClientError::Refused { code, .. }) = played.0.abandon(number) else {
+        panic!("it is known that it was not done")
+    };
+    assert_eq!(code, "unavailable");
+
+    let (number, _told) = played.submit_numbered(2);
+    let (tag, _) = played.written().unwrap();
+    played.hear(refused(tag, "unavailable", Some(Duration::from_secs(5))));
+    played.1 += Duration::from_secs(10);
+    played.written().unwrap();
+    assert_eq!(played.0.abandon(number), None);
 }

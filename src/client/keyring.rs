@@ -1,6 +1,6 @@
 //! The mailboxes that are open, and what opens them again on the next connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::ClientError;
 use super::arrivals::Arrivals;
@@ -50,14 +50,14 @@ impl Keyring {
         });
     }
 
-    /// Keeps the keys that have opened their mailboxes.
-    pub(super) fn opened(&mut self, keys: Vec<Key>, answer: &Answer) {
+    /// Keeps the keys that have opened their mailboxes, except those that are to be closed by now.
+    pub(super) fn opened(&mut self, keys: Vec<Key>, answer: &Answer, closed: &HashSet<MailboxId>) {
         let Ok(Outgoing::Subscribed { openings, .. }) = answer else {
             return;
         };
         for (mut key, opened) in keys.into_iter().zip(openings) {
-            if opened.is_ok() {
-                let mailbox = key.key.mailbox();
+            let mailbox = key.key.mailbox();
+            if opened.is_ok() && !closed.contains(&mailbox) {
                 self.last_place += 1;
                 key.place = match self.keys.get(&mailbox) {
                     Some(before) => before.place,

@@ -12,17 +12,23 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
 use super::ClientError;
 use super::ask::Live;
-use super::book::{Book, Heard, Next};
+use super::book::{Book, Heard};
 use super::dial::{Dialled, Dialler, Socket, closed, lost};
 use super::routes::Routes;
-use crate::protocol::message_v2::GoAway;
+use super::turns::Next;
+use crate::protocol::message_v2::{GoAway, GoAwayReason};
 use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
 
-/// How long a frame may take to be written.
+/// How long a frame may take to be written, and how many bytes have a second more: as long as the relay
+/// takes for reading and writing it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+const BYTES_PER_SECOND: u64 = 64 << 10;
 
 /// A connection that lasted so long was one, whether or not anything was asked on it.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
+
+/// Close codes after which the same would happen again: too large, try later, malformed, failed proofs.
+const FAULT_CODES: [u16; 4] = [1009, 1013, 4400, 4429];
 
 /// How long the relay has for answering our goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -107,6 +113,7 @@ impl Link {
                     self.dialler.dial(at).await
                 } => dialled,
                 () = finished(&self.shared) => return ClientError::Finished,
+                why = self.given_up_before(when, alone_since) => return why,
             };
             let why = match dialled {
                 Ok(dialled) => {
@@ -114,12 +121,13 @@ impl Link {
                         first.send(Ok(())).ok();
                     }
                     let began = Instant::now();
-                    let (ended, has_served) = self.serve(at, dialled).await;
+                    let (ended, has_served) = self.serve(dialled).await;
                     self.shared.book().disconnected();
                     let now = Instant::now();
-                    let was_good = has_served || now - began >= SETTLED_AFTER;
+                    let was_good = self.was_good(now - began, has_served, &ended);
                     if was_good {
                         alone_since = now;
+                        self.routes.served(at);
                     }
                     match ended {
                         Ended::Finished => return ClientError::Finished,
@@ -127,7 +135,7 @@ impl Link {
                             let (after, alternates) =
                                 (go_away.reconnect_after, &go_away.alternates);
                             self.routes.sent_away(at, now, after, alternates);
-                            continue;
+                            sent_away(&go_away)
                         }
                         Ended::Lost(why) => {
                             self.lost(at, now, was_good, &why);
@@ -149,6 +157,16 @@ impl Link {
         }
     }
 
+    /// One that ends with a fault would end so again: coming back at once, however much the relay did before,
+    /// would have the same blob sent over and over. One that lasted longer than any wait may come back.
+    fn was_good(&self, lasted: Duration, has_served: bool, ended: &Ended) -> bool {
+        let is_fault = matches!(ended, Ended::Lost(why) if is_fault(why));
+        match is_fault {
+            true => lasted >= self.routes.longest_wait().max(SETTLED_AFTER),
+            false => has_served || lasted >= SETTLED_AFTER,
+        }
+    }
+
     /// A relay that lets us in and does nothing for us is as bad as one that does not answer.
     fn lost(&mut self, at: usize, now: Instant, was_good: bool, why: &ClientError) {
         match why.retry_after() {
@@ -162,8 +180,22 @@ impl Link {
             .is_some_and(|max| alone_since.elapsed() >= max)
     }
 
+    /// Waiting for a relay takes no longer than the client shall go on.
+    async fn given_up_before(&self, when: Instant, alone_since: Instant) -> ClientError {
+        let end = self
+            .give_up_after
+            .and_then(|max| alone_since.checked_add(max));
+        match end {
+            Some(end) if end < when => tokio::time::sleep_until(end).await,
+            _ => std::future::pending().await,
+        }
+        // Whoever has to wait has failed before.
+        let why = self.shared.book().trouble.clone();
+        why.unwrap_or(ClientError::Timeout)
+    }
+
     /// One connection, from its welcome to its end; and whether the relay has done anything on it.
-    async fn serve(&mut self, at: usize, dialled: Dialled) -> (Ended, bool) {
+    async fn serve(&self, dialled: Dialled) -> (Ended, bool) {
         let Dialled {
             socket,
             welcome,
@@ -175,6 +207,8 @@ impl Link {
         let shared = Arc::clone(&self.shared);
         let live = Live { welcome, origin };
         shared.book().connected(live, Instant::now());
+        // At another relay mailboxes may have been closed, and nothing need ever be heard there.
+        shared.arrived.notify_waiters();
         let (sink, stream) = socket.split();
         let (mut go_away, mut has_served) = (None, false);
         let reader = Reader {
@@ -182,10 +216,7 @@ impl Link {
             shared: &shared,
             silence,
             go_away: &mut go_away,
-            on_served: || {
-                has_served = true;
-                self.routes.served(at);
-            },
+            has_served: &mut has_served,
         };
         let ended = tokio::select! {
             why = reader.run() => Ended::Lost(why),
@@ -206,16 +237,38 @@ async fn finished(shared: &Shared) {
     }
 }
 
-struct Reader<'a, OnServed> {
+/// How an absence that the relay asked for is told: as its goodbye would.
+fn sent_away(go_away: &GoAway) -> ClientError {
+    let reason = match go_away.reason {
+        GoAwayReason::Draining => "it stops, and sends its clients away",
+        GoAwayReason::Overloaded => "it has too much to do, and sends its clients away",
+    };
+    ClientError::Closed {
+        code: CloseCode::Away.into(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// Whether one of the two does not understand the other, or has had too much of it.
+fn is_fault(why: &ClientError) -> bool {
+    match why {
+        ClientError::Protocol(_) => true,
+        ClientError::Closed { code, .. } => FAULT_CODES.contains(code),
+        _ => false,
+    }
+}
+
+struct Reader<'a> {
     stream: SplitStream<Socket>,
     shared: &'a Shared,
     /// After so long the relay is asked whether it is there; after the same again it is not.
     silence: Duration,
     go_away: &'a mut Option<GoAway>,
-    on_served: OnServed,
+    /// Whether the relay has answered or delivered anything.
+    has_served: &'a mut bool,
 }
 
-impl<OnServed: FnMut()> Reader<'_, OnServed> {
+impl Reader<'_> {
     /// Reads until the connection ends; why it did.
     async fn run(mut self) -> ClientError {
         let mut is_asked = false;
@@ -257,7 +310,7 @@ impl<OnServed: FnMut()> Reader<'_, OnServed> {
         drop(book);
         match heard {
             Heard::Nothing => {}
-            Heard::Answer | Heard::Event => (self.on_served)(),
+            Heard::Answer | Heard::Event => *self.has_served = true,
             Heard::GoAway(go_away) => *self.go_away = Some(go_away),
         }
         // An answer may bring an event, too, and any frame may leave something to be written.
@@ -268,12 +321,17 @@ impl<OnServed: FnMut()> Reader<'_, OnServed> {
 
 /// Writes what is asked, until it is time to leave or writing fails.
 async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
+    // What the frame before has left unwritten goes first.
+    let mut before = 0;
     loop {
         let next = shared.book().next(Instant::now());
         let is_written = match next {
-            Next::Write(frame) => in_time(sink.feed(Message::Binary(frame))).await,
+            Next::Write(frame) => {
+                let bytes = frame.len() + std::mem::replace(&mut before, frame.len());
+                in_time(bytes, sink.feed(Message::Binary(frame))).await
+            }
             Next::Idle(until) => {
-                let is_flushed = in_time(sink.flush()).await;
+                let is_flushed = in_time(std::mem::take(&mut before), sink.flush()).await;
                 if is_flushed {
                     idle(shared, until).await;
                 }
@@ -284,7 +342,7 @@ async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
                     code: CloseCode::Normal,
                     reason: "".into(),
                 };
-                in_time(sink.send(Message::Close(Some(goodbye)))).await;
+                in_time(before, sink.send(Message::Close(Some(goodbye)))).await;
                 // Until then the reader may find the relay's goodbye.
                 tokio::time::sleep(GOODBYE_TIMEOUT).await;
                 return Ended::Finished;
@@ -297,12 +355,17 @@ async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
     }
 }
 
-/// Whether it was written, and in time.
+fn write_timeout(bytes: usize) -> Duration {
+    WRITE_TIMEOUT + Duration::from_secs(bytes as u64 / BYTES_PER_SECOND)
+}
+
+/// Whether it was written, and in time for so many bytes.
 async fn in_time(
+    bytes: usize,
     writing: impl Future<Output = Result<(), tokio_tungstenite::tungstenite::Error>>,
 ) -> bool {
     matches!(
-        tokio::time::timeout(WRITE_TIMEOUT, writing).await,
+        tokio::time::timeout(write_timeout(bytes), writing).await,
         Ok(Ok(()))
     )
 }
@@ -314,5 +377,19 @@ async fn idle(shared: &Shared, until: Option<Instant>) {
             () = tokio::time::sleep_until(until) => {}
         },
         None => shared.asked.notified().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_frame_has_as_long_as_the_relay_waits_for_it() {
+        assert_eq!(write_timeout(1_000), WRITE_TIMEOUT);
+        assert_eq!(
+            write_timeout(64 << 20),
+            WRITE_TIMEOUT + Duration::from_secs(1_024)
+        );
     }
 }

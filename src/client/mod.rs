@@ -1,8 +1,9 @@
 //! The library for those who talk to relays: submit, subscribe, receive, acknowledge.
 //!
 //! A [`Client`] speaks the native protocol (v2), connects again when a connection is lost, and asks
-//! again what was not answered, under the same ids: nothing is lost, and nothing is stored twice.
-//! [`v1`] speaks Vauchi's protocol.
+//! again what was not answered, under the same ids: nothing is lost, and nothing is stored twice at one
+//! relay. A blob whose answer was lost may be stored at two, when another relay takes over. [`v1`]
+//! speaks Vauchi's protocol.
 //!
 //! ```no_run
 //! use vauchi_relay::client::{Blob, Client, Event, MailboxKey, Options, Receipts};
@@ -60,10 +61,11 @@
 //! a request may go without an answer.
 //!
 //! Inside: [`Client`] notes what it asks (`ask`) in the `book`, which outlives connections, as does the
-//! `keyring` of open mailboxes and the `acknowledgements` that wait. What comes are `arrivals`: what was `seen` before is left out, the rest
-//! waits in the `inbox`. The task of `link` owns the socket and carries the book's frames; `dial` gets
-//! it a connection, `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options`
-//! are what a caller holds; `errands` are the requests that few need.
+//! `keyring` of open mailboxes and the `acknowledgements` that wait; `turns` says which request goes
+//! next. What comes are `arrivals`: what was `seen` before is left out, the rest waits in the `inbox`.
+//! The task of `link` owns the socket and carries the book's frames; `dial` gets it a connection,
+//! `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options` are what a caller
+//! holds; `errands` are the requests that few need.
 
 mod acknowledgements;
 mod arrivals;
@@ -87,6 +89,7 @@ pub mod pad;
 pub(crate) mod played_relay;
 mod routes;
 mod seen;
+mod turns;
 pub mod v1;
 mod v1_connection;
 mod v1_options;
@@ -272,8 +275,9 @@ impl Client {
         self.submit_in(blob, self.answer_within).await
     }
 
-    /// As [`Client::submit`], but no longer than this: then [`ClientError::Timeout`]. The blob may be
-    /// stored by then, and is not handed in again; submit it again to be sure, or cancel it.
+    /// As [`Client::submit`], but no longer than this: then the relay's last refusal, if it had refused the
+    /// blob for now, or else [`ClientError::Timeout`]. After that the blob may be stored, and is not handed
+    /// in again; submit it again to be sure, or cancel it.
     pub async fn submit_within(
         &self,
         blob: &Blob,
@@ -387,7 +391,8 @@ impl Client {
     }
 
     /// Tells the relay that a blob or receipt has arrived; when this returns `Ok` it is deleted there.
-    /// It is told also if the future is dropped.
+    /// It is told also if the future is dropped, unless that still waits for room
+    /// ([`Options::requests_max`]).
     pub async fn acknowledge(&self, item: Item) -> Result<(), ClientError> {
         let patience = Patience::new(self.answer_within);
         let room = patience.for_room(self.requests.take(1)).await?;
@@ -420,8 +425,10 @@ impl Client {
         match patience.wait(told).await {
             Some(answer) => answer.map_err(|_| ClientError::Finished)?,
             None => {
-                self.shared.book().abandon(number);
-                Err(ClientError::Timeout)
+                let refusal = self.shared.book().abandon(number);
+                // It may leave something to be written.
+                self.shared.asked.notify_one();
+                Err(refusal.unwrap_or(ClientError::Timeout))
             }
         }
     }

@@ -12,6 +12,10 @@ pub struct Options {
     pub authorities: Option<PathBuf>,
     /// Whether blobs are padded ([`super::pad`]). Those that v1 clients may see never are, because v1
     /// clients do not know of it.
+    ///
+    /// Whoever receives takes padding off in any case, since nothing else tells of it. A blob that is
+    /// sent without and ends as padding does arrives cut: zeros, the number of all these bytes (4 bytes,
+    /// big-endian), `VPAD`. What is encrypted ends so by chance about once in 2^64 blobs.
     pub pads: bool,
     /// How many submits may be without an answer; one more waits.
     pub submits_max: usize,
@@ -37,14 +41,17 @@ pub struct Options {
     /// wait is given to the caller. Zero gives every refusal to the caller. A full mailbox names a
     /// minute, storage that is away five seconds, a limit on speed what is left of it.
     pub repeat_for: Duration,
-    /// How long a request may go without an answer, over all connections; then it is not asked again and
-    /// its caller gets [`super::ClientError::Timeout`]. Whether it was done is not known: the same blob
-    /// may be submitted again. `None` waits as long as it takes.
+    /// How long a request may go without an answer, over all connections; then it is not asked again.
+    /// Its caller gets the relay's last refusal, if the request waited to be asked again after it, or else
+    /// [`super::ClientError::Timeout`]: whether it was done is not known then, and the same blob may be
+    /// submitted again. `None` waits as long as it takes.
     pub answer_within: Option<Duration>,
     /// When nothing was heard from the relay for so long, it is asked whether it is there; after the same
     /// time again without a sign the connection counts as lost. The relay pings by itself, every 30
     /// seconds by default, so that less than that makes for more traffic; and what takes longer to arrive
-    /// than twice this counts as silence, so leave a slow line the time for a blob.
+    /// than twice this counts as silence, so leave a slow line the time for a blob. Never more than five
+    /// quarters of the interval that the relay names, 37.5 seconds by default: a larger value changes
+    /// nothing.
     pub ping_after: Duration,
     /// After so long without any connection that serves the client ends, and with it what is
     /// unanswered. `None` tries for ever.

@@ -52,9 +52,12 @@ impl Routes {
         if let Some(at) = self.stays_at {
             return (at, when(at));
         }
+        let failures = |at: usize| self.routes.get(at).map_or(0, |route| route.failures);
+        // Of those that are due the one that failed least: while one takes its time to fail, the others
+        // fall due, and one that was not tried would never have its turn.
         (0..self.routes.len())
             .map(|at| (at, when(at)))
-            .min_by_key(|(_, when)| *when)
+            .min_by_key(|(at, when)| (*when, failures(*at)))
             .unwrap_or((0, now))
     }
 
@@ -70,6 +73,11 @@ impl Routes {
         self.wait(at, now, None);
     }
 
+    /// What no wait of ours is longer than.
+    pub(super) fn longest_wait(&self) -> Duration {
+        self.max
+    }
+
     /// It has done something for us.
     pub(super) fn served(&mut self, at: usize) {
         if let Some(route) = self.routes.get_mut(at) {
@@ -78,7 +86,8 @@ impl Routes {
         }
     }
 
-    /// It asked us to go, and named others. Only those that we were configured with count.
+    /// It asked us to go, and named others. Only those that we were configured with count, and that need
+    /// not be waited for while others are free.
     pub(super) fn sent_away(
         &mut self,
         at: usize,
@@ -86,9 +95,17 @@ impl Routes {
         after: Duration,
         alternates: &[String],
     ) {
+        // At least as long as after a failure: one that sends everybody away at once would have its clients
+        // come and go without end.
+        self.wait(at, now, None);
         if let Some(route) = self.routes.get_mut(at) {
-            route.not_before = Some(now + after.min(ABSENCE_MAX));
+            let after = Some(now + after.min(ABSENCE_MAX));
+            route.not_before = route.not_before.max(after);
         }
+        let is_free = |at: usize| {
+            let route = self.routes.get(at);
+            route.is_some_and(|route| route.not_before.is_none_or(|before| before <= now))
+        };
         self.stays_at = alternates
             .iter()
             .filter_map(|url| {
@@ -96,7 +113,7 @@ impl Routes {
                     .iter()
                     .position(|route| is_same(&route.url, url))
             })
-            .find(|other| *other != at);
+            .find(|other| *other != at && is_free(*other));
     }
 
     fn wait(&mut self, at: usize, now: Instant, retry_after: Option<Duration>) {
@@ -140,6 +157,16 @@ mod tests {
         let (at, when) = routes.next(now);
         assert!(at < 2 && when <= now + BASE);
         assert_eq!(routes.next(now + MAX).0, 0);
+    }
+
+    #[test]
+    fn a_relay_that_was_not_tried_goes_before_those_that_failed_though_they_are_due_again() {
+        let (mut routes, now) = (routes(), Instant::now());
+        routes.failed(0, now, None);
+        // A relay that answers nothing takes as long as connecting may.
+        let later = now + MAX;
+        routes.failed(1, later, None);
+        assert_eq!(routes.next(later), (2, later));
     }
 
     #[test]
@@ -197,5 +224,10 @@ mod tests {
         let mut alone = Routes::new(&["ws://a".to_owned()], BASE, MAX);
         alone.sent_away(0, now, BASE, &[]);
         assert_eq!(alone.next(now), (0, now + BASE));
+        // The alternate has asked to be left alone, and a third is free.
+        let mut routes = self::routes();
+        routes.failed(2, now, Some(MAX));
+        routes.sent_away(0, now, BASE, &alternates);
+        assert_eq!(routes.next(now), (1, now));
     }
 }

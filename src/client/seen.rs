@@ -82,11 +82,15 @@ impl Seen {
     fn look(&mut self, item: Item, state: State) -> Coming {
         let relay = self.relay;
         match self.known.get(&item).filter(|known| known.relay == relay) {
-            Some(known) => match known.state {
-                State::InHand | State::Live => Coming::InHand,
-                State::Acknowledged => Coming::Acknowledged,
-            },
-            None => {
+            Some(known) if !(known.state == State::Live && state == State::InHand) => {
+                match known.state {
+                    State::InHand | State::Live => Coming::InHand,
+                    State::Acknowledged => Coming::Acknowledged,
+                }
+            }
+            // A stored one under the name of a live one must be given on: only the application can
+            // acknowledge it, and until then it holds a slot of the window.
+            Some(_) | None => {
                 self.put(item, Known { relay, state });
                 Coming::New
             }

@@ -149,6 +149,19 @@ async fn a_secret_is_not_shown_to_the_relay_that_takes_over_and_a_key_is_opened_
     assert!(client.relay_id() != at_first);
 }
 
+#[tokio::test]
+async fn who_waits_for_a_secret_s_mailbox_alone_is_told_that_another_relay_took_over() {
+    let (first, second) = tokio::join!(Relay::start(&[]), Relay::start(&[]));
+    let urls = [url(first.running.clients), url(second.running.clients)];
+    let client = Client::connect(Options::new(urls)).await.unwrap();
+    let secret = MailboxKey::secret([3; 32]);
+    client.open(&secret, Receipts::None).await.unwrap();
+    // It waits before the relay goes, and nothing is asked of the other one.
+    let (event, _) = tokio::join!(next(&client), first.stop());
+    let (mailbox, why) = (secret.mailbox(), ClientError::OtherRelay);
+    assert_eq!(event, Event::Closed { mailbox, why });
+}
+
 /// Passes connections on. The first falls silent when it is told to, as a network does that has lost a
 /// route: nothing arrives and nothing is closed.
 struct Passage {

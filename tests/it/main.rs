@@ -15,6 +15,7 @@ mod cli_v2_errands;
 mod client_tls;
 mod client_v2;
 mod client_v2_errands;
+mod client_v2_played;
 mod client_v2_trouble;
 mod corruption;
 mod crowds;

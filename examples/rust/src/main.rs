@@ -134,7 +134,9 @@ async fn receive(client: &Client, keys: &Keys, follow: bool) -> Result<()> {
                 client.acknowledge(blob.item).await?;
             }
             Event::CaughtUp(_) if !follow => break,
-            _ => {}
+            // Nothing more comes from it: waiting on would be for ever.
+            Event::Closed { why, .. } => return Err(anyhow!(why).context("the mailbox is closed")),
+            Event::CaughtUp(_) | Event::Receipt(_) => {}
         }
     }
     Ok(())
