@@ -173,6 +173,8 @@ pub(super) async fn write_file(folder: &Path, name: &str, blob: &[u8]) -> anyhow
     let write = async {
         let mut file = tokio::fs::File::create(&unfinished).await?;
         file.write_all(blob).await?;
+        // Only this tells whether the last part could be written; syncing passes over it.
+        file.flush().await?;
         file.sync_all().await?;
         tokio::fs::rename(&unfinished, &path).await?;
         // The name is on the disk only when the folder is.

@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::path::Path;
 
 use crate::harness::{Relay, id};
-use crate::process::{command, run};
+use crate::process::{command, run, shell};
 
 /// Runs the binary; standard output of one that succeeds.
 pub(crate) async fn cli(relay: &Relay, folder: &Path, words: &[&str]) -> String {
@@ -127,6 +127,42 @@ async fn blobs_go_to_files_by_their_ids() {
         std::fs::read_dir(folder.path().join("in")).unwrap().count(),
         2
     );
+}
+
+/// A file that can not grow fails as one on a full disk does, and needs no disk of its own.
+#[tokio::test]
+async fn a_blob_that_can_not_be_written_whole_is_not_acknowledged() {
+    let relay = Relay::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let cli = async |words: &[&str]| cli(&relay, folder.path(), words).await;
+    let mailbox = cli(&["keygen", "mine.key"]).await.trim().to_owned();
+    let body = vec![7; 20_000];
+    std::fs::write(folder.path().join("large"), &body).unwrap();
+    cli(&["recovery", "put", &id(3), "large", "--key", "mine.key"]).await;
+    cli(&["send", "--to", &mailbox, "large"]).await;
+    cli(&["send", "--to", &id(1), "large"]).await;
+    let url = format!("ws://{}", relay.running.clients);
+    for words in [
+        &["receive", "--key", "mine.key"][..],
+        &["receive", "--mailbox", &id(1)],
+        &["recovery", "get", &id(3)],
+    ] {
+        let cramped = r#"trap "" XFSZ; ulimit -f 8; exec "$0" "$@""#;
+        let mut cramped = shell(cramped, folder.path());
+        cramped
+            .args(words)
+            .args(["--relay", &url, "--out", "in"])
+            .current_dir(folder.path());
+        let (code, _, errors) = run(&mut cramped).await;
+        assert_eq!(code, Some(1), "{words:?}: {errors}");
+        assert!(errors.contains("can not write in/"), "{words:?}: {errors}");
+        cli(&[words, &["--out", "in"]].concat()).await;
+        let written = std::fs::read_dir(folder.path().join("in")).unwrap();
+        let written: Vec<_> = written.map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(written.len(), 1, "{words:?}: {written:?}");
+        assert!(std::fs::read(&written[0]).unwrap() == body, "{words:?}");
+        std::fs::remove_dir_all(folder.path().join("in")).unwrap();
+    }
 }
 
 #[tokio::test]
