@@ -11,9 +11,10 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 
+use super::folder::Folder;
 use super::keygen;
 use super::progress::Progress;
-use super::receive::{Args, interrupted, print, write_file};
+use super::receive::{Args, interrupted, print};
 use super::relays::{explained, keys, open};
 use crate::client::{
     Client, ClientError, Delivery, Event, Item, MailboxId, Receipt, ReceiptKind, Receipts,
@@ -30,7 +31,7 @@ const UNANSWERED_MAX: usize = 64;
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Takes what waits, and with `--follow` what comes.
-pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+pub(super) async fn run(args: &Args, folder: Option<&Folder>) -> anyhow::Result<()> {
     let keys = keys(&args.keys)?;
     let mut options = args.relays.options();
     if args.follow {
@@ -48,6 +49,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let mut taking = Taking {
         client: &client,
         args,
+        folder,
         behind: keys.iter().map(|key| key.mailbox()).collect(),
         acknowledging: FuturesUnordered::new(),
         taken: 0,
@@ -76,6 +78,8 @@ type Acknowledging<'a> = Pin<Box<dyn Future<Output = Result<(), ClientError>> + 
 struct Taking<'a> {
     client: &'a Client,
     args: &'a Args,
+    /// What `--out` says.
+    folder: Option<&'a Folder>,
     /// Mailboxes that may still hold something from before.
     behind: HashSet<MailboxId>,
     acknowledging: FuturesUnordered<Acknowledging<'a>>,
@@ -179,15 +183,12 @@ impl Taking<'_> {
 
     async fn keep(&self, delivery: &Delivery) -> anyhow::Result<()> {
         let id = HEXLOWER.encode(delivery.item.id.as_bytes());
-        if let Some(folder) = &self.args.out {
-            write_file(folder, &id, &delivery.body).await?;
-        }
+        let file = match self.folder {
+            Some(folder) => Some(folder.put(&id, delivery.body.clone()).await?),
+            None => None,
+        };
         if self.args.json {
-            let blob = self
-                .args
-                .out
-                .is_none()
-                .then(|| HEXLOWER.encode(&delivery.body));
+            let blob = file.is_none().then(|| HEXLOWER.encode(&delivery.body));
             return self.say(&json!({
                 "kind": "blob",
                 "id": id,
@@ -196,9 +197,10 @@ impl Taking<'_> {
                 "expires_at": delivery.expires_at.map(|at| at.millis()),
                 "bytes": delivery.body.len(),
                 "blob": blob,
+                "file": file,
             }));
         }
-        match self.args.out {
+        match file {
             Some(_) => Ok(()),
             None => print(&delivery.body).context("can not write to standard output"),
         }

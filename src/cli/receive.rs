@@ -1,13 +1,13 @@
 //! `vauchi-relay receive`: takes what waits in a mailbox, for trying out and for scripts.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use data_encoding::HEXLOWER;
-use tokio::io::AsyncWriteExt;
 
+use super::folder::Folder;
 use super::relays::{Relays, explained, parse_mailbox};
 use super::{collect, stop_signal};
 use crate::client::v1::{Client, Delivery, Options};
@@ -42,7 +42,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) no_ack: bool,
 
-    /// Write each blob to a file of its own in this folder, instead of to standard output
+    /// Write each blob to a file of its own in this folder, named by its id, instead of to standard
+    /// output; none is overwritten: another blob of that id is ID-2 and so on
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
 
@@ -71,17 +72,13 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 /// Takes what waits, and with `--follow` what comes.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    if let Some(folder) = &args.out {
-        tokio::fs::create_dir_all(folder)
-            .await
-            .with_context(|| format!("can not make the folder {}", folder.display()))?;
-    }
+    let folder = args.out.as_deref().map(Folder::open).transpose()?;
     let Some(mailbox) = args.mailbox else {
-        return collect::run(&args).await;
+        return collect::run(&args, folder.as_ref()).await;
     };
     let client = args.relays.connect_v1(Options::unsigned(mailbox)).await?;
     let taken = tokio::select! {
-        taken = take_all(&client, &args) => taken,
+        taken = take_all(&client, &args, folder.as_ref()) => taken,
         interrupted = interrupted() => interrupted,
     };
     // Said even after a fault, so that the acknowledgements of what was written leave.
@@ -96,13 +93,14 @@ pub(super) async fn interrupted() -> anyhow::Result<()> {
     stop_signal().await.context("can not listen for signals")
 }
 
-async fn take_all(client: &Client, args: &Args) -> anyhow::Result<()> {
+async fn take_all(client: &Client, args: &Args, out: Option<&Folder>) -> anyhow::Result<()> {
     let mut count: u64 = 0;
     while let Some(delivery) = next(client, args).await? {
         count += 1;
-        match &args.out {
+        match out {
             Some(folder) => {
-                write_file(folder, &file_name(&delivery, count), &delivery.body).await?
+                let name = file_name(&delivery, count);
+                folder.put(&name, delivery.body.clone()).await?;
             }
             None => print(&delivery.body).context("can not write to standard output")?,
         }
@@ -163,26 +161,6 @@ fn file_name(delivery: &Delivery, count: u64) -> String {
     } else {
         format!("blob-{count}")
     }
-}
-
-/// Writes a file that is whole and on the disk when this returns: the blob is deleted at the relay
-/// next. A file of that name is replaced; a blob that comes again is the same.
-pub(super) async fn write_file(folder: &Path, name: &str, blob: &[u8]) -> anyhow::Result<()> {
-    let path = folder.join(name);
-    let unfinished = folder.join(format!("{name}.part"));
-    let write = async {
-        let mut file = tokio::fs::File::create(&unfinished).await?;
-        file.write_all(blob).await?;
-        // Only this tells whether the last part could be written; syncing passes over it.
-        file.flush().await?;
-        file.sync_all().await?;
-        tokio::fs::rename(&unfinished, &path).await?;
-        // The name is on the disk only when the folder is.
-        tokio::fs::File::open(folder).await?.sync_all().await
-    };
-    write
-        .await
-        .with_context(|| format!("can not write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -280,18 +258,5 @@ mod tests {
         for wrong in ["", "x", "-1", "inf", "NaN"] {
             assert!(parse_seconds(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_file_is_written_whole_and_leaves_nothing_beside_it() {
-        let folder = tempfile::tempdir().unwrap();
-        for blob in [&b"first and longer"[..], b"second"] {
-            write_file(folder.path(), "name", blob).await.unwrap();
-            assert_eq!(std::fs::read(folder.path().join("name")).unwrap(), blob);
-        }
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        let missing = folder.path().join("missing");
-        let error = write_file(&missing, "name", b"").await.unwrap_err();
-        assert!(error.to_string().contains("missing/name"), "{error}");
     }
 }
