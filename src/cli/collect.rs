@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::pin::Pin;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use data_encoding::HEXLOWER;
@@ -14,7 +13,7 @@ use serde_json::json;
 use super::folder::Folder;
 use super::keygen;
 use super::progress::Progress;
-use super::receive::{Args, interrupted, print};
+use super::receive::{Args, end, interrupted, print};
 use super::relays::{explained, keys, open};
 use crate::client::{
     Client, ClientError, Delivery, Event, Item, MailboxId, Receipt, ReceiptKind, Receipts,
@@ -26,9 +25,6 @@ const WINDOW_MAX: (u32, u64) = (1_024, 16 << 20);
 
 /// Acknowledgements without an answer. Waiting for each in turn would take a journey for every blob.
 const UNANSWERED_MAX: usize = 64;
-
-/// How long a goodbye may take once the command was told to stop.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Takes what waits, and with `--follow` what comes.
 pub(super) async fn run(args: &Args, folder: Option<&Folder>) -> anyhow::Result<()> {
@@ -58,19 +54,10 @@ pub(super) async fn run(args: &Args, folder: Option<&Folder>) -> anyhow::Result<
     };
     let outcome = tokio::select! {
         outcome = taking.take_all() => outcome,
-        interrupted = interrupted() => {
-            interrupted?;
-            drop(taking);
-            // Whoever interrupts does not want to wait for a relay that is away.
-            tokio::time::timeout(GOODBYE_TIMEOUT, client.close()).await.ok();
-            return Ok(());
-        }
+        interrupted = interrupted(args) => interrupted,
     };
     drop(taking);
-    // Said even after a fault, so that the acknowledgements of what was written leave.
-    let goodbye = client.close().await;
-    outcome?;
-    goodbye.map_err(|error| explained("the last acknowledgements may be lost", error))
+    end(args, outcome, client.close()).await
 }
 
 type Acknowledging<'a> = Pin<Box<dyn Future<Output = Result<(), ClientError>> + 'a>>;

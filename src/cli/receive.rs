@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
 
 use super::folder::Folder;
@@ -13,14 +13,17 @@ use super::{collect, stop_signal};
 use crate::client::v1::{Client, Delivery, Options};
 use crate::client::{ClientError, MailboxId};
 
+/// How long a goodbye may take.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Take the blobs that wait in a mailbox, oldest first.
 ///
 /// Each blob is acknowledged, and so deleted at the relay, after it has been written. Without
 /// --follow the command ends when the mailbox is empty.
 ///
-/// Exit codes: 0 all that waited is written, or --follow was interrupted; 1 an error, with the reason on
-/// stderr; 2 arguments wrong. What had been written by then is acknowledged; the rest comes again next
-/// time.
+/// Exit codes: 0 all that waited is written, or --follow was interrupted; 1 an error, or an end before
+/// that, with the reason on stderr; 2 arguments wrong. What had been written by then is acknowledged; the
+/// rest comes again next time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -79,18 +82,40 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let client = args.relays.connect_v1(Options::unsigned(mailbox)).await?;
     let taken = tokio::select! {
         taken = take_all(&client, &args, folder.as_ref()) => taken,
-        interrupted = interrupted() => interrupted,
+        interrupted = interrupted(&args) => interrupted,
     };
-    // Said even after a fault, so that the acknowledgements of what was written leave.
-    let goodbye = client.close().await;
+    end(&args, taken, client.close()).await
+}
+
+/// Says goodbye even after a fault, so that the acknowledgements of what was written leave, but not for
+/// longer than a relay needs that is there. Whoever does not want to wait interrupts.
+pub(super) async fn end(
+    args: &Args,
+    taken: anyhow::Result<()>,
+    goodbye: impl Future<Output = Result<(), ClientError>>,
+) -> anyhow::Result<()> {
+    let said = tokio::select! {
+        said = tokio::time::timeout(GOODBYE_TIMEOUT, goodbye) => {
+            said.unwrap_or(Err(ClientError::Timeout))
+        }
+        _stopped = stop_signal() => Err(ClientError::Timeout),
+    };
     taken?;
-    goodbye.map_err(|error| explained("the last acknowledgements may be lost", error))
+    match said {
+        // To be interrupted is how this ends, and a relay that is away then is none of its faults.
+        Err(_) if args.follow => Ok(()),
+        said => said.map_err(|error| explained("the last acknowledgements may be lost", error)),
+    }
 }
 
 /// Comes with a signal to stop, which is how `--follow` is meant to end. What is being written then is
 /// not acknowledged, and comes again.
-pub(super) async fn interrupted() -> anyhow::Result<()> {
-    stop_signal().await.context("can not listen for signals")
+pub(super) async fn interrupted(args: &Args) -> anyhow::Result<()> {
+    stop_signal().await.context("can not listen for signals")?;
+    if !args.follow {
+        bail!("interrupted; the rest comes again");
+    }
+    Ok(())
 }
 
 async fn take_all(client: &Client, args: &Args, out: Option<&Folder>) -> anyhow::Result<()> {
@@ -243,6 +268,19 @@ mod tests {
         .await;
         let text = format!("{:#}", outcome.unwrap_err());
         assert!(text.contains("1001 going away"), "{text}");
+    }
+
+    /// A relay that is away must not keep a disk that is full from being told.
+    #[tokio::test(start_paused = true)]
+    async fn a_goodbye_that_is_not_answered_ends_by_itself() {
+        let never = std::future::pending;
+        let now = args("ws://127.0.0.1:1", &[]);
+        let fault = end(&now, Err(anyhow::anyhow!("disk full")), never()).await;
+        assert_eq!(fault.unwrap_err().to_string(), "disk full");
+        let lost = end(&now, Ok(()), never()).await.unwrap_err();
+        assert!(lost.to_string().contains("may be lost"), "{lost}");
+        let follows = args("ws://127.0.0.1:1", &["--follow"]);
+        end(&follows, Ok(()), never()).await.unwrap();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::path::Path;
 
-use crate::harness::{Relay, id};
+use crate::harness::{Relay, eventually, id};
 use crate::process::{command, run, shell};
 
 /// Runs the binary; standard output of one that succeeds.
@@ -162,6 +162,37 @@ async fn a_blob_that_can_not_be_written_whole_is_not_acknowledged() {
         assert_eq!(written.len(), 1, "{words:?}: {written:?}");
         assert!(std::fs::read(&written[0]).unwrap() == body, "{words:?}");
         std::fs::remove_dir_all(folder.path().join("in")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_is_interrupted_before_the_end_says_so_unless_that_is_the_end() {
+    let relay = Relay::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("ws://{}", relay.running.clients);
+    for (more, expected) in [(&["--wait", "900"][..], Some(1)), (&["--follow"], Some(0))] {
+        let hello = ["send", "--to", &id(1), "--text", "hello"];
+        cli(&relay, folder.path(), &hello).await;
+        let mut receive = command(folder.path());
+        receive.args(["receive", "--mailbox", &id(1), "--relay", &url]);
+        let receive = receive.args(more).spawn().unwrap();
+        eventually("the blob is acknowledged", async || {
+            relay.running.store.usage().stored == 0
+        })
+        .await;
+        let pid = receive.id().unwrap().to_string();
+        let kill = tokio::process::Command::new("kill")
+            .args(["-s", "INT", &pid])
+            .status();
+        assert!(kill.await.unwrap().success());
+        let ended = receive.wait_with_output().await.unwrap();
+        assert_eq!(ended.status.code(), expected, "{more:?}: {ended:?}");
+        let errors = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(
+            errors.contains("interrupted"),
+            expected == Some(1),
+            "{errors}"
+        );
     }
 }
 
