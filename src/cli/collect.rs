@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::pin::Pin;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use data_encoding::HEXLOWER;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -48,6 +48,7 @@ pub(super) async fn run(args: &Args, folder: Option<&Folder>) -> anyhow::Result<
         folder,
         behind: keys.iter().map(|key| key.mailbox()).collect(),
         acknowledging: FuturesUnordered::new(),
+        held: 0,
         taken: 0,
         waiting: opened.iter().map(|opened| u64::from(opened.pending)).sum(),
         progress: Progress::forced(args.progress),
@@ -70,6 +71,8 @@ struct Taking<'a> {
     /// Mailboxes that may still hold something from before.
     behind: HashSet<MailboxId>,
     acknowledging: FuturesUnordered<Acknowledging<'a>>,
+    /// What fills the window, because it is left at the relay.
+    held: u64,
     taken: u64,
     /// What waited when the mailboxes were opened.
     waiting: u64,
@@ -81,8 +84,7 @@ impl Taking<'_> {
         self.show();
         while self.args.follow || !self.behind.is_empty() {
             match self.next().await? {
-                None => break,
-                Some(Event::Blob(delivery)) => {
+                Event::Blob(delivery) => {
                     self.keep(&delivery).await?;
                     // A live-only blob is not stored, so there is nothing to delete.
                     if delivery.expires_at.is_some() {
@@ -90,17 +92,17 @@ impl Taking<'_> {
                     }
                     self.taken += 1;
                 }
-                Some(Event::Receipt(receipt)) => {
+                Event::Receipt(receipt) => {
                     self.tell(&receipt)?;
                     self.acknowledge(receipt.item).await?;
                     self.taken += 1;
                 }
-                Some(Event::CaughtUp(mailboxes)) => {
+                Event::CaughtUp(mailboxes) => {
                     for mailbox in mailboxes {
                         self.behind.remove(&mailbox);
                     }
                 }
-                Some(Event::Closed { why, .. }) => {
+                Event::Closed { why, .. } => {
                     return Err(explained("a mailbox was not opened again", why));
                 }
             }
@@ -117,13 +119,19 @@ impl Taking<'_> {
         }
     }
 
-    /// `None` when a window that is left full says no more.
-    async fn next(&mut self) -> anyhow::Result<Option<Event>> {
+    /// An error when a window that is left full says no more.
+    async fn next(&mut self) -> anyhow::Result<Event> {
         let client = self.client;
         let event = if self.args.no_ack && !self.args.follow {
-            match tokio::time::timeout(self.args.wait, client.next()).await {
-                Ok(event) => event,
-                Err(_quiet) => return Ok(None),
+            loop {
+                match tokio::time::timeout(self.args.wait, client.next()).await {
+                    Ok(event) => break event,
+                    Err(_quiet) if self.may_be_full() => bail!(
+                        "there may be more: what --no-ack leaves at the relay keeps the rest from coming"
+                    ),
+                    // The relay says when that was all.
+                    Err(_slow) => {}
+                }
             }
         } else {
             let next = client.next();
@@ -138,13 +146,27 @@ impl Taking<'_> {
         };
         let why = || self.client.ended().unwrap_or(ClientError::Timeout);
         match event {
-            Some(event) => Ok(Some(event)),
+            Some(event) => Ok(event),
             None => Err(explained("receiving ended early", why())),
         }
     }
 
+    /// Whether the relay may have no room in the window for what comes next. How much a blob takes there
+    /// is not known, because senders pad as they like, so each counts as the largest.
+    fn may_be_full(&self) -> bool {
+        let Some(limits) = self.client.limits() else {
+            return false;
+        };
+        let (blobs_max, bytes_max) = limits.window_max;
+        let blobs_max = u64::from(blobs_max.min(WINDOW_MAX.0));
+        let bytes_max = bytes_max.min(WINDOW_MAX.1);
+        let largest = (self.held + 1).saturating_mul(limits.blob_bytes_max);
+        self.held >= blobs_max || (self.held > 0 && largest > bytes_max)
+    }
+
     async fn acknowledge(&mut self, item: Item) -> anyhow::Result<()> {
         if self.args.no_ack {
+            self.held += 1;
             return Ok(());
         }
         let client = self.client;

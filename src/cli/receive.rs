@@ -41,7 +41,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) follow: bool,
 
-    /// Leave the blobs at the relay; they come again next time
+    /// Leave the blobs at the relay; they come again next time. What waits behind as many as a relay
+    /// has under way does not come, which is an error with a key
     #[arg(long)]
     pub(super) no_ack: bool,
 
@@ -63,7 +64,7 @@ pub(crate) struct Args {
     pub(super) progress: bool,
 
     /// How long nothing must come before the mailbox counts as empty; with a key the relay says when
-    /// it is
+    /// it is, and with --no-ack nothing may come for so long once the relay holds back what else waits
     #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_seconds)]
     pub(super) wait: Duration,
 }
