@@ -196,14 +196,51 @@ async fn who_is_interrupted_before_the_end_says_so_unless_that_is_the_end() {
     }
 }
 
+/// It names a minute, which is longer than a script wants to hang.
+#[tokio::test]
+async fn a_full_mailbox_is_told_at_once() {
+    let relay = Relay::start(&[("RELAY_MAILBOX_MAX_BLOBS", "1")]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("v2:{}", id(1));
+    let send = ["send", "--to", &to, "--text", "x"];
+    cli(&relay, folder.path(), &send).await;
+    let (code, output, errors) = try_cli(&relay, folder.path(), &send).await;
+    assert_eq!((code, output.as_str()), (Some(1), ""), "{errors}");
+    let told = "the blob is not stored: refused (mailbox_full)";
+    assert!(errors.contains(told), "{errors}");
+    assert!(errors.contains("Try again in 60 s."), "{errors}");
+}
+
+#[tokio::test]
+async fn a_key_that_can_not_be_written_leaves_nothing_in_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"trap "" XFSZ; ulimit -f 0; exec "$0" "$@""#;
+    let keygen = ["keygen", "mine.key"];
+    let mut cramped = shell(script, folder.path());
+    cramped.args(keygen).current_dir(folder.path());
+    let (code, _, errors) = run(&mut cramped).await;
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("can not write mine.key"), "{errors}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    let mut again = command(folder.path());
+    again.args(keygen).current_dir(folder.path());
+    let (code, _, errors) = run(&mut again).await;
+    assert_eq!(code, Some(0), "{errors}");
+}
+
 #[tokio::test]
 async fn faults_are_told_apart_by_exit_code_and_said() {
     let relay = Relay::start(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("bad.key"), "nonsense").unwrap();
     let to = format!("v2:{}", id(1));
+    let hash = id(3);
+    let mut too_many = vec!["recovery", "get"];
+    too_many.resize(2 + 51, &hash);
     for (words, code, said) in [
-        (&["receive", "--key", "bad.key"][..], 2, "is no key of"),
+        (&too_many[..], 2, &*hash),
+        (&["receive", "--key", "bad.key"], 2, "is no key of"),
         (&["receive"], 2, "--mailbox"),
         (
             &["send", "--to", &to, "--text", "x", "--ttl", "5"],
