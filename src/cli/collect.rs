@@ -244,5 +244,26 @@ impl Taking<'_> {
 }
 
 fn acknowledged(answer: Result<(), ClientError>) -> anyhow::Result<()> {
-    answer.map_err(|error| explained("a written blob is not acknowledged", error))
+    match answer {
+        Ok(()) => Ok(()),
+        // The client does that by itself, so it is no reason to end.
+        Err(error @ ClientError::OtherRelay) => {
+            let what = "a written blob is acknowledged when it comes again";
+            writeln!(std::io::stderr(), "vauchi-relay: {what}: {error}")
+                .map_err(|error| anyhow!(error))
+        }
+        Err(error) => Err(explained("a written blob is not acknowledged", error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two relays, and the one that delivered went away before it answered.
+    #[test]
+    fn another_relay_is_no_reason_to_end() {
+        acknowledged(Err(ClientError::OtherRelay)).unwrap();
+        acknowledged(Err(ClientError::Timeout)).unwrap_err();
+    }
 }
