@@ -316,14 +316,14 @@ fn described(blob: &Blob, submitted: Submitted) -> Value {
     })
 }
 
-/// What to say of a blob when no `Stored` came.
+/// What to say of a blob when no `Stored` came. Only who was told no knows it: after anything else an
+/// earlier connection may have carried it.
 fn not_stored(error: &ClientError) -> &'static str {
     match error {
-        ClientError::Timeout
-        | ClientError::Lost(_)
-        | ClientError::Closed { .. }
-        | ClientError::Unreachable(_) => "it is not known whether the blob is stored",
-        _ => "the blob is not stored",
+        ClientError::Refused { .. } | ClientError::TooLarge { .. } | ClientError::Url(_) => {
+            "the blob is not stored"
+        }
+        _ => "it is not known whether the blob is stored",
     }
 }
 
@@ -418,6 +418,32 @@ mod tests {
             text.contains(&format!("Is a relay running at {url}?")),
             "{text}"
         );
+    }
+
+    #[test]
+    fn only_who_was_told_no_says_that_a_blob_is_not_stored() {
+        for told_no in [
+            ClientError::TooLarge {
+                bytes: 2,
+                bytes_max: 1,
+            },
+            ClientError::Url("it".to_owned()),
+        ] {
+            assert_eq!(not_stored(&told_no), "the blob is not stored");
+        }
+        for unknown in [
+            ClientError::NotAccepted {
+                status: 503,
+                retry_after: None,
+            },
+            ClientError::Protocol("it"),
+            ClientError::Untrusted("it".to_owned()),
+            ClientError::Finished,
+            ClientError::Timeout,
+        ] {
+            let said = not_stored(&unknown);
+            assert_eq!(said, "it is not known whether the blob is stored");
+        }
     }
 
     #[test]
