@@ -62,7 +62,7 @@ struct GetArgs {
     relays: Relays,
 
     /// The hashes of lost keys, 64 hexadecimal digits each; 50 at the most
-    #[arg(value_name = "HASH", required = true, value_parser = parse_32_bytes)]
+    #[arg(value_name = "HASH", required = true, num_args = 1..=50, value_parser = parse_32_bytes)]
     hashes: Vec<[u8; 32]>,
 
     /// Write each proof to a file of its own in this folder, instead of to standard output;
