@@ -3,17 +3,17 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::pin::Pin;
-use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use data_encoding::HEXLOWER;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 
+use super::folder::Folder;
 use super::keygen;
 use super::progress::Progress;
-use super::receive::{Args, interrupted, print, write_file};
+use super::receive::{Args, end, interrupted, print};
 use super::relays::{explained, keys, open};
 use crate::client::{
     Client, ClientError, Delivery, Event, Item, MailboxId, Receipt, ReceiptKind, Receipts,
@@ -26,11 +26,8 @@ const WINDOW_MAX: (u32, u64) = (1_024, 16 << 20);
 /// Acknowledgements without an answer. Waiting for each in turn would take a journey for every blob.
 const UNANSWERED_MAX: usize = 64;
 
-/// How long a goodbye may take once the command was told to stop.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Takes what waits, and with `--follow` what comes.
-pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+pub(super) async fn run(args: &Args, folder: Option<&Folder>) -> anyhow::Result<()> {
     let keys = keys(&args.keys)?;
     let mut options = args.relays.options();
     if args.follow {
@@ -48,27 +45,20 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let mut taking = Taking {
         client: &client,
         args,
+        folder,
         behind: keys.iter().map(|key| key.mailbox()).collect(),
         acknowledging: FuturesUnordered::new(),
+        held: 0,
         taken: 0,
         waiting: opened.iter().map(|opened| u64::from(opened.pending)).sum(),
         progress: Progress::forced(args.progress),
     };
     let outcome = tokio::select! {
         outcome = taking.take_all() => outcome,
-        interrupted = interrupted() => {
-            interrupted?;
-            drop(taking);
-            // Whoever interrupts does not want to wait for a relay that is away.
-            tokio::time::timeout(GOODBYE_TIMEOUT, client.close()).await.ok();
-            return Ok(());
-        }
+        interrupted = interrupted(args) => interrupted,
     };
     drop(taking);
-    // Said even after a fault, so that the acknowledgements of what was written leave.
-    let goodbye = client.close().await;
-    outcome?;
-    goodbye.map_err(|error| explained("the last acknowledgements may be lost", error))
+    end(args, outcome, client.close()).await
 }
 
 type Acknowledging<'a> = Pin<Box<dyn Future<Output = Result<(), ClientError>> + 'a>>;
@@ -76,9 +66,13 @@ type Acknowledging<'a> = Pin<Box<dyn Future<Output = Result<(), ClientError>> + 
 struct Taking<'a> {
     client: &'a Client,
     args: &'a Args,
+    /// What `--out` says.
+    folder: Option<&'a Folder>,
     /// Mailboxes that may still hold something from before.
     behind: HashSet<MailboxId>,
     acknowledging: FuturesUnordered<Acknowledging<'a>>,
+    /// What fills the window, because it is left at the relay.
+    held: u64,
     taken: u64,
     /// What waited when the mailboxes were opened.
     waiting: u64,
@@ -90,8 +84,7 @@ impl Taking<'_> {
         self.show();
         while self.args.follow || !self.behind.is_empty() {
             match self.next().await? {
-                None => break,
-                Some(Event::Blob(delivery)) => {
+                Event::Blob(delivery) => {
                     self.keep(&delivery).await?;
                     // A live-only blob is not stored, so there is nothing to delete.
                     if delivery.expires_at.is_some() {
@@ -99,17 +92,17 @@ impl Taking<'_> {
                     }
                     self.taken += 1;
                 }
-                Some(Event::Receipt(receipt)) => {
+                Event::Receipt(receipt) => {
                     self.tell(&receipt)?;
                     self.acknowledge(receipt.item).await?;
                     self.taken += 1;
                 }
-                Some(Event::CaughtUp(mailboxes)) => {
+                Event::CaughtUp(mailboxes) => {
                     for mailbox in mailboxes {
                         self.behind.remove(&mailbox);
                     }
                 }
-                Some(Event::Closed { why, .. }) => {
+                Event::Closed { why, .. } => {
                     return Err(explained("a mailbox was not opened again", why));
                 }
             }
@@ -126,13 +119,19 @@ impl Taking<'_> {
         }
     }
 
-    /// `None` when a window that is left full says no more.
-    async fn next(&mut self) -> anyhow::Result<Option<Event>> {
+    /// An error when a window that is left full says no more.
+    async fn next(&mut self) -> anyhow::Result<Event> {
         let client = self.client;
         let event = if self.args.no_ack && !self.args.follow {
-            match tokio::time::timeout(self.args.wait, client.next()).await {
-                Ok(event) => event,
-                Err(_quiet) => return Ok(None),
+            loop {
+                match tokio::time::timeout(self.args.wait, client.next()).await {
+                    Ok(event) => break event,
+                    Err(_quiet) if self.may_be_full() => bail!(
+                        "there may be more: what --no-ack leaves at the relay keeps the rest from coming"
+                    ),
+                    // The relay says when that was all.
+                    Err(_slow) => {}
+                }
             }
         } else {
             let next = client.next();
@@ -147,13 +146,27 @@ impl Taking<'_> {
         };
         let why = || self.client.ended().unwrap_or(ClientError::Timeout);
         match event {
-            Some(event) => Ok(Some(event)),
+            Some(event) => Ok(event),
             None => Err(explained("receiving ended early", why())),
         }
     }
 
+    /// Whether the relay may have no room in the window for what comes next. How much a blob takes there
+    /// is not known, because senders pad as they like, so each counts as the largest.
+    fn may_be_full(&self) -> bool {
+        let Some(limits) = self.client.limits() else {
+            return false;
+        };
+        let (blobs_max, bytes_max) = limits.window_max;
+        let blobs_max = u64::from(blobs_max.min(WINDOW_MAX.0));
+        let bytes_max = bytes_max.min(WINDOW_MAX.1);
+        let largest = (self.held + 1).saturating_mul(limits.blob_bytes_max);
+        self.held >= blobs_max || (self.held > 0 && largest > bytes_max)
+    }
+
     async fn acknowledge(&mut self, item: Item) -> anyhow::Result<()> {
         if self.args.no_ack {
+            self.held += 1;
             return Ok(());
         }
         let client = self.client;
@@ -179,15 +192,12 @@ impl Taking<'_> {
 
     async fn keep(&self, delivery: &Delivery) -> anyhow::Result<()> {
         let id = HEXLOWER.encode(delivery.item.id.as_bytes());
-        if let Some(folder) = &self.args.out {
-            write_file(folder, &id, &delivery.body).await?;
-        }
+        let file = match self.folder {
+            Some(folder) => Some(folder.put(&id, delivery.body.clone()).await?),
+            None => None,
+        };
         if self.args.json {
-            let blob = self
-                .args
-                .out
-                .is_none()
-                .then(|| HEXLOWER.encode(&delivery.body));
+            let blob = file.is_none().then(|| HEXLOWER.encode(&delivery.body));
             return self.say(&json!({
                 "kind": "blob",
                 "id": id,
@@ -196,9 +206,10 @@ impl Taking<'_> {
                 "expires_at": delivery.expires_at.map(|at| at.millis()),
                 "bytes": delivery.body.len(),
                 "blob": blob,
+                "file": file,
             }));
         }
-        match self.args.out {
+        match file {
             Some(_) => Ok(()),
             None => print(&delivery.body).context("can not write to standard output"),
         }
@@ -233,5 +244,26 @@ impl Taking<'_> {
 }
 
 fn acknowledged(answer: Result<(), ClientError>) -> anyhow::Result<()> {
-    answer.map_err(|error| explained("a written blob is not acknowledged", error))
+    match answer {
+        Ok(()) => Ok(()),
+        // The client does that by itself, so it is no reason to end.
+        Err(error @ ClientError::OtherRelay) => {
+            let what = "a written blob is acknowledged when it comes again";
+            writeln!(std::io::stderr(), "vauchi-relay: {what}: {error}")
+                .map_err(|error| anyhow!(error))
+        }
+        Err(error) => Err(explained("a written blob is not acknowledged", error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two relays, and the one that delivered went away before it answered.
+    #[test]
+    fn another_relay_is_no_reason_to_end() {
+        acknowledged(Err(ClientError::OtherRelay)).unwrap();
+        acknowledged(Err(ClientError::Timeout)).unwrap_err();
+    }
 }

@@ -9,6 +9,7 @@ use data_encoding::HEXLOWER;
 use serde_json::json;
 
 use super::Usage;
+use super::scratch::{Scratch, folder_of, put_in_place};
 use crate::client::{MailboxId, MailboxKey};
 use crate::ids::parse_hex;
 
@@ -74,15 +75,20 @@ pub(super) fn address(mailbox: &MailboxId) -> String {
     format!("v2:{}", mailbox.to_hex())
 }
 
+/// Writes a file that is whole and on the disk when this returns, name and all: whoever is told the
+/// address sends to it. One that can not be written leaves nothing that the next would not overwrite.
 fn write(path: &Path, line: &str) -> std::io::Result<()> {
+    let scratch = Scratch::new(folder_of(path))?;
+    let draft = scratch.path().join("key");
     let mut options = std::fs::OpenOptions::new();
     let mut file = options
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(path)?;
+        .open(&draft)?;
     file.write_all(line.as_bytes())?;
-    file.sync_all()
+    file.sync_all()?;
+    put_in_place(&draft, path)
 }
 
 /// Reads a key file.

@@ -1,26 +1,29 @@
 //! `vauchi-relay receive`: takes what waits in a mailbox, for trying out and for scripts.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
-use tokio::io::AsyncWriteExt;
 
+use super::folder::Folder;
 use super::relays::{Relays, explained, parse_mailbox};
 use super::{collect, stop_signal};
 use crate::client::v1::{Client, Delivery, Options};
 use crate::client::{ClientError, MailboxId};
+
+/// How long a goodbye may take.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Take the blobs that wait in a mailbox, oldest first.
 ///
 /// Each blob is acknowledged, and so deleted at the relay, after it has been written. Without
 /// --follow the command ends when the mailbox is empty.
 ///
-/// Exit codes: 0 all that waited is written, or --follow was interrupted; 1 an error, with the reason on
-/// stderr; 2 arguments wrong. What had been written by then is acknowledged; the rest comes again next
-/// time.
+/// Exit codes: 0 all that waited is written, or --follow was interrupted; 1 an error, or an end before
+/// that, with the reason on stderr; 2 arguments wrong. What had been written by then is acknowledged; the
+/// rest comes again next time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -38,11 +41,13 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) follow: bool,
 
-    /// Leave the blobs at the relay; they come again next time
+    /// Leave the blobs at the relay; they come again next time. What waits behind as many as a relay
+    /// has under way does not come, which is an error with a key
     #[arg(long)]
     pub(super) no_ack: bool,
 
-    /// Write each blob to a file of its own in this folder, instead of to standard output
+    /// Write each blob to a file of its own in this folder, named by its id, instead of to standard
+    /// output; none is overwritten: another blob of that id is ID-2 and so on
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
 
@@ -59,7 +64,7 @@ pub(crate) struct Args {
     pub(super) progress: bool,
 
     /// How long nothing must come before the mailbox counts as empty; with a key the relay says when
-    /// it is
+    /// it is, and with --no-ack nothing may come for so long once the relay holds back what else waits
     #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_seconds)]
     pub(super) wait: Duration,
 }
@@ -71,38 +76,57 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 /// Takes what waits, and with `--follow` what comes.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    if let Some(folder) = &args.out {
-        tokio::fs::create_dir_all(folder)
-            .await
-            .with_context(|| format!("can not make the folder {}", folder.display()))?;
-    }
+    let folder = args.out.as_deref().map(Folder::open).transpose()?;
     let Some(mailbox) = args.mailbox else {
-        return collect::run(&args).await;
+        return collect::run(&args, folder.as_ref()).await;
     };
     let client = args.relays.connect_v1(Options::unsigned(mailbox)).await?;
     let taken = tokio::select! {
-        taken = take_all(&client, &args) => taken,
-        interrupted = interrupted() => interrupted,
+        taken = take_all(&client, &args, folder.as_ref()) => taken,
+        interrupted = interrupted(&args) => interrupted,
     };
-    // Said even after a fault, so that the acknowledgements of what was written leave.
-    let goodbye = client.close().await;
+    end(&args, taken, client.close()).await
+}
+
+/// Says goodbye even after a fault, so that the acknowledgements of what was written leave, but not for
+/// longer than a relay needs that is there. Whoever does not want to wait interrupts.
+pub(super) async fn end(
+    args: &Args,
+    taken: anyhow::Result<()>,
+    goodbye: impl Future<Output = Result<(), ClientError>>,
+) -> anyhow::Result<()> {
+    let said = tokio::select! {
+        said = tokio::time::timeout(GOODBYE_TIMEOUT, goodbye) => {
+            said.unwrap_or(Err(ClientError::Timeout))
+        }
+        _stopped = stop_signal() => Err(ClientError::Timeout),
+    };
     taken?;
-    goodbye.map_err(|error| explained("the last acknowledgements may be lost", error))
+    match said {
+        // To be interrupted is how this ends, and a relay that is away then is none of its faults.
+        Err(_) if args.follow => Ok(()),
+        said => said.map_err(|error| explained("the last acknowledgements may be lost", error)),
+    }
 }
 
 /// Comes with a signal to stop, which is how `--follow` is meant to end. What is being written then is
 /// not acknowledged, and comes again.
-pub(super) async fn interrupted() -> anyhow::Result<()> {
-    stop_signal().await.context("can not listen for signals")
+pub(super) async fn interrupted(args: &Args) -> anyhow::Result<()> {
+    stop_signal().await.context("can not listen for signals")?;
+    if !args.follow {
+        bail!("interrupted; the rest comes again");
+    }
+    Ok(())
 }
 
-async fn take_all(client: &Client, args: &Args) -> anyhow::Result<()> {
+async fn take_all(client: &Client, args: &Args, out: Option<&Folder>) -> anyhow::Result<()> {
     let mut count: u64 = 0;
     while let Some(delivery) = next(client, args).await? {
         count += 1;
-        match &args.out {
+        match out {
             Some(folder) => {
-                write_file(folder, &file_name(&delivery, count), &delivery.body).await?
+                let name = file_name(&delivery, count);
+                folder.put(&name, delivery.body.clone()).await?;
             }
             None => print(&delivery.body).context("can not write to standard output")?,
         }
@@ -163,24 +187,6 @@ fn file_name(delivery: &Delivery, count: u64) -> String {
     } else {
         format!("blob-{count}")
     }
-}
-
-/// Writes a file that is whole and on the disk when this returns: the blob is deleted at the relay
-/// next. A file of that name is replaced; a blob that comes again is the same.
-pub(super) async fn write_file(folder: &Path, name: &str, blob: &[u8]) -> anyhow::Result<()> {
-    let path = folder.join(name);
-    let unfinished = folder.join(format!("{name}.part"));
-    let write = async {
-        let mut file = tokio::fs::File::create(&unfinished).await?;
-        file.write_all(blob).await?;
-        file.sync_all().await?;
-        tokio::fs::rename(&unfinished, &path).await?;
-        // The name is on the disk only when the folder is.
-        tokio::fs::File::open(folder).await?.sync_all().await
-    };
-    write
-        .await
-        .with_context(|| format!("can not write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -265,6 +271,19 @@ mod tests {
         assert!(text.contains("1001 going away"), "{text}");
     }
 
+    /// A relay that is away must not keep a disk that is full from being told.
+    #[tokio::test(start_paused = true)]
+    async fn a_goodbye_that_is_not_answered_ends_by_itself() {
+        let never = std::future::pending;
+        let now = args("ws://127.0.0.1:1", &[]);
+        let fault = end(&now, Err(anyhow::anyhow!("disk full")), never()).await;
+        assert_eq!(fault.unwrap_err().to_string(), "disk full");
+        let lost = end(&now, Ok(()), never()).await.unwrap_err();
+        assert!(lost.to_string().contains("may be lost"), "{lost}");
+        let follows = args("ws://127.0.0.1:1", &["--follow"]);
+        end(&follows, Ok(()), never()).await.unwrap();
+    }
+
     #[test]
     fn only_plain_text_is_shown_as_text() {
         assert_eq!(printable("grüße\n\t!".as_bytes()), Some("grüße\n\t!"));
@@ -278,18 +297,5 @@ mod tests {
         for wrong in ["", "x", "-1", "inf", "NaN"] {
             assert!(parse_seconds(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_file_is_written_whole_and_leaves_nothing_beside_it() {
-        let folder = tempfile::tempdir().unwrap();
-        for blob in [&b"first and longer"[..], b"second"] {
-            write_file(folder.path(), "name", blob).await.unwrap();
-            assert_eq!(std::fs::read(folder.path().join("name")).unwrap(), blob);
-        }
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        let missing = folder.path().join("missing");
-        let error = write_file(&missing, "name", b"").await.unwrap_err();
-        assert!(error.to_string().contains("missing/name"), "{error}");
     }
 }

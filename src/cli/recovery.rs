@@ -7,8 +7,9 @@ use anyhow::Context;
 use data_encoding::HEXLOWER;
 use serde_json::json;
 
+use super::folder::Folder;
 use super::keygen;
-use super::receive::{print, write_file};
+use super::receive::print;
 use super::relays::{Relays, explained, open, parse_32_bytes, read_file};
 use crate::client::{FoundProof, Receipts};
 
@@ -61,10 +62,11 @@ struct GetArgs {
     relays: Relays,
 
     /// The hashes of lost keys, 64 hexadecimal digits each; 50 at the most
-    #[arg(value_name = "HASH", required = true, value_parser = parse_32_bytes)]
+    #[arg(value_name = "HASH", required = true, num_args = 1..=50, value_parser = parse_32_bytes)]
     hashes: Vec<[u8; 32]>,
 
-    /// Write each proof to a file of its own in this folder, instead of to standard output
+    /// Write each proof to a file of its own in this folder, instead of to standard output;
+    /// none is overwritten
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
@@ -100,16 +102,13 @@ async fn put(args: PutArgs) -> anyhow::Result<()> {
 }
 
 async fn get(args: GetArgs) -> anyhow::Result<()> {
-    if let Some(folder) = &args.out {
-        let made = tokio::fs::create_dir_all(folder).await;
-        made.with_context(|| format!("can not make the folder {}", folder.display()))?;
-    }
+    let folder = args.out.as_deref().map(Folder::open).transpose()?;
     let client = args.relays.connect(args.relays.options()).await?;
     let found = client.get_recovery(&args.hashes).await;
     let found = found.map_err(|error| explained("nothing was looked up", error))?;
     client.close().await.ok();
     for (number, proof) in found.proofs.iter().enumerate() {
-        args.keep(number, proof).await?;
+        args.keep(number, proof, folder.as_ref()).await?;
     }
     if found.is_cut {
         anyhow::bail!("there are more proofs than fit into one answer; ask for fewer hashes");
@@ -118,22 +117,31 @@ async fn get(args: GetArgs) -> anyhow::Result<()> {
 }
 
 impl GetArgs {
-    async fn keep(&self, number: usize, found: &FoundProof) -> anyhow::Result<()> {
+    async fn keep(
+        &self,
+        number: usize,
+        found: &FoundProof,
+        folder: Option<&Folder>,
+    ) -> anyhow::Result<()> {
         let hash = HEXLOWER.encode(&found.key_hash);
-        if let Some(folder) = &self.out {
-            write_file(folder, &format!("{hash}-{number}"), &found.proof).await?;
-        }
-        let is_written = self.out.is_some();
+        let file = match folder {
+            Some(folder) => {
+                let name = format!("{hash}-{number}");
+                Some(folder.put(&name, found.proof.clone()).await?)
+            }
+            None => None,
+        };
         if self.json {
-            let proof = (!is_written).then(|| HEXLOWER.encode(&found.proof));
+            let proof = file.is_none().then(|| HEXLOWER.encode(&found.proof));
             let said = json!({
                 "key_hash": hash,
                 "stored_at": found.stored_at.millis(),
                 "bytes": found.proof.len(),
                 "proof": proof,
+                "file": file,
             });
             writeln!(std::io::stdout(), "{said}").context("can not write to standard output")
-        } else if is_written {
+        } else if file.is_some() {
             Ok(())
         } else {
             print(&found.proof).context("can not write to standard output")

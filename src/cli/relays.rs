@@ -12,9 +12,19 @@ use super::{Usage, keygen};
 use crate::client::{Client, ClientError, MailboxId, MailboxKey, Opened, Options, Receipts, v1};
 use crate::ids::parse_hex;
 
-/// A relay that is gone for so long in the middle of something is given up, and so is a request that it
-/// refuses for now.
+/// A relay that is gone for so long in the middle of something is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+
+/// What is refused for now is tried again for so long. Less than the minute that a full mailbox and a
+/// full relay name, whose refusals are so told at once.
+const REPEAT_FOR: Duration = Duration::from_secs(50);
+
+/// How long a request that is small may go without an answer. More than it is repeated for, so that a
+/// refusal is told as one.
+const ANSWER_WITHIN: Duration = Duration::from_secs(90);
+
+/// What a slow line carries in a second, at the least.
+const SLOW_BYTES: u64 = 64 << 10;
 
 /// The most that any relay can be set to take as one blob.
 const BLOB_BYTES_MAX: usize = 64 << 20;
@@ -41,8 +51,8 @@ impl Relays {
         let mut options = Options::new(self.relays.iter().cloned());
         options.authorities.clone_from(&self.ca);
         options.message_bytes_max = BLOB_BYTES_MAX;
-        options.repeat_for = GIVE_UP_AFTER;
-        options.answer_within = Some(GIVE_UP_AFTER);
+        options.repeat_for = REPEAT_FOR;
+        options.answer_within = Some(ANSWER_WITHIN);
         options.give_up_after = Some(GIVE_UP_AFTER);
         options
     }
@@ -61,6 +71,11 @@ impl Relays {
         let connected = v1::Client::connect(relay, options).await;
         connected.map_err(|error| not_connected(relay, error))
     }
+}
+
+/// How long a request may go without an answer when it and what is ahead of it have so many bytes.
+pub(super) fn answer_within(bytes: u64) -> Duration {
+    ANSWER_WITHIN + Duration::from_secs(bytes.div_ceil(SLOW_BYTES))
 }
 
 /// Opens the mailboxes of these keys, all or it fails.
@@ -185,6 +200,13 @@ mod tests {
         for wrong in ["", "90", "0s", "-1s", "1w", "s", "99999999999999999d"] {
             assert!(parse_span(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_large_blob_has_the_time_that_a_slow_line_takes() {
+        assert_eq!(answer_within(0), ANSWER_WITHIN);
+        let largest = answer_within(BLOB_BYTES_MAX as u64);
+        assert_eq!(largest, ANSWER_WITHIN + Duration::from_secs(1_024));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::progress::Progress;
 use super::relays::{
-    Relays, explained, open, parse_32_bytes, parse_mailbox, parse_span, read_file,
+    Relays, answer_within, explained, open, parse_32_bytes, parse_mailbox, parse_span, read_file,
 };
 use super::{Usage, keygen};
 use crate::client::{
@@ -215,7 +215,13 @@ fn sources(args: &Args) -> anyhow::Result<Vec<Source>> {
 /// Sends blobs, one way or the other.
 enum Sender<'a> {
     V1(v1::Client, &'a Args),
-    V2(Client, &'a Args, Terms),
+    V2 {
+        client: Client,
+        args: &'a Args,
+        terms: Terms,
+        /// Bytes that have no answer yet.
+        under_way: Cell<u64>,
+    },
 }
 
 impl<'a> Sender<'a> {
@@ -243,14 +249,19 @@ impl<'a> Sender<'a> {
             v1_ok: args.to.v1_ok && !args.live,
             relay: None,
         };
-        Ok(Self::V2(client, args, terms))
+        Ok(Self::V2 {
+            client,
+            args,
+            terms,
+            under_way: Cell::new(0),
+        })
     }
 
     /// v1 tells nothing by which blobs in flight could be told apart, so there is one.
     fn at_once(&self) -> usize {
         match self {
             Self::V1(..) => 1,
-            Self::V2(..) => AT_ONCE,
+            Self::V2 { .. } => AT_ONCE,
         }
     }
 
@@ -260,10 +271,20 @@ impl<'a> Sender<'a> {
                 let stored = client.submit(args.to.mailbox, body).await;
                 stored.map(|stored| json!({ "id": stored.message_id }))
             }
-            Self::V2(client, args, terms) => {
+            Self::V2 {
+                client,
+                args,
+                terms,
+                under_way,
+            } => {
+                let bytes = body.len() as u64;
                 let mut blob = Blob::new(args.to.mailbox, body);
                 blob.terms = terms.clone();
-                let submitted = client.submit(&blob).await;
+                // They share one line, in their order.
+                under_way.update(|others| others + bytes);
+                let within = answer_within(under_way.get());
+                let submitted = client.submit_within(&blob, within).await;
+                under_way.update(|all| all - bytes);
                 submitted.map(|submitted| described(&blob, submitted))
             }
         };
@@ -274,7 +295,7 @@ impl<'a> Sender<'a> {
     async fn close(self) {
         match self {
             Self::V1(client, _) => client.close().await.ok(),
-            Self::V2(client, ..) => client.close().await.ok(),
+            Self::V2 { client, .. } => client.close().await.ok(),
         };
     }
 }
@@ -295,14 +316,14 @@ fn described(blob: &Blob, submitted: Submitted) -> Value {
     })
 }
 
-/// What to say of a blob when no `Stored` came.
+/// What to say of a blob when no `Stored` came. Only who was told no knows it: after anything else an
+/// earlier connection may have carried it.
 fn not_stored(error: &ClientError) -> &'static str {
     match error {
-        ClientError::Timeout
-        | ClientError::Lost(_)
-        | ClientError::Closed { .. }
-        | ClientError::Unreachable(_) => "it is not known whether the blob is stored",
-        _ => "the blob is not stored",
+        ClientError::Refused { .. } | ClientError::TooLarge { .. } | ClientError::Url(_) => {
+            "the blob is not stored"
+        }
+        _ => "it is not known whether the blob is stored",
     }
 }
 
@@ -397,6 +418,32 @@ mod tests {
             text.contains(&format!("Is a relay running at {url}?")),
             "{text}"
         );
+    }
+
+    #[test]
+    fn only_who_was_told_no_says_that_a_blob_is_not_stored() {
+        for told_no in [
+            ClientError::TooLarge {
+                bytes: 2,
+                bytes_max: 1,
+            },
+            ClientError::Url("it".to_owned()),
+        ] {
+            assert_eq!(not_stored(&told_no), "the blob is not stored");
+        }
+        for unknown in [
+            ClientError::NotAccepted {
+                status: 503,
+                retry_after: None,
+            },
+            ClientError::Protocol("it"),
+            ClientError::Untrusted("it".to_owned()),
+            ClientError::Finished,
+            ClientError::Timeout,
+        ] {
+            let said = not_stored(&unknown);
+            assert_eq!(said, "it is not known whether the blob is stored");
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use serde_json::Value;
 use std::path::Path;
 
-use crate::harness::{Relay, id};
-use crate::process::{command, run};
+use crate::harness::{Relay, eventually, id};
+use crate::process::{command, run, shell};
 
 /// Runs the binary; standard output of one that succeeds.
 pub(crate) async fn cli(relay: &Relay, folder: &Path, words: &[&str]) -> String {
@@ -129,14 +129,118 @@ async fn blobs_go_to_files_by_their_ids() {
     );
 }
 
+/// A file that can not grow fails as one on a full disk does, and needs no disk of its own.
+#[tokio::test]
+async fn a_blob_that_can_not_be_written_whole_is_not_acknowledged() {
+    let relay = Relay::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let cli = async |words: &[&str]| cli(&relay, folder.path(), words).await;
+    let mailbox = cli(&["keygen", "mine.key"]).await.trim().to_owned();
+    let body = vec![7; 20_000];
+    std::fs::write(folder.path().join("large"), &body).unwrap();
+    cli(&["recovery", "put", &id(3), "large", "--key", "mine.key"]).await;
+    cli(&["send", "--to", &mailbox, "large"]).await;
+    cli(&["send", "--to", &id(1), "large"]).await;
+    let url = format!("ws://{}", relay.running.clients);
+    for words in [
+        &["receive", "--key", "mine.key"][..],
+        &["receive", "--mailbox", &id(1)],
+        &["recovery", "get", &id(3)],
+    ] {
+        let cramped = r#"trap "" XFSZ; ulimit -f 8; exec "$0" "$@""#;
+        let mut cramped = shell(cramped, folder.path());
+        cramped
+            .args(words)
+            .args(["--relay", &url, "--out", "in"])
+            .current_dir(folder.path());
+        let (code, _, errors) = run(&mut cramped).await;
+        assert_eq!(code, Some(1), "{words:?}: {errors}");
+        assert!(errors.contains("can not write in/"), "{words:?}: {errors}");
+        cli(&[words, &["--out", "in"]].concat()).await;
+        let written = std::fs::read_dir(folder.path().join("in")).unwrap();
+        let written: Vec<_> = written.map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(written.len(), 1, "{words:?}: {written:?}");
+        assert!(std::fs::read(&written[0]).unwrap() == body, "{words:?}");
+        std::fs::remove_dir_all(folder.path().join("in")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_is_interrupted_before_the_end_says_so_unless_that_is_the_end() {
+    let relay = Relay::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("ws://{}", relay.running.clients);
+    for (more, expected) in [(&["--wait", "900"][..], Some(1)), (&["--follow"], Some(0))] {
+        let hello = ["send", "--to", &id(1), "--text", "hello"];
+        cli(&relay, folder.path(), &hello).await;
+        let mut receive = command(folder.path());
+        receive.args(["receive", "--mailbox", &id(1), "--relay", &url]);
+        let receive = receive.args(more).spawn().unwrap();
+        eventually("the blob is acknowledged", async || {
+            relay.running.store.usage().stored == 0
+        })
+        .await;
+        let pid = receive.id().unwrap().to_string();
+        let kill = tokio::process::Command::new("kill")
+            .args(["-s", "INT", &pid])
+            .status();
+        assert!(kill.await.unwrap().success());
+        let ended = receive.wait_with_output().await.unwrap();
+        assert_eq!(ended.status.code(), expected, "{more:?}: {ended:?}");
+        let errors = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(
+            errors.contains("interrupted"),
+            expected == Some(1),
+            "{errors}"
+        );
+    }
+}
+
+/// It names a minute, which is longer than a script wants to hang.
+#[tokio::test]
+async fn a_full_mailbox_is_told_at_once() {
+    let relay = Relay::start(&[("RELAY_MAILBOX_MAX_BLOBS", "1")]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("v2:{}", id(1));
+    let send = ["send", "--to", &to, "--text", "x"];
+    cli(&relay, folder.path(), &send).await;
+    let (code, output, errors) = try_cli(&relay, folder.path(), &send).await;
+    assert_eq!((code, output.as_str()), (Some(1), ""), "{errors}");
+    let told = "the blob is not stored: refused (mailbox_full)";
+    assert!(errors.contains(told), "{errors}");
+    assert!(errors.contains("Try again in 60 s."), "{errors}");
+}
+
+#[tokio::test]
+async fn a_key_that_can_not_be_written_leaves_nothing_in_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"trap "" XFSZ; ulimit -f 0; exec "$0" "$@""#;
+    let keygen = ["keygen", "mine.key"];
+    let mut cramped = shell(script, folder.path());
+    cramped.args(keygen).current_dir(folder.path());
+    let (code, _, errors) = run(&mut cramped).await;
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("can not write mine.key"), "{errors}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    let mut again = command(folder.path());
+    again.args(keygen).current_dir(folder.path());
+    let (code, _, errors) = run(&mut again).await;
+    assert_eq!(code, Some(0), "{errors}");
+}
+
 #[tokio::test]
 async fn faults_are_told_apart_by_exit_code_and_said() {
     let relay = Relay::start(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("bad.key"), "nonsense").unwrap();
     let to = format!("v2:{}", id(1));
+    let hash = id(3);
+    let mut too_many = vec!["recovery", "get"];
+    too_many.resize(2 + 51, &hash);
     for (words, code, said) in [
-        (&["receive", "--key", "bad.key"][..], 2, "is no key of"),
+        (&too_many[..], 2, &*hash),
+        (&["receive", "--key", "bad.key"], 2, "is no key of"),
         (&["receive"], 2, "--mailbox"),
         (
             &["send", "--to", &to, "--text", "x", "--ttl", "5"],

@@ -223,3 +223,23 @@ async fn recovery_proofs_are_put_and_got() {
     assert_eq!(std::fs::read(written).unwrap(), b"it is me");
     assert_eq!(cli(&["recovery", "get", &unknown]).await, "");
 }
+
+/// Left at the relay, they fill the window, and the relay holds back the rest.
+#[tokio::test]
+async fn more_than_can_be_left_at_the_relay_is_not_told_as_all() {
+    let relay = Relay::start(&[("RELAY_MAX_MESSAGE_SIZE", "8388608")]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let to = mailbox(&relay, folder.path()).await;
+    std::fs::write(folder.path().join("large"), vec![7; 6 << 20]).unwrap();
+    let receive = [
+        "receive", "--key", "mine.key", "--no-ack", "--wait", "0.3", "--out", "in",
+    ];
+    for count in 1..=3 {
+        cli(&relay, folder.path(), &["send", "--to", &to, "large"]).await;
+        let (code, _, errors) = try_cli(&relay, folder.path(), &receive).await;
+        let written = std::fs::read_dir(folder.path().join("in")).unwrap().count();
+        assert_eq!(written, count.min(2), "{errors}");
+        assert_eq!(code, Some(if count < 3 { 0 } else { 1 }), "{errors}");
+        assert_eq!(errors.contains("there may be more"), count == 3, "{errors}");
+    }
+}
