@@ -4,16 +4,18 @@
 
 use std::cell::LazyCell;
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use metrics::{Counter, Gauge};
 use tokio::io::AsyncReadExt as _;
 use tokio::runtime::{Builder, Runtime};
+use vauchi_relay::metrics::Metrics;
 use vauchi_relay::socket::watch::{Unfinished, WatchRules, Watched};
 
 thread_local! {
+    static METRICS: LazyCell<Arc<Metrics>> = LazyCell::new(|| Arc::new(Metrics::new()));
     static RUNTIME: LazyCell<Runtime> =
         LazyCell::new(|| Builder::new_current_thread().enable_time().build().unwrap());
 }
@@ -26,7 +28,7 @@ fuzz_target!(|input: &[u8]| {
     let rules = WatchRules {
         message_bytes_cap: 1 << 20,
         message_timeout: Duration::from_secs(3600),
-        unfinished: Unfinished::new(1 << 20, Gauge::noop(), Counter::noop()),
+        unfinished: METRICS.with(|metrics| Unfinished::new(1 << 20, Arc::clone(metrics))),
     };
     let mut watched = Watched::new(rest, Bytes::copy_from_slice(early), rules);
     let mut buffer = vec![0; usize::from(*cut) + 1];
