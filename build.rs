@@ -15,11 +15,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn name_the_version() {
     println!("cargo:rerun-if-env-changed=VAUCHI_COMMIT");
     let commit = env::var("VAUCHI_COMMIT").unwrap_or_default();
-    let version = match commit.trim() {
-        "" => env!("CARGO_PKG_VERSION").to_owned(),
-        commit => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
+    let release = env!("CARGO_PKG_VERSION");
+    let (version, commit) = match commit.trim() {
+        "" => (release.to_owned(), "unknown"),
+        commit => (format!("{release} ({commit})"), commit),
     };
     println!("cargo:rustc-env=VAUCHI_VERSION={version}");
+    println!("cargo:rustc-env=VAUCHI_RELAY_COMMIT={commit}");
 }
 
 fn compile_the_schema() -> Result<(), Box<dyn Error>> {

@@ -14,11 +14,8 @@ use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusHandle, PrometheusRecorder};
 use recorder::{batch, count, level, recorder, seconds};
 
-/// The commit that this build was made from, where the build told.
-pub const COMMIT: &str = match option_env!("VAUCHI_RELAY_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
+/// The commit that this build was made from; `unknown` where the build was not told (`build.rs`).
+pub const COMMIT: &str = env!("VAUCHI_RELAY_COMMIT");
 
 /// All handles. Held as `Arc<Metrics>` by whoever counts.
 #[expect(
