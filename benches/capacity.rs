@@ -10,12 +10,11 @@
     clippy::expect_used,
     clippy::print_stdout,
     missing_docs,
+    unreachable_pub,
     reason = "a measurement that fails may panic, and its output is its purpose"
 )]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,25 +22,17 @@ use futures_util::StreamExt as _;
 use vauchi_relay::client::v1::{Client, Options};
 use vauchi_relay::ids::MailboxId;
 
+use relay::Relay;
+
+#[path = "load/relay.rs"]
+mod relay;
+
 /// Blobs in one mailbox; more than one page of small ones.
 const IN_A_MAILBOX: usize = 500;
 /// Connections that send, and then collect, at once.
 const CONNECTIONS: usize = 32;
 /// Submits on their way on each connection.
 const IN_FLIGHT: usize = 16;
-
-/// All load comes from one address, which no limit means.
-const LIMITS_OFF: [&str; 9] = [
-    "RELAY_RATE_LIMIT_PER_MIN",
-    "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
-    "RELAY_MAILBOX_SHARE_PER_HOUR",
-    "RELAY_ADDRESS_SHARE_PER_DAY",
-    "RELAY_MAX_CONNECTIONS_PER_ADDRESS",
-    "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
-    "RELAY_OPENINGS_PER_MIN",
-    "RELAY_MAILBOX_MAX_BYTES",
-    "RELAY_MAX_CONNECTIONS",
-];
 
 fn main() {
     // Cargo says --bench to it.
@@ -62,13 +53,13 @@ fn main() {
 async fn one_size(binary: &Path, size: usize, count: usize) {
     let folder = tempfile::tempdir().unwrap();
     let relay = Relay::start(binary, folder.path());
-    store(&relay.url, size, count).await;
+    store(&relay.url(), size, count).await;
     relay.stop();
     let each = bytes_in(folder.path()) as f64 / count as f64;
     let relay = Relay::start(binary, folder.path());
     let began = Instant::now();
     // Kept open, so that no acknowledgement is cut off.
-    let recipients = collect(&relay.url, count).await;
+    let recipients = collect(&relay.url(), count).await;
     while relay.stored() > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -85,7 +76,7 @@ async fn one_size(binary: &Path, size: usize, count: usize) {
 async fn start(binary: &Path, count: usize) {
     let folder = tempfile::tempdir().unwrap();
     let relay = Relay::start(binary, folder.path());
-    store(&relay.url, 1_024, count).await;
+    store(&relay.url(), 1_024, count).await;
     let memory = relay.resident_bytes();
     relay.stop();
     let mut times: Vec<_> = (0..5)
@@ -159,85 +150,4 @@ fn bytes_in(folder: &Path) -> u64 {
     entries
         .map(|entry| entry.unwrap().metadata().unwrap().len())
         .sum()
-}
-
-/// A running relay, killed when it is dropped.
-struct Relay {
-    child: Child,
-    url: String,
-    operators: String,
-    took: Duration,
-}
-
-impl Relay {
-    fn start(binary: &Path, folder: &Path) -> Self {
-        let began = Instant::now();
-        let mut child = Command::new(binary)
-            .env("RELAY_LISTEN_ADDR", "127.0.0.1:0")
-            .env("RELAY_HTTP_ADDR", "127.0.0.1:0")
-            .env("RELAY_DATA_DIR", folder)
-            .envs(LIMITS_OFF.map(|name| (name, "0")))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut after = |scheme: &str| {
-            let found = lines.find_map(|line| {
-                let line = line.unwrap();
-                let (_, rest) = line.split_once(scheme)?;
-                Some(rest.split([',', ' ', '/']).next()?.to_owned())
-            });
-            found.expect("the relay says where it listens")
-        };
-        let (address, operators) = (after("ws://"), after("http://"));
-        std::net::TcpStream::connect(&address).unwrap();
-        let took = began.elapsed();
-        std::thread::spawn(move || lines.for_each(drop));
-        Self {
-            child,
-            url: format!("ws://{address}"),
-            operators,
-            took,
-        }
-    }
-
-    /// As an operator does, so that the log is in the database.
-    fn stop(mut self) {
-        let id = self.child.id().to_string();
-        let told = Command::new("kill").args(["-TERM", &id]).status().unwrap();
-        assert!(told.success() && self.child.wait().unwrap().success());
-    }
-
-    /// Blobs that wait.
-    fn stored(&self) -> u64 {
-        let mut socket = std::net::TcpStream::connect(&self.operators).unwrap();
-        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-        let mut scrape = String::new();
-        socket.read_to_string(&mut scrape).unwrap();
-        let line = scrape
-            .lines()
-            .find_map(|line| line.strip_prefix("relay_blobs_stored "));
-        line.unwrap().parse::<f64>().unwrap() as u64
-    }
-
-    fn resident_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-        let kib: u64 = line
-            .unwrap()
-            .split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse()
-            .unwrap();
-        kib * 1024
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        // Stopped already, unless a measurement failed.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
 }

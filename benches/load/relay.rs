@@ -1,12 +1,15 @@
 //! The relay that is measured: a process of its own.
 
-use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+#![allow(dead_code, reason = "each measurement uses its part")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// All load comes from one address, which no limit means.
-const LIMITS_OFF: [&str; 7] = [
+const LIMITS_OFF: [&str; 9] = [
     "RELAY_RATE_LIMIT_PER_MIN",
     "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
     "RELAY_MAILBOX_SHARE_PER_HOUR",
@@ -14,35 +17,72 @@ const LIMITS_OFF: [&str; 7] = [
     "RELAY_MAX_CONNECTIONS_PER_ADDRESS",
     "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
     "RELAY_OPENINGS_PER_MIN",
+    "RELAY_MAILBOX_MAX_BYTES",
+    "RELAY_MAX_CONNECTIONS",
 ];
 
 /// A running relay, killed when it is dropped.
 pub struct Relay {
     child: Child,
     pub clients: SocketAddr,
+    operators: SocketAddr,
+    /// From the start to the first connection.
+    pub took: Duration,
 }
 
 impl Relay {
     pub fn start(binary: &Path, folder: &Path) -> Self {
+        let began = Instant::now();
         let mut child = Command::new(binary)
             .env("RELAY_LISTEN_ADDR", "127.0.0.1:0")
             .env("RELAY_HTTP_ADDR", "127.0.0.1:0")
             .env("RELAY_DATA_DIR", folder)
             .envs(LIMITS_OFF.map(|name| (name, "0")))
-            .env("RELAY_MAX_CONNECTIONS", "0")
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let clients = lines
-            .find_map(|line| {
+        let mut after = |scheme: &str| -> SocketAddr {
+            let found = lines.find_map(|line| {
                 let line = line.unwrap();
-                let (_, rest) = line.split_once("ws://")?;
-                rest.split([',', ' ']).next()?.parse().ok()
-            })
-            .expect("the relay listens");
+                let (_, rest) = line.split_once(scheme)?;
+                rest.split([',', ' ', '/']).next()?.parse().ok()
+            });
+            found.expect("the relay says where it listens")
+        };
+        let (clients, operators) = (after("ws://"), after("http://"));
+        TcpStream::connect(clients).unwrap();
+        let took = began.elapsed();
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, clients }
+        Self {
+            child,
+            clients,
+            operators,
+            took,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("ws://{}", self.clients)
+    }
+
+    /// As an operator does, so that the log is in the database.
+    pub fn stop(mut self) {
+        let id = self.child.id().to_string();
+        let told = Command::new("kill").args(["-TERM", &id]).status().unwrap();
+        assert!(told.success() && self.child.wait().unwrap().success());
+    }
+
+    /// Blobs that wait.
+    pub fn stored(&self) -> u64 {
+        let mut socket = TcpStream::connect(self.operators).unwrap();
+        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut scrape = String::new();
+        socket.read_to_string(&mut scrape).unwrap();
+        let line = scrape
+            .lines()
+            .find_map(|line| line.strip_prefix("relay_blobs_stored "));
+        line.unwrap().parse::<f64>().unwrap() as u64
     }
 
     /// Of user and system, since it started.
@@ -70,7 +110,8 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        // Stopped already, unless a measurement failed or its row is done.
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
