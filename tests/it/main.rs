@@ -65,6 +65,7 @@ mod v2_lists;
 mod v2_mailboxes;
 mod v2_model;
 mod v2_page;
+mod v2_private;
 mod v2_refusals;
 mod v2_session;
 mod v2_slow;

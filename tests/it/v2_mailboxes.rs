@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::json;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
 use vauchi_relay::protocol::message_v2::{
@@ -10,7 +9,7 @@ use vauchi_relay::protocol::message_v2::{
 };
 
 use crate::guest::{Guest, ORIGIN, Owned, on_terms, submit};
-use crate::harness::{Peer, Relay};
+use crate::harness::Relay;
 
 #[tokio::test]
 async fn only_a_good_proof_opens_a_mailbox_and_every_bad_one_is_refused_alike() {
@@ -71,68 +70,6 @@ async fn with_public_origins_a_signature_for_another_host_opens_nothing() {
     assert_eq!(outcomes[0], Err("unauthorized"));
     assert!(outcomes[1].is_ok(), "a secret is bound to no host");
     assert_ne!(ORIGIN, "relay.example.net");
-}
-
-#[tokio::test]
-async fn who_only_knows_the_id_can_not_read_acknowledge_purge_unpin_or_withdraw() {
-    let relay = Relay::start(&[]).await;
-    for owned in [Owned::key(1), Owned::secret(2)] {
-        let id = owned.id();
-        let mut owner = Guest::connect(&relay).await;
-        owner.open(&owned).await;
-        owner.caught_up().await;
-        let mut sender = Guest::connect(&relay).await;
-        sender.store(submit(&id, 1, b"private")).await;
-        let blob = owner.blob().await;
-
-        let mut stranger = Guest::connect(&relay).await;
-        for request in [
-            Request::AcknowledgeEach(vec![(id, blob.id)]),
-            Request::PurgeMailboxes(vec![id]),
-            Request::Unpin(id),
-            Request::Submit(on_terms(
-                submit(&MailboxId::from_bytes([9; 32]), 1, b"x"),
-                |terms| {
-                    terms.receipt_to = Some(id);
-                },
-            )),
-        ] {
-            let refused = stranger.refusal(request).await;
-            assert_eq!((refused.code, refused.retry_after), ("unauthorized", None));
-        }
-        // The id of a blob is no secret; withdrawing wants what it was made from.
-        let mut secret = [0; 32];
-        secret[..16].copy_from_slice(blob.id.as_bytes());
-        let cancel = Request::Withdraw(Withdrawal {
-            mailbox: id,
-            secret,
-            kind: WithdrawalKind::Cancel,
-        });
-        assert_eq!(stranger.done(cancel).await, Done::Cancelled);
-
-        // Through v1: a pinned id is not opened without a proof, and a secret mailbox shows nothing.
-        let mut v1 = Peer::connect(relay.running.clients).await;
-        v1.say_hello(json!({"client_id": id.to_hex()})).await;
-        match owned {
-            Owned::Key(_) => drop(v1.expect_close(4401).await),
-            Owned::Secret(_) => {
-                v1.receive_any().await;
-                v1.expect_silence().await;
-                v1.acknowledge(&uuid_of(blob.id.as_bytes())).await;
-                v1.send(&crate::harness::envelope(
-                    "p",
-                    json!({"type": "PurgeRequest"}),
-                ))
-                .await;
-                assert_eq!(v1.receive_any().await["payload"]["blobs_deleted"], 0);
-            }
-        }
-        let mut again = Guest::connect(&relay).await;
-        assert_eq!(again.open(&owned).await.pending, 1, "it is still there");
-        let again_blob = again.blob().await;
-        again.caught_up().await;
-        again.acknowledge(id, again_blob.id).await;
-    }
 }
 
 /// What a stranger is answered to everything it may try with the id of a mailbox, one by one.
@@ -257,18 +194,6 @@ async fn an_own_mailbox_gives_no_power_over_another() {
     assert_eq!(&*owner.blob().await.body, b"still open");
     stranger.acknowledge(own.id(), theirs).await;
     assert_eq!(relay.metric("relay_blobs_stored").await, 2.0);
-}
-
-fn uuid_of(id: &[u8; 16]) -> String {
-    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    [
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..],
-    ]
-    .join("-")
 }
 
 #[tokio::test]
