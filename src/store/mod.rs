@@ -20,7 +20,7 @@
 //! `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load`
 //! (what a batch must know), `sqlite_writer` (its transaction), `sqlite_rows`, `sqlite_blobs`,
 //! `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what failed),
-//! `sqlite_pages` (reading), `sqlite_sweep` (deleting what has expired), `sqlite_backup` (a copy of the whole,
+//! `sqlite_pages` (reading), `sqlite_doubts` (whether what cannot be read is damaged), `sqlite_sweep` (deleting what has expired), `sqlite_backup` (a copy of the whole,
 //! beside a running relay).
 
 mod commit;
@@ -50,6 +50,7 @@ mod recovery;
 pub mod sqlite;
 pub mod sqlite_backup;
 mod sqlite_blobs;
+mod sqlite_doubts;
 mod sqlite_errors;
 mod sqlite_load;
 mod sqlite_open;

@@ -93,6 +93,8 @@ impl Header {
 pub(super) struct Known {
     /// The rows that the batch may touch, by key.
     pub(super) headers: HashMap<i64, Header>,
+    /// Rows that a reader found damaged and that are whole.
+    pub(super) sound: HashSet<i64>,
     /// The rows that the batch may replace, by the prefixes of mailbox and topic.
     pub(super) topics: HashMap<(i64, i64), Vec<i64>>,
     /// The expired rows of mailboxes that the batch would fill.

@@ -68,6 +68,7 @@ impl Folding<'_> {
                 continue;
             };
             let leaving = match cause {
+                Cause::Corrupt if self.known.sound.contains(&key.0) => continue,
                 Cause::Corrupt => Leaving::Lost,
                 Cause::Expired if header.expires_at <= now => Leaving::Expired,
                 Cause::Purged {

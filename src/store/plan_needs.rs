@@ -6,8 +6,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::commit::Write;
-use super::model::{Class, Envelope, charged_bytes};
+use super::commit::{Cause, Write};
+use super::model::{Class, Envelope, OrderKey, charged_bytes};
 use super::plan::{Known, owner_of, topic_of};
 use super::quota::{Held, Quota};
 use super::receipt;
@@ -44,6 +44,19 @@ pub(super) fn rows_to_read(batch: &[&Write], sets: &WorkingSets, secret: &Secret
     keys.sort_unstable();
     keys.dedup();
     keys
+}
+
+/// The rows that a reader found damaged: to be read once more before they leave.
+pub(super) fn rows_to_examine(batch: &[&Write]) -> Vec<OrderKey> {
+    let doubtful = batch.iter().filter_map(|write| match write {
+        Write::Remove {
+            keys,
+            cause: Cause::Corrupt,
+            ..
+        } => Some(keys),
+        _ => None,
+    });
+    doubtful.flatten().copied().collect()
 }
 
 /// The mailboxes whose working set must be in memory before the batch is folded.

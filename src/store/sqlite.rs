@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::commit::{Cause, Lane, Pipeline, Write};
@@ -17,9 +16,10 @@ use super::model::{
     Appended, BacklogCursor, Envelope, Holding, Opener, OrderKey, Page, PageBounds, RecoveryPage,
     RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
+use super::sqlite_doubts::Doubts;
 use super::sqlite_errors::words;
 use super::sqlite_open::{describe, look_at_log, open_writer, take_data_dir};
-use super::sqlite_pages::{Cut, Readers};
+use super::sqlite_pages::{Cut, Readers, Row};
 use super::sqlite_sweep::SlotCursor;
 use super::sqlite_writer::SqliteWriter;
 use super::tally::Tally;
@@ -50,7 +50,8 @@ const PROBE_WRITE_AFTER: Duration = Duration::from_secs(5);
 pub struct SqliteStore {
     pub(super) pipeline: Pipeline,
     pub(super) readers: Readers,
-    secret: Secret,
+    pub(super) doubts: Doubts,
+    pub(super) secret: Secret,
     tally: Arc<Tally>,
     /// Up to where the sweep has looked through the current slot. Nothing awaits while it is locked.
     pub(super) swept: Mutex<SlotCursor>,
@@ -66,6 +67,7 @@ impl SqliteStore {
         look_at_log(&path)?;
         let connection = open_writer(&path, &options.secret).await?;
         let readers = Readers::new(&path);
+        let doubts = Doubts::new(&path);
         // One reader is open from here on. It keeps SQLite's index of the log alive while the writer
         // is reopened after a failed fsync: that index ends at the last commit that succeeded.
         // Without it the log would be read anew, and what the fsync has not brought to the disk may
@@ -76,6 +78,7 @@ impl SqliteStore {
         Ok(Arc::new(Self {
             pipeline: Pipeline::start(writer, options.on_stored, options.metrics),
             readers,
+            doubts,
             secret: options.secret,
             tally,
             swept: Mutex::default(),
@@ -83,45 +86,65 @@ impl SqliteStore {
         }))
     }
 
-    /// Reads the rows of one more step of a page. Tells whether it is done.
-    async fn extend_page<C>(
+    /// Reads the rows of one more step of a page. Tells whether it is done. A page ends before a row
+    /// that cannot be read for now.
+    async fn extend_page<C: Copy>(
         &self,
         page: &mut Page<C>,
         mailbox: &MailboxHash,
         cut: Cut<C>,
         now: Timestamp,
-    ) -> sqlx::Result<bool> {
-        let Cut {
-            keys,
-            next,
-            more,
-            is_full,
-        } = cut;
-        let rows = self.readers.rows(mailbox, &keys, &self.secret).await?;
-        let mut corrupt = rows.damaged;
+    ) -> Result<bool, StoreError> {
+        let keys: Vec<_> = cut.entries.iter().map(|(key, _)| *key).collect();
         let before = page.blobs.len();
-        for row in rows.read {
-            if !row.is_sound {
-                corrupt.push(row.blob.key);
-            } else if row.is_ours && row.blob.expires_at > now {
-                page.blobs.push(row.blob);
-            }
+        let (mut rows, unread) = self.readable_rows(mailbox, &keys, now).await?;
+        let stop = unread.as_ref().and_then(|(first, _)| {
+            let is_first = |(key, _): &(i64, C)| *key == first.0;
+            cut.entries.iter().position(is_first)
+        });
+        let shown = &cut.entries[..stop.unwrap_or(cut.entries.len())];
+        rows.retain(|row| shown.iter().any(|(key, _)| *key == row.blob.key.0));
+        let ours = rows
+            .into_iter()
+            .filter(|row| row.is_ours && row.blob.expires_at > now);
+        page.blobs.extend(ours.map(|row| row.blob));
+        let Some((_, error)) = unread else {
+            (page.next, page.more) = (cut.next, cut.more);
+            let are_all_shown = page.blobs.len() - before == keys.len();
+            return Ok(!cut.more || (cut.is_full && are_all_shown));
+        };
+        if page.blobs.is_empty() {
+            return Err(error);
         }
-        self.set_aside(corrupt, now);
-        (page.next, page.more) = (next, more);
-        let are_all_shown = page.blobs.len() - before == keys.len();
-        Ok(!more || (is_full && are_all_shown))
+        page.next = shown.last().map_or(page.next, |(_, cursor)| *cursor);
+        page.more = true;
+        Ok(true)
     }
 
-    /// Has rows that are not what they were set aside. Without waiting: when there is no place in
-    /// the queue, the next one who reads them tries again.
-    fn set_aside(&self, keys: Vec<OrderKey>, now: Timestamp) {
-        if !keys.is_empty() {
-            let queued = self
-                .pipeline
-                .remove(Lane::Normal, keys, Cause::Corrupt, now);
-            drop(queued.now_or_never());
-        }
+    /// Reads rows of which the damaged ones are left out. Beside them the first one, in the order of
+    /// `keys`, that may be whole and cannot be read now, and why.
+    async fn readable_rows(
+        &self,
+        mailbox: &MailboxHash,
+        keys: &[i64],
+        now: Timestamp,
+    ) -> Result<(Vec<Row>, Option<(OrderKey, StoreError)>), StoreError> {
+        let rows = self.readers.rows(mailbox, keys, &self.secret).await;
+        let mut rows = self.read(rows)?;
+        let judged = self.damaged_of(&rows.doubtful, now).await;
+        let error = match judged {
+            Ok(damaged) if damaged.len() == rows.doubtful.len() => return Ok((rows.read, None)),
+            Ok(damaged) => {
+                let again = self.readers.rows(mailbox, keys, &self.secret).await;
+                rows = self.read(again)?;
+                rows.doubtful.retain(|key| !damaged.contains(key));
+                StoreError::unavailable("a stored blob cannot be read at every try")
+            }
+            Err(error) => error,
+        };
+        let first = keys.iter().map(|key| OrderKey(*key));
+        let first = first.into_iter().find(|key| rows.doubtful.contains(key));
+        Ok((rows.read, first.map(|first| (first, error))))
     }
 
     async fn probe_now(&self) -> Result<(), StoreError> {
@@ -292,8 +315,7 @@ impl Store for SqliteStore {
                 .cut(mailbox64, view, page.next, left, is_first, now)
                 .await;
             let cut = self.read(cut)?;
-            let extended = self.extend_page(&mut page, &mailbox, cut, now).await;
-            if self.read(extended)? {
+            if self.extend_page(&mut page, &mailbox, cut, now).await? {
                 break;
             }
         }
@@ -338,8 +360,7 @@ impl Store for SqliteStore {
                 .cut_backlog(mailbox64, page.next, left, is_first, now)
                 .await;
             let cut = self.read(cut)?;
-            let extended = self.extend_page(&mut page, &mailbox, cut, now).await;
-            if self.read(extended)? {
+            if self.extend_page(&mut page, &mailbox, cut, now).await? {
                 break;
             }
         }

@@ -16,6 +16,7 @@ use super::plan_needs as needs;
 use super::quota::{HeldInAll, Quota};
 use super::sqlite_errors::classify;
 use super::sqlite_open::SqliteOptions;
+use super::sqlite_pages::bad_rows;
 use super::sqlite_pins::read_pins;
 use super::sqlite_recovery::read_slots;
 use super::sqlite_rows::{self as rows, SELECT_OWNERS, SELECT_SETS};
@@ -226,6 +227,10 @@ async fn read_rows(
     keys.dedup();
     let headers = rows::read_headers(connection, &keys, secret).await?;
     known.headers.extend(headers);
+    let doubtful = needs::rows_to_examine(batch);
+    let bad = bad_rows(connection, &doubtful, secret).await?;
+    let sound = doubtful.iter().filter(|key| !bad.contains(key));
+    known.sound.extend(sound.map(|key| key.0));
     Ok(known)
 }
 

@@ -2,12 +2,12 @@
 //! that no reader waits for the committer and none delays it.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use sqlx::Row as _;
-use sqlx::sqlite::{SqlitePool, SqlitePoolOptions, SqliteRow};
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
 use super::commit::Checksum;
 use super::model::{
@@ -58,14 +58,15 @@ pub(super) static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| {
 /// The read-only connections.
 #[derive(Debug)]
 pub(super) struct Readers {
+    path: PathBuf,
     pool: SqlitePool,
 }
 
 /// Which rows the next step of a page reads.
 #[derive(Debug, Default)]
 pub(super) struct Cut<C = OrderKey> {
-    /// In order.
-    pub(super) keys: Vec<i64>,
+    /// In order, each with where it leaves the reader.
+    pub(super) entries: Vec<(i64, C)>,
     /// Everything up to here was looked at.
     pub(super) next: C,
     /// Whether there is more behind that.
@@ -83,7 +84,7 @@ struct Entry<C> {
     slot: i64,
 }
 
-impl<C> Cut<C> {
+impl<C: Copy> Cut<C> {
     /// Which of the entries fit; `is_first` says that one is taken however large it is.
     fn of(
         entries: Vec<Entry<C>>,
@@ -93,7 +94,7 @@ impl<C> Cut<C> {
         (is_first, now): (bool, Timestamp),
     ) -> Self {
         let mut cut = Self {
-            keys: Vec::new(),
+            entries: Vec::new(),
             next: after,
             more: entries.len() >= scan_rows(bounds) as usize,
             is_full: false,
@@ -103,15 +104,15 @@ impl<C> Cut<C> {
             let size = entry.size;
             let is_shown = size.class().is_some_and(|class| view.shows(class));
             if is_shown && entry.slot >= expiry_slot(now) {
-                let is_least = is_first && cut.keys.is_empty();
-                let fits = to_i64(cut.keys.len() as u64) < i64::from(bounds.blobs_max)
+                let is_least = is_first && cut.entries.is_empty();
+                let fits = to_i64(cut.entries.len() as u64) < i64::from(bounds.blobs_max)
                     && bytes + size.bytes() <= bounds.bytes_max;
                 if !fits && !is_least {
                     (cut.more, cut.is_full) = (true, true);
                     break;
                 }
                 bytes += size.bytes();
-                cut.keys.push(entry.key);
+                cut.entries.push((entry.key, entry.cursor));
             }
             cut.next = entry.cursor;
         }
@@ -130,14 +131,13 @@ fn scan_rows(bounds: PageBounds) -> u32 {
 pub(super) struct Rows {
     /// In order.
     pub(super) read: Vec<Row>,
-    /// Rows that are there and cannot be read.
-    pub(super) damaged: Vec<OrderKey>,
+    /// Rows that are there, and that could not be read or do not match their checksum; in order.
+    pub(super) doubtful: Vec<OrderKey>,
 }
 
-/// A row, whether it is what it was, and whether it belongs to the mailbox that was asked for.
+/// A row that matches its checksum, and whether it belongs to the mailbox that was asked for.
 pub(super) struct Row {
     pub(super) blob: StoredBlob,
-    pub(super) is_sound: bool,
     pub(super) is_ours: bool,
 }
 
@@ -151,7 +151,10 @@ impl Readers {
             .test_before_acquire(false)
             .acquire_timeout(READER_WAIT_MAX)
             .connect_lazy_with(reader_options(path));
-        Self { pool }
+        Self {
+            path: path.to_owned(),
+            pool,
+        }
     }
 
     pub(super) async fn close(&self) {
@@ -259,37 +262,34 @@ impl Readers {
         secret: &Secret,
     ) -> sqlx::Result<Rows> {
         let mut rows = Rows::default();
-        match self.read_rows(mailbox, keys, secret).await {
-            Ok(read) => rows.read = read,
+        match read_rows(&self.pool, mailbox, keys, secret, &mut rows).await {
             Err(error) if is_damage(&error) => {
+                rows = Rows::default();
                 for key in keys {
-                    match self.read_rows(mailbox, &[*key], secret).await {
-                        Ok(read) => rows.read.extend(read),
-                        Err(error) if is_damage(&error) => rows.damaged.push(OrderKey(*key)),
-                        Err(error) => return Err(error),
+                    match read_rows(&self.pool, mailbox, &[*key], secret, &mut rows).await {
+                        Err(error) if is_damage(&error) => rows.doubtful.push(OrderKey(*key)),
+                        read => read?,
                     }
                 }
             }
-            Err(error) => return Err(error),
+            read => read?,
         }
+        rows.read.sort_unstable_by_key(|row| row.blob.key);
+        rows.doubtful.sort_unstable();
         Ok(rows)
     }
 
-    async fn read_rows(
+    /// Which of these rows cannot be read, or do not match their checksum, on a connection that has
+    /// read nothing before.
+    pub(super) async fn bad_rows(
         &self,
-        mailbox: &MailboxHash,
-        mut keys: &[i64],
+        keys: &[OrderKey],
         secret: &Secret,
-    ) -> sqlx::Result<Vec<Row>> {
-        let mut rows = Vec::with_capacity(keys.len());
-        while let Some((query, later)) = SELECT_ROWS.cut_keys(keys) {
-            for row in query.fetch_all(&self.pool).await? {
-                rows.push(stored(&row, mailbox, secret)?);
-            }
-            keys = later;
-        }
-        rows.sort_unstable_by_key(|row| row.blob.key);
-        Ok(rows)
+    ) -> sqlx::Result<Vec<OrderKey>> {
+        let mut connection = reader_options(&self.path).connect().await?;
+        let bad = bad_rows(&mut connection, keys, secret).await;
+        connection.close().await?;
+        bad
     }
 
     /// The keys of a mailbox between two keys, the second one included, that `view` sees.
@@ -442,7 +442,57 @@ fn keys(rows: &[SqliteRow]) -> sqlx::Result<Vec<OrderKey>> {
         .collect()
 }
 
-fn stored(row: &SqliteRow, mailbox: &MailboxHash, secret: &Secret) -> sqlx::Result<Row> {
+/// Reads rows as far as that succeeds.
+async fn read_rows(
+    pool: &SqlitePool,
+    mailbox: &MailboxHash,
+    mut keys: &[i64],
+    secret: &Secret,
+    rows: &mut Rows,
+) -> sqlx::Result<()> {
+    while let Some((query, later)) = SELECT_ROWS.cut_keys(keys) {
+        for row in query.fetch_all(pool).await? {
+            match sound(&row, secret)? {
+                Some((blob, of)) => rows.read.push(Row {
+                    blob,
+                    is_ours: of == *mailbox,
+                }),
+                None => rows.doubtful.push(OrderKey(row.try_get(0)?)),
+            }
+        }
+        keys = later;
+    }
+    Ok(())
+}
+
+/// Which of these rows cannot be read, or do not match their checksum.
+pub(super) async fn bad_rows(
+    connection: &mut SqliteConnection,
+    keys: &[OrderKey],
+    secret: &Secret,
+) -> sqlx::Result<Vec<OrderKey>> {
+    let mut bad = Vec::new();
+    for key in keys {
+        let Some((query, _)) = SELECT_ROWS.cut_keys(&[key.0]) else {
+            continue;
+        };
+        let read = query.fetch_optional(&mut *connection).await;
+        let is_bad = read.and_then(|row| match row {
+            Some(row) => Ok(sound(&row, secret)?.is_none()),
+            None => Ok(false),
+        });
+        match is_bad {
+            Ok(false) => {}
+            Ok(true) => bad.push(*key),
+            Err(error) if is_damage(&error) => bad.push(*key),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bad)
+}
+
+/// A row and its mailbox; `None` when it does not match its checksum.
+fn sound(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Option<(StoredBlob, MailboxHash)>> {
     let size = Size(row.try_get(1)?);
     let of = MailboxHash::from_bytes(fixed(row, 4)?);
     let id = BlobId::from_bytes(fixed(row, 5)?);
@@ -450,20 +500,20 @@ fn stored(row: &SqliteRow, mailbox: &MailboxHash, secret: &Secret) -> sqlx::Resu
     let version: Option<i64> = row.try_get(9)?;
     let kind = Kind::read(row, 10)?;
     let (sealed, body): (Vec<u8>, Vec<u8>) = (row.try_get(7)?, row.try_get(8)?);
-    Ok(Row {
-        is_sound: secret.checksum(&of, &id, &body) == checksum,
-        is_ours: of == *mailbox,
-        blob: StoredBlob {
-            key: OrderKey(row.try_get(0)?),
-            id,
-            class: size.class().unwrap_or(Class::ProvenOnly),
-            version: version.map(version_of),
-            wants_receipts: kind.wants_receipts(),
-            is_delivered_told: kind.is_delivered_told(),
-            stored_at: timestamp(row, 3)?,
-            expires_at: timestamp(row, 2)?,
-            sealed: sealed.into(),
-            body: body.into(),
-        },
-    })
+    if secret.checksum(&of, &id, &body) != checksum {
+        return Ok(None);
+    }
+    let blob = StoredBlob {
+        key: OrderKey(row.try_get(0)?),
+        id,
+        class: size.class().unwrap_or(Class::ProvenOnly),
+        version: version.map(version_of),
+        wants_receipts: kind.wants_receipts(),
+        is_delivered_told: kind.is_delivered_told(),
+        stored_at: timestamp(row, 3)?,
+        expires_at: timestamp(row, 2)?,
+        sealed: sealed.into(),
+        body: body.into(),
+    };
+    Ok(Some((blob, of)))
 }
