@@ -10,7 +10,7 @@ use super::archive::{self, Unpacked, in_blobs};
 use super::banner::{full_path, in_bytes};
 use super::progress::Progress;
 use super::scratch::{Scratch, folder_of};
-use crate::store::sqlite_backup::{Checked, Copy, newest_schema};
+use crate::store::sqlite::backup::{Checked, Copy, newest_schema};
 
 /// Check a backup: all of it is read, nothing is changed.
 ///

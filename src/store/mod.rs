@@ -2,67 +2,19 @@
 //!
 //! A [`Store`] keeps blobs in mailboxes, in order, until they are acknowledged, purged or expired.
 //! Every engine keeps the same promises; `tests/it/store_contract.rs` runs each promise on each
-//! engine. Reading order: `model` (what is kept), `quota` (how much), `commit` (how writes become
-//! durable together), then the engines `memory` and `sqlite`.
-//!
-//! Beside blobs: `recovery` (what is known of lost keys) and `pins` (mailboxes that only a proof
-//! opens) each hold the rule that both engines go by.
-//!
-//! Of memory: `memory_append` (how a blob is taken in), `memory_shard` (mailboxes that share a
-//! lock), `memory_books` (what is counted over all), `memory_receipts`, `memory_recovery`,
-//! `memory_pins`.
-//!
-//! Behind the pipeline: `write` is what waits in it, `committer` its task. `plan` folds a batch, with
-//! `plan_needs` (what must be read for that), `plan_append` (what comes), `plan_leave` (what goes or
-//! lives longer), `leaving` (how a row leaves) and `plan_receipts` (what senders are told of that);
-//! `working_set` (what a mailbox holds), `owners` (what an identity has on its devices) and
-//! `departures` (what left lately) are its memory;
-//! `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load`
-//! (what a batch must know), `sqlite_writer` (its transaction), `sqlite_rows`, `sqlite_blobs`,
-//! `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what failed),
-//! `sqlite_pages` (reading), `sqlite_doubts` (whether what cannot be read is damaged), `sqlite_sweep` (deleting what has expired), `sqlite_backup` (a copy of the whole,
-//! beside a running relay).
+//! engine. Reading order: `model` (what is kept), `plan` (the rules: what a batch of writes comes
+//! to), `commit` (how writes become durable together), then the engines `memory` and `sqlite`.
+//! `tally` counts, `observed` times every call.
 
 mod commit;
-mod committer;
-mod departures;
-mod disk;
-mod leaving;
 pub mod memory;
-mod memory_append;
-mod memory_books;
-mod memory_pins;
-mod memory_receipts;
-mod memory_recovery;
-mod memory_shard;
 pub mod model;
 pub mod observed;
-mod owners;
-mod pins;
 mod plan;
-mod plan_append;
-mod plan_leave;
-mod plan_needs;
-mod plan_receipts;
-pub mod quota;
-mod receipt;
-mod recovery;
 pub mod sqlite;
-pub mod sqlite_backup;
-mod sqlite_blobs;
-mod sqlite_doubts;
-mod sqlite_errors;
-mod sqlite_load;
-mod sqlite_open;
-mod sqlite_pages;
-mod sqlite_pins;
-mod sqlite_recovery;
-mod sqlite_rows;
-mod sqlite_sweep;
-mod sqlite_writer;
 mod tally;
-mod working_set;
-mod write;
+
+pub use plan::quota;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};
 
-pub use super::receipt::{Receipt, ReceiptKind};
+pub use super::plan::receipt::{Receipt, ReceiptKind};
 
 /// What each row costs beside its body: the row, its index entries and its departure.
 /// Counted for the mailbox and for the relay alike, because empty blobs fill disks too.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::model::{Class, Kept, Usage};
-use super::quota::HeldInAll;
+use super::plan::quota::HeldInAll;
 use crate::metrics::Metrics;
 
 /// How many rows of one kind came and went.
