@@ -91,8 +91,6 @@ mod routes;
 mod seen;
 mod turns;
 pub mod v1;
-mod v1_connection;
-mod v1_options;
 
 use std::sync::Arc;
 use std::time::Duration;

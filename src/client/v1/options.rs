@@ -20,7 +20,7 @@ pub struct Options {
     pub routing_token: Option<MailboxId>,
     /// Senders shall get no notice because of this connection.
     pub suppress_presence: bool,
-    /// Whether deliveries are kept for [`Client::next_delivery`](super::v1::Client::next_delivery). Without,
+    /// Whether deliveries are kept for [`Client::next_delivery`](super::Client::next_delivery). Without,
     /// they are dropped unacknowledged and the relay keeps them for the next connection.
     pub keeps_deliveries: bool,
     /// The certificates (PEM) that `wss://` is checked against; the system's when there is none.
