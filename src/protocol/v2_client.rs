@@ -11,7 +11,7 @@ use super::message_v2::{
     BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
     PurgedMailbox, ReceiptDelivery, ReceiptKind, Subscribe, Welcome, Withdrawal, WithdrawalKind,
 };
-use super::v1_client::BadFrame;
+use super::v1::client::BadFrame;
 use super::v2::seconds;
 use super::v2_code::word_of;
 use super::v2_request::{blob_id, mailbox, mailboxes};

@@ -21,7 +21,7 @@ use super::{Delivery, Options, fresh_tag};
 use crate::client::ClientError;
 use crate::client::dial::{Socket, closed, connector, is_tls, lost, not_connected, request};
 use crate::protocol::message::Tag;
-use crate::protocol::v1_client::{
+use crate::protocol::v1::client::{
     ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,
 };
 

@@ -42,7 +42,7 @@ use super::ClientError;
 use crate::clock::Clock;
 use crate::ids::MailboxId;
 use crate::protocol::message::Tag;
-use crate::protocol::v1_client::{ClientRequest, Status, encode_request};
+use crate::protocol::v1::client::{ClientRequest, Status, encode_request};
 
 /// One connection to a relay. Dropping it ends the connection without a goodbye; [`Client::close`]
 /// sees to it that everything handed over has left.

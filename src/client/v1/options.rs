@@ -9,7 +9,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::ids::MailboxId;
 use crate::protocol::message::HandshakeProof;
 use crate::protocol::proof;
-use crate::protocol::v1_client::ClientHandshake;
+use crate::protocol::v1::client::ClientHandshake;
 
 /// How to connect. Made by [`Options::unsigned`] or [`Options::signed`]; change what you like.
 #[derive(Clone)]
