@@ -6,11 +6,9 @@
 //!
 //! In v2 the relay speaks first, a submit needs no handshake, and one connection opens many mailboxes.
 //!
-//! - [`message`]: the values, the same for every version; [`message_v2`]: the parts of v2's
+//! - [`message`]: the values, the same for every version
 //! - [`v1`]: Vauchi's length-prefixed JSON
-//! - [`v2`]: protobuf after `proto/relay.proto`, the relay's side; [`v2_client`]: the client's side
-//! - `v2_request`: what each of a client's frames asks; `v2_wire`: a look at a frame before it costs
-//!   anything; `v2_code`: the words for refusals; `v2_schema`: the types made from the schema
+//! - [`v2`]: protobuf after `proto/relay.proto`
 //! - [`proof`]: the exact bytes that are signed
 //! - [`close`]: how a connection ends
 
@@ -25,16 +23,6 @@ pub enum Version {
 
 pub mod close;
 pub mod message;
-pub mod message_v2;
 pub mod proof;
 pub mod v1;
 pub mod v2;
-pub mod v2_client;
-mod v2_code;
-#[cfg(test)]
-mod v2_properties;
-mod v2_request;
-#[cfg(test)]
-mod v2_rules;
-mod v2_schema;
-mod v2_wire;

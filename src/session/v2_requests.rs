@@ -12,7 +12,7 @@ use crate::hub::Wakes;
 use crate::ids::{BlobId, ConnectionId, MailboxHash, MailboxId};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Submit, Tag};
-use crate::protocol::message_v2::{
+use crate::protocol::v2::message::{
     FoundProof, Limits, PurgedMailbox, Welcome, Withdrawal, WithdrawalKind,
 };
 use crate::protocol::{proof, v2};

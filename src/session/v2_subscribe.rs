@@ -8,7 +8,7 @@ use super::mailboxes::{Cursor, MAILBOXES_MAX, ToBegin};
 use super::v2_requests::Guest;
 use crate::auth::{self, Asked};
 use crate::ids::MailboxHash;
-use crate::protocol::message_v2::{Opened, Opening, OpeningProof, Subscribe};
+use crate::protocol::v2::message::{Opened, Opening, OpeningProof, Subscribe};
 use crate::service::charge::Client;
 use crate::service::refusal::Refusal;
 use crate::service::{Holding, OrderKey, View};

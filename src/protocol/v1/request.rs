@@ -14,7 +14,7 @@ use crate::protocol::message::{
     AccountRevoked, DeviceSync, Handshake, HandshakeProof, Purge, RECOVERY_HASHES_MAX,
     RecoveryProof, RecoveryQuery, Request, Submit,
 };
-use crate::protocol::message_v2::SubmitTerms;
+use crate::protocol::v2::message::SubmitTerms;
 
 /// What a frame's `type` means to this relay.
 enum Kind {
