@@ -1,4 +1,8 @@
 //! What a v2 session does for its client: each request that the state machine lets through.
+//!
+//! Opening mailboxes has a file of its own: `subscribe`.
+
+mod subscribe;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
