@@ -15,7 +15,6 @@ const ERRORS: [&str; 5] = [
 /// Files that have hardly any sentences but messages.
 const SENTENCES: [&str; 24] = [
     "cli/backup.rs",
-    "cli/collect.rs",
     "cli/container.rs",
     "cli/descriptors.rs",
     "cli/folder.rs",
@@ -23,7 +22,8 @@ const SENTENCES: [&str; 24] = [
     "cli/keygen.rs",
     "cli/preflight.rs",
     "cli/purge.rs",
-    "cli/receive.rs",
+    "cli/receive/mod.rs",
+    "cli/receive/v2.rs",
     "cli/recovery.rs",
     "cli/relays.rs",
     "cli/restore.rs",

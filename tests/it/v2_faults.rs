@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
-use vauchi_relay::protocol::message_v2::{ReceiptKind, Withdrawal, WithdrawalKind};
 use vauchi_relay::protocol::proof;
+use vauchi_relay::protocol::v2::message::{ReceiptKind, Withdrawal, WithdrawalKind};
 
 use crate::faulty::{Call, Fault, FaultyStore, Stall};
 use crate::guest::{Guest, Owned, number_of, on_terms, submit};

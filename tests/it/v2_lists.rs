@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryQuery, Request};
-use vauchi_relay::protocol::message_v2::OpeningProof;
+use vauchi_relay::protocol::v2::message::OpeningProof;
 
 use crate::faulty::{Call, FaultyStore};
 use crate::guest::{Guest, Owned, submit};

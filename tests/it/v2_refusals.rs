@@ -10,8 +10,8 @@ use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{
     Outgoing, RecoveryProof, RecoveryQuery, Refused, Request, Tag,
 };
-use vauchi_relay::protocol::message_v2::SubmitTerms;
-use vauchi_relay::protocol::v2_client::encode_request;
+use vauchi_relay::protocol::v2::client::encode_request;
+use vauchi_relay::protocol::v2::message::SubmitTerms;
 use vauchi_relay::service::refusal::Refusal;
 
 use crate::faulty::{Call, Fault, FaultyStore};

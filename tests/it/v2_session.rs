@@ -9,9 +9,9 @@ use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::ids::BlobId;
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, Request, Tag};
-use vauchi_relay::protocol::message_v2::{Withdrawal, WithdrawalKind};
 use vauchi_relay::protocol::proof;
-use vauchi_relay::protocol::v2_client::encode_request;
+use vauchi_relay::protocol::v2::client::encode_request;
+use vauchi_relay::protocol::v2::message::{Withdrawal, WithdrawalKind};
 use vauchi_relay::store::Store;
 
 use crate::faulty::{Call, Fault, FaultyStore, Stall};

@@ -1,6 +1,6 @@
 //! The words for refusals, as the rules have them, and the numbers for them in the schema.
 
-use super::v2_schema::Code;
+use super::schema::Code;
 
 /// Every word with its number.
 const WORDS: [(&str, Code); 14] = [

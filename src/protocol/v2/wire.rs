@@ -4,7 +4,7 @@
 //! that they are empty: two bytes on the wire would become a hundred in memory. So the lists are
 //! judged by the bytes of the frame first, which takes no memory.
 
-use super::message::RECOVERY_HASHES_MAX;
+use crate::protocol::message::RECOVERY_HASHES_MAX;
 
 /// Acknowledgements in one request, at the most.
 pub(super) const ACKNOWLEDGEMENTS_MAX: usize = 1_000;

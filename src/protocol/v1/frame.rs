@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::int_array;
 use super::json::{Reader, Why, push_string};
-use super::message::Tag;
 use crate::clock::Timestamp;
+use crate::protocol::message::Tag;
 
 /// The only version there is.
 pub(super) const VERSION: u8 = 1;

@@ -9,7 +9,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::ids::MailboxId;
 use crate::protocol::message::HandshakeProof;
 use crate::protocol::proof;
-use crate::protocol::v1_client::ClientHandshake;
+use crate::protocol::v1::client::ClientHandshake;
 
 /// How to connect. Made by [`Options::unsigned`] or [`Options::signed`]; change what you like.
 #[derive(Clone)]
@@ -20,7 +20,7 @@ pub struct Options {
     pub routing_token: Option<MailboxId>,
     /// Senders shall get no notice because of this connection.
     pub suppress_presence: bool,
-    /// Whether deliveries are kept for [`Client::next_delivery`](super::v1::Client::next_delivery). Without,
+    /// Whether deliveries are kept for [`Client::next_delivery`](super::Client::next_delivery). Without,
     /// they are dropped unacknowledged and the relay keeps them for the next connection.
     pub keeps_deliveries: bool,
     /// The certificates (PEM) that `wss://` is checked against; the system's when there is none.

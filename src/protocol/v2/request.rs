@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::message::{RecoveryProof, RecoveryQuery, Request, Submit};
-use super::message_v2::{
-    Opening, OpeningProof, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind,
-};
-use super::v2_schema::client_frame::Frame;
-use super::v2_schema::{self as schema, exactly, opening, optional};
+use super::message::{Opening, OpeningProof, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind};
+use super::schema::client_frame::Frame;
+use super::schema::{self, exactly, opening, optional};
 use crate::ids::{BlobId, MailboxId};
+use crate::protocol::message::{RecoveryProof, RecoveryQuery, Request, Submit};
 
 /// Bytes of an origin: a host name has at most 253, and is never near that with a port.
 const ORIGIN_BYTES_MAX: usize = 255;

@@ -6,10 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 
-use super::message::{HandshakeProof, Tag};
-use super::v1_frame::{Builder, Frame, Payload, room_for_bytes, tag};
+use super::frame::{Builder, Frame, Payload, room_for_bytes, tag};
 use crate::clock::Timestamp;
 use crate::ids::MailboxId;
+use crate::protocol::message::{HandshakeProof, Tag};
 
 /// What a client asks of a relay.
 #[derive(Debug, Clone, Copy)]
@@ -198,9 +198,9 @@ fn text(payload: &Payload<'_>, name: &str) -> String {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::message::{Incoming, Outgoing, Refused, Request};
-    use super::super::v1::{FEATURES, decode, encode};
+    use super::super::{FEATURES, decode, encode};
     use super::*;
+    use crate::protocol::message::{Incoming, Outgoing, Refused, Request};
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_000);
 

@@ -3,15 +3,15 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::Parts;
-use super::mailboxes::{Cursor, MAILBOXES_MAX, ToBegin};
-use super::v2_requests::Guest;
+use super::Guest;
 use crate::auth::{self, Asked};
 use crate::ids::MailboxHash;
-use crate::protocol::message_v2::{Opened, Opening, OpeningProof, Subscribe};
+use crate::protocol::v2::message::{Opened, Opening, OpeningProof, Subscribe};
 use crate::service::charge::Client;
 use crate::service::refusal::Refusal;
 use crate::service::{Holding, OrderKey, View};
+use crate::session::Parts;
+use crate::session::mailboxes::{Cursor, MAILBOXES_MAX, ToBegin};
 
 /// What became of one opening; the code says why not.
 type Outcome = Result<Opened, &'static str>;

@@ -4,11 +4,22 @@
 //! A frame is 4 bytes of length, big-endian, and one JSON object: `version`, `message_id`,
 //! `timestamp`, and a `payload` whose `type` says what it is. Byte strings are arrays of integers, ids
 //! are hexadecimal. Fields that we do not know are skipped.
+//!
+//! - `request`: what each of a client's frames asks; `answer`: what it is told
+//! - [`client`]: the client's side
+//! - `frame`: what both sides share; `json`, `int_array`: how frames are read and written without a
+//!   general parser
 
+mod answer;
+pub mod client;
+mod frame;
+mod int_array;
+mod json;
+mod request;
+
+pub use self::answer::{encode, proofs_that_fit};
+use self::frame::{Frame, message_id_of, tag};
 use super::message::{Incoming, Tag};
-pub use super::v1_answer::{encode, proofs_that_fit};
-use super::v1_frame::{Frame, message_id_of, tag};
-use super::v1_request;
 
 /// What the welcome says that this relay serves, in the order that Vauchi lists it. A feature is
 /// added when the session serves what it stands for; reading its frames is not enough.
@@ -23,14 +34,12 @@ pub const FEATURES: &[&str] = &[
 ];
 
 /// The version that the welcome names.
-pub const PROTOCOL_VERSION: u8 = super::v1_frame::VERSION;
+pub const PROTOCOL_VERSION: u8 = frame::VERSION;
 
 /// Reads one frame from a client. Never fails: what can not be read is a value too.
 pub fn decode(bytes: &[u8]) -> Incoming {
     let mut frame = Frame::default();
-    let outcome = frame
-        .read(bytes)
-        .and_then(|()| v1_request::read(&mut frame));
+    let outcome = frame.read(bytes).and_then(|()| request::read(&mut frame));
     match (outcome, frame.message_id.as_deref()) {
         (Ok(None), _) => Incoming::Ignored,
         (Ok(Some(request)), Some(message_id)) => Incoming::Request {
@@ -57,14 +66,14 @@ pub fn tag_of(frame: &[u8]) -> Option<Tag> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use super::super::message::{Outgoing, Request};
-    use super::super::v1_answer::tests::{NOW, parsed};
+    use super::answer::tests::{NOW, parsed};
     use super::*;
     use crate::clock::Timestamp;
+    use crate::protocol::message::{Outgoing, Request};
 
     pub(in crate::protocol) const ID: &str =
         "ABcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789";
@@ -136,7 +145,7 @@ pub(super) mod tests {
 
     #[test]
     fn unknown_and_unserved_types_are_ignored() {
-        for kind in v1_request::not_served().chain(["", "handshake", "Later"]) {
+        for kind in request::not_served().chain(["", "handshake", "Later"]) {
             let bytes =
                 envelope(json!({"type": kind, "ciphertext": {"any": "shape"}, "client_id": 7}));
             assert_eq!(decode(&bytes), Incoming::Ignored, "{kind}");
@@ -266,7 +275,7 @@ pub(super) mod tests {
 
         #[test]
         fn any_payload_under_any_type_never_panics(
-            kind in prop::sample::select(v1_request::kinds().collect::<Vec<_>>()),
+            kind in prop::sample::select(request::kinds().collect::<Vec<_>>()),
             fields in proptest::collection::btree_map(
                 prop::sample::select(NAMES.to_vec()), any_value(), 0..8),
         ) {

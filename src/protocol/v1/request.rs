@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::frame::{Builder, Frame, Payload, TEXT_BYTES_MAX, room_for_bytes};
 use super::json::Why;
-use super::message::{
+use crate::ids::{BlobId, MailboxId, parse_hex};
+use crate::protocol::message::{
     AccountRevoked, DeviceSync, Handshake, HandshakeProof, Purge, RECOVERY_HASHES_MAX,
     RecoveryProof, RecoveryQuery, Request, Submit,
 };
-use super::message_v2::SubmitTerms;
-use super::v1_frame::{Builder, Frame, Payload, TEXT_BYTES_MAX, room_for_bytes};
-use crate::ids::{BlobId, MailboxId, parse_hex};
+use crate::protocol::v2::message::SubmitTerms;
 
 /// What a frame's `type` means to this relay.
 enum Kind {
@@ -322,10 +322,10 @@ pub(super) fn not_served() -> impl Iterator<Item = &'static str> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::message::{Incoming, Tag};
-    use super::super::v1::decode;
-    use super::super::v1::tests::{ID, envelope, refused_because, request};
+    use super::super::decode;
+    use super::super::tests::{ID, envelope, refused_because, request};
     use super::*;
+    use crate::protocol::message::{Incoming, Tag};
 
     fn handshake(payload: Value) -> Handshake {
         match request(payload) {

@@ -1,4 +1,8 @@
 //! What a v2 session does for its client: each request that the state machine lets through.
+//!
+//! Opening mailboxes has a file of its own: `subscribe`.
+
+mod subscribe;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -12,7 +16,7 @@ use crate::hub::Wakes;
 use crate::ids::{BlobId, ConnectionId, MailboxHash, MailboxId};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Submit, Tag};
-use crate::protocol::message_v2::{
+use crate::protocol::v2::message::{
     FoundProof, Limits, PurgedMailbox, Welcome, Withdrawal, WithdrawalKind,
 };
 use crate::protocol::{proof, v2};

@@ -10,11 +10,11 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 
-use super::folder::Folder;
-use super::keygen;
-use super::progress::Progress;
-use super::receive::{Args, end, interrupted, print};
-use super::relays::{explained, keys, open};
+use super::{Args, end, interrupted, print};
+use crate::cli::folder::Folder;
+use crate::cli::keygen;
+use crate::cli::progress::Progress;
+use crate::cli::relays::{explained, keys, open};
 use crate::client::{
     Client, ClientError, Delivery, Event, Item, MailboxId, Receipt, ReceiptKind, Receipts,
 };

@@ -1,11 +1,15 @@
 //! What a v1 session does for its client: each request that the state machine lets through.
+//!
+//! It begins with a handshake: `open`.
+
+pub(super) mod open;
 
 use bytes::Bytes;
 
+use self::open::Opened;
 use super::Parts;
 use super::answers::Answers;
 use super::state::{ANY_MAILBOX, Step};
-use super::v1_open::Opened;
 use crate::clock::Timestamp;
 use crate::ids::BlobId;
 use crate::protocol::message::{

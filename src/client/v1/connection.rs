@@ -17,11 +17,11 @@ use tokio_tungstenite::tungstenite::Error as SocketError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 
-use super::ClientError;
-use super::dial::{Socket, closed, connector, is_tls, lost, not_connected, request};
-use super::v1::{Delivery, Options, fresh_tag};
+use super::{Delivery, Options, fresh_tag};
+use crate::client::ClientError;
+use crate::client::dial::{Socket, closed, connector, is_tls, lost, not_connected, request};
 use crate::protocol::message::Tag;
-use crate::protocol::v1_client::{
+use crate::protocol::v1::client::{
     ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,
 };
 

@@ -4,13 +4,13 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use uuid::Uuid;
 
-use super::message::{
-    Delivery, DeviceSyncDelivery, NoticeStatus, Outgoing, RecoveryProof, Refused, Tag,
-};
-use super::v1::{FEATURES, PROTOCOL_VERSION};
-use super::v1_frame::{Builder, room_for_bytes};
+use super::frame::{Builder, room_for_bytes};
+use super::{FEATURES, PROTOCOL_VERSION};
 use crate::clock::Timestamp;
 use crate::ids::BlobId;
+use crate::protocol::message::{
+    Delivery, DeviceSyncDelivery, NoticeStatus, Outgoing, RecoveryProof, Refused, Tag,
+};
 
 /// Stands for a request whose name could not be read; one old client can not bear a shorter name.
 const UNKNOWN_MESSAGE_ID: &str = "00000000-0000-0000-0000-000000000000";
@@ -138,7 +138,7 @@ fn notice_word(status: NoticeStatus) -> &'static str {
     }
 }
 
-/// A blob's id as v1 spells it, 8-4-4-4-12 digits; `v1_request` reads it back.
+/// A blob's id as v1 spells it, 8-4-4-4-12 digits; `request` reads it back.
 fn spell_blob_id(id: &BlobId) -> String {
     Uuid::from_bytes(*id.as_bytes()).to_string()
 }
@@ -161,11 +161,11 @@ pub(super) mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use super::super::message::{Incoming, Request};
-    use super::super::v1::decode;
-    use super::super::v1::tests::ID;
+    use super::super::decode;
+    use super::super::tests::ID;
     use super::*;
     use crate::ids::MailboxId;
+    use crate::protocol::message::{Incoming, Request};
 
     pub(in crate::protocol) const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_500);
 

@@ -6,20 +6,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::message::{Done, Outgoing, Refused, Request, Submit, Tag};
-use super::message_v2::{
+use super::code::word_of;
+use super::message::{
     BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
     PurgedMailbox, ReceiptDelivery, ReceiptKind, Subscribe, Welcome, Withdrawal, WithdrawalKind,
 };
-use super::v1_client::BadFrame;
-use super::v2::seconds;
-use super::v2_code::word_of;
-use super::v2_request::{blob_id, mailbox, mailboxes};
-use super::v2_schema::server_frame::Frame;
-use super::v2_schema::{self as schema, client_frame, exactly, field, opening};
-use super::v2_wire::{MALFORMED, check_server_frame};
+use super::request::{blob_id, mailbox, mailboxes};
+use super::schema::server_frame::Frame;
+use super::schema::{self, client_frame, exactly, field, opening};
+use super::seconds;
+use super::wire::{MALFORMED, check_server_frame};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
+use crate::protocol::message::{Done, Outgoing, Refused, Request, Submit, Tag};
+use crate::protocol::v1::client::BadFrame;
 
 /// A frame from a relay.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -25,18 +25,24 @@
 //!
 //! All methods take `&self`, so several tasks may share a client; submits that run at the same time
 //! are pipelined over the one connection.
+//!
+//! Inside: `options` say who connects and within which bounds; `connection` is the task that owns the
+//! socket.
+
+mod connection;
+mod options;
 
 use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
+use self::connection::{Connection, Outbound};
+pub use self::options::Options;
 use super::ClientError;
-use super::v1_connection::{self, Connection, Outbound};
-pub use super::v1_options::Options;
 use crate::clock::Clock;
 use crate::ids::MailboxId;
 use crate::protocol::message::Tag;
-use crate::protocol::v1_client::{ClientRequest, Status, encode_request};
+use crate::protocol::v1::client::{ClientRequest, Status, encode_request};
 
 /// One connection to a relay. Dropping it ends the connection without a goodbye; [`Client::close`]
 /// sees to it that everything handed over has left.
@@ -62,7 +68,7 @@ pub struct Stored {
 /// A blob from the client's mailbox.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Delivery {
-    pub(super) tag: Tag,
+    tag: Tag,
     /// The blob.
     pub body: Bytes,
 }
@@ -85,7 +91,7 @@ impl Client {
     /// Connects to `url` (`ws://host:port` or `wss://host`) and opens the mailbox that the options name. Returns when
     /// the relay has accepted the handshake.
     pub async fn connect(url: &str, options: Options) -> Result<Self, ClientError> {
-        let opening = v1_connection::open(url, &options);
+        let opening = connection::open(url, &options);
         let opened = tokio::time::timeout(options.connect_timeout, opening)
             .await
             .map_err(|_| ClientError::Timeout)??;
@@ -203,7 +209,7 @@ impl Client {
 }
 
 /// A name that no other request has.
-pub(super) fn fresh_tag() -> Tag {
+fn fresh_tag() -> Tag {
     Tag::Name(uuid::Uuid::new_v4().to_string().into())
 }
 
@@ -215,8 +221,8 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio_tungstenite::tungstenite::protocol::Message;
 
-    use super::super::played_relay::{Relay, listen};
     use super::*;
+    use crate::client::played_relay::{Relay, listen};
     use crate::clock::Timestamp;
     use crate::ids::BlobId;
     use crate::protocol::message::{self, Outgoing, Refused, Request};

@@ -6,18 +6,18 @@ use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::client::{ServerFrame, decode_server_frame, encode_request};
 use super::message::{
-    Done, Incoming, Outgoing, RecoveryProof, RecoveryQuery, Refused, Request, Submit, Tag,
-};
-use super::message_v2::{
     BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
     PurgedMailbox, ReceiptDelivery, ReceiptKind, SubmitTerms, Subscribe, Welcome, Withdrawal,
     WithdrawalKind,
 };
-use super::v2::{codes, decode, encode, tag_of};
-use super::v2_client::{ServerFrame, decode_server_frame, encode_request};
+use super::{codes, decode, encode, tag_of};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
+use crate::protocol::message::{
+    Done, Incoming, Outgoing, RecoveryProof, RecoveryQuery, Refused, Request, Submit, Tag,
+};
 
 fn mailbox() -> impl Strategy<Value = MailboxId> {
     any::<[u8; 32]>().prop_map(MailboxId::from_bytes)

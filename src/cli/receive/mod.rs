@@ -1,4 +1,8 @@
 //! `vauchi-relay receive`: takes what waits in a mailbox, for trying out and for scripts.
+//!
+//! A mailbox by its name is read through v1, here; mailboxes by their keys through [`v2`].
+
+mod v2;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -9,7 +13,7 @@ use data_encoding::HEXLOWER;
 
 use super::folder::Folder;
 use super::relays::{Relays, explained, parse_mailbox};
-use super::{collect, stop_signal};
+use super::stop_signal;
 use crate::client::v1::{Client, Delivery, Options};
 use crate::client::{ClientError, MailboxId};
 
@@ -27,7 +31,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    pub(super) relays: Relays,
+    relays: Relays,
 
     /// Which mailbox, through protocol v1, which asks for no proof: 64 hexadecimal digits
     #[arg(long, value_parser = parse_mailbox, required_unless_present = "keys")]
@@ -35,38 +39,38 @@ pub(crate) struct Args {
 
     /// The key of the mailbox, a file of `keygen`; may be given several times
     #[arg(long = "key", value_name = "KEYFILE", conflicts_with = "mailbox")]
-    pub(super) keys: Vec<PathBuf>,
+    keys: Vec<PathBuf>,
 
     /// Go on waiting for what comes, until interrupted
     #[arg(long)]
-    pub(super) follow: bool,
+    follow: bool,
 
     /// Leave the blobs at the relay; they come again next time. What waits behind as many as a relay
     /// has under way does not come, which is an error with a key
     #[arg(long)]
-    pub(super) no_ack: bool,
+    no_ack: bool,
 
     /// Write each blob to a file of its own in this folder, named by its id, instead of to standard
     /// output; none is overwritten: another blob of that id is ID-2 and so on
     #[arg(long, value_name = "DIR")]
-    pub(super) out: Option<PathBuf>,
+    out: Option<PathBuf>,
 
     /// Let senders who asked for it know when their blobs were delivered and acknowledged
     #[arg(long, requires = "keys")]
-    pub(super) receipts: bool,
+    receipts: bool,
 
     /// Print one JSON object a line, blobs and receipts, instead of the blobs
     #[arg(long, requires = "keys")]
-    pub(super) json: bool,
+    json: bool,
 
     /// Say how far it is also where standard error is no terminal
     #[arg(long)]
-    pub(super) progress: bool,
+    progress: bool,
 
     /// How long nothing must come before the mailbox counts as empty; with a key the relay says when
     /// it is, and with --no-ack nothing may come for so long once the relay holds back what else waits
     #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_seconds)]
-    pub(super) wait: Duration,
+    wait: Duration,
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -78,7 +82,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let folder = args.out.as_deref().map(Folder::open).transpose()?;
     let Some(mailbox) = args.mailbox else {
-        return collect::run(&args, folder.as_ref()).await;
+        return v2::run(&args, folder.as_ref()).await;
     };
     let client = args.relays.connect_v1(Options::unsigned(mailbox)).await?;
     let taken = tokio::select! {
@@ -90,7 +94,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Says goodbye even after a fault, so that the acknowledgements of what was written leave, but not for
 /// longer than a relay needs that is there. Whoever does not want to wait interrupts.
-pub(super) async fn end(
+async fn end(
     args: &Args,
     taken: anyhow::Result<()>,
     goodbye: impl Future<Output = Result<(), ClientError>>,
@@ -111,7 +115,7 @@ pub(super) async fn end(
 
 /// Comes with a signal to stop, which is how `--follow` is meant to end. What is being written then is
 /// not acknowledged, and comes again.
-pub(super) async fn interrupted(args: &Args) -> anyhow::Result<()> {
+async fn interrupted(args: &Args) -> anyhow::Result<()> {
     stop_signal().await.context("can not listen for signals")?;
     if !args.follow {
         bail!("interrupted; the rest comes again");

@@ -5,14 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::message::{Incoming, Outgoing, Refused, Request, Tag};
-use super::message_v2::{FoundProof, OpeningProof};
-use super::v2::{decode, encode, proofs_that_fit, tag_of};
-use super::v2_client::{ServerFrame, decode_server_frame};
-use super::v2_schema::client_frame::Frame;
-use super::v2_schema::{self as schema, field, opening, server_frame};
-use super::v2_wire::{ACKNOWLEDGEMENTS_MAX, Fault, Outline};
+use super::client::{ServerFrame, decode_server_frame};
+use super::message::{FoundProof, OpeningProof};
+use super::schema::client_frame::Frame;
+use super::schema::{self, field, opening, server_frame};
+use super::wire::{ACKNOWLEDGEMENTS_MAX, Fault, Outline};
+use super::{decode, encode, proofs_that_fit, tag_of};
 use crate::clock::Timestamp;
+use crate::protocol::message::{Incoming, Outgoing, Refused, Request, Tag};
 
 fn client_frame(request: u32, frame: Option<Frame>) -> Bytes {
     schema::ClientFrame { request, frame }

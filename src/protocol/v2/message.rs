@@ -64,7 +64,7 @@ pub struct Opening {
 /// Why a mailbox is the client's.
 #[derive(Clone, PartialEq, Eq)]
 pub enum OpeningProof {
-    /// Over what [`super::proof::v2_subscribe`] gives, by the key that the mailbox is named by.
+    /// Over what [`crate::protocol::proof::v2_subscribe`] gives, by the key that the mailbox is named by.
     Signature([u8; 64]),
     /// The secret that the mailbox is the hash of.
     Secret([u8; 32]),
@@ -87,7 +87,7 @@ impl std::fmt::Debug for OpeningProof {
 pub struct Withdrawal {
     /// The blob's mailbox.
     pub mailbox: MailboxId,
-    /// What its id was made from ([`super::proof::v2_blob_id`]).
+    /// What its id was made from ([`crate::protocol::proof::v2_blob_id`]).
     pub secret: [u8; 32],
     /// What to do.
     pub kind: WithdrawalKind,

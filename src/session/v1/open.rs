@@ -5,10 +5,6 @@ use std::sync::Arc;
 
 use futures_util::stream::SplitStream;
 
-use super::mailboxes::{Cursor, Mailboxes};
-use super::reader::{Received, receive};
-use super::state::{State, Step};
-use super::{Ended, Parts, only};
 use crate::auth;
 use crate::hub::Wakes;
 use crate::ids::{ConnectionId, MailboxId};
@@ -18,32 +14,36 @@ use crate::protocol::v1;
 use crate::service::device_sync::DeviceSubscription;
 use crate::service::subscribe::{NonceRefused, Subscription};
 use crate::service::{OrderKey, Service, View};
+use crate::session::mailboxes::{Cursor, Mailboxes};
+use crate::session::reader::{Received, receive};
+use crate::session::state::{State, Step};
+use crate::session::{Ended, Parts, only};
 use crate::socket::Socket;
 
 /// What the handshake settled.
-pub(super) struct Opened {
-    pub(super) client_id: MailboxId,
-    pub(super) mailbox: MailboxId,
+pub(in crate::session) struct Opened {
+    pub(in crate::session) client_id: MailboxId,
+    pub(in crate::session) mailbox: MailboxId,
     /// Whether the handshake proved that `client_id` is the client's own.
-    pub(super) is_proven: bool,
-    pub(super) tells_senders: bool,
-    pub(super) device: Option<Device>,
-    pub(super) mailbox_as_spelt: Arc<str>,
-    pub(super) subscription: Subscription,
+    pub(in crate::session) is_proven: bool,
+    pub(in crate::session) tells_senders: bool,
+    pub(in crate::session) device: Option<Device>,
+    pub(in crate::session) mailbox_as_spelt: Arc<str>,
+    pub(in crate::session) subscription: Subscription,
     /// The one that it reads.
-    pub(super) mailboxes: Arc<Mailboxes>,
+    pub(in crate::session) mailboxes: Arc<Mailboxes>,
 }
 
 /// A device that receives messages from the others of its identity.
-pub(super) struct Device {
-    pub(super) id: MailboxId,
-    pub(super) id_as_spelt: Arc<str>,
-    pub(super) client_as_spelt: Arc<str>,
-    pub(super) subscription: DeviceSubscription,
-    pub(super) wakes: Arc<Wakes>,
+pub(in crate::session) struct Device {
+    pub(in crate::session) id: MailboxId,
+    pub(in crate::session) id_as_spelt: Arc<str>,
+    pub(in crate::session) client_as_spelt: Arc<str>,
+    pub(in crate::session) subscription: DeviceSubscription,
+    pub(in crate::session) wakes: Arc<Wakes>,
 }
 /// Waits for the first frame, which must be a handshake.
-pub(super) async fn first_frame(
+pub(in crate::session) async fn first_frame(
     stream: &mut SplitStream<Socket>,
     state: &mut State,
     parts: &Parts,
@@ -93,7 +93,7 @@ fn is_noise(frame: &[u8]) -> bool {
 }
 
 /// Charges the opening, checks the proof and joins the mailbox.
-pub(super) async fn open(
+pub(in crate::session) async fn open(
     handshake: &Handshake,
     address: IpAddr,
     wakes: Arc<Wakes>,

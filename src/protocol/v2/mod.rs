@@ -4,22 +4,37 @@
 //! A frame is one binary WebSocket message. A blob is not copied out of the frame it came in, unless
 //! that is mostly something else, and is copied once into the frame it leaves in. Fields that we do
 //! not know are skipped.
+//!
+//! - [`message`]: the parts of requests and answers that only v2 has
+//! - `request`: what each of a client's frames asks; `wire`: a look at a frame before it costs
+//!   anything; `code`: the words for refusals; `schema`: the types made from the schema
+//! - [`client`]: the client's side
+
+pub mod client;
+mod code;
+pub mod message;
+#[cfg(test)]
+mod property_tests;
+mod request;
+#[cfg(test)]
+mod rules_tests;
+mod schema;
+mod wire;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::message::{Done, Incoming, Outgoing, Refused, Request, Tag};
-use super::message_v2::{
+use self::code::{code_of, words};
+use self::message::{
     BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, PurgedMailbox, ReceiptDelivery,
     ReceiptKind, Welcome,
 };
-use super::v2_code::{code_of, words};
-use super::v2_request;
-use super::v2_schema::server_frame::Frame;
-use super::v2_schema::{self as schema, field};
-use super::v2_wire::{Fault, MALFORMED, Outline, request_of};
+use self::schema::field;
+use self::schema::server_frame::Frame;
+use self::wire::{Fault, MALFORMED, Outline, request_of};
+use super::message::{Done, Incoming, Outgoing, Refused, Request, Tag};
 use crate::ids::MailboxId;
 
 /// The name of the WebSocket subprotocol.
@@ -51,7 +66,7 @@ pub fn decode(frame: &Bytes) -> Incoming {
     let Ok(decoded) = schema::ClientFrame::decode(frame.clone()) else {
         return Incoming::Garbage { why: MALFORMED };
     };
-    match decoded.frame.map(v2_request::read) {
+    match decoded.frame.map(request::read) {
         Some(Ok(mut request)) => {
             take_out_of_padding(&mut request, frame.len());
             Incoming::Request { tag, request }
@@ -306,7 +321,7 @@ fn count(number: u64) -> u32 {
 }
 
 /// Whole seconds as the wire has them.
-pub(super) fn seconds(span: Duration) -> u32 {
+fn seconds(span: Duration) -> u32 {
     count(span.as_secs())
 }
 
