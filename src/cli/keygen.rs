@@ -9,7 +9,7 @@ use data_encoding::HEXLOWER;
 use serde_json::json;
 
 use super::Usage;
-use super::scratch::{Scratch, folder_of, put_in_place};
+use super::scratch::{Scratch, folder_of, name_what_was_left, put_in_place};
 use crate::client::{MailboxId, MailboxKey};
 use crate::ids::parse_hex;
 
@@ -78,8 +78,9 @@ pub(super) fn address(mailbox: &MailboxId) -> String {
 /// Writes a file that is whole and on the disk when this returns, name and all: whoever is told the
 /// address sends to it. One that can not be written leaves nothing that the next would not overwrite.
 fn write(path: &Path, line: &str) -> std::io::Result<()> {
-    let scratch = Scratch::new(folder_of(path))?;
-    let draft = scratch.path().join("key");
+    name_what_was_left(folder_of(path));
+    let mut scratch = Scratch::new(folder_of(path))?;
+    let draft = scratch.file("key");
     let mut options = std::fs::OpenOptions::new();
     let mut file = options
         .write(true)

@@ -161,7 +161,8 @@ async fn a_blob_that_can_not_be_written_whole_is_not_acknowledged() {
         let written: Vec<_> = written.map(|entry| entry.unwrap().path()).collect();
         assert_eq!(written.len(), 1, "{words:?}: {written:?}");
         assert!(std::fs::read(&written[0]).unwrap() == body, "{words:?}");
-        std::fs::remove_dir_all(folder.path().join("in")).unwrap();
+        std::fs::remove_file(&written[0]).unwrap();
+        std::fs::remove_dir(folder.path().join("in")).unwrap();
     }
 }
 

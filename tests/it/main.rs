@@ -33,6 +33,7 @@ mod harness;
 mod identity;
 mod kill;
 mod limits;
+mod neighbours;
 mod notices;
 mod operations_page;
 mod ops_http;
