@@ -66,8 +66,14 @@ fn make(args: &Args) -> anyhow::Result<MailboxKey> {
         false => (ED25519, MailboxKey::ed25519(bytes)),
     };
     let line = format!("{WORD} {kind} {}\n", HEXLOWER.encode(&bytes));
-    write(&args.file, &line).with_context(|| format!("can not write {}", args.file.display()))?;
-    Ok(key)
+    let name = args.file.display();
+    match write(&args.file, &line) {
+        Ok(()) => Ok(key),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            bail!("{name} already exists; keygen never overwrites a key. Choose another name.")
+        }
+        Err(error) => Err(error).with_context(|| format!("can not write {name}")),
+    }
 }
 
 /// How the command line spells a mailbox whose owner proves that it is theirs.
@@ -134,7 +140,8 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
             let before = read(&file).unwrap().mailbox();
             let error = run(&args).unwrap_err().to_string();
-            assert!(error.starts_with("can not write"), "{error}");
+            let told = "already exists; keygen never overwrites a key. Choose another name.";
+            assert_eq!(error, format!("{} {told}", file.display()));
             assert!(read(&file).unwrap().mailbox() == before);
         }
     }
