@@ -105,3 +105,45 @@ async fn no_command_deletes_a_folder_that_it_did_not_make() {
     }
     assert_eq!(lost, [""; 0], "a relay's data was deleted by each of these");
 }
+
+/// What `backup` names by the time, and what people name.
+const BY_TIME: &str = "vauchi-relay-20261121T052519Z.tar";
+const BY_HAND: [&str; 3] = [
+    "vauchi-relay-before-upgrade.tar",
+    "vauchi-relay-20261121.tar",
+    "relay.tar",
+];
+
+#[test]
+fn old_backups_are_deleted_by_the_whole_shape_of_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in BY_HAND.into_iter().chain([BY_TIME]) {
+        fs::write(folder.path().join(name), "x").unwrap();
+    }
+    let between = |file: &str, from: &str, to: &str| {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let (_, rest) = text.split_once(from).unwrap();
+        rest.split_once(to).unwrap().0.to_owned()
+    };
+    let unit = between(
+        "deploy/systemd/vauchi-relay-backup.service",
+        "-type f -name ",
+        " ",
+    );
+    let cron = between(
+        "deploy/kubernetes/backup-cronjob.yaml",
+        r#"["-name", ""#,
+        "\"",
+    );
+    let chart = between("helm/vauchi-relay/templates/backup.yaml", "grep -E '", "'");
+    for script in [
+        format!("find . -name '{unit}' -printf '%f\\n'"),
+        format!("find . -name '{cron}' -printf '%f\\n'"),
+        format!("ls | grep -E '{chart}'"),
+    ] {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script]).current_dir(folder.path());
+        let found = String::from_utf8(shell.output().unwrap().stdout).unwrap();
+        assert_eq!(found.trim(), BY_TIME, "{script}");
+    }
+}
