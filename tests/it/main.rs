@@ -6,6 +6,7 @@
     reason = "a test that fails may panic; clippy.toml covers only functions marked as tests"
 )]
 
+mod accept_queue;
 mod address_limits;
 mod architecture;
 mod backup;
