@@ -20,6 +20,7 @@ mod client_v2_played;
 mod client_v2_trouble;
 mod corruption;
 mod crowds;
+mod database_of_the_first_release;
 mod device_sync;
 mod discretion;
 mod disk_full;
