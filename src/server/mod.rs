@@ -36,6 +36,7 @@ use crate::pulse::Pulse;
 use crate::service::{self, Service};
 use crate::session;
 use crate::shutdown::Shutdown;
+pub use crate::socket::accept_queue;
 use crate::socket::forwarded::Proxies;
 use crate::socket::listener::Listener;
 use crate::socket::watch::{Unfinished, WatchRules};
@@ -119,8 +120,8 @@ pub async fn start_with(
     let store = open_store(config, &clock, &secret, (&hub, &metrics), wrap).await?;
     let store = Arc::new(store);
 
-    let clients = bind("RELAY_LISTEN_ADDR", config.listen_addr).await;
-    let operators = bind("RELAY_HTTP_ADDR", config.http_addr).await;
+    let clients = bind("RELAY_LISTEN_ADDR", config.listen_addr);
+    let operators = bind("RELAY_HTTP_ADDR", config.http_addr);
     let ((clients, clients_addr), (operators, operators_addr)) = match (clients, operators) {
         (Ok(clients), Ok(operators)) => (clients, operators),
         (Err(error), _) | (_, Err(error)) => {
@@ -373,7 +374,7 @@ async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
     }
 }
 
-async fn bind(
+fn bind(
     variable: &'static str,
     address: SocketAddr,
 ) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -382,7 +383,7 @@ async fn bind(
         address,
         source,
     };
-    let listener = TcpListener::bind(address).await.map_err(fault)?;
+    let listener = accept_queue::listen(address).map_err(fault)?;
     let bound = listener.local_addr().map_err(fault)?;
     Ok((listener, bound))
 }

@@ -97,13 +97,28 @@ impl Relay {
         Self::launch(config, Some(folder), wrap).await
     }
 
+    /// A relay whose clock starts at `now`, on the folder that these settings name.
+    pub(crate) async fn start_at(now: Timestamp, variables: &[(&str, &str)]) -> Self {
+        Self::launch_at(now, config(settings(variables)), None, |store| store).await
+    }
+
     async fn launch(
         config: Config,
         folder: Option<tempfile::TempDir>,
         wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
         // 2026-11-21, so that times look like times.
-        let (clock, time) = Clock::manual(Timestamp::from_millis(1_795_220_095_000));
+        let now = Timestamp::from_millis(1_795_220_095_000);
+        Self::launch_at(now, config, folder, wrap).await
+    }
+
+    async fn launch_at(
+        now: Timestamp,
+        config: Config,
+        folder: Option<tempfile::TempDir>,
+        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+    ) -> Self {
+        let (clock, time) = Clock::manual(now);
         let running = server::start_with(&config, clock, wrap).await.unwrap();
         Self {
             running,
