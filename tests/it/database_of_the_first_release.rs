@@ -14,7 +14,7 @@ use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{
     Done, Outgoing, RecoveryProof, RecoveryQuery, Request, Submit,
 };
-use vauchi_relay::protocol::message_v2::{
+use vauchi_relay::protocol::v2::message::{
     BlobDelivery, ReceiptDelivery, Withdrawal, WithdrawalKind,
 };
 

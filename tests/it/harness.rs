@@ -116,7 +116,7 @@ impl Relay {
         now: Timestamp,
         config: Config,
         folder: Option<tempfile::TempDir>,
-        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
         let (clock, time) = Clock::manual(now);
         let running = server::start_with(&config, clock, wrap).await.unwrap();
