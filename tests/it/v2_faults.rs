@@ -367,6 +367,7 @@ async fn a_receipt_that_waits_for_the_disk_holds_up_no_answer() {
     for _ in 0..2 {
         owner.blob().await;
     }
+    owner.caught_up().await;
     stall.reached().await;
     assert_eq!(owner.done(Request::Ping).await, Done::Pong);
     stall.release();
