@@ -3,21 +3,23 @@
 use std::future::pending;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::mailboxes::ToBegin;
-use super::outbox::{Later, Owed};
+use super::outbox::Owed;
 use super::{Parts, Shared};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Outgoing, Refused, Tag};
+use crate::protocol::{Version, v1, v2};
 use crate::service::refusal::Refusal;
 use crate::service::submit::Submitted;
 
 /// The answering side of a session.
 #[derive(Clone, Copy)]
 pub(super) struct Answers<'a> {
-    pub(super) parts: &'a Parts,
+    pub(super) parts: &'a Arc<Parts>,
     pub(super) shared: &'a Shared,
     /// When the request had been read.
     pub(super) read_at: Instant,
@@ -25,10 +27,18 @@ pub(super) struct Answers<'a> {
 
 impl Answers<'_> {
     /// An answer that is complete.
-    pub(super) fn answer(self, answer: Outgoing) {
-        let duration = &self.parts.metrics.message_duration_seconds;
-        duration.record(self.read_at.elapsed());
-        self.shared.outbox.push(Owed::Answer(answer));
+    pub(super) fn answer(self, answer: &Outgoing) {
+        self.record();
+        self.shared.outbox.push(Owed::Answer(self.encode(answer)));
+    }
+
+    fn record(self) {
+        let (metrics, took) = (&self.parts.metrics, self.read_at.elapsed());
+        metrics.message_duration_seconds.record(took);
+    }
+
+    fn encode(self, answer: &Outgoing) -> Bytes {
+        encode(self.shared.state().version(), answer, self.parts)
     }
 
     /// A refusal.
@@ -39,7 +49,7 @@ impl Answers<'_> {
             return;
         }
         let refused = worded(&refusal);
-        self.answer(Outgoing::Refused { tag, refused });
+        self.answer(&Outgoing::Refused { tag, refused });
     }
 
     /// Puts the close frame behind what is still owed. The writer then ends the session, which drops
@@ -53,52 +63,65 @@ impl Answers<'_> {
     /// The answer to a request that is done already, or refused.
     pub(super) fn done(self, tag: Tag, outcome: Result<Outgoing, Refusal>) {
         match outcome {
-            Ok(answer) => self.answer(answer),
+            Ok(answer) => self.answer(&answer),
             Err(refusal) => self.refuse(Some(tag), refusal),
         }
     }
 
     /// The answer that mailboxes are open; when it has left their deliveries begin.
-    pub(super) fn opened(self, answer: Outgoing, to_begin: Vec<ToBegin>) {
-        let duration = &self.parts.metrics.message_duration_seconds;
-        duration.record(self.read_at.elapsed());
+    pub(super) fn opened(self, answer: &Outgoing, to_begin: Vec<ToBegin>) {
+        self.record();
+        let answer = self.encode(answer);
         self.shared.outbox.push(Owed::Opened { answer, to_begin });
     }
 
     /// The answer to a blob that is being stored, or was refused before.
     pub(super) fn stored(self, tag: Tag, outcome: Result<Submitted, Refusal>) {
         match outcome {
-            Ok(submitted) => self.shared.outbox.push(Owed::Commit {
-                tag,
-                submitted,
-                read_at: self.read_at,
-            }),
+            Ok(submitted) => {
+                let name = tag.clone();
+                let answer = submitted.map(|outcome| {
+                    outcome.map(|stored| Outgoing::Stored {
+                        tag: name,
+                        expires_at: stored.expires_at,
+                        duplicate: stored.duplicate,
+                    })
+                });
+                self.written(tag, answer);
+            }
             Err(refusal) => self.refuse(Some(tag), refusal),
         }
     }
 
-    /// The answer to something that is being written: `answer` when it is durable.
+    /// The answer to something that is being written; it resolves when that is durable.
     pub(super) fn written(
         self,
         tag: Tag,
-        answer: Outgoing,
-        durable: impl Future<Output = Result<(), Refusal>> + Send + 'static,
+        answer: impl Future<Output = Result<Outgoing, Refusal>> + Send + 'static,
     ) {
-        let service = Arc::clone(&self.parts.service);
-        let later = durable.map(move |outcome| match outcome {
-            Ok(()) => answer,
-            Err(refusal) => {
-                service.count_refusal(&refusal);
+        let (parts, read_at) = (Arc::clone(self.parts), self.read_at);
+        let version = self.shared.state().version();
+        let name_bytes = tag.name().len();
+        let later = answer.map(move |answer| {
+            let duration = &parts.metrics.message_duration_seconds;
+            duration.record(read_at.elapsed());
+            let answer = answer.unwrap_or_else(|refusal| {
+                parts.service.count_refusal(&refusal);
                 Outgoing::Refused {
                     tag: Some(tag),
                     refused: worded(&refusal),
                 }
-            }
+            });
+            encode(version, &answer, &parts)
         });
-        self.shared.outbox.push(Owed::Later {
-            answer: Later(later.boxed()),
-            read_at: self.read_at,
-        });
+        self.shared.outbox.push_later(later.boxed(), name_bytes);
+    }
+}
+
+fn encode(version: Version, answer: &Outgoing, parts: &Parts) -> Bytes {
+    match version {
+        Version::V1 => v1::encode(answer, parts.clock.now()),
+        Version::V2 => v2::encode(answer),
     }
 }
 

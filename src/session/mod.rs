@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::task::AtomicWaker;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -36,7 +37,6 @@ use crate::ids::{MailboxHash, MailboxId, SessionLabel};
 use crate::metrics::Metrics;
 use crate::protocol::Version;
 use crate::protocol::close::Close;
-use crate::protocol::message::Outgoing;
 use crate::service::{BacklogCursor, Service, View};
 use crate::shutdown::Shutdown;
 use crate::socket::{Connection, Message, Socket, linger};
@@ -134,7 +134,7 @@ enum Dialect {
 struct Begun {
     dialect: Dialect,
     mailboxes: Arc<Mailboxes>,
-    welcome: Outgoing,
+    welcome: Bytes,
 }
 
 /// What the two loops share.
@@ -267,8 +267,8 @@ async fn begin_v1(
     state.opened();
     Ok(Begun {
         mailboxes: Arc::clone(&opened.mailboxes),
+        welcome: v1::welcome(parts),
         dialect: Dialect::V1(Box::new(opened)),
-        welcome: Outgoing::HandshakeAccepted,
     })
 }
 
@@ -277,7 +277,7 @@ fn begin_v2(address: IpAddr, wakes: &Arc<Wakes>, parts: &Parts) -> Begun {
     let guest = Guest::new(address, Arc::clone(wakes), parts);
     Begun {
         mailboxes: Arc::clone(&guest.mailboxes),
-        welcome: guest.welcome(None, parts),
+        welcome: guest.first_frame(parts),
         dialect: Dialect::V2(Box::new(guest)),
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::SplitSink;
 use futures_util::{FutureExt as _, SinkExt as _};
@@ -15,11 +16,10 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 
-use super::answers::worded;
 use super::feed::{Fed, Feed, delivered_bytes};
 use super::keepalive::{Due, Keepalive};
 use super::mailboxes::{Mailboxes, Named, ToBegin};
-use super::outbox::Ready;
+use super::outbox::Owed;
 use super::state::ANY_MAILBOX;
 use super::{Dialect, Ended, Opened, Parts, Shared};
 use crate::clock::Timestamp;
@@ -65,7 +65,7 @@ pub(super) struct Writer<'a> {
 
 /// What comes next.
 enum Next {
-    Answer(Ready),
+    Answer(Owed),
     Notice(Notice),
     Delivery(MailboxHash, StoredBlob),
     DeviceSync(StoredBlob),
@@ -84,54 +84,22 @@ impl Writer<'_> {
         loop {
             let next = self.next().await;
             let written = match next {
-                Next::Answer(Ready::Answer(answer)) => self.write(&answer).await,
-                Next::Answer(Ready::Outcome {
-                    tag,
-                    outcome,
-                    read_at,
-                }) => {
-                    self.parts
-                        .metrics
-                        .message_duration_seconds
-                        .record(read_at.elapsed());
-                    self.write(&match outcome {
-                        Ok(stored) => Outgoing::Stored {
-                            tag,
-                            expires_at: stored.expires_at,
-                            duplicate: stored.duplicate,
-                        },
-                        Err(refusal) => {
-                            self.parts.service.count_refusal(&refusal);
-                            Outgoing::Refused {
-                                tag: Some(tag),
-                                refused: worded(&refusal),
-                            }
-                        }
-                    })
-                    .await
-                }
-                Next::Answer(Ready::Late { answer, read_at }) => {
-                    let duration = &self.parts.metrics.message_duration_seconds;
-                    duration.record(read_at.elapsed());
-                    self.write(&answer).await
-                }
-                Next::Answer(Ready::Opened { answer, to_begin }) => {
-                    self.begin(&answer, &to_begin).await
+                Next::Answer(Owed::Answer(answer)) => self.write(answer).await,
+                Next::Answer(Owed::Opened { answer, to_begin }) => {
+                    self.begin(answer, &to_begin).await
                 }
                 Next::Notice(notice) => self.notify(notice).await,
                 Next::Delivery(mailbox, blob) => self.deliver(mailbox, blob).await,
                 Next::Live(blob) => self.deliver_live(blob).await,
-                Next::CaughtUp(mailboxes) => self.write(&Outgoing::CaughtUp { mailboxes }).await,
+                Next::CaughtUp(mailboxes) => self.say(&Outgoing::CaughtUp { mailboxes }).await,
                 Next::GoAway => self.say_go_away().await,
                 Next::DeviceSync(message) => self.deliver_device_sync(message).await,
                 Next::Flush => self.flush().await,
                 Next::Ping => {
                     self.keepalive.pinged(Instant::now());
-                    self.send(Message::Ping(bytes::Bytes::new()), 0).await
+                    self.send(Message::Ping(Bytes::new()), 0).await
                 }
-                Next::Answer(Ready::Close(close)) | Next::Close(close) => {
-                    Err(Ended::ByRelay(close))
-                }
+                Next::Answer(Owed::Close(close)) | Next::Close(close) => Err(Ended::ByRelay(close)),
             };
             if let Err(ended) = written {
                 self.shared.state().closing();
@@ -172,8 +140,8 @@ impl Writer<'_> {
     }
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Next> {
-        if let Poll::Ready(ready) = self.shared.outbox.poll_take(context) {
-            return Poll::Ready(Next::Answer(ready));
+        if let Poll::Ready(owed) = self.shared.outbox.poll_take(context) {
+            return Poll::Ready(Next::Answer(owed));
         }
         if let Poll::Ready(notice) = self.wakes.poll_notice(context) {
             return Poll::Ready(Next::Notice(notice));
@@ -244,7 +212,7 @@ impl Writer<'_> {
     }
 
     /// Deliveries begin when the client can know that its mailboxes are open.
-    async fn begin(&mut self, answer: &Outgoing, to_begin: &[ToBegin]) -> Result<(), Ended> {
+    async fn begin(&mut self, answer: Bytes, to_begin: &[ToBegin]) -> Result<(), Ended> {
         self.write(answer).await?;
         for begun in to_begin {
             if let Some(tells_senders) = self.mailboxes.begin(begun) {
@@ -273,7 +241,7 @@ impl Writer<'_> {
             Some(GiveBack::SenderDevice(_)) | None => (None, blob.body),
         };
         let sender_id = sender_id.filter(|_| service.v1_keeps_sender_id());
-        self.write(&Outgoing::Delivery(Delivery {
+        self.say(&Outgoing::Delivery(Delivery {
             id: blob.id,
             mailbox_as_spelt,
             sender_id,
@@ -295,8 +263,7 @@ impl Writer<'_> {
         let bytes = delivered_bytes(&blob);
         self.shared.state().delivered(mailbox, blob.id, bytes);
         if let Some(receipt) = blob.receipt() {
-            self.write(&receipt_delivery(named, &blob, &receipt))
-                .await?;
+            self.say(&receipt_delivery(named, &blob, &receipt)).await?;
             self.parts.metrics.receipts_delivered_total.increment(1);
             return Ok(());
         }
@@ -306,7 +273,7 @@ impl Writer<'_> {
             Some(GiveBack::Frame(frame)) => frame,
             _ => blob.body,
         };
-        self.write(&Outgoing::Blob(BlobDelivery {
+        self.say(&Outgoing::Blob(BlobDelivery {
             id,
             mailbox: named.id,
             stored_at: blob.stored_at,
@@ -337,7 +304,7 @@ impl Writer<'_> {
         let Some(named) = self.mailboxes.named(&blob.mailbox) else {
             return Ok(());
         };
-        self.write(&Outgoing::Blob(BlobDelivery {
+        self.say(&Outgoing::Blob(BlobDelivery {
             id: blob.id,
             mailbox: named.id,
             stored_at: blob.handed_at,
@@ -358,7 +325,7 @@ impl Writer<'_> {
         self.has_said_go_away = true;
         // Spread over some seconds, so that not all come back, here or elsewhere, at once.
         let reconnect_after = RECONNECT_AFTER.mul_f64(0.2 + 0.8 * rand::random::<f64>());
-        self.write(&Outgoing::GoAway(GoAway {
+        self.say(&Outgoing::GoAway(GoAway {
             reason: GoAwayReason::Draining,
             reconnect_after,
             alternates: Arc::clone(&self.parts.settings.v2.alternates),
@@ -391,7 +358,7 @@ impl Writer<'_> {
             version: message.version.unwrap_or_default(),
             body: message.body,
         };
-        self.write(&Outgoing::DeviceSync(delivery)).await?;
+        self.say(&Outgoing::DeviceSync(delivery)).await?;
         self.parts.metrics.device_sync_delivered_total.increment(1);
         Ok(())
     }
@@ -403,7 +370,7 @@ impl Writer<'_> {
         };
         let tag = Tag::Name(Box::from(&*notice.name));
         let blob_id = notice.blob;
-        self.write(&Outgoing::Notice {
+        self.say(&Outgoing::Notice {
             tag,
             blob_id,
             status,
@@ -411,11 +378,15 @@ impl Writer<'_> {
         .await
     }
 
-    async fn write(&mut self, outgoing: &Outgoing) -> Result<(), Ended> {
+    async fn say(&mut self, outgoing: &Outgoing) -> Result<(), Ended> {
         let frame = match self.dialect {
             Dialect::V1(_) => v1::encode(outgoing, self.parts.clock.now()),
             Dialect::V2(_) => v2::encode(outgoing),
         };
+        self.write(frame).await
+    }
+
+    async fn write(&mut self, frame: Bytes) -> Result<(), Ended> {
         let bytes = frame.len() as u64;
         self.send(binary(frame), bytes).await?;
         self.parts.metrics.messages_sent_total.increment(1);

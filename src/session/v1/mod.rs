@@ -26,6 +26,11 @@ use crate::service::{Class, Opener, Tells, View};
 /// A frame with a 64-byte signature has less than 1 KiB; delivered, each of its bytes takes up to 4.
 const REVOKED_BYTES_MAX: usize = 64 * 1024;
 
+/// The answer to a handshake that opened a mailbox.
+pub(super) fn welcome(parts: &Parts) -> Bytes {
+    v1::encode(&Outgoing::HandshakeAccepted, parts.clock.now())
+}
+
 impl Opened {
     /// Carries a request out, and answers it where v1 answers.
     pub(super) async fn carry_out(&self, step: Step, answers: Answers<'_>) {

@@ -8,6 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
+
 use super::answers::Answers;
 use super::mailboxes::{Mailboxes, Named};
 use super::state::Step;
@@ -62,7 +64,7 @@ impl Guest {
             Step::Subscribe(tag, subscribe) => match self.subscribe(subscribe, parts).await {
                 Ok((openings, to_begin)) => {
                     let answer = Outgoing::Subscribed { tag, openings };
-                    answers.opened(answer, to_begin);
+                    answers.opened(&answer, to_begin);
                 }
                 Err(refusal) => {
                     let is_over = refusal.is_of_failed_proofs();
@@ -78,7 +80,7 @@ impl Guest {
             }
             Step::Windowed(tag, size) => {
                 answers.shared.unblocked.wake();
-                answers.answer(Outgoing::Windowed {
+                answers.answer(&Outgoing::Windowed {
                     tag,
                     blobs: size.blobs,
                     bytes: size.bytes,
@@ -107,7 +109,7 @@ impl Guest {
                 answers.done(tag, found);
             }
             Step::Welcome(tag) => match self.charge(parts) {
-                Ok(()) => answers.answer(self.welcome(Some(tag), parts)),
+                Ok(()) => answers.answer(&self.welcome(Some(tag), parts)),
                 Err(refusal) => answers.refuse(Some(tag), refusal),
             },
             Step::Ping(tag) => done(tag, Done::Pong, answers),
@@ -121,8 +123,13 @@ impl Guest {
         parts.service.charge(&self.client())
     }
 
+    /// The relay speaks first.
+    pub(super) fn first_frame(&self, parts: &Parts) -> Bytes {
+        v2::encode(&self.welcome(None, parts))
+    }
+
     /// The welcome, as the first frame (without a `tag`) or as an answer.
-    pub(super) fn welcome(&self, tag: Option<Tag>, parts: &Parts) -> Outgoing {
+    fn welcome(&self, tag: Option<Tag>, parts: &Parts) -> Outgoing {
         let v2 = &parts.settings.v2;
         let welcome = Box::new(Welcome {
             relay_id: *parts.service.relay_id(),
@@ -252,11 +259,11 @@ impl Guest {
                     tag: tag.clone(),
                     done: Done::Acknowledged,
                 };
-                answers.written(tag, answer, async move {
+                answers.written(tag, async move {
                     for removed in pending {
                         removed.await?;
                     }
-                    Ok(())
+                    Ok(answer)
                 });
             }
         }
@@ -350,7 +357,10 @@ impl Guest {
                     tag: tag.clone(),
                     done,
                 };
-                answers.written(tag, answer, async move { Ok(pending.await?) });
+                answers.written(tag, async move {
+                    pending.await?;
+                    Ok(answer)
+                });
             }
         }
     }
@@ -454,7 +464,7 @@ pub(super) fn tells(named: Named) -> Tells {
 /// An answer that says only that it is done; none where none is wanted.
 fn done(tag: Tag, done: Done, answers: Answers<'_>) {
     if tag.number() != 0 {
-        answers.answer(Outgoing::Done { tag, done });
+        answers.answer(&Outgoing::Done { tag, done });
     }
 }
 
