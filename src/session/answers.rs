@@ -9,12 +9,22 @@ use tokio::time::Instant;
 
 use super::mailboxes::ToBegin;
 use super::outbox::Owed;
+use super::state::{Charge, Said, Verdict};
 use super::{Parts, Shared};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Outgoing, Refused, Tag};
 use crate::protocol::{Version, v1, v2};
 use crate::service::refusal::Refusal;
 use crate::service::submit::Submitted;
+
+/// Whoever sent a frame: each protocol knows whom to charge, and words its refusals.
+pub(super) trait Asker {
+    /// Charges what a request costs.
+    fn charge(&self, charge: Charge) -> Result<(), Refusal>;
+
+    /// Answers with a refusal, where an answer is wanted.
+    fn refuse(&self, refusal: Refusal);
+}
 
 /// The answering side of a session.
 #[derive(Clone, Copy)]
@@ -26,6 +36,32 @@ pub(super) struct Answers<'a> {
 }
 
 impl Answers<'_> {
+    /// Whether what was said is to be served, and is paid for. Any other verdict is carried out here.
+    pub(super) async fn admits(self, said: Said, asker: &impl Asker) -> bool {
+        let verdict = self.shared.state().judge(said);
+        match verdict {
+            Verdict::Serve(charge) => match asker.charge(charge) {
+                Ok(()) => return true,
+                Err(refusal) => asker.refuse(refusal),
+            },
+            Verdict::Refuse(refusal) => {
+                // It is refused already; the charge only makes the next ones dearer.
+                let spent = asker.charge(Charge::Request).err();
+                asker.refuse(spent.unwrap_or(refusal));
+            }
+            Verdict::Ignore => {
+                self.parts.metrics.messages_ignored_total.increment(1);
+                // v1 clients expect no answer here, so a spent rate shows at their next request.
+                drop(asker.charge(Charge::Request));
+            }
+            Verdict::Close(refusal, close) => {
+                asker.refuse(refusal);
+                self.close(close).await;
+            }
+        }
+        false
+    }
+
     /// An answer that is complete.
     pub(super) fn answer(self, answer: &Outgoing) {
         self.record();

@@ -203,13 +203,12 @@ async fn converse(
     address: IpAddr,
     parts: &Arc<Parts>,
 ) -> Ended {
-    let mut state = State::new(version);
     let wakes = Arc::new(match version {
         Version::V1 => Wakes::default(),
         Version::V2 => Wakes::without_notices(),
     });
     let begun = match version {
-        Version::V1 => begin_v1(stream, &mut state, address, &wakes, parts).await,
+        Version::V1 => begin_v1(stream, address, &wakes, parts).await,
         Version::V2 => Ok(begin_v2(address, &wakes, parts)),
     };
     let Begun {
@@ -220,7 +219,7 @@ async fn converse(
         Ok(begun) => begun,
         Err(ended) => return ended,
     };
-    let shared = Shared::new(state);
+    let shared = Shared::new(State::new(version));
     shared.outbox.push(Owed::Answer(welcome));
     let mut reader = Reader {
         stream,
@@ -255,16 +254,14 @@ async fn converse(
 /// Waits for the handshake and opens its mailbox.
 async fn begin_v1(
     stream: &mut SplitStream<Socket>,
-    state: &mut State,
     address: IpAddr,
     wakes: &Arc<Wakes>,
     parts: &Arc<Parts>,
 ) -> Result<Begun, Ended> {
-    let handshake = open::first_frame(stream, state, parts).await?;
+    let handshake = open::first_frame(stream, parts).await?;
     let opened = open::open(&handshake, address, Arc::clone(wakes), parts)
         .await
         .map_err(Ended::ByRelay)?;
-    state.opened();
     Ok(Begun {
         mailboxes: Arc::clone(&opened.mailboxes),
         welcome: v1::welcome(parts),

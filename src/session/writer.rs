@@ -20,7 +20,6 @@ use super::feed::{Fed, Feed, delivered_bytes};
 use super::keepalive::{Due, Keepalive};
 use super::mailboxes::{Mailboxes, Named, ToBegin};
 use super::outbox::Owed;
-use super::state::ANY_MAILBOX;
 use super::{Dialect, Ended, Opened, Parts, Shared};
 use crate::clock::Timestamp;
 use crate::hub::{Fate, LiveBlob, Notice, Wakes};
@@ -232,7 +231,7 @@ impl Writer<'_> {
     async fn deliver_v1(&mut self, opened: &Opened, blob: StoredBlob) -> Result<(), Ended> {
         // Noted before it is written: the acknowledgement may be read before this returns.
         let bytes = delivered_bytes(&blob);
-        self.shared.state().delivered(ANY_MAILBOX, blob.id, bytes);
+        self.shared.state().delivered(opened.slot(blob.id), bytes);
         let mailbox_as_spelt = Arc::clone(&opened.mailbox_as_spelt);
         let service = &self.parts.service;
         let (sender_id, body) = match service.give_back(&opened.mailbox, &blob.sealed) {
@@ -261,7 +260,7 @@ impl Writer<'_> {
             return Ok(());
         };
         let bytes = delivered_bytes(&blob);
-        self.shared.state().delivered(mailbox, blob.id, bytes);
+        self.shared.state().delivered((mailbox, blob.id), bytes);
         if let Some(receipt) = blob.receipt() {
             self.say(&receipt_delivery(named, &blob, &receipt)).await?;
             self.parts.metrics.receipts_delivered_total.increment(1);
@@ -342,9 +341,8 @@ impl Writer<'_> {
             return Ok(());
         };
         let bytes = delivered_bytes(&message);
-        self.shared
-            .state()
-            .delivered(ANY_MAILBOX, message.id, bytes);
+        let slot = opened.slot(message.id);
+        self.shared.state().delivered(slot, bytes);
         let service = &self.parts.service;
         let sender_device = match service.give_back(&device.id, &message.sealed) {
             Some(GiveBack::SenderDevice(sender)) => sender,

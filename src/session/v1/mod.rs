@@ -8,14 +8,18 @@ use bytes::Bytes;
 
 use self::open::Opened;
 use super::Parts;
-use super::answers::Answers;
-use super::state::{ANY_MAILBOX, Step};
+use super::answers::{self, Answers};
+use super::reader::{Heard, TEXT};
+use super::state::{Charge, Said};
+use super::window::Slot;
 use crate::clock::Timestamp;
 use crate::ids::BlobId;
 use crate::protocol::message::{
-    AccountRevoked, DeviceSync, Outgoing, Purge, RecoveryProof, RecoveryQuery, Submit, Tag,
+    AccountRevoked, DeviceSync, Incoming, Outgoing, Purge, RecoveryProof, RecoveryQuery, Request,
+    Submit, Tag,
 };
 use crate::protocol::v1;
+use crate::service::charge::Client;
 use crate::service::device_sync::DeviceMessage;
 use crate::service::give_back::GiveBack;
 use crate::service::recovery::Proof;
@@ -32,33 +36,80 @@ pub(super) fn welcome(parts: &Parts) -> Bytes {
 }
 
 impl Opened {
-    /// Carries a request out, and answers it where v1 answers.
-    pub(super) async fn carry_out(&self, step: Step, answers: Answers<'_>) {
+    /// Judges what the client has said, and does what it asks.
+    pub(super) async fn hear(&self, heard: Heard, answers: Answers<'_>) {
+        let (tag, said) = match read(heard, answers.parts) {
+            Read::Request { tag, request } => {
+                let asker = self.asker(Some(&tag), answers);
+                if answers.admits(self.said(&request), &asker).await {
+                    self.serve(tag, request, answers).await;
+                }
+                return;
+            }
+            Read::Other { tag, said } => (tag, said),
+        };
+        let asker = self.asker(tag.as_ref(), answers);
+        answers.admits(said, &asker).await;
+    }
+
+    fn asker<'a>(&'a self, tag: Option<&'a Tag>, answers: Answers<'a>) -> Asker<'a> {
+        Asker {
+            client: &self.subscription.client,
+            tag,
+            answers,
+        }
+    }
+
+    /// What the state machine is told of a request.
+    fn said(&self, request: &Request) -> Said {
+        match request {
+            Request::Submit(_) => Said::New(Charge::Request),
+            Request::RecoveryStore(_) => Said::New(Charge::Recovery),
+            Request::DeviceSync(_) | Request::AccountRevoked(_) | Request::Purge(_) => {
+                Said::Request(Charge::Request)
+            }
+            Request::RecoveryQuery(_) => Said::Request(Charge::Recovery),
+            Request::Acknowledge(Some(id)) | Request::DeviceSyncAcknowledge(Some(id)) => {
+                Said::Arrived(vec![self.slot(*id)])
+            }
+            // No blob has an id of another shape, and a second handshake is ignored as by the relays that
+            // v1 clients know.
+            _ => Said::Nothing,
+        }
+    }
+
+    /// Where a blob that was delivered here is in flight.
+    pub(super) fn slot(&self, id: BlobId) -> Slot {
+        (self.subscription.mailbox, id)
+    }
+
+    /// Carries a request out that is paid for, and answers it where v1 answers.
+    async fn serve(&self, tag: Tag, request: Request, answers: Answers<'_>) {
         let parts = answers.parts;
-        match step {
-            Step::Submit(tag, submit) => {
+        match request {
+            Request::Submit(submit) => {
                 let outcome = self.submit(parts, &tag, submit).await;
                 answers.stored(tag, outcome);
             }
-            Step::DeviceSync(tag, message) => {
+            Request::DeviceSync(message) => {
                 let outcome = self.submit_device_sync(parts, &tag, message).await;
                 answers.stored(tag, outcome);
             }
-            Step::AccountRevoked(tag, revoked) => {
+            Request::AccountRevoked(revoked) => {
                 let outcome = self.revoke(parts, &tag, revoked).await;
                 answers.stored(tag, outcome);
             }
-            Step::Acknowledge { tag, id, charged } => {
-                if let Err(refusal) = self.acknowledge(parts, id, charged).await {
+            Request::Acknowledge(Some(id)) => {
+                if let Err(refusal) = self.acknowledge(answers, id).await {
                     answers.refuse(Some(tag), refusal);
                 }
             }
-            Step::AcknowledgeDeviceSync { tag, id, charged } => {
-                if let Err(refusal) = self.acknowledge_device_sync(parts, id, charged).await {
+            Request::DeviceSyncAcknowledge(Some(id)) => {
+                if let Err(refusal) = self.acknowledge_device_sync(answers, id).await {
                     answers.refuse(Some(tag), refusal);
                 }
             }
-            Step::PutRecovery(tag, proof) => {
+            Request::RecoveryStore(proof) => {
                 let kept = self.put_recovery(parts, proof).await;
                 let answer = kept.map(|expires_at| Outgoing::RecoveryKept {
                     tag: tag.clone(),
@@ -66,25 +117,19 @@ impl Opened {
                 });
                 answers.done(tag, answer);
             }
-            Step::GetRecovery(tag, query) => {
+            Request::RecoveryQuery(query) => {
                 answers.done(tag, self.get_recovery(parts, query).await);
             }
-            Step::Purge(tag, purge) => {
+            Request::Purge(purge) => {
                 let purged = self.purge(answers, &tag, purge).await;
                 answers.done(tag, purged);
             }
-            // The first frame greets, and was read before; the rest is v2's, or the reader's.
+            // Judged as nothing; the rest is v2's.
             _ => {}
         }
     }
 
-    /// Charges a request to the client.
-    pub(super) fn charge(&self, parts: &Parts) -> Result<(), Refusal> {
-        parts.service.charge(&self.subscription.client)
-    }
-
     async fn submit(&self, parts: &Parts, tag: &Tag, submit: Submit) -> Result<Submitted, Refusal> {
-        self.charge(parts)?;
         let service = &parts.service;
         let id = service.v1_blob_id(tag.name(), &self.client_id, &submit.recipient, &submit.body);
         let Submit {
@@ -119,7 +164,6 @@ impl Opened {
         tag: &Tag,
         revoked: AccountRevoked,
     ) -> Result<Submitted, Refusal> {
-        self.charge(parts)?;
         let AccountRevoked { recipient, frame } = revoked;
         if frame.len() > REVOKED_BYTES_MAX {
             return Err(Refusal::Invalid(
@@ -147,7 +191,6 @@ impl Opened {
         tag: &Tag,
         message: DeviceSync,
     ) -> Result<Submitted, Refusal> {
-        self.charge(parts)?;
         if message.identity != self.client_id {
             return Err(Refusal::Invalid(
                 "identity_id is not the client_id of this connection",
@@ -176,20 +219,18 @@ impl Opened {
 
     async fn acknowledge_device_sync(
         &self,
-        parts: &Parts,
+        answers: Answers<'_>,
         id: BlobId,
-        charged: bool,
     ) -> Result<(), Refusal> {
-        if charged {
-            self.charge(parts)?;
-        }
+        answers.shared.state().acknowledged(self.slot(id));
         // Without a device nothing of the kind was delivered here.
         let Some(device) = &self.device else {
             return Ok(());
         };
         let mailbox = device.subscription.mailbox;
         drop(
-            parts
+            answers
+                .parts
                 .service
                 .acknowledge(mailbox, vec![id], seen(View::DeviceSync))
                 .await?,
@@ -204,7 +245,6 @@ impl Opened {
     ) -> Result<Timestamp, Refusal> {
         let (service, opened) = (&parts.service, self);
         let client = &opened.subscription.client;
-        service.charge_recovery(client)?;
         let proof = Proof { key_hash, proof };
         service
             .put_recovery(client, &opened.client_id, opened.is_proven, proof)
@@ -213,7 +253,6 @@ impl Opened {
 
     async fn get_recovery(&self, parts: &Parts, query: RecoveryQuery) -> Result<Outgoing, Refusal> {
         let service = &parts.service;
-        service.charge_recovery(&self.subscription.client)?;
         let frame_bytes_max = parts.settings.message_bytes_max;
         let found = service
             .get_recovery(&query.key_hashes, frame_bytes_max as u64)
@@ -235,14 +274,13 @@ impl Opened {
         purge: Purge,
     ) -> Result<Outgoing, Refusal> {
         let parts = answers.parts;
-        self.charge(parts)?;
         let (service, opened) = (&parts.service, self);
         let mailbox = opened.subscription.mailbox;
         let purged = service.purge(mailbox, View::V1, Tells::Nobody).await;
         // What was read and not handed out is gone; some of it also when the purge failed.
         opened.mailboxes.read_again(&mailbox);
         let purged = purged?;
-        answers.shared.state().forget(&ANY_MAILBOX);
+        answers.shared.state().forget(&mailbox);
         let device_sync_deleted = match purge.device_sync {
             true => service.purge_devices(&opened.client_id).await?,
             false => 0,
@@ -266,22 +304,77 @@ impl Opened {
         })
     }
 
-    async fn acknowledge(&self, parts: &Parts, id: BlobId, charged: bool) -> Result<(), Refusal> {
-        if charged {
-            self.charge(parts)?;
-        }
-        if !charged && self.tells_senders {
-            parts.service.tell_acknowledged(&id);
+    async fn acknowledge(&self, answers: Answers<'_>, id: BlobId) -> Result<(), Refusal> {
+        let service = &answers.parts.service;
+        let was_in_flight = answers.shared.state().acknowledged(self.slot(id));
+        if was_in_flight && self.tells_senders {
+            service.tell_acknowledged(&id);
         }
         // v1 acknowledgements are not answered: the deletion goes on without anybody waiting, and
         // should it fail, the blob comes again.
         drop(
-            parts
-                .service
+            service
                 .acknowledge(self.subscription.mailbox, vec![id], seen(View::V1))
                 .await?,
         );
         Ok(())
+    }
+}
+
+/// What was read, and what the state machine is told of anything but a request.
+enum Read {
+    Request { tag: Tag, request: Request },
+    Other { tag: Option<Tag>, said: Said },
+}
+
+fn read(heard: Heard, parts: &Parts) -> Read {
+    let bytes_max = parts.settings.message_bytes_max;
+    let incoming = match heard {
+        Heard::Text => Incoming::Garbage { why: TEXT },
+        Heard::Frame(frame) if frame.len() > bytes_max => {
+            let refusal = Refusal::TooLarge { bytes_max };
+            return match v1::tag_of(&frame) {
+                Some(tag) => Read::Other {
+                    tag: Some(tag),
+                    said: Said::Refused(refusal),
+                },
+                None => Read::Other {
+                    tag: None,
+                    said: Said::Garbage(refusal),
+                },
+            };
+        }
+        Heard::Frame(frame) => v1::decode(&frame),
+    };
+    let (tag, said) = match incoming {
+        Incoming::Request { tag, request } => return Read::Request { tag, request },
+        Incoming::Invalid { tag, why } => (Some(tag), Said::Refused(Refusal::Invalid(why))),
+        Incoming::Garbage { why } => (None, Said::Garbage(Refusal::Invalid(why))),
+        Incoming::Ignored => (None, Said::Nothing),
+        Incoming::Unsupported { tag } => (Some(tag), Said::Refused(Refusal::Unsupported)),
+    };
+    Read::Other { tag, said }
+}
+
+/// The client, who asked under a name if that could be read.
+struct Asker<'a> {
+    client: &'a Client,
+    tag: Option<&'a Tag>,
+    answers: Answers<'a>,
+}
+
+impl answers::Asker for Asker<'_> {
+    fn charge(&self, charge: Charge) -> Result<(), Refusal> {
+        let service = &self.answers.parts.service;
+        match charge {
+            Charge::Nothing | Charge::Later => Ok(()),
+            Charge::Request => service.charge(self.client),
+            Charge::Recovery => service.charge_recovery(self.client),
+        }
+    }
+
+    fn refuse(&self, refusal: Refusal) {
+        self.answers.refuse(self.tag.cloned(), refusal);
     }
 }
 

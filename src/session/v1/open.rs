@@ -9,14 +9,13 @@ use crate::auth;
 use crate::hub::Wakes;
 use crate::ids::{ConnectionId, MailboxId};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Handshake, HandshakeProof, Incoming};
+use crate::protocol::message::{Handshake, HandshakeProof, Incoming, Request};
 use crate::protocol::v1;
 use crate::service::device_sync::DeviceSubscription;
 use crate::service::subscribe::{NonceRefused, Subscription};
 use crate::service::{OrderKey, Service, View};
 use crate::session::mailboxes::{Cursor, Mailboxes};
-use crate::session::reader::{Received, receive};
-use crate::session::state::{State, Step};
+use crate::session::reader::{Heard, Received, TEXT, receive};
 use crate::session::{Ended, Parts, only};
 use crate::socket::Socket;
 
@@ -42,48 +41,48 @@ pub(in crate::session) struct Device {
     pub(in crate::session) subscription: DeviceSubscription,
     pub(in crate::session) wakes: Arc<Wakes>,
 }
+
 /// Waits for the first frame, which must be a handshake.
 pub(in crate::session) async fn first_frame(
     stream: &mut SplitStream<Socket>,
-    state: &mut State,
     parts: &Parts,
 ) -> Result<Box<Handshake>, Ended> {
     let reading = async {
         loop {
             match receive(stream).await {
                 Received::Sign => {}
-                other => return other,
+                Received::Message(heard) => return Ok(heard),
+                Received::Over(ended) => return Err(ended),
             }
         }
     };
-    let received = tokio::select! {
-        received = reading => received,
+    let heard = tokio::select! {
+        heard = reading => heard?,
         () = tokio::time::sleep(parts.settings.first_frame_timeout) => return Err(Ended::ByRelay(Close::FirstFrameLate)),
         () = parts.shutdown.draining() => return Err(Ended::ByRelay(Close::Drain)),
     };
-    let step = match received {
-        Received::Over(ended) => return Err(ended),
-        Received::Frame(frame) if is_noise(&frame) => {
-            return Err(Ended::ByRelay(Close::NotOffered));
-        }
-        Received::Frame(frame) => {
-            parts.metrics.messages_received_total.increment(1);
-            if frame.len() > parts.settings.message_bytes_max {
-                state.on_oversize(None, parts.settings.message_bytes_max)
-            } else {
-                state.on_frame(v1::decode(&frame))
-            }
-        }
-        Received::Text | Received::Sign => state.on_frame(Incoming::Garbage {
-            why: "a text message",
-        }),
+    if matches!(&heard, Heard::Frame(frame) if !is_noise(frame)) {
+        parts.metrics.messages_received_total.increment(1);
+    }
+    handshake(heard, parts.settings.message_bytes_max).map_err(Ended::ByRelay)
+}
+
+/// The handshake that a session begins with, or how it ends.
+fn handshake(first: Heard, bytes_max: usize) -> Result<Box<Handshake>, Close> {
+    let incoming = match first {
+        Heard::Frame(frame) if is_noise(&frame) => return Err(Close::NotOffered),
+        Heard::Frame(frame) if frame.len() > bytes_max => return Err(Close::TooLarge),
+        Heard::Frame(frame) => v1::decode(&frame),
+        Heard::Text => Incoming::Garbage { why: TEXT },
     };
-    match step {
-        Step::Greet(handshake) => Ok(handshake),
-        Step::Close(_, close) => Err(Ended::ByRelay(close)),
-        _ => Err(Ended::ByRelay(Close::Protocol(
-            "the first frame must be a Handshake",
-        ))),
+    match incoming {
+        Incoming::Request {
+            request: Request::Handshake(handshake),
+            ..
+        } => Ok(handshake),
+        _ => Err(Close::Protocol(
+            "the first frame must be a Handshake with a client_id of 64 hex digits",
+        )),
     }
 }
 
@@ -195,4 +194,49 @@ fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<bool,
     }
     attempt.succeeded();
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::protocol::message::Tag;
+    use crate::protocol::v1::client::{ClientHandshake, ClientRequest, encode_request};
+    use bytes::Bytes;
+
+    fn frame(request: ClientRequest<'_>) -> Heard {
+        let tag = Tag::Name("a request".into());
+        Heard::Frame(encode_request(&tag, request, Timestamp::default()))
+    }
+
+    #[test]
+    fn a_session_begins_with_a_handshake_or_not_at_all() {
+        let client_id = MailboxId::from_bytes([1; 32]);
+        let greeting = ClientHandshake {
+            client_id,
+            routing_token: None,
+            suppress_presence: false,
+            proof: HandshakeProof::Unsigned,
+        };
+        let greeting = || frame(ClientRequest::Handshake(&greeting));
+        assert_eq!(handshake(greeting(), 10_000).unwrap().client_id, client_id);
+        assert_eq!(handshake(greeting(), 100).unwrap_err(), Close::TooLarge);
+        let submit = ClientRequest::Submit {
+            recipient: client_id,
+            body: b"blob",
+        };
+        let ignored = br#"{"version":1,"message_id":"x","timestamp":1,"payload":{"type":"Later"}}"#;
+        let length = u32::try_from(ignored.len()).unwrap().to_be_bytes();
+        for first in [
+            frame(submit),
+            Heard::Frame([&length, &ignored[..]].concat().into()),
+            Heard::Frame(Bytes::from_static(b"no JSON")),
+            Heard::Text,
+        ] {
+            let closed = handshake(first, 10_000);
+            assert!(matches!(closed, Err(Close::Protocol(_))), "{closed:?}");
+        }
+        let noise = Heard::Frame(Bytes::from_static(&[0x00, 0x56, 0x32, 1]));
+        assert_eq!(handshake(noise, 2).unwrap_err(), Close::NotOffered);
+    }
 }

@@ -10,14 +10,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::answers::Answers;
+use super::answers::{self, Answers};
 use super::mailboxes::{Mailboxes, Named};
-use super::state::Step;
+use super::reader::{Heard, TEXT};
+use super::state::{Charge, Said};
+use super::window::{Size, Slot};
 use super::{Parts, Shared};
 use crate::hub::Wakes;
 use crate::ids::{BlobId, ConnectionId, MailboxHash, MailboxId};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Submit, Tag};
+use crate::protocol::message::{
+    Done, Incoming, Outgoing, RecoveryProof, RecoveryQuery, Request, Submit, Tag,
+};
 use crate::protocol::v2::message::{
     FoundProof, Limits, PurgedMailbox, Welcome, Withdrawal, WithdrawalKind,
 };
@@ -56,12 +60,75 @@ impl Guest {
         }
     }
 
-    /// Carries a request out, and answers it.
-    pub(super) async fn carry_out(&self, step: Step, answers: Answers<'_>) {
+    /// Judges what the client has said, and does what it asks.
+    pub(super) async fn hear(&self, heard: Heard, answers: Answers<'_>) {
+        let (tag, said) = match read(heard, answers.parts) {
+            Read::Request { tag, request } => {
+                let asker = self.asker(Some(&tag), answers);
+                if answers
+                    .admits(self.said(&request, answers.parts), &asker)
+                    .await
+                {
+                    self.serve(tag, request, answers).await;
+                }
+                return;
+            }
+            Read::Other { tag, said } => (tag, said),
+        };
+        let asker = self.asker(tag.as_ref(), answers);
+        answers.admits(said, &asker).await;
+    }
+
+    fn asker<'a>(&'a self, tag: Option<&'a Tag>, answers: Answers<'a>) -> Asker<'a> {
+        let guest = self;
+        Asker {
+            guest,
+            tag,
+            answers,
+        }
+    }
+
+    /// What the state machine is told of a request.
+    fn said(&self, request: &Request, parts: &Parts) -> Said {
+        match request {
+            Request::Submit(_) => Said::New(Charge::Request),
+            Request::Subscribe(_) => Said::New(Charge::Later),
+            Request::RecoveryStore(_) => Said::New(Charge::Recovery),
+            Request::RecoveryQuery(_) => Said::Request(Charge::Recovery),
+            Request::Hello
+            | Request::Withdraw(_)
+            | Request::PurgeMailboxes(_)
+            | Request::Unpin(_) => Said::Request(Charge::Request),
+            Request::Unsubscribe(_) | Request::Window { .. } | Request::Ping => {
+                Said::Request(Charge::Nothing)
+            }
+            Request::AcknowledgeEach(items) => match self.slots(items, parts) {
+                Some(slots) => Said::Arrived(slots),
+                None => Said::Refused(Refusal::Unauthorized),
+            },
+            // The rest is v1's.
+            _ => Said::Nothing,
+        }
+    }
+
+    /// Where these blobs would be in flight; `None` when one of their mailboxes is not open.
+    fn slots(&self, items: &[(MailboxId, BlobId)], parts: &Parts) -> Option<Vec<Slot>> {
+        let mut hashes = HashMap::new();
+        let slot_of = |(mailbox, id): &(MailboxId, BlobId)| {
+            let hash = hashes
+                .entry(*mailbox)
+                .or_insert_with(|| self.opened(mailbox, parts).map(|(hash, _)| hash));
+            Some(((*hash)?, *id))
+        };
+        items.iter().map(slot_of).collect()
+    }
+
+    /// Carries a request out that is paid for, and answers it.
+    async fn serve(&self, tag: Tag, request: Request, answers: Answers<'_>) {
         let parts = answers.parts;
-        match step {
-            Step::Submit(tag, submit) => self.submit(tag, submit, answers).await,
-            Step::Subscribe(tag, subscribe) => match self.subscribe(subscribe, parts).await {
+        match request {
+            Request::Submit(submit) => self.submit(tag, submit, answers).await,
+            Request::Subscribe(subscribe) => match self.subscribe(subscribe, parts).await {
                 Ok((openings, to_begin)) => {
                     let answer = Outgoing::Subscribed { tag, openings };
                     answers.opened(&answer, to_begin);
@@ -74,52 +141,45 @@ impl Guest {
                     }
                 }
             },
-            Step::Unsubscribe(tag, mailboxes) => {
+            Request::Unsubscribe(mailboxes) => {
                 self.unsubscribe(&mailboxes, answers);
                 done(tag, Done::Unsubscribed, answers);
             }
-            Step::Windowed(tag, size) => {
-                answers.shared.unblocked.wake();
-                answers.answer(&Outgoing::Windowed {
-                    tag,
-                    blobs: size.blobs,
-                    bytes: size.bytes,
-                });
+            Request::Window { blobs, bytes } => {
+                let Size { blobs, bytes } = self.resize(Size { blobs, bytes }, answers);
+                answers.answer(&Outgoing::Windowed { tag, blobs, bytes });
             }
-            Step::AcknowledgeEach(tag, blobs) => self.acknowledge(tag, blobs, answers).await,
-            Step::Withdraw(tag, withdrawal) => self.withdraw(tag, withdrawal, answers).await,
-            Step::PurgeMailboxes(tag, mailboxes) => {
+            Request::AcknowledgeEach(blobs) => self.acknowledge(tag, blobs, answers).await,
+            Request::Withdraw(withdrawal) => self.withdraw(tag, withdrawal, answers).await,
+            Request::PurgeMailboxes(mailboxes) => {
                 let purged = self.purge(mailboxes, answers).await;
                 let name = tag.clone();
                 let answer = purged.map(|mailboxes| Outgoing::PurgedMailboxes { tag, mailboxes });
                 answers.done(name, answer);
             }
-            Step::Unpin(tag, mailbox) => match self.unpin(&mailbox, parts).await {
+            Request::Unpin(mailbox) => match self.unpin(&mailbox, parts).await {
                 Ok(()) => done(tag, Done::Unpinned, answers),
                 Err(refusal) => answers.refuse(Some(tag), refusal),
             },
-            Step::PutRecovery(tag, proof) => {
+            Request::RecoveryStore(proof) => {
                 let kept = self.put_recovery(proof, parts).await;
                 let name = tag.clone();
                 let answer = kept.map(|expires_at| Outgoing::RecoveryKept { tag, expires_at });
                 answers.done(name, answer);
             }
-            Step::GetRecovery(tag, query) => {
+            Request::RecoveryQuery(query) => {
                 let found = self.get_recovery(tag.clone(), query, parts).await;
                 answers.done(tag, found);
             }
-            Step::Welcome(tag) => match self.charge(parts) {
-                Ok(()) => answers.answer(&self.welcome(Some(tag), parts)),
-                Err(refusal) => answers.refuse(Some(tag), refusal),
-            },
-            Step::Ping(tag) => done(tag, Done::Pong, answers),
-            // The rest is v1's, or the reader's.
+            Request::Hello => answers.answer(&self.welcome(Some(tag), parts)),
+            Request::Ping => done(tag, Done::Pong, answers),
+            // The rest is v1's.
             _ => {}
         }
     }
 
     /// Charges a request to the client.
-    pub(super) fn charge(&self, parts: &Parts) -> Result<(), Refusal> {
+    fn charge(&self, parts: &Parts) -> Result<(), Refusal> {
         parts.service.charge(&self.client())
     }
 
@@ -188,7 +248,6 @@ impl Guest {
     }
 
     fn may_submit(&self, submit: &Submit, parts: &Parts) -> Result<(), Refusal> {
-        self.charge(parts)?;
         let terms = &submit.terms;
         let bytes_max = parts.settings.message_bytes_max;
         if submit.body.len() > bytes_max {
@@ -235,6 +294,14 @@ impl Guest {
         parts.service.submit(&self.client(), submission).await
     }
 
+    /// The window that is in force from now on.
+    fn resize(&self, size: Size, answers: Answers<'_>) -> Size {
+        let granted = size.granted();
+        answers.shared.state().resize(granted);
+        answers.shared.unblocked.wake();
+        granted
+    }
+
     fn unsubscribe(&self, ids: &[MailboxId], answers: Answers<'_>) {
         for id in ids {
             let mailbox = answers.parts.service.mailbox(id);
@@ -269,40 +336,26 @@ impl Guest {
         }
     }
 
-    /// What was delivered here is free; one that is not makes the request cost as much as any. The
-    /// slots come back with what the store has taken: nothing of a refused request is done.
+    /// The slots come back with what the store has taken: nothing of a refused request is done.
     async fn hand_in_acknowledged(
         &self,
         blobs: Vec<(MailboxId, BlobId)>,
         answers: Answers<'_>,
     ) -> Result<Vec<crate::service::Pending<crate::service::Removed>>, Refusal> {
-        let (parts, shared) = (answers.parts, answers.shared);
+        let parts = answers.parts;
         let mut by_mailbox: HashMap<MailboxId, Vec<BlobId>> = HashMap::new();
         for (mailbox, id) in blobs {
             by_mailbox.entry(mailbox).or_default().push(id);
-        }
-        // What is in flight is free once, however often it is named.
-        for ids in by_mailbox.values_mut() {
-            ids.sort_unstable();
-            ids.dedup();
         }
         let opened: Option<Vec<_>> = by_mailbox
             .into_iter()
             .map(|(mailbox, ids)| self.opened(&mailbox, parts).map(|opened| (opened, ids)))
             .collect();
-        let is_free = opened.as_ref().is_some_and(|opened| {
-            let state = shared.state();
-            opened.iter().all(|((mailbox, _), ids)| {
-                let mut ids = ids.iter();
-                ids.all(|id| state.is_in_flight(*mailbox, *id))
-            })
-        });
-        if !is_free {
-            self.charge(parts)?;
-        }
         let opened = opened.ok_or(Refusal::Unauthorized)?;
         let mut pending = Vec::with_capacity(opened.len());
-        for ((mailbox, named), ids) in opened {
+        for ((mailbox, named), mut ids) in opened {
+            ids.sort_unstable();
+            ids.dedup();
             let by = Opener {
                 view: View::Proven,
                 tells: tells(named),
@@ -322,7 +375,7 @@ impl Guest {
         answers: Answers<'_>,
     ) {
         for id in ids {
-            let was_in_flight = answers.shared.state().acknowledged(mailbox, *id);
+            let was_in_flight = answers.shared.state().acknowledged((mailbox, *id));
             if was_in_flight && named.tells_senders {
                 answers.parts.service.tell_acknowledged(id);
             }
@@ -339,13 +392,12 @@ impl Guest {
         } = withdrawal;
         let id = proof::v2_blob_id(&mailbox, &secret);
         let service = &parts.service;
-        let handed_in = match (self.charge(parts), kind) {
-            (Err(refusal), _) => Err(refusal),
-            (Ok(()), WithdrawalKind::Extend(ttl)) => service
+        let handed_in = match kind {
+            WithdrawalKind::Extend(ttl) => service
                 .extend(&mailbox, id, ttl)
                 .await
                 .map(|pending| (Done::Extended, pending)),
-            (Ok(()), WithdrawalKind::Cancel) => service
+            WithdrawalKind::Cancel => service
                 .cancel(&mailbox, id)
                 .await
                 .map(|pending| (Done::Cancelled, pending)),
@@ -371,7 +423,6 @@ impl Guest {
         answers: Answers<'_>,
     ) -> Result<Vec<PurgedMailbox>, Refusal> {
         let parts = answers.parts;
-        self.charge(parts)?;
         // Each is a write of its own, so naming one often must not be cheap.
         let mut seen = HashSet::new();
         let opened: Option<Vec<_>> = ids
@@ -402,7 +453,6 @@ impl Guest {
     }
 
     async fn unpin(&self, id: &MailboxId, parts: &Parts) -> Result<(), Refusal> {
-        self.charge(parts)?;
         let opened = self.opened(id, parts);
         opened
             .filter(|(_, named)| named.is_by_key)
@@ -416,7 +466,6 @@ impl Guest {
         parts: &Parts,
     ) -> Result<crate::clock::Timestamp, Refusal> {
         let (client, owner) = *self.name.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.service.charge_recovery(&client)?;
         // Each id has one proof under a hash; without an opened mailbox there is no id.
         let owner = owner.ok_or(Refusal::Unauthorized)?;
         let proof = Proof { key_hash, proof };
@@ -433,7 +482,6 @@ impl Guest {
         parts: &Parts,
     ) -> Result<Outgoing, Refusal> {
         let service = &parts.service;
-        service.charge_recovery(&self.client())?;
         let bytes_max = parts.settings.message_bytes_max as u64;
         let found = service.get_recovery(&query.key_hashes, bytes_max).await?;
         let plain = |(Proof { key_hash, proof }, stored_at)| FoundProof {
@@ -450,6 +498,64 @@ impl Guest {
             proofs,
             more: found.more || query.is_cut || is_cut,
         })
+    }
+}
+
+/// What was read, and what the state machine is told of anything but a request.
+enum Read {
+    Request { tag: Tag, request: Request },
+    Other { tag: Option<Tag>, said: Said },
+}
+
+fn read(heard: Heard, parts: &Parts) -> Read {
+    let bytes_max = parts.settings.message_bytes_max;
+    let incoming = match heard {
+        Heard::Text => Incoming::Garbage { why: TEXT },
+        // The bound is for the blob; what stands around it has room besides.
+        Heard::Frame(frame) if frame.len() > bytes_max + v2::FRAME_BYTES_AROUND_A_BLOB => {
+            let refusal = Refusal::TooLarge { bytes_max };
+            return match v2::tag_of(&frame) {
+                Some(tag) => Read::Other {
+                    tag: Some(tag),
+                    said: Said::Refused(refusal),
+                },
+                None => Read::Other {
+                    tag: None,
+                    said: Said::Garbage(refusal),
+                },
+            };
+        }
+        Heard::Frame(frame) => v2::decode(&frame),
+    };
+    let (tag, said) = match incoming {
+        Incoming::Request { tag, request } => return Read::Request { tag, request },
+        Incoming::Invalid { tag, why } => (Some(tag), Said::Refused(Refusal::Invalid(why))),
+        Incoming::Garbage { why } => (None, Said::Garbage(Refusal::Invalid(why))),
+        Incoming::Ignored => (None, Said::Nothing),
+        Incoming::Unsupported { tag } => (Some(tag), Said::Refused(Refusal::Unsupported)),
+    };
+    Read::Other { tag, said }
+}
+
+/// The client, who asked under a number if that could be read.
+struct Asker<'a> {
+    guest: &'a Guest,
+    tag: Option<&'a Tag>,
+    answers: Answers<'a>,
+}
+
+impl answers::Asker for Asker<'_> {
+    fn charge(&self, charge: Charge) -> Result<(), Refusal> {
+        let service = &self.answers.parts.service;
+        match charge {
+            Charge::Nothing | Charge::Later => Ok(()),
+            Charge::Request => service.charge(&self.guest.client()),
+            Charge::Recovery => service.charge_recovery(&self.guest.client()),
+        }
+    }
+
+    fn refuse(&self, refusal: Refusal) {
+        self.answers.refuse(self.tag.cloned(), refusal);
     }
 }
 
