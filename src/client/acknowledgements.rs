@@ -6,7 +6,7 @@ use super::ClientError;
 use super::ask::{Ask, Waiter};
 use super::blob::Item;
 use crate::ids::MailboxId;
-use crate::protocol::message::Request;
+use crate::protocol::v2::Request;
 
 /// In the order given. Bounded by the room that each waiter has taken.
 #[derive(Default)]

@@ -7,7 +7,6 @@ use super::blob::{Delivery, Event, Item, Receipt};
 use super::inbox::{Inbox, Size};
 use super::pad::unpad;
 use super::seen::{Acknowledging, Coming, Seen};
-use crate::clock::Timestamp;
 use crate::ids::MailboxId;
 use crate::protocol::v2::message::{BlobDelivery, ReceiptDelivery};
 
@@ -57,12 +56,12 @@ impl Arrivals {
             mailbox: blob.mailbox,
             id: blob.id,
         };
-        let is_stored = blob.expires_at != Timestamp::default();
+        let is_stored = blob.expires_at.is_some();
         let bytes = blob.body.len();
         let delivery = Delivery {
             item,
             stored_at: blob.stored_at,
-            expires_at: is_stored.then_some(blob.expires_at),
+            expires_at: blob.expires_at,
             redelivered: blob.redelivered,
             body: unpad(blob.body),
         };

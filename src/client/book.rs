@@ -14,8 +14,8 @@ use super::ClientError;
 use super::acknowledgements::Acknowledgements;
 use super::arrivals::Arrivals;
 use super::ask::{
-    Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, RATE_LIMITED, SHUTTING_DOWN, Waiter,
-    number_of, refused_for,
+    Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Outcome, RATE_LIMITED, SHUTTING_DOWN, Waiter,
+    refused_for,
 };
 use super::blob::Item;
 use super::keyring::Keyring;
@@ -23,9 +23,10 @@ use super::options::Options;
 use super::seen::Acknowledging;
 use super::turns::{Next, Turns};
 use crate::ids::MailboxId;
-use crate::protocol::message::{Done, Outgoing, Refused, Request, Tag};
+use crate::protocol::message::Refused;
 use crate::protocol::v2::client::{ServerFrame, encode_request};
-use crate::protocol::v2::message::GoAway;
+use crate::protocol::v2::message::{Done, GoAway};
+use crate::protocol::v2::{Answer, Request, Tag};
 
 /// Items in one acknowledgement, as relays take them.
 const ACKNOWLEDGE_MAX: usize = 1_000;
@@ -52,13 +53,13 @@ pub(super) struct Book {
     repeat_for: Duration,
     last_number: u32,
     /// By number, and so in the order asked.
-    asked: BTreeMap<u32, Asked>,
+    asked: BTreeMap<Tag, Asked>,
     /// Whose turn it is on this connection.
     turns: Turns,
     acknowledged: Acknowledgements,
     keyring: Keyring,
     /// Mailboxes are being opened again; what needs them waits.
-    reopening: BTreeSet<u32>,
+    reopening: BTreeSet<Tag>,
     /// Open at the relay and wanted by nobody. Written before anything else, so that there are no more
     /// than in the openings that were unanswered at that time.
     strays: Vec<MailboxId>,
@@ -111,22 +112,22 @@ impl Book {
         self.is_closing = true;
     }
 
-    /// Notes a request; its number, for who comes to lose patience.
-    pub(super) fn ask(&mut self, ask: Ask, waiter: Waiter) -> u32 {
+    /// Notes a request; its number, for who comes to lose patience. `None` when all is over.
+    pub(super) fn ask(&mut self, ask: Ask, waiter: Waiter) -> Option<Tag> {
         if let Some(why) = &self.ended {
             waiter.tell(Err(why.clone()));
-            return 0;
+            return None;
         }
         let number = self.note(ask, vec![waiter]);
         self.turns.put(number);
-        number
+        Some(number)
     }
 
     /// Nobody waits for the answer any more, and it is not asked again. What closes mailboxes is: what
     /// comes from them would hold the window, and nobody could acknowledge it.
     ///
     /// The last refusal, if it was not written again since: then it is known that it was not done.
-    pub(super) fn abandon(&mut self, number: u32) -> Option<ClientError> {
+    pub(super) fn abandon(&mut self, number: Tag) -> Option<ClientError> {
         let closes = |asked: &Asked| matches!(asked.ask, Ask::Request(Request::Unsubscribe(_)));
         if self.asked.get(&number).is_some_and(closes) {
             return None;
@@ -162,8 +163,7 @@ impl Book {
             Acknowledging::Here => self.acknowledged.push(item, waiter),
             Acknowledging::Elsewhere => waiter.tell(Err(ClientError::OtherRelay)),
             Acknowledging::Nothing => {
-                let (tag, done) = (Tag::Number(0), Done::Acknowledged);
-                waiter.tell(Ok(Outgoing::Done { tag, done }));
+                waiter.tell(Ok(Answer::Done(Done::Acknowledged)));
             }
         }
     }
@@ -171,7 +171,7 @@ impl Book {
     /// What was acknowledged before goes first; then the mailboxes are not opened again.
     /// Without a connection nobody knows which mailboxes will be open on the next, and where that is: who
     /// has acknowledged in these is told that they are closed.
-    pub(super) fn unsubscribe(&mut self, mailboxes: Vec<MailboxId>, waiter: Waiter) -> u32 {
+    pub(super) fn unsubscribe(&mut self, mailboxes: Vec<MailboxId>, waiter: Waiter) -> Option<Tag> {
         if self.live.is_some() && self.reopening.is_empty() {
             self.gather_acknowledgements();
         }
@@ -182,12 +182,13 @@ impl Book {
         self.ask(Ask::Request(Request::Unsubscribe(mailboxes)), waiter)
     }
 
-    fn note(&mut self, ask: Ask, waiters: Vec<Waiter>) -> u32 {
+    fn note(&mut self, ask: Ask, waiters: Vec<Waiter>) -> Tag {
         loop {
             self.last_number = self.last_number.wrapping_add(1);
-            let number = self.last_number;
-            // Zero means that no answer is wanted; after a round of numbers one may be in use.
-            if number != 0 && !self.asked.contains_key(&number) {
+            // Zero is no number; after a round of them one may be in use.
+            if let Some(number) = Tag::new(self.last_number)
+                && !self.asked.contains_key(&number)
+            {
                 self.asked.insert(number, Asked::new(ask, waiters));
                 return number;
             }
@@ -337,7 +338,7 @@ impl Book {
         let count = self.strays.len().min(self.items_max(ITEM_BYTES));
         let mailboxes: Vec<_> = self.strays.drain(..count).collect();
         let request = Request::Unsubscribe(mailboxes);
-        (count > 0).then(|| encode_request(&Tag::Number(0), &request))
+        (count > 0).then(|| encode_request(None, &request))
     }
 
     fn acknowledge_again(&mut self) -> Option<Bytes> {
@@ -348,8 +349,8 @@ impl Book {
         }
         let items = items.into_iter().map(|item| (item.mailbox, item.id));
         let request = Request::AcknowledgeEach(items.collect());
-        // Zero: whoever acknowledged it has had an answer, or waits for one.
-        Some(encode_request(&Tag::Number(0), &request))
+        // Without a number: whoever acknowledged it has had an answer, or waits for one.
+        Some(encode_request(None, &request))
     }
 
     /// What there was no room for is delivered again to a new subscription.
@@ -368,7 +369,7 @@ impl Book {
         }
     }
 
-    fn take_next(&mut self) -> Option<u32> {
+    fn take_next(&mut self) -> Option<Tag> {
         let others_may = self.reopening.is_empty() && self.turns.has_room();
         let (asked, is_sent_away) = (&self.asked, self.is_sent_away);
         let may_go = |ask: &Ask| match ask {
@@ -380,7 +381,7 @@ impl Book {
             .take(|number| asked.get(&number).is_some_and(|asked| may_go(&asked.ask)))
     }
 
-    fn encode(&mut self, number: u32) -> Option<Result<Bytes, ClientError>> {
+    fn encode(&mut self, number: Tag) -> Option<Result<Bytes, ClientError>> {
         let asked = self.asked.get_mut(&number)?;
         let live = self.live.as_ref()?;
         asked.refusal = None;
@@ -394,32 +395,41 @@ impl Book {
 
     /// Takes in what the relay says.
     pub(super) fn hear(&mut self, frame: ServerFrame, now: Instant) -> Heard {
-        let frame = match frame {
-            ServerFrame::Known(frame) => frame,
-            ServerFrame::Unknown { answers: 0 } => return Heard::Nothing,
-            ServerFrame::Unknown { answers } => {
+        let (answers, answer) = match frame {
+            ServerFrame::Known { answers, answer } => (answers, answer),
+            ServerFrame::Unknown { answers: None } => return Heard::Nothing,
+            ServerFrame::Unknown {
+                answers: Some(number),
+            } => {
                 let why = ClientError::Protocol("the answer is one of a later version");
-                return self.answer(answers, Err(why));
+                return self.answer(number, Err(why));
             }
         };
-        let is_event = match frame {
-            Outgoing::Blob(blob) => self.is_open(&blob.mailbox) && self.arrivals.blob(blob),
-            Outgoing::Receipt(receipt) => {
+        let is_event = match answer {
+            Answer::Blob(blob) => self.is_open(&blob.mailbox) && self.arrivals.blob(blob),
+            Answer::Receipt(receipt) => {
                 self.is_open(&receipt.mailbox) && self.arrivals.receipt(&receipt)
             }
-            Outgoing::CaughtUp { mut mailboxes } => {
+            Answer::CaughtUp(mut mailboxes) => {
                 mailboxes.retain(|mailbox| self.is_open(mailbox));
                 self.arrivals.caught_up(mailboxes)
             }
-            Outgoing::GoAway(go_away) => return Heard::GoAway(go_away),
-            Outgoing::Refused { tag, refused } => {
-                let number = tag.map_or(0, |tag| tag.number());
-                return self.refused(number, refused, now);
+            Answer::GoAway(go_away) => return Heard::GoAway(go_away),
+            // Nobody says hello.
+            Answer::Welcome(_) => false,
+            Answer::Refused(refused) => {
+                return answers.map_or(Heard::Nothing, |number| self.refused(number, refused, now));
             }
-            answer => match number_of(&answer) {
-                Some(number) => return self.answer(number, Ok(answer)),
-                None => false,
-            },
+            Answer::Stored { .. }
+            | Answer::Handed
+            | Answer::Subscribed(_)
+            | Answer::Windowed { .. }
+            | Answer::Done(_)
+            | Answer::PurgedMailboxes(_)
+            | Answer::RecoveryKept { .. }
+            | Answer::RecoveryFound { .. } => {
+                return answers.map_or(Heard::Nothing, |number| self.answer(number, Ok(answer)));
+            }
         };
         match is_event {
             true => Heard::Event,
@@ -437,12 +447,12 @@ impl Book {
     }
 
     /// Whether this mailbox is to be closed by a later request.
-    fn closes_after(&self, number: u32, mailbox: &MailboxId) -> bool {
+    fn closes_after(&self, number: Tag, mailbox: &MailboxId) -> bool {
         let mut later = self.asked.range(number..);
         later.any(|(_, asked)| asked.closes(mailbox))
     }
 
-    fn refused(&mut self, number: u32, refused: Refused, now: Instant) -> Heard {
+    fn refused(&mut self, number: Tag, refused: Refused, now: Instant) -> Heard {
         let Some(asked) = self.asked.get_mut(&number) else {
             return Heard::Nothing;
         };
@@ -461,7 +471,7 @@ impl Book {
         self.answer(number, Err(refused_for(&refused)))
     }
 
-    fn answer(&mut self, number: u32, answer: Answer) -> Heard {
+    fn answer(&mut self, number: Tag, answer: Outcome) -> Heard {
         let Some(asked) = self.asked.remove(&number) else {
             return Heard::Nothing;
         };

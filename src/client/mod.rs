@@ -100,7 +100,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::ask::{Answer, Ask, Key, Waiter, each_opened};
+use self::ask::{Ask, Key, Outcome, Waiter, each_opened};
 pub use self::blob::{Blob, Delivery, Event, Item, Receipt, ReceiptKind, Submitted, Terms};
 use self::book::Book;
 use self::dial::Dialler;
@@ -111,8 +111,9 @@ use self::link::{Link, Shared};
 pub use self::options::Options;
 use self::routes::Routes;
 pub use crate::ids::{BlobId, MailboxId};
-use crate::protocol::message::{Outgoing, Submit};
+use crate::protocol::v2::message::Submit;
 pub use crate::protocol::v2::message::{FoundProof, Limits, Opened, PurgedMailbox};
+use crate::protocol::v2::{Answer, Tag};
 
 /// Whether the senders of a mailbox's blobs may get every receipt they asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -140,7 +141,7 @@ pub struct Client {
 const ANSWER_TO_SOMETHING_ELSE: ClientError =
     ClientError::Protocol("the answer is one to something else");
 
-fn waiter(room: Vec<OwnedSemaphorePermit>) -> (Waiter, oneshot::Receiver<Answer>) {
+fn waiter(room: Vec<OwnedSemaphorePermit>) -> (Waiter, oneshot::Receiver<Outcome>) {
     let (tell, told) = oneshot::channel();
     (Waiter { tell, room }, told)
 }
@@ -297,8 +298,7 @@ impl Client {
         let room = patience.for_room(room).await?;
         let submit = Submit {
             recipient: blob.mailbox,
-            id: Some(blob.id()),
-            sender_id: None,
+            id: blob.id(),
             terms: blob.terms.clone(),
             body: blob.body.clone(),
         };
@@ -307,15 +307,14 @@ impl Client {
             .ask(Ask::Submit { submit, pads }, room, patience)
             .await?
         {
-            Outgoing::Stored {
+            Answer::Stored {
                 expires_at,
                 duplicate,
-                ..
             } => Ok(Submitted::Stored {
                 expires_at,
                 duplicate,
             }),
-            Outgoing::Handed { .. } => Ok(Submitted::Handed),
+            Answer::Handed => Ok(Submitted::Handed),
             _ => Err(ANSWER_TO_SOMETHING_ELSE),
         }
     }
@@ -397,17 +396,17 @@ impl Client {
         let (waiter, told) = waiter(vec![room]);
         self.shared.book().acknowledge(item, waiter);
         // Not taken back when the patience is lost: the blob has arrived.
-        self.answered(0, told, patience).await.map(drop)
+        self.answered(None, told, patience).await.map(drop)
     }
 
     /// Asks anything that is no submit and no acknowledgement.
-    async fn request(&self, ask: Ask) -> Answer {
+    async fn request(&self, ask: Ask) -> Outcome {
         let patience = Patience::new(self.answer_within);
         let room = patience.for_room(self.requests.take(1)).await?;
         self.ask(ask, vec![room], patience).await
     }
 
-    async fn ask(&self, ask: Ask, room: Vec<OwnedSemaphorePermit>, patience: Patience) -> Answer {
+    async fn ask(&self, ask: Ask, room: Vec<OwnedSemaphorePermit>, patience: Patience) -> Outcome {
         let (waiter, told) = waiter(room);
         let number = self.shared.book().ask(ask, waiter);
         self.answered(number, told, patience).await
@@ -415,15 +414,15 @@ impl Client {
 
     async fn answered(
         &self,
-        number: u32,
-        told: oneshot::Receiver<Answer>,
+        number: Option<Tag>,
+        told: oneshot::Receiver<Outcome>,
         patience: Patience,
-    ) -> Answer {
+    ) -> Outcome {
         self.shared.asked.notify_one();
         match patience.wait(told).await {
             Some(answer) => answer.map_err(|_| ClientError::Finished)?,
             None => {
-                let refusal = self.shared.book().abandon(number);
+                let refusal = number.and_then(|number| self.shared.book().abandon(number));
                 // It may leave something to be written.
                 self.shared.asked.notify_one();
                 Err(refusal.unwrap_or(ClientError::Timeout))

@@ -12,10 +12,8 @@ use super::outbox::Owed;
 use super::state::{Charge, Said, Verdict};
 use super::{Parts, Shared};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Outgoing, Refused, Tag};
-use crate::protocol::{Version, v1, v2};
+use crate::protocol::message::Refused;
 use crate::service::refusal::Refusal;
-use crate::service::submit::Submitted;
 
 /// Whoever sent a frame: each protocol knows whom to charge, and words its refusals.
 pub(super) trait Asker {
@@ -63,29 +61,30 @@ impl Answers<'_> {
     }
 
     /// An answer that is complete.
-    pub(super) fn answer(self, answer: &Outgoing) {
-        self.record();
-        self.shared.outbox.push(Owed::Answer(self.encode(answer)));
+    pub(super) fn answer(self, answer: Bytes) {
+        record(self.parts, self.read_at);
+        self.shared.outbox.push(Owed::Answer(answer));
     }
 
-    fn record(self) {
-        let (metrics, took) = (&self.parts.metrics, self.read_at.elapsed());
-        metrics.message_duration_seconds.record(took);
+    /// The answer that mailboxes are open; when it has left their deliveries begin.
+    pub(super) fn opened(self, answer: Bytes, to_begin: Vec<ToBegin>) {
+        record(self.parts, self.read_at);
+        self.shared.outbox.push(Owed::Opened { answer, to_begin });
     }
 
-    fn encode(self, answer: &Outgoing) -> Bytes {
-        encode(self.shared.state().version(), answer, self.parts)
-    }
-
-    /// A refusal.
-    pub(super) fn refuse(self, tag: Option<Tag>, refusal: Refusal) {
-        self.parts.service.count_refusal(&refusal);
-        if matches!(tag, Some(Tag::Number(0))) {
-            // No answer is wanted, not even this one.
-            return;
-        }
-        let refused = worded(&refusal);
-        self.answer(&Outgoing::Refused { tag, refused });
+    /// The answer to something that is being written; it resolves when that is durable, and repeats
+    /// `name_bytes` of the client's own.
+    pub(super) fn later(
+        self,
+        answer: impl Future<Output = Bytes> + Send + 'static,
+        name_bytes: usize,
+    ) {
+        let (parts, read_at) = (Arc::clone(self.parts), self.read_at);
+        let answer = answer.map(move |answer| {
+            record(&parts, read_at);
+            answer
+        });
+        self.shared.outbox.push_later(answer.boxed(), name_bytes);
     }
 
     /// Puts the close frame behind what is still owed. The writer then ends the session, which drops
@@ -95,74 +94,17 @@ impl Answers<'_> {
         self.shared.outbox.push(Owed::Close(close));
         pending::<()>().await;
     }
-
-    /// The answer to a request that is done already, or refused.
-    pub(super) fn done(self, tag: Tag, outcome: Result<Outgoing, Refusal>) {
-        match outcome {
-            Ok(answer) => self.answer(&answer),
-            Err(refusal) => self.refuse(Some(tag), refusal),
-        }
-    }
-
-    /// The answer that mailboxes are open; when it has left their deliveries begin.
-    pub(super) fn opened(self, answer: &Outgoing, to_begin: Vec<ToBegin>) {
-        self.record();
-        let answer = self.encode(answer);
-        self.shared.outbox.push(Owed::Opened { answer, to_begin });
-    }
-
-    /// The answer to a blob that is being stored, or was refused before.
-    pub(super) fn stored(self, tag: Tag, outcome: Result<Submitted, Refusal>) {
-        match outcome {
-            Ok(submitted) => {
-                let name = tag.clone();
-                let answer = submitted.map(|outcome| {
-                    outcome.map(|stored| Outgoing::Stored {
-                        tag: name,
-                        expires_at: stored.expires_at,
-                        duplicate: stored.duplicate,
-                    })
-                });
-                self.written(tag, answer);
-            }
-            Err(refusal) => self.refuse(Some(tag), refusal),
-        }
-    }
-
-    /// The answer to something that is being written; it resolves when that is durable.
-    pub(super) fn written(
-        self,
-        tag: Tag,
-        answer: impl Future<Output = Result<Outgoing, Refusal>> + Send + 'static,
-    ) {
-        let (parts, read_at) = (Arc::clone(self.parts), self.read_at);
-        let version = self.shared.state().version();
-        let name_bytes = tag.name().len();
-        let later = answer.map(move |answer| {
-            let duration = &parts.metrics.message_duration_seconds;
-            duration.record(read_at.elapsed());
-            let answer = answer.unwrap_or_else(|refusal| {
-                parts.service.count_refusal(&refusal);
-                Outgoing::Refused {
-                    tag: Some(tag),
-                    refused: worded(&refusal),
-                }
-            });
-            encode(version, &answer, &parts)
-        });
-        self.shared.outbox.push_later(later.boxed(), name_bytes);
-    }
 }
 
-fn encode(version: Version, answer: &Outgoing, parts: &Parts) -> Bytes {
-    match version {
-        Version::V1 => v1::encode(answer, parts.clock.now()),
-        Version::V2 => v2::encode(answer),
-    }
+/// How long an answer took from when its request had been read.
+fn record(parts: &Parts, read_at: Instant) {
+    let (metrics, took) = (&parts.metrics, read_at.elapsed());
+    metrics.message_duration_seconds.record(took);
 }
 
-/// A refusal in the words of the wire.
-pub(super) fn worded(refusal: &Refusal) -> Refused {
+/// Counts a refusal that is about to be told, and puts it in the words of the wire.
+pub(super) fn counted(refusal: &Refusal, parts: &Parts) -> Refused {
+    parts.service.count_refusal(refusal);
     Refused {
         code: refusal.code(),
         message: refusal.message(),

@@ -46,8 +46,8 @@ use mailboxes::{Cursor, Mailboxes, ToBegin};
 use outbox::{Outbox, Owed};
 use reader::Reader;
 use state::State;
-use v1::open::{self, Opened};
-use v2::Guest;
+use v1::open::{self, Opened, ToDevice};
+use v2::guest::Guest;
 use writer::Writer;
 
 /// How long we try to hand a close frame to a client.
@@ -279,22 +279,24 @@ fn begin_v2(address: IpAddr, wakes: &Arc<Wakes>, parts: &Parts) -> Begun {
     }
 }
 
-fn device_feed(dialect: &Dialect, parts: &Parts) -> Option<Feed> {
+fn device_feed<'a>(dialect: &'a Dialect, parts: &Parts) -> Option<(ToDevice<'a>, Feed)> {
     let Dialect::V1(opened) = dialect else {
         return None;
     };
     let device = opened.device.as_ref()?;
     let from = Cursor::Backlog(BacklogCursor::START);
-    let mailboxes = only(device.subscription.mailbox, View::DeviceSync, from);
+    let named = (device.subscription.mailbox, device.id);
+    let mailboxes = only(named, View::DeviceSync, from);
     let wakes = Arc::clone(&device.wakes);
-    Some(Feed::new(Arc::clone(&parts.service), mailboxes, wakes))
+    let feed = Feed::new(Arc::clone(&parts.service), mailboxes, wakes);
+    Some((ToDevice { opened, device }, feed))
 }
 
 /// A v1 session knows one mailbox of a kind, which it calls as its client spelt it.
-fn only(mailbox: MailboxHash, view: View, from: Cursor) -> Arc<Mailboxes> {
+fn only(named: (MailboxHash, MailboxId), view: View, from: Cursor) -> Arc<Mailboxes> {
     let mailboxes = Mailboxes::default();
-    let unnamed = MailboxId::from_bytes([0; 32]);
-    let number = mailboxes.open((mailbox, unnamed), (view, from), false, None);
+    let (mailbox, _) = named;
+    let number = mailboxes.open(named, (view, from), false, None);
     mailboxes.begin(&ToBegin {
         mailbox,
         number,

@@ -9,36 +9,27 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::SinkExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::SplitSink;
-use futures_util::{FutureExt as _, SinkExt as _};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 
-use super::feed::{Fed, Feed, delivered_bytes};
+use super::feed::{Fed, Feed};
 use super::keepalive::{Due, Keepalive};
-use super::mailboxes::{Mailboxes, Named, ToBegin};
+use super::mailboxes::{Mailboxes, ToBegin};
 use super::outbox::Owed;
-use super::{Dialect, Ended, Opened, Parts, Shared};
-use crate::clock::Timestamp;
-use crate::hub::{Fate, LiveBlob, Notice, Wakes};
+use super::v1::open::ToDevice;
+use super::{Dialect, Ended, Parts, Shared};
+use crate::hub::{LiveBlob, Notice, Wakes};
 use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Delivery, DeviceSyncDelivery, NoticeStatus, Outgoing, Tag};
-use crate::protocol::v2::message::{
-    BlobDelivery, GoAway, GoAwayReason, ReceiptDelivery, ReceiptKind,
-};
-use crate::protocol::{v1, v2};
-use crate::service::give_back::GiveBack;
-use crate::service::{self, Receipt, StoredBlob};
+use crate::service::StoredBlob;
 use crate::socket::{Message, Socket, binary};
 
 /// A frame may take the write timeout and a second for each of these.
 const BYTES_PER_SECOND: u64 = 64 * 1024;
-
-/// A v2 client that is told to go comes back after a fifth to all of this.
-const RECONNECT_AFTER: Duration = Duration::from_secs(5);
 
 /// The writing half of a session.
 pub(super) struct Writer<'a> {
@@ -52,7 +43,7 @@ pub(super) struct Writer<'a> {
     /// it, answers do not.
     pub(super) noting: Option<BoxFuture<'static, ()>>,
     /// What other devices of the client sent this one.
-    pub(super) device_feed: Option<Feed>,
+    pub(super) device_feed: Option<(ToDevice<'a>, Feed)>,
     /// Brings the notices.
     pub(super) wakes: Arc<Wakes>,
     pub(super) keepalive: Keepalive,
@@ -63,11 +54,11 @@ pub(super) struct Writer<'a> {
 }
 
 /// What comes next.
-enum Next {
+enum Next<'a> {
     Answer(Owed),
     Notice(Notice),
     Delivery(MailboxHash, StoredBlob),
-    DeviceSync(StoredBlob),
+    DeviceSync(ToDevice<'a>, StoredBlob),
     Live(LiveBlob),
     CaughtUp(Vec<MailboxId>),
     GoAway,
@@ -77,7 +68,7 @@ enum Next {
     Close(Close),
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
     /// Writes until the session is over.
     pub(super) async fn run(&mut self) -> Ended {
         loop {
@@ -90,9 +81,11 @@ impl Writer<'_> {
                 Next::Notice(notice) => self.notify(notice).await,
                 Next::Delivery(mailbox, blob) => self.deliver(mailbox, blob).await,
                 Next::Live(blob) => self.deliver_live(blob).await,
-                Next::CaughtUp(mailboxes) => self.say(&Outgoing::CaughtUp { mailboxes }).await,
+                Next::CaughtUp(mailboxes) => self.say_caught_up(mailboxes).await,
                 Next::GoAway => self.say_go_away().await,
-                Next::DeviceSync(message) => self.deliver_device_sync(message).await,
+                Next::DeviceSync(device, message) => {
+                    self.deliver_device_sync(device, message).await
+                }
                 Next::Flush => self.flush().await,
                 Next::Ping => {
                     self.keepalive.pinged(Instant::now());
@@ -107,7 +100,7 @@ impl Writer<'_> {
         }
     }
 
-    async fn next(&mut self) -> Next {
+    async fn next(&mut self) -> Next<'a> {
         loop {
             let drain_by = self.shared.drain_deadline(self.parts);
             if drain_by.is_some() && self.owes_go_away() {
@@ -138,7 +131,7 @@ impl Writer<'_> {
         }
     }
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Next> {
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Next<'a>> {
         if let Poll::Ready(owed) = self.shared.outbox.poll_take(context) {
             return Poll::Ready(Next::Answer(owed));
         }
@@ -149,12 +142,12 @@ impl Writer<'_> {
             return Poll::Ready(next);
         }
         // Device sync comes after the blobs that had waited, as v1 clients expect.
-        if let Some(feed) = &mut self.device_feed
+        if let Some((device, feed)) = &mut self.device_feed
             && self.feed.is_caught_up()
             && self.shared.state().may_deliver()
             && let Poll::Ready(Fed::Blob(_, message)) = feed.poll_next(context, |_| true)
         {
-            return Poll::Ready(Next::DeviceSync(message));
+            return Poll::Ready(Next::DeviceSync(*device, message));
         }
         if self.unflushed > 0 {
             Poll::Ready(Next::Flush)
@@ -163,7 +156,7 @@ impl Writer<'_> {
         }
     }
 
-    fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Next> {
+    fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Next<'a>> {
         // Registered before the looks, so that what comes between them is not missed.
         self.shared.unblocked.register(context.waker());
         if let Some(noting) = &mut self.noting {
@@ -228,163 +221,11 @@ impl Writer<'_> {
         }
     }
 
-    async fn deliver_v1(&mut self, opened: &Opened, blob: StoredBlob) -> Result<(), Ended> {
-        // Noted before it is written: the acknowledgement may be read before this returns.
-        let bytes = delivered_bytes(&blob);
-        self.shared.state().delivered(opened.slot(blob.id), bytes);
-        let mailbox_as_spelt = Arc::clone(&opened.mailbox_as_spelt);
-        let service = &self.parts.service;
-        let (sender_id, body) = match service.give_back(&opened.mailbox, &blob.sealed) {
-            Some(GiveBack::SenderId(sender_id)) => (Some(sender_id), blob.body),
-            Some(GiveBack::Frame(frame)) => (None, frame),
-            Some(GiveBack::SenderDevice(_)) | None => (None, blob.body),
-        };
-        let sender_id = sender_id.filter(|_| service.v1_keeps_sender_id());
-        self.say(&Outgoing::Delivery(Delivery {
-            id: blob.id,
-            mailbox_as_spelt,
-            sender_id,
-            body,
-        }))
-        .await?;
-        self.parts.metrics.blobs_delivered_total.increment(1);
-        if opened.tells_senders {
-            self.parts.service.tell_delivered(&blob.id);
-        }
-        Ok(())
-    }
-
-    async fn deliver_v2(&mut self, mailbox: MailboxHash, blob: StoredBlob) -> Result<(), Ended> {
-        // Closed in the meantime: nobody waits for it.
-        let Some(named) = self.mailboxes.named(&mailbox) else {
-            return Ok(());
-        };
-        let bytes = delivered_bytes(&blob);
-        self.shared.state().delivered((mailbox, blob.id), bytes);
-        if let Some(receipt) = blob.receipt() {
-            self.say(&receipt_delivery(named, &blob, &receipt)).await?;
-            self.parts.metrics.receipts_delivered_total.increment(1);
-            return Ok(());
-        }
-        let (service, id) = (&self.parts.service, blob.id);
-        let redelivered = service.is_redelivered(&mailbox, &id);
-        let body = match service.give_back(&named.id, &blob.sealed) {
-            Some(GiveBack::Frame(frame)) => frame,
-            _ => blob.body,
-        };
-        self.say(&Outgoing::Blob(BlobDelivery {
-            id,
-            mailbox: named.id,
-            stored_at: blob.stored_at,
-            expires_at: blob.expires_at,
-            redelivered,
-            body,
-        }))
-        .await?;
-        self.parts.metrics.blobs_delivered_total.increment(1);
-        let service = &self.parts.service;
-        if named.tells_senders {
-            service.tell_delivered(&id);
-        }
-        if named.tells_senders && blob.wants_receipts && !blob.is_delivered_told {
-            let service = Arc::clone(service);
-            let noting = async move { service.note_delivered(mailbox, id).await };
-            let mut noting = noting.boxed();
-            // Takes its place among the writes at once, before the client's acknowledgement does.
-            if (&mut noting).now_or_never().is_none() {
-                self.noting = Some(noting);
-            }
-        }
-        Ok(())
-    }
-
-    /// A live blob is not in flight: whoever loses it loses nothing that the relay had promised.
-    async fn deliver_live(&mut self, blob: LiveBlob) -> Result<(), Ended> {
-        let Some(named) = self.mailboxes.named(&blob.mailbox) else {
-            return Ok(());
-        };
-        self.say(&Outgoing::Blob(BlobDelivery {
-            id: blob.id,
-            mailbox: named.id,
-            stored_at: blob.handed_at,
-            expires_at: Timestamp::default(),
-            redelivered: false,
-            body: blob.body,
-        }))
-        .await?;
-        self.parts.metrics.blobs_delivered_total.increment(1);
-        Ok(())
-    }
-
     fn owes_go_away(&self) -> bool {
         matches!(self.dialect, Dialect::V2(_)) && !self.has_said_go_away
     }
 
-    async fn say_go_away(&mut self) -> Result<(), Ended> {
-        self.has_said_go_away = true;
-        // Spread over some seconds, so that not all come back, here or elsewhere, at once.
-        let reconnect_after = RECONNECT_AFTER.mul_f64(0.2 + 0.8 * rand::random::<f64>());
-        self.say(&Outgoing::GoAway(GoAway {
-            reason: GoAwayReason::Draining,
-            reconnect_after,
-            alternates: Arc::clone(&self.parts.settings.v2.alternates),
-        }))
-        .await
-    }
-
-    async fn deliver_device_sync(&mut self, message: StoredBlob) -> Result<(), Ended> {
-        // Only a session with a device has a feed for one.
-        let Dialect::V1(opened) = self.dialect else {
-            return Ok(());
-        };
-        let Some(device) = &opened.device else {
-            return Ok(());
-        };
-        let bytes = delivered_bytes(&message);
-        let slot = opened.slot(message.id);
-        self.shared.state().delivered(slot, bytes);
-        let service = &self.parts.service;
-        let sender_device = match service.give_back(&device.id, &message.sealed) {
-            Some(GiveBack::SenderDevice(sender)) => sender,
-            _ => Box::default(),
-        };
-        let delivery = DeviceSyncDelivery {
-            id: message.id,
-            identity_as_spelt: Arc::clone(&device.client_as_spelt),
-            target_as_spelt: Arc::clone(&device.id_as_spelt),
-            sender_device,
-            version: message.version.unwrap_or_default(),
-            body: message.body,
-        };
-        self.say(&Outgoing::DeviceSync(delivery)).await?;
-        self.parts.metrics.device_sync_delivered_total.increment(1);
-        Ok(())
-    }
-
-    async fn notify(&mut self, notice: Notice) -> Result<(), Ended> {
-        let status = match notice.fate {
-            Fate::Delivered => NoticeStatus::Delivered,
-            Fate::Acknowledged => NoticeStatus::ReceivedByRecipient,
-        };
-        let tag = Tag::Name(Box::from(&*notice.name));
-        let blob_id = notice.blob;
-        self.say(&Outgoing::Notice {
-            tag,
-            blob_id,
-            status,
-        })
-        .await
-    }
-
-    async fn say(&mut self, outgoing: &Outgoing) -> Result<(), Ended> {
-        let frame = match self.dialect {
-            Dialect::V1(_) => v1::encode(outgoing, self.parts.clock.now()),
-            Dialect::V2(_) => v2::encode(outgoing),
-        };
-        self.write(frame).await
-    }
-
-    async fn write(&mut self, frame: Bytes) -> Result<(), Ended> {
+    pub(super) async fn write(&mut self, frame: Bytes) -> Result<(), Ended> {
         let bytes = frame.len() as u64;
         self.send(binary(frame), bytes).await?;
         self.parts.metrics.messages_sent_total.increment(1);
@@ -409,23 +250,6 @@ impl Writer<'_> {
     fn deadline(&self) -> Duration {
         self.parts.settings.write_timeout + Duration::from_secs(self.unflushed / BYTES_PER_SECOND)
     }
-}
-
-fn receipt_delivery(named: Named, blob: &StoredBlob, receipt: &Receipt) -> Outgoing {
-    let kind = match receipt.kind {
-        service::ReceiptKind::Delivered => ReceiptKind::Delivered,
-        service::ReceiptKind::Acknowledged => ReceiptKind::Acknowledged,
-        service::ReceiptKind::Expired => ReceiptKind::Expired,
-        service::ReceiptKind::Removed => ReceiptKind::Removed,
-        service::ReceiptKind::Lost => ReceiptKind::Lost,
-    };
-    Outgoing::Receipt(ReceiptDelivery {
-        mailbox: named.id,
-        receipt_id: blob.id,
-        id: receipt.id,
-        kind,
-        at: receipt.at,
-    })
 }
 
 async fn within(

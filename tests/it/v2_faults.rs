@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
 use vauchi_relay::protocol::proof;
-use vauchi_relay::protocol::v2::message::{ReceiptKind, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::message::{Done, ReceiptKind, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::faulty::{Call, Fault, FaultyStore, Stall};
-use crate::guest::{Guest, Owned, number_of, on_terms, submit};
+use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::{Peer, Relay};
 
 async fn relay_that_may_fail(settings: &[(&str, &str)]) -> (Relay, Arc<FaultyStore>) {
@@ -24,7 +25,7 @@ async fn refused_first(
     faulty: &FaultyStore,
     (call, fault): (Call, &Fault),
     request: Request,
-) -> Outgoing {
+) -> Answer {
     faulty.on(call, 1, fault.clone());
     let refused = guest.refusal(request.clone()).await;
     assert_eq!(refused.code, "unavailable", "{call:?}");
@@ -34,8 +35,8 @@ async fn refused_first(
     guest.answer(request).await
 }
 
-fn is_done(answer: &Outgoing, what: Done) -> bool {
-    matches!(answer, Outgoing::Done { done, .. } if *done == what)
+fn is_done(answer: &Answer, what: Done) -> bool {
+    matches!(answer, Answer::Done(done) if *done == what)
 }
 
 const FAULTS: [Fault; 2] = [Fault::Fail, Fault::FailCommit];
@@ -57,7 +58,7 @@ async fn a_submit_that_is_not_stored_is_not_confirmed_and_costs_no_share() {
         let answer = refused_first(&mut sender, &faulty, (Call::Append, fault), request).await;
         assert!(matches!(
             answer,
-            Outgoing::Stored {
+            Answer::Stored {
                 duplicate: false,
                 ..
             }
@@ -81,11 +82,11 @@ async fn of_submits_that_are_under_way_together_each_is_told_its_own_fate() {
     }
     let (mut stored, mut refused) = (Vec::new(), Vec::new());
     for _ in 0..6 {
-        let answer = sender.receive().await;
-        let number = number_of(&answer).unwrap();
+        let (number, answer) = sender.receive_numbered().await;
+        let number = number.unwrap();
         match answer {
-            Outgoing::Stored { .. } => stored.push(number),
-            Outgoing::Refused { .. } => refused.push(number),
+            Answer::Stored { .. } => stored.push(number),
+            Answer::Refused { .. } => refused.push(number),
             other => panic!("{other:?}"),
         }
     }
@@ -117,7 +118,7 @@ async fn a_deletion_that_fails_deletes_nothing_and_the_repeat_deletes() {
 
         let request = Request::PurgeMailboxes(vec![owned.id()]);
         let answer = refused_first(&mut owner, &faulty, (Call::Purge, fault), request).await;
-        let Outgoing::PurgedMailboxes { mailboxes, .. } = answer else {
+        let Answer::PurgedMailboxes(mailboxes) = answer else {
             panic!("{answer:?}")
         };
         assert_eq!(mailboxes[0].blobs, 1);
@@ -160,11 +161,7 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
             .iter()
             .any(|frame| is_done(frame, Done::Acknowledged))
     );
-    assert!(
-        frames
-            .iter()
-            .any(|frame| matches!(frame, Outgoing::Blob(_)))
-    );
+    assert!(frames.iter().any(|frame| matches!(frame, Answer::Blob(_))));
 }
 
 #[tokio::test]
@@ -176,7 +173,7 @@ async fn a_blob_is_taken_back_or_extended_when_storage_works_again() {
             let mut blob = on_terms(submit(&owned.id(), 0, &[secret]), |terms| {
                 terms.ttl = Some(Duration::from_secs(7_200));
             });
-            blob.id = Some(proof::v2_blob_id(&owned.id(), &[secret; 32]));
+            blob.id = proof::v2_blob_id(&owned.id(), &[secret; 32]);
             blob
         };
         let withdraw = |secret: u8, kind| {
@@ -229,8 +226,8 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
     let mut caught_up = 0;
     while (blobs, caught_up) != (1, 2) {
         match owner.receive().await {
-            Outgoing::Blob(_) => blobs += 1,
-            Outgoing::CaughtUp { mailboxes } => caught_up += mailboxes.len(),
+            Answer::Blob(_) => blobs += 1,
+            Answer::CaughtUp(mailboxes) => caught_up += mailboxes.len(),
             other => panic!("{other:?}"),
         }
     }
@@ -286,17 +283,16 @@ async fn a_recovery_proof_that_is_not_stored_takes_no_place() {
     faulty.mend(Call::RecoveryPut);
     for _ in 0..2 {
         let kept = owner.answer(put.clone()).await;
-        assert!(matches!(kept, Outgoing::RecoveryKept { .. }), "{kept:?}");
+        assert!(matches!(kept, Answer::RecoveryKept { .. }), "{kept:?}");
     }
     assert_eq!(owner.refusal(put).await.code, "rate_limited");
 
     let get = Request::RecoveryQuery(RecoveryQuery {
         key_hashes: vec![[5; 32]],
-        is_cut: false,
     });
     let met = (Call::RecoveryGet, &Fault::Fail);
     let answer = refused_first(&mut owner, &faulty, met, get).await;
-    let Outgoing::RecoveryFound { proofs, .. } = answer else {
+    let Answer::RecoveryFound { proofs, .. } = answer else {
         panic!("{answer:?}")
     };
     assert_eq!(proofs.len(), 1);
@@ -391,5 +387,5 @@ async fn a_refused_subscribe_does_not_change_who_is_told() {
     assert_eq!(refused.code, "not_connected");
     owner.answer(telling).await;
     let handed = sender.answer(Request::Submit(live)).await;
-    assert!(matches!(handed, Outgoing::Handed { .. }));
+    assert!(matches!(handed, Answer::Handed));
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryQuery, Request};
-use vauchi_relay::protocol::v2::message::OpeningProof;
+use vauchi_relay::protocol::message::RecoveryQuery;
+use vauchi_relay::protocol::v2::message::{Done, OpeningProof};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::faulty::{Call, FaultyStore};
 use crate::guest::{Guest, Owned, submit};
@@ -34,7 +35,7 @@ async fn a_purge_that_names_a_mailbox_a_thousand_times_purges_it_once() {
     ids.push(other.id());
     ids.extend([one.id(); 1_000]);
     let answer = guest.answer(Request::PurgeMailboxes(ids)).await;
-    let Outgoing::PurgedMailboxes { mailboxes, .. } = answer else {
+    let Answer::PurgedMailboxes(mailboxes) = answer else {
         panic!("{answer:?}")
     };
     let told: Vec<_> = mailboxes
@@ -158,13 +159,9 @@ async fn fifty_hashes_are_one_question_and_one_more_is_refused() {
     let query = |count: u8| {
         Request::RecoveryQuery(RecoveryQuery {
             key_hashes: (0..count).map(|byte| [byte; 32]).collect(),
-            is_cut: false,
         })
     };
     let answer = guest.answer(query(50)).await;
-    assert!(matches!(
-        answer,
-        Outgoing::RecoveryFound { more: false, .. }
-    ));
+    assert!(matches!(answer, Answer::RecoveryFound { more: false, .. }));
     assert_eq!(guest.refusal(query(51)).await.code, "invalid");
 }

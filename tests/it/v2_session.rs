@@ -8,10 +8,11 @@ use futures_util::SinkExt as _;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::ids::BlobId;
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, Request, Tag};
+use vauchi_relay::protocol::message::RecoveryProof;
 use vauchi_relay::protocol::proof;
 use vauchi_relay::protocol::v2::client::encode_request;
-use vauchi_relay::protocol::v2::message::{Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::message::{Done, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::{Answer, Request};
 use vauchi_relay::store::Store;
 
 use crate::faulty::{Call, Fault, FaultyStore, Stall};
@@ -37,7 +38,7 @@ async fn faulty_relay(variables: &[(&str, &str)]) -> (Relay, Arc<FaultyStore>) {
 /// A narrow window, so that what was read waits for it.
 async fn narrow(guest: &mut Guest, blobs: u32, bytes: u64) {
     let granted = guest.answer(Request::Window { blobs, bytes }).await;
-    assert!(matches!(granted, Outgoing::Windowed { .. }));
+    assert!(matches!(granted, Answer::Windowed { .. }));
 }
 
 /// Acknowledges one blob and expects the next one to come, before or after the answer.
@@ -47,9 +48,9 @@ async fn next_after(guest: &mut Guest, owned: &Owned, id: BlobId) -> BlobId {
     let (mut next, mut answered) = (None, false);
     while next.is_none() || !answered {
         match guest.receive().await {
-            Outgoing::Blob(blob) => next = Some(blob.id),
-            Outgoing::Done { done, .. } => answered = done == Done::Acknowledged,
-            Outgoing::CaughtUp { .. } => {}
+            Answer::Blob(blob) => next = Some(blob.id),
+            Answer::Done(done) => answered = done == Done::Acknowledged,
+            Answer::CaughtUp { .. } => {}
             other => panic!("{other:?}"),
         }
     }
@@ -57,11 +58,15 @@ async fn next_after(guest: &mut Guest, owned: &Owned, id: BlobId) -> BlobId {
 }
 
 /// A blob whose sender kept the secret.
-fn withdrawable(to: &Owned, secret: u8, ttl_secs: u64) -> vauchi_relay::protocol::message::Submit {
+fn withdrawable(
+    to: &Owned,
+    secret: u8,
+    ttl_secs: u64,
+) -> vauchi_relay::protocol::v2::message::Submit {
     let mut blob = on_terms(submit(&to.id(), 0, &[secret]), |terms| {
         terms.ttl = Some(Duration::from_secs(ttl_secs));
     });
-    blob.id = Some(proof::v2_blob_id(&to.id(), &[secret; 32]));
+    blob.id = proof::v2_blob_id(&to.id(), &[secret; 32]);
     blob
 }
 
@@ -177,8 +182,8 @@ async fn deliveries_begin_after_the_answer_that_their_mailbox_is_open() {
     assert_eq!(not_yet.code, "not_connected");
     guest.peer.expect_silence().await;
     stall.release();
-    assert!(matches!(guest.receive().await, Outgoing::Stored { .. }));
-    assert!(matches!(guest.receive().await, Outgoing::Subscribed { .. }));
+    assert!(matches!(guest.receive().await, Answer::Stored { .. }));
+    assert!(matches!(guest.receive().await, Answer::Subscribed { .. }));
     assert_eq!(&*guest.blob().await.body, b"waits");
     assert_eq!(&*guest.blob().await.body, b"stalls");
     assert_eq!(guest.caught_up().await, [owned.id()]);
@@ -209,19 +214,16 @@ async fn a_mailbox_that_is_closed_and_opened_before_its_answer_left_is_told_of_o
     relay.metric_becomes("relay_blobs_purged_total", 3.0).await;
     sender.store(submit(&owned.id(), 4, b"after")).await;
     stall.release();
-    assert!(matches!(guest.receive().await, Outgoing::Stored { .. }));
-    assert!(matches!(guest.receive().await, Outgoing::Subscribed { .. }));
+    assert!(matches!(guest.receive().await, Answer::Stored { .. }));
+    assert!(matches!(guest.receive().await, Answer::Subscribed { .. }));
     assert!(matches!(
         guest.receive().await,
-        Outgoing::Done {
-            done: Done::Unsubscribed,
-            ..
-        }
+        Answer::Done(Done::Unsubscribed)
     ));
-    assert!(matches!(guest.receive().await, Outgoing::Subscribed { .. }));
+    assert!(matches!(guest.receive().await, Answer::Subscribed { .. }));
     assert!(matches!(
         guest.receive().await,
-        Outgoing::PurgedMailboxes { .. }
+        Answer::PurgedMailboxes { .. }
     ));
     assert_eq!(&*guest.blob().await.body, b"after");
     assert_eq!(guest.caught_up().await, [owned.id()]);
@@ -309,7 +311,7 @@ async fn a_recovery_proof_that_was_not_stored_takes_no_place_of_the_day() {
     }
     for _ in 0..2 {
         let kept = guest.answer(put()).await;
-        assert!(matches!(kept, Outgoing::RecoveryKept { .. }), "{kept:?}");
+        assert!(matches!(kept, Answer::RecoveryKept { .. }), "{kept:?}");
     }
     assert_eq!(guest.refusal(put()).await.code, "rate_limited");
 }
@@ -374,7 +376,7 @@ async fn closing_without_a_number_is_not_answered_and_gives_the_slots_back() {
     owner.expect_nothing().await;
     let mut ids: Vec<_> = (3..=255).map(|byte| Owned::secret(byte).id()).collect();
     ids.push(owned.id());
-    let frame = encode_request(&Tag::Number(0), &Request::Unsubscribe(ids));
+    let frame = encode_request(None, &Request::Unsubscribe(ids));
     owner
         .peer
         .socket
@@ -400,7 +402,7 @@ async fn a_draining_session_takes_acknowledgements_and_delivers_nothing_more() {
     owner.open(&owned).await;
     let (first, second) = (owner.blob().await.id, owner.blob().await.id);
     let stopping = tokio::spawn(relay.stop());
-    assert!(matches!(owner.receive().await, Outgoing::GoAway(_)));
+    assert!(matches!(owner.receive().await, Answer::GoAway(_)));
     owner.acknowledge(owned.id(), first).await;
     let subscribe = owner.subscribe_to(&[&Owned::secret(2)], false);
     let refused = owner.refusal(Request::Subscribe(subscribe)).await;
@@ -436,7 +438,7 @@ async fn a_receipt_counts_in_the_window_as_one_blob_of_64_bytes() {
     let request = Request::AcknowledgeEach(vec![(own.id(), first.receipt_id)]);
     sender.ask(request).await;
     let frames = [sender.receive().await, sender.receive().await];
-    let is_receipt = |frame: &Outgoing| matches!(frame, Outgoing::Receipt(_));
+    let is_receipt = |frame: &Answer| matches!(frame, Answer::Receipt(_));
     assert!(frames.iter().any(is_receipt), "{frames:?}");
 }
 
@@ -448,8 +450,8 @@ async fn what_wants_no_answer_gets_none_whatever_becomes_of_it() {
     sender.store(submit(&owned.id(), 1, b"x")).await;
     let mut owner = Guest::connect(&relay).await;
     let quietly = |to: &Owned, ids: usize| {
-        let item = (to.id(), submit(&to.id(), 1, b"").id.unwrap());
-        encode_request(&Tag::Number(0), &Request::AcknowledgeEach(vec![item; ids]))
+        let item = (to.id(), submit(&to.id(), 1, b"").id);
+        encode_request(None, &Request::AcknowledgeEach(vec![item; ids]))
     };
     let not_open = quietly(&owned, 1);
     owner

@@ -1,25 +1,25 @@
 //! What a v1 session does for its client: each request that the state machine lets through.
 //!
-//! It begins with a handshake: `open`.
+//! It begins with a handshake: `open`. What comes from its mailbox goes out by `deliver`, and each
+//! request is answered by a `reply`.
 
+mod deliver;
 pub(super) mod open;
+mod reply;
 
 use bytes::Bytes;
 
 use self::open::Opened;
+use self::reply::Reply;
 use super::Parts;
-use super::answers::{self, Answers};
+use super::answers::{Answers, Asker as _};
 use super::reader::{Heard, TEXT};
 use super::state::{Charge, Said};
 use super::window::Slot;
-use crate::clock::Timestamp;
 use crate::ids::BlobId;
-use crate::protocol::message::{
-    AccountRevoked, DeviceSync, Incoming, Outgoing, Purge, RecoveryProof, RecoveryQuery, Request,
-    Submit, Tag,
-};
-use crate::protocol::v1;
-use crate::service::charge::Client;
+use crate::protocol::message::{RecoveryProof, RecoveryQuery};
+use crate::protocol::v1::message::{AccountRevoked, DeviceSync, Purge, Submit};
+use crate::protocol::v1::{self, Answer, Incoming, Request, Tag};
 use crate::service::device_sync::DeviceMessage;
 use crate::service::give_back::GiveBack;
 use crate::service::recovery::Proof;
@@ -32,7 +32,7 @@ const REVOKED_BYTES_MAX: usize = 64 * 1024;
 
 /// The answer to a handshake that opened a mailbox.
 pub(super) fn welcome(parts: &Parts) -> Bytes {
-    v1::encode(&Outgoing::HandshakeAccepted, parts.clock.now())
+    v1::encode(None, &Answer::HandshakeAccepted, parts.clock.now())
 }
 
 impl Opened {
@@ -40,21 +40,22 @@ impl Opened {
     pub(super) async fn hear(&self, heard: Heard, answers: Answers<'_>) {
         let (tag, said) = match read(heard, answers.parts) {
             Read::Request { tag, request } => {
-                let asker = self.asker(Some(&tag), answers);
-                if answers.admits(self.said(&request), &asker).await {
-                    self.serve(tag, request, answers).await;
+                let reply = self.reply(Some(&tag), answers);
+                if answers.admits(self.said(&request), &reply).await {
+                    self.serve(request, &tag, reply).await;
                 }
                 return;
             }
             Read::Other { tag, said } => (tag, said),
         };
-        let asker = self.asker(tag.as_ref(), answers);
-        answers.admits(said, &asker).await;
+        let reply = self.reply(tag.as_ref(), answers);
+        answers.admits(said, &reply).await;
     }
 
-    fn asker<'a>(&'a self, tag: Option<&'a Tag>, answers: Answers<'a>) -> Asker<'a> {
-        Asker {
-            client: &self.subscription.client,
+    fn reply<'a>(&'a self, tag: Option<&'a Tag>, answers: Answers<'a>) -> Reply<'a> {
+        let opened = self;
+        Reply {
+            opened,
             tag,
             answers,
         }
@@ -69,63 +70,44 @@ impl Opened {
                 Said::Request(Charge::Request)
             }
             Request::RecoveryQuery(_) => Said::Request(Charge::Recovery),
-            Request::Acknowledge(Some(id)) | Request::DeviceSyncAcknowledge(Some(id)) => {
+            Request::Acknowledge(id) | Request::DeviceSyncAcknowledge(id) => {
                 Said::Arrived(vec![self.slot(*id)])
             }
-            // No blob has an id of another shape, and a second handshake is ignored as by the relays that
-            // v1 clients know.
-            _ => Said::Nothing,
         }
     }
 
     /// Where a blob that was delivered here is in flight.
-    pub(super) fn slot(&self, id: BlobId) -> Slot {
+    fn slot(&self, id: BlobId) -> Slot {
         (self.subscription.mailbox, id)
     }
 
     /// Carries a request out that is paid for, and answers it where v1 answers.
-    async fn serve(&self, tag: Tag, request: Request, answers: Answers<'_>) {
-        let parts = answers.parts;
+    async fn serve(&self, request: Request, tag: &Tag, reply: Reply<'_>) {
+        let parts = reply.answers.parts;
         match request {
-            Request::Submit(submit) => {
-                let outcome = self.submit(parts, &tag, submit).await;
-                answers.stored(tag, outcome);
-            }
+            Request::Submit(submit) => reply.stored(self.submit(parts, tag, submit).await),
             Request::DeviceSync(message) => {
-                let outcome = self.submit_device_sync(parts, &tag, message).await;
-                answers.stored(tag, outcome);
+                reply.stored(self.submit_device_sync(parts, tag, message).await);
             }
             Request::AccountRevoked(revoked) => {
-                let outcome = self.revoke(parts, &tag, revoked).await;
-                answers.stored(tag, outcome);
+                reply.stored(self.revoke(parts, tag, revoked).await);
             }
-            Request::Acknowledge(Some(id)) => {
-                if let Err(refusal) = self.acknowledge(answers, id).await {
-                    answers.refuse(Some(tag), refusal);
+            Request::Acknowledge(id) => {
+                if let Err(refusal) = self.acknowledge(id, reply.answers).await {
+                    reply.refuse(refusal);
                 }
             }
-            Request::DeviceSyncAcknowledge(Some(id)) => {
-                if let Err(refusal) = self.acknowledge_device_sync(answers, id).await {
-                    answers.refuse(Some(tag), refusal);
+            Request::DeviceSyncAcknowledge(id) => {
+                if let Err(refusal) = self.acknowledge_device_sync(id, reply.answers).await {
+                    reply.refuse(refusal);
                 }
             }
             Request::RecoveryStore(proof) => {
                 let kept = self.put_recovery(parts, proof).await;
-                let answer = kept.map(|expires_at| Outgoing::RecoveryKept {
-                    tag: tag.clone(),
-                    expires_at,
-                });
-                answers.done(tag, answer);
+                reply.done(kept.map(|()| Answer::Stored));
             }
-            Request::RecoveryQuery(query) => {
-                answers.done(tag, self.get_recovery(parts, query).await);
-            }
-            Request::Purge(purge) => {
-                let purged = self.purge(answers, &tag, purge).await;
-                answers.done(tag, purged);
-            }
-            // Judged as nothing; the rest is v2's.
-            _ => {}
+            Request::RecoveryQuery(query) => reply.done(self.get_recovery(parts, query).await),
+            Request::Purge(purge) => reply.done(self.purge(purge, reply.answers).await),
         }
     }
 
@@ -136,7 +118,6 @@ impl Opened {
             recipient,
             sender_id,
             body,
-            ..
         } = submit;
         let subscription = &self.subscription;
         let submission = Submission {
@@ -219,8 +200,8 @@ impl Opened {
 
     async fn acknowledge_device_sync(
         &self,
-        answers: Answers<'_>,
         id: BlobId,
+        answers: Answers<'_>,
     ) -> Result<(), Refusal> {
         answers.shared.state().acknowledged(self.slot(id));
         // Without a device nothing of the kind was delivered here.
@@ -242,16 +223,17 @@ impl Opened {
         &self,
         parts: &Parts,
         RecoveryProof { key_hash, proof }: RecoveryProof,
-    ) -> Result<Timestamp, Refusal> {
+    ) -> Result<(), Refusal> {
         let (service, opened) = (&parts.service, self);
         let client = &opened.subscription.client;
         let proof = Proof { key_hash, proof };
-        service
-            .put_recovery(client, &opened.client_id, opened.is_proven, proof)
-            .await
+        let owner = &opened.client_id;
+        let kept = service.put_recovery(client, owner, opened.is_proven, proof);
+        // v1 has no word for how long.
+        kept.await.map(drop)
     }
 
-    async fn get_recovery(&self, parts: &Parts, query: RecoveryQuery) -> Result<Outgoing, Refusal> {
+    async fn get_recovery(&self, parts: &Parts, query: RecoveryQuery) -> Result<Answer, Refusal> {
         let service = &parts.service;
         let frame_bytes_max = parts.settings.message_bytes_max;
         let found = service
@@ -264,15 +246,10 @@ impl Opened {
             .collect();
         // v1 can not say that there is more; what does not fit is left out.
         proofs.truncate(v1::proofs_that_fit(&proofs, frame_bytes_max));
-        Ok(Outgoing::RecoveryProofs { proofs })
+        Ok(Answer::RecoveryProofs(proofs))
     }
 
-    async fn purge(
-        &self,
-        answers: Answers<'_>,
-        tag: &Tag,
-        purge: Purge,
-    ) -> Result<Outgoing, Refusal> {
+    async fn purge(&self, purge: Purge, answers: Answers<'_>) -> Result<Answer, Refusal> {
         let parts = answers.parts;
         let (service, opened) = (&parts.service, self);
         let mailbox = opened.subscription.mailbox;
@@ -296,15 +273,14 @@ impl Opened {
         if opened.is_proven {
             service.unpin(&opened.client_id).await?;
         }
-        Ok(Outgoing::Purged {
-            tag: tag.clone(),
+        Ok(Answer::Purged {
             blobs_deleted: purged.blobs,
             device_sync_deleted,
             recovery_proofs_deleted,
         })
     }
 
-    async fn acknowledge(&self, answers: Answers<'_>, id: BlobId) -> Result<(), Refusal> {
+    async fn acknowledge(&self, id: BlobId, answers: Answers<'_>) -> Result<(), Refusal> {
         let service = &answers.parts.service;
         let was_in_flight = answers.shared.state().acknowledged(self.slot(id));
         if was_in_flight && self.tells_senders {
@@ -333,16 +309,12 @@ fn read(heard: Heard, parts: &Parts) -> Read {
         Heard::Text => Incoming::Garbage { why: TEXT },
         Heard::Frame(frame) if frame.len() > bytes_max => {
             let refusal = Refusal::TooLarge { bytes_max };
-            return match v1::tag_of(&frame) {
-                Some(tag) => Read::Other {
-                    tag: Some(tag),
-                    said: Said::Refused(refusal),
-                },
-                None => Read::Other {
-                    tag: None,
-                    said: Said::Garbage(refusal),
-                },
+            let tag = v1::tag_of(&frame);
+            let said = match tag {
+                Some(_) => Said::Refused(refusal),
+                None => Said::Garbage(refusal),
             };
+            return Read::Other { tag, said };
         }
         Heard::Frame(frame) => v1::decode(&frame),
     };
@@ -350,32 +322,10 @@ fn read(heard: Heard, parts: &Parts) -> Read {
         Incoming::Request { tag, request } => return Read::Request { tag, request },
         Incoming::Invalid { tag, why } => (Some(tag), Said::Refused(Refusal::Invalid(why))),
         Incoming::Garbage { why } => (None, Said::Garbage(Refusal::Invalid(why))),
-        Incoming::Ignored => (None, Said::Nothing),
-        Incoming::Unsupported { tag } => (Some(tag), Said::Refused(Refusal::Unsupported)),
+        // A second handshake is ignored as by the relays that v1 clients know.
+        Incoming::Handshake(_) | Incoming::Ignored => (None, Said::Nothing),
     };
     Read::Other { tag, said }
-}
-
-/// The client, who asked under a name if that could be read.
-struct Asker<'a> {
-    client: &'a Client,
-    tag: Option<&'a Tag>,
-    answers: Answers<'a>,
-}
-
-impl answers::Asker for Asker<'_> {
-    fn charge(&self, charge: Charge) -> Result<(), Refusal> {
-        let service = &self.answers.parts.service;
-        match charge {
-            Charge::Nothing | Charge::Later => Ok(()),
-            Charge::Request => service.charge(self.client),
-            Charge::Recovery => service.charge_recovery(self.client),
-        }
-    }
-
-    fn refuse(&self, refusal: Refusal) {
-        self.answers.refuse(self.tag.cloned(), refusal);
-    }
 }
 
 /// A v1 session takes what it can see, and nobody gets a receipt of that.

@@ -9,8 +9,8 @@ use crate::auth;
 use crate::hub::Wakes;
 use crate::ids::{ConnectionId, MailboxId};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Handshake, HandshakeProof, Incoming, Request};
-use crate::protocol::v1;
+use crate::protocol::v1::message::{Handshake, HandshakeProof};
+use crate::protocol::v1::{self, Incoming};
 use crate::service::device_sync::DeviceSubscription;
 use crate::service::subscribe::{NonceRefused, Subscription};
 use crate::service::{OrderKey, Service, View};
@@ -40,6 +40,13 @@ pub(in crate::session) struct Device {
     pub(in crate::session) client_as_spelt: Arc<str>,
     pub(in crate::session) subscription: DeviceSubscription,
     pub(in crate::session) wakes: Arc<Wakes>,
+}
+
+/// Whom messages of other devices go to.
+#[derive(Clone, Copy)]
+pub(in crate::session) struct ToDevice<'a> {
+    pub(in crate::session) opened: &'a Opened,
+    pub(in crate::session) device: &'a Device,
 }
 
 /// Waits for the first frame, which must be a handshake.
@@ -76,11 +83,11 @@ fn handshake(first: Heard, bytes_max: usize) -> Result<Box<Handshake>, Close> {
         Heard::Text => Incoming::Garbage { why: TEXT },
     };
     match incoming {
-        Incoming::Request {
-            request: Request::Handshake(handshake),
-            ..
-        } => Ok(handshake),
-        _ => Err(Close::Protocol(
+        Incoming::Handshake(handshake) => Ok(handshake),
+        Incoming::Request { .. }
+        | Incoming::Invalid { .. }
+        | Incoming::Garbage { .. }
+        | Incoming::Ignored => Err(Close::Protocol(
             "the first frame must be a Handshake with a client_id of 64 hex digits",
         )),
     }
@@ -116,7 +123,7 @@ pub(in crate::session) async fn open(
         tells_senders: !handshake.suppress_presence,
         device: device(handshake, connection, service),
         mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
-        mailboxes: only(subscription.mailbox, View::V1, from),
+        mailboxes: only((subscription.mailbox, mailbox), View::V1, from),
         subscription,
     })
 }
@@ -200,12 +207,12 @@ fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<bool,
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::protocol::message::Tag;
+    use crate::protocol::v1::Tag;
     use crate::protocol::v1::client::{ClientHandshake, ClientRequest, encode_request};
     use bytes::Bytes;
 
     fn frame(request: ClientRequest<'_>) -> Heard {
-        let tag = Tag::Name("a request".into());
+        let tag = Tag::new("a request");
         Heard::Frame(encode_request(&tag, request, Timestamp::default()))
     }
 

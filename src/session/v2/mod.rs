@@ -1,91 +1,58 @@
 //! What a v2 session does for its client: each request that the state machine lets through.
 //!
-//! Opening mailboxes has a file of its own: `subscribe`.
+//! The client is a `guest`. Two of its requests have files of their own: `subscribe`, `acknowledge`. What
+//! comes from open mailboxes goes out by `deliver`, and each request is answered by a `reply`.
 
+mod acknowledge;
+mod deliver;
+pub(super) mod guest;
+mod reply;
 mod subscribe;
 
-use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashSet;
 
-use bytes::Bytes;
-
-use super::answers::{self, Answers};
-use super::mailboxes::{Mailboxes, Named};
+use self::guest::{Guest, tells};
+use self::reply::{Reply, To};
+use super::answers::{Answers, Asker as _};
 use super::reader::{Heard, TEXT};
 use super::state::{Charge, Said};
-use super::window::{Size, Slot};
+use super::window::Size;
 use super::{Parts, Shared};
-use crate::hub::Wakes;
-use crate::ids::{BlobId, ConnectionId, MailboxHash, MailboxId};
+use crate::ids::MailboxId;
 use crate::protocol::close::Close;
-use crate::protocol::message::{
-    Done, Incoming, Outgoing, RecoveryProof, RecoveryQuery, Request, Submit, Tag,
-};
+use crate::protocol::message::{RecoveryProof, RecoveryQuery};
 use crate::protocol::v2::message::{
-    FoundProof, Limits, PurgedMailbox, Welcome, Withdrawal, WithdrawalKind,
+    Done, FoundProof, PurgedMailbox, Submit, Withdrawal, WithdrawalKind,
 };
+use crate::protocol::v2::{Answer, Incoming, Request, Tag};
 use crate::protocol::{proof, v2};
-use crate::service::charge::Client;
 use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
 use crate::service::submit::{Submission, Submitted, Terms};
-use crate::service::{Class, Opener, Tells, View};
-use crate::session::{mailboxes, window};
-
-/// What a v2 session knows of its client.
-pub(super) struct Guest {
-    pub(super) connection: ConnectionId,
-    pub(super) address: IpAddr,
-    /// This connection's own; part of what keys sign.
-    pub(super) challenge: [u8; 32],
-    pub(super) wakes: Arc<Wakes>,
-    pub(super) mailboxes: Arc<Mailboxes>,
-    /// Whom requests are charged to, and the first mailbox that was opened: the client's name from
-    /// then on. Nothing awaits inside.
-    name: Mutex<(Client, Option<MailboxId>)>,
-}
+use crate::service::{Class, View};
 
 impl Guest {
-    pub(super) fn new(address: IpAddr, wakes: Arc<Wakes>, parts: &Parts) -> Self {
-        // Until it has opened a mailbox, a connection is a client of its own.
-        let nobody = MailboxHash::from_bytes(rand::random());
-        Self {
-            connection: ConnectionId::next(),
-            address,
-            challenge: rand::random(),
-            wakes,
-            mailboxes: Arc::default(),
-            name: Mutex::new((parts.service.client(&nobody, address), None)),
-        }
-    }
-
     /// Judges what the client has said, and does what it asks.
     pub(super) async fn hear(&self, heard: Heard, answers: Answers<'_>) {
-        let (tag, said) = match read(heard, answers.parts) {
+        let (to, said) = match read(heard, answers.parts) {
             Read::Request { tag, request } => {
-                let asker = self.asker(Some(&tag), answers);
+                let reply = self.reply(tag.into(), answers);
                 if answers
-                    .admits(self.said(&request, answers.parts), &asker)
+                    .admits(self.said(&request, answers.parts), &reply)
                     .await
                 {
-                    self.serve(tag, request, answers).await;
+                    self.serve(request, reply).await;
                 }
                 return;
             }
-            Read::Other { tag, said } => (tag, said),
+            Read::Other { to, said } => (to, said),
         };
-        let asker = self.asker(tag.as_ref(), answers);
-        answers.admits(said, &asker).await;
+        answers.admits(said, &self.reply(to, answers)).await;
     }
 
-    fn asker<'a>(&'a self, tag: Option<&'a Tag>, answers: Answers<'a>) -> Asker<'a> {
+    fn reply<'a>(&'a self, to: To, answers: Answers<'a>) -> Reply<'a> {
         let guest = self;
-        Asker {
-            guest,
-            tag,
-            answers,
-        }
+        Reply { guest, to, answers }
     }
 
     /// What the state machine is told of a request.
@@ -106,36 +73,22 @@ impl Guest {
                 Some(slots) => Said::Arrived(slots),
                 None => Said::Refused(Refusal::Unauthorized),
             },
-            // The rest is v1's.
-            _ => Said::Nothing,
         }
     }
 
-    /// Where these blobs would be in flight; `None` when one of their mailboxes is not open.
-    fn slots(&self, items: &[(MailboxId, BlobId)], parts: &Parts) -> Option<Vec<Slot>> {
-        let mut hashes = HashMap::new();
-        let slot_of = |(mailbox, id): &(MailboxId, BlobId)| {
-            let hash = hashes
-                .entry(*mailbox)
-                .or_insert_with(|| self.opened(mailbox, parts).map(|(hash, _)| hash));
-            Some(((*hash)?, *id))
-        };
-        items.iter().map(slot_of).collect()
-    }
-
     /// Carries a request out that is paid for, and answers it.
-    async fn serve(&self, tag: Tag, request: Request, answers: Answers<'_>) {
-        let parts = answers.parts;
+    async fn serve(&self, request: Request, reply: Reply<'_>) {
+        let (answers, parts) = (reply.answers, reply.answers.parts);
         match request {
-            Request::Submit(submit) => self.submit(tag, submit, answers).await,
+            Request::Hello => reply.answer(&self.welcome(parts)),
+            Request::Submit(submit) => self.submit(submit, reply).await,
             Request::Subscribe(subscribe) => match self.subscribe(subscribe, parts).await {
                 Ok((openings, to_begin)) => {
-                    let answer = Outgoing::Subscribed { tag, openings };
-                    answers.opened(&answer, to_begin);
+                    reply.opened(&Answer::Subscribed(openings), to_begin);
                 }
                 Err(refusal) => {
                     let is_over = refusal.is_of_failed_proofs();
-                    answers.refuse(Some(tag), refusal);
+                    reply.refuse(refusal);
                     if is_over {
                         answers.close(Close::TooManyFailedProofs).await;
                     }
@@ -143,108 +96,42 @@ impl Guest {
             },
             Request::Unsubscribe(mailboxes) => {
                 self.unsubscribe(&mailboxes, answers);
-                done(tag, Done::Unsubscribed, answers);
+                reply.answer(&Answer::Done(Done::Unsubscribed));
             }
             Request::Window { blobs, bytes } => {
                 let Size { blobs, bytes } = self.resize(Size { blobs, bytes }, answers);
-                answers.answer(&Outgoing::Windowed { tag, blobs, bytes });
+                reply.answer(&Answer::Windowed { blobs, bytes });
             }
-            Request::AcknowledgeEach(blobs) => self.acknowledge(tag, blobs, answers).await,
-            Request::Withdraw(withdrawal) => self.withdraw(tag, withdrawal, answers).await,
+            Request::AcknowledgeEach(blobs) => self.acknowledge(blobs, reply).await,
+            Request::Withdraw(withdrawal) => self.withdraw(withdrawal, reply).await,
             Request::PurgeMailboxes(mailboxes) => {
                 let purged = self.purge(mailboxes, answers).await;
-                let name = tag.clone();
-                let answer = purged.map(|mailboxes| Outgoing::PurgedMailboxes { tag, mailboxes });
-                answers.done(name, answer);
+                reply.done(purged.map(Answer::PurgedMailboxes));
             }
-            Request::Unpin(mailbox) => match self.unpin(&mailbox, parts).await {
-                Ok(()) => done(tag, Done::Unpinned, answers),
-                Err(refusal) => answers.refuse(Some(tag), refusal),
-            },
+            Request::Unpin(mailbox) => {
+                let unpinned = self.unpin(&mailbox, parts).await;
+                reply.done(unpinned.map(|()| Answer::Done(Done::Unpinned)));
+            }
             Request::RecoveryStore(proof) => {
                 let kept = self.put_recovery(proof, parts).await;
-                let name = tag.clone();
-                let answer = kept.map(|expires_at| Outgoing::RecoveryKept { tag, expires_at });
-                answers.done(name, answer);
+                reply.done(kept.map(|expires_at| Answer::RecoveryKept { expires_at }));
             }
-            Request::RecoveryQuery(query) => {
-                let found = self.get_recovery(tag.clone(), query, parts).await;
-                answers.done(tag, found);
-            }
-            Request::Hello => answers.answer(&self.welcome(Some(tag), parts)),
-            Request::Ping => done(tag, Done::Pong, answers),
-            // The rest is v1's.
-            _ => {}
+            Request::RecoveryQuery(query) => reply.done(self.get_recovery(query, parts).await),
+            Request::Ping => reply.answer(&Answer::Done(Done::Pong)),
         }
     }
 
-    /// Charges a request to the client.
-    fn charge(&self, parts: &Parts) -> Result<(), Refusal> {
-        parts.service.charge(&self.client())
-    }
-
-    /// The relay speaks first.
-    pub(super) fn first_frame(&self, parts: &Parts) -> Bytes {
-        v2::encode(&self.welcome(None, parts))
-    }
-
-    /// The welcome, as the first frame (without a `tag`) or as an answer.
-    fn welcome(&self, tag: Option<Tag>, parts: &Parts) -> Outgoing {
-        let v2 = &parts.settings.v2;
-        let welcome = Box::new(Welcome {
-            relay_id: *parts.service.relay_id(),
-            server_version: env!("CARGO_PKG_VERSION").into(),
-            challenge: self.challenge,
-            limits: Limits {
-                blob_bytes_max: parts.settings.message_bytes_max as u64,
-                submits_per_minute: v2.submits_per_minute,
-                ttl_default: v2.ttl_max,
-                ttl_max: v2.ttl_max,
-                mailboxes_max: mailboxes::MAILBOXES_MAX as u32,
-                window_default: (window::DEFAULT.blobs, window::DEFAULT.bytes),
-                window_max: (window::MAX.blobs, window::MAX.bytes),
-                mailbox_blobs_max: v2.mailbox_blobs_max,
-                mailbox_bytes_max: v2.mailbox_bytes_max,
-            },
-            keepalive: parts.settings.keepalive,
-            features: Vec::new(),
-        });
-        Outgoing::Welcome { tag, welcome }
-    }
-
-    /// An open mailbox by the name that clients give it.
-    pub(super) fn opened(&self, id: &MailboxId, parts: &Parts) -> Option<(MailboxHash, Named)> {
-        let mailbox = parts.service.mailbox(id);
-        Some((mailbox, self.mailboxes.named(&mailbox)?))
-    }
-
-    /// The first mailbox that is opened names the client from then on.
-    pub(super) fn is_called(&self, id: MailboxId, client: Client) {
-        let mut name = self.name.lock().unwrap_or_else(PoisonError::into_inner);
-        if name.1.is_none() {
-            *name = (client, Some(id));
-        }
-    }
-
-    fn client(&self) -> Client {
-        self.name.lock().unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    async fn submit(&self, tag: Tag, submit: Submit, answers: Answers<'_>) {
-        let (parts, terms) = (answers.parts, &submit.terms);
+    async fn submit(&self, submit: Submit, reply: Reply<'_>) {
+        let parts = reply.answers.parts;
         if let Err(refusal) = self.may_submit(&submit, parts) {
-            return answers.refuse(Some(tag), refusal);
+            return reply.refuse(refusal);
         }
-        if terms.live_only {
-            let id = submit
-                .id
-                .unwrap_or_else(|| BlobId::from_bytes(rand::random()));
-            let handed = parts.service.hand(&submit.recipient, id, submit.body);
-            let answer = handed.map(|()| Outgoing::Handed { tag: tag.clone() });
-            return answers.done(tag, answer);
+        if submit.terms.live_only {
+            let service = &parts.service;
+            let handed = service.hand(&submit.recipient, submit.id, submit.body);
+            return reply.done(handed.map(|()| Answer::Handed));
         }
-        let outcome = self.store(submit, parts).await;
-        answers.stored(tag, outcome);
+        reply.stored(self.store(submit, parts).await);
     }
 
     fn may_submit(&self, submit: &Submit, parts: &Parts) -> Result<(), Refusal> {
@@ -272,9 +159,7 @@ impl Guest {
             id,
             terms,
             body,
-            ..
         } = submit;
-        let id = id.ok_or(Refusal::Invalid("a blob id has 16 bytes"))?;
         let submission = Submission {
             recipient,
             id,
@@ -315,83 +200,14 @@ impl Guest {
         answers.shared.slots_came_back();
     }
 
-    async fn acknowledge(&self, tag: Tag, blobs: Vec<(MailboxId, BlobId)>, answers: Answers<'_>) {
-        match self.hand_in_acknowledged(blobs, answers).await {
-            Err(refusal) if tag.number() != 0 => answers.refuse(Some(tag), refusal),
-            Err(refusal) => answers.parts.service.count_refusal(&refusal),
-            // The deletions go on without anybody waiting for them.
-            Ok(_) if tag.number() == 0 => {}
-            Ok(pending) => {
-                let answer = Outgoing::Done {
-                    tag: tag.clone(),
-                    done: Done::Acknowledged,
-                };
-                answers.written(tag, async move {
-                    for removed in pending {
-                        removed.await?;
-                    }
-                    Ok(answer)
-                });
-            }
-        }
-    }
-
-    /// The slots come back with what the store has taken: nothing of a refused request is done.
-    async fn hand_in_acknowledged(
-        &self,
-        blobs: Vec<(MailboxId, BlobId)>,
-        answers: Answers<'_>,
-    ) -> Result<Vec<crate::service::Pending<crate::service::Removed>>, Refusal> {
-        let parts = answers.parts;
-        let mut by_mailbox: HashMap<MailboxId, Vec<BlobId>> = HashMap::new();
-        for (mailbox, id) in blobs {
-            by_mailbox.entry(mailbox).or_default().push(id);
-        }
-        let opened: Option<Vec<_>> = by_mailbox
-            .into_iter()
-            .map(|(mailbox, ids)| self.opened(&mailbox, parts).map(|opened| (opened, ids)))
-            .collect();
-        let opened = opened.ok_or(Refusal::Unauthorized)?;
-        let mut pending = Vec::with_capacity(opened.len());
-        for ((mailbox, named), mut ids) in opened {
-            ids.sort_unstable();
-            ids.dedup();
-            let by = Opener {
-                view: View::Proven,
-                tells: tells(named),
-            };
-            let removed = parts.service.acknowledge(mailbox, ids.clone(), by).await?;
-            pending.push(removed);
-            self.have_arrived((mailbox, named), &ids, answers);
-        }
-        Ok(pending)
-    }
-
-    /// The slots of what was delivered here come back, and v1 senders hear of it.
-    fn have_arrived(
-        &self,
-        (mailbox, named): (MailboxHash, Named),
-        ids: &[BlobId],
-        answers: Answers<'_>,
-    ) {
-        for id in ids {
-            let was_in_flight = answers.shared.state().acknowledged((mailbox, *id));
-            if was_in_flight && named.tells_senders {
-                answers.parts.service.tell_acknowledged(id);
-            }
-        }
-        answers.shared.slots_came_back();
-    }
-
-    async fn withdraw(&self, tag: Tag, withdrawal: Withdrawal, answers: Answers<'_>) {
-        let parts = answers.parts;
+    async fn withdraw(&self, withdrawal: Withdrawal, reply: Reply<'_>) {
         let Withdrawal {
             mailbox,
             secret,
             kind,
         } = withdrawal;
         let id = proof::v2_blob_id(&mailbox, &secret);
-        let service = &parts.service;
+        let service = &reply.answers.parts.service;
         let handed_in = match kind {
             WithdrawalKind::Extend(ttl) => service
                 .extend(&mailbox, id, ttl)
@@ -403,17 +219,11 @@ impl Guest {
                 .map(|pending| (Done::Cancelled, pending)),
         };
         match handed_in {
-            Err(refusal) => answers.refuse(Some(tag), refusal),
-            Ok((done, pending)) => {
-                let answer = Outgoing::Done {
-                    tag: tag.clone(),
-                    done,
-                };
-                answers.written(tag, async move {
-                    pending.await?;
-                    Ok(answer)
-                });
-            }
+            Err(refusal) => reply.refuse(refusal),
+            Ok((done, pending)) => reply.written(async move {
+                pending.await?;
+                Ok(Answer::Done(done))
+            }),
         }
     }
 
@@ -465,7 +275,7 @@ impl Guest {
         RecoveryProof { key_hash, proof }: RecoveryProof,
         parts: &Parts,
     ) -> Result<crate::clock::Timestamp, Refusal> {
-        let (client, owner) = *self.name.lock().unwrap_or_else(PoisonError::into_inner);
+        let (client, owner) = self.called();
         // Each id has one proof under a hash; without an opened mailbox there is no id.
         let owner = owner.ok_or(Refusal::Unauthorized)?;
         let proof = Proof { key_hash, proof };
@@ -475,12 +285,7 @@ impl Guest {
             .await
     }
 
-    async fn get_recovery(
-        &self,
-        tag: Tag,
-        query: RecoveryQuery,
-        parts: &Parts,
-    ) -> Result<Outgoing, Refusal> {
+    async fn get_recovery(&self, query: RecoveryQuery, parts: &Parts) -> Result<Answer, Refusal> {
         let service = &parts.service;
         let bytes_max = parts.settings.message_bytes_max as u64;
         let found = service.get_recovery(&query.key_hashes, bytes_max).await?;
@@ -493,18 +298,17 @@ impl Guest {
         let fit = v2::proofs_that_fit(&proofs, parts.settings.message_bytes_max);
         let is_cut = fit < proofs.len();
         proofs.truncate(fit);
-        Ok(Outgoing::RecoveryFound {
-            tag,
+        Ok(Answer::RecoveryFound {
             proofs,
-            more: found.more || query.is_cut || is_cut,
+            more: found.more || is_cut,
         })
     }
 }
 
 /// What was read, and what the state machine is told of anything but a request.
 enum Read {
-    Request { tag: Tag, request: Request },
-    Other { tag: Option<Tag>, said: Said },
+    Request { tag: Option<Tag>, request: Request },
+    Other { to: To, said: Said },
 }
 
 fn read(heard: Heard, parts: &Parts) -> Read {
@@ -514,64 +318,21 @@ fn read(heard: Heard, parts: &Parts) -> Read {
         // The bound is for the blob; what stands around it has room besides.
         Heard::Frame(frame) if frame.len() > bytes_max + v2::FRAME_BYTES_AROUND_A_BLOB => {
             let refusal = Refusal::TooLarge { bytes_max };
-            return match v2::tag_of(&frame) {
-                Some(tag) => Read::Other {
-                    tag: Some(tag),
-                    said: Said::Refused(refusal),
-                },
-                None => Read::Other {
-                    tag: None,
-                    said: Said::Garbage(refusal),
-                },
+            let (to, said) = match v2::tag_of(&frame) {
+                Some(tag) => (To::Request(tag), Said::Refused(refusal)),
+                None => (To::Unread, Said::Garbage(refusal)),
             };
+            return Read::Other { to, said };
         }
         Heard::Frame(frame) => v2::decode(&frame),
     };
-    let (tag, said) = match incoming {
+    let (to, said) = match incoming {
         Incoming::Request { tag, request } => return Read::Request { tag, request },
-        Incoming::Invalid { tag, why } => (Some(tag), Said::Refused(Refusal::Invalid(why))),
-        Incoming::Garbage { why } => (None, Said::Garbage(Refusal::Invalid(why))),
-        Incoming::Ignored => (None, Said::Nothing),
-        Incoming::Unsupported { tag } => (Some(tag), Said::Refused(Refusal::Unsupported)),
+        Incoming::Invalid { tag, why } => (tag.into(), Said::Refused(Refusal::Invalid(why))),
+        Incoming::Unsupported { tag } => (tag.into(), Said::Refused(Refusal::Unsupported)),
+        Incoming::Garbage { why } => (To::Unread, Said::Garbage(Refusal::Invalid(why))),
     };
-    Read::Other { tag, said }
-}
-
-/// The client, who asked under a number if that could be read.
-struct Asker<'a> {
-    guest: &'a Guest,
-    tag: Option<&'a Tag>,
-    answers: Answers<'a>,
-}
-
-impl answers::Asker for Asker<'_> {
-    fn charge(&self, charge: Charge) -> Result<(), Refusal> {
-        let service = &self.answers.parts.service;
-        match charge {
-            Charge::Nothing | Charge::Later => Ok(()),
-            Charge::Request => service.charge(&self.guest.client()),
-            Charge::Recovery => service.charge_recovery(&self.guest.client()),
-        }
-    }
-
-    fn refuse(&self, refusal: Refusal) {
-        self.answers.refuse(self.tag.cloned(), refusal);
-    }
-}
-
-/// Whether senders hear of what becomes of this mailbox's blobs.
-pub(super) fn tells(named: Named) -> Tells {
-    match named.tells_senders {
-        true => Tells::Senders,
-        false => Tells::Nobody,
-    }
-}
-
-/// An answer that says only that it is done; none where none is wanted.
-fn done(tag: Tag, done: Done, answers: Answers<'_>) {
-    if tag.number() != 0 {
-        answers.answer(&Outgoing::Done { tag, done });
-    }
+    Read::Other { to, said }
 }
 
 impl Shared {

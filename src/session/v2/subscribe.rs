@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::Guest;
+use super::guest::Guest;
 use crate::auth::{self, Asked};
 use crate::ids::MailboxHash;
 use crate::protocol::v2::message::{Opened, Opening, OpeningProof, Subscribe};
