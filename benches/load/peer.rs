@@ -159,7 +159,7 @@ impl Peer {
             }
             Arrived::In(mailbox, id) => {
                 let items = vec![(mailbox, id)];
-                self.ask(&Request::AcknowledgeEach(items)).await;
+                self.ask(&Request::Acknowledge(items)).await;
             }
         }
     }

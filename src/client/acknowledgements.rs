@@ -42,7 +42,7 @@ impl Acknowledgements {
                 waiter.tell(Err(ClientError::NotOpen));
             }
         }
-        let ask = Ask::Request(Request::AcknowledgeEach(items));
+        let ask = Ask::Request(Request::Acknowledge(items));
         (!waiters.is_empty()).then_some((ask, waiters))
     }
 

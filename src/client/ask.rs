@@ -103,10 +103,7 @@ impl Asked {
         let since = *self.refused_since.get_or_insert(now);
         let is_ours = matches!(
             self.ask,
-            Ask::Reopen(_)
-                | Ask::Window(..)
-                | Ask::Ping
-                | Ask::Request(Request::AcknowledgeEach(_))
+            Ask::Reopen(_) | Ask::Window(..) | Ask::Ping | Ask::Request(Request::Acknowledge(_))
         );
         let last = since.checked_add(repeat_for).filter(|_| !is_ours);
         if last.is_some_and(|last| now + wait >= last) {

@@ -251,7 +251,7 @@ impl Book {
         let mut back = Vec::new();
         self.asked.retain(|_, asked| match &mut asked.ask {
             Ask::Reopen(_) | Ask::Leave(_) | Ask::Window(..) | Ask::Ping => false,
-            Ask::Request(Request::AcknowledgeEach(items)) => {
+            Ask::Request(Request::Acknowledge(items)) => {
                 let items = items.drain(..).map(|(mailbox, id)| Item { mailbox, id });
                 back.extend(items.zip(asked.waiters.drain(..)));
                 false
@@ -348,7 +348,7 @@ impl Book {
             return None;
         }
         let items = items.into_iter().map(|item| (item.mailbox, item.id));
-        let request = Request::AcknowledgeEach(items.collect());
+        let request = Request::Acknowledge(items.collect());
         // Without a number: whoever acknowledged it has had an answer, or waits for one.
         Some(encode_request(None, &request))
     }
@@ -374,7 +374,7 @@ impl Book {
         let (asked, is_sent_away) = (&self.asked, self.is_sent_away);
         let may_go = |ask: &Ask| match ask {
             Ask::Reopen(_) | Ask::Leave(_) | Ask::Window(..) | Ask::Ping => true,
-            Ask::Request(Request::AcknowledgeEach(_)) => others_may,
+            Ask::Request(Request::Acknowledge(_)) => others_may,
             Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => others_may && !is_sent_away,
         };
         self.turns
@@ -425,7 +425,7 @@ impl Book {
             | Answer::Subscribed(_)
             | Answer::Windowed { .. }
             | Answer::Done(_)
-            | Answer::PurgedMailboxes(_)
+            | Answer::Purged(_)
             | Answer::RecoveryKept { .. }
             | Answer::RecoveryFound { .. } => {
                 return answers.map_or(Heard::Nothing, |number| self.answer(number, Ok(answer)));

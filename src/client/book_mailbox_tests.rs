@@ -204,7 +204,7 @@ fn a_closed_mailbox_is_silent_and_gives_again_what_was_not_acknowledged_when_it_
     played.deliver(mailbox, 3);
     assert_eq!(played.came(), 0);
     let asked: Vec<_> = std::iter::from_fn(|| played.written()).collect();
-    assert!(matches!(asked[0].1, Request::AcknowledgeEach(_)));
+    assert!(matches!(asked[0].1, Request::Acknowledge(_)));
     assert!(matches!(asked[1].1, Request::Unsubscribe(_)));
     played.opened();
     for n in 1..=3 {
@@ -249,7 +249,7 @@ fn a_stored_blob_under_the_name_of_a_live_one_comes_and_can_be_acknowledged() {
     assert_eq!(played.came(), 2);
     let _told = played.acknowledge(item);
     let (_, acknowledged) = played.written().unwrap();
-    assert!(matches!(acknowledged, Request::AcknowledgeEach(_)));
+    assert!(matches!(acknowledged, Request::Acknowledge(_)));
 }
 
 #[test]

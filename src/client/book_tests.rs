@@ -173,7 +173,7 @@ fn what_is_unanswered_goes_out_again_after_the_mailboxes_are_open_and_under_the_
     let mut acknowledged = played.acknowledge(item);
     assert!(matches!(
         played.written(),
-        Some((_, Request::AcknowledgeEach(_)))
+        Some((_, Request::Acknowledge(_)))
     ));
     played.0.disconnected();
     assert!(played.written().is_none());
@@ -189,7 +189,7 @@ fn what_is_unanswered_goes_out_again_after_the_mailboxes_are_open_and_under_the_
     played.hear(tag, subscribed(Ok(())));
     let mut rest: Vec<_> = std::iter::from_fn(|| played.written()).collect();
     let again = rest.remove(0);
-    assert!(again.0.is_none() && matches!(again.1, Request::AcknowledgeEach(_)));
+    assert!(again.0.is_none() && matches!(again.1, Request::Acknowledge(_)));
     let (tag, submit) = rest.remove(0);
     assert_eq!(submit, before);
     played.hear(tag, stored());

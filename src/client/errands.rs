@@ -57,9 +57,9 @@ impl Client {
     /// was. They stay open. When a connection breaks meanwhile, what had been deleted by then is not
     /// counted.
     pub async fn purge(&self, mailboxes: &[MailboxId]) -> Result<Vec<PurgedMailbox>, ClientError> {
-        let request = Request::PurgeMailboxes(mailboxes.to_vec());
+        let request = Request::Purge(mailboxes.to_vec());
         match self.request(Ask::Request(request)).await? {
-            Answer::PurgedMailboxes(mailboxes) => Ok(mailboxes),
+            Answer::Purged(mailboxes) => Ok(mailboxes),
             _ => Err(ANSWER_TO_SOMETHING_ELSE),
         }
     }

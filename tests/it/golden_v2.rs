@@ -70,7 +70,7 @@ fn said() -> impl Iterator<Item = (&'static str, Option<Tag>, Answer)> {
 
 #[test]
 fn an_acknowledgement_needs_no_answer() {
-    let request = Request::AcknowledgeEach(vec![(by_secret(), blob_id())]);
+    let request = Request::Acknowledge(vec![(by_secret(), blob_id())]);
     let frame = golden(UNANSWERED);
     assert_eq!(encode_request(None, &request), frame);
     let tag = None;
@@ -189,7 +189,7 @@ fn new_frame(name: &str) -> Bytes {
     match name {
         UNANSWERED => {
             let items = vec![(by_secret(), blob_id())];
-            encode_request(None, &Request::AcknowledgeEach(items))
+            encode_request(None, &Request::Acknowledge(items))
         }
         FROM_A_LATER_CLIENT => later(&encode_request(TAG, &submit(kept())), 3),
         FROM_A_LATER_RELAY => later(&encode(None, &delivery()), 0),

@@ -268,7 +268,7 @@ impl Guest {
     }
 
     pub(crate) async fn acknowledge(&mut self, mailbox: MailboxId, id: BlobId) {
-        let request = Request::AcknowledgeEach(vec![(mailbox, id)]);
+        let request = Request::Acknowledge(vec![(mailbox, id)]);
         assert_eq!(self.done(request).await, Done::Acknowledged);
     }
 

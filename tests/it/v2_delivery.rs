@@ -57,7 +57,7 @@ async fn the_window_bounds_what_is_in_flight_and_each_acknowledgement_admits_mor
     owner.blob().await;
     owner.expect_nothing().await;
     owner
-        .ask(Request::AcknowledgeEach(vec![(owned.id(), first.id)]))
+        .ask(Request::Acknowledge(vec![(owned.id(), first.id)]))
         .await;
     let mut frames = [owner.receive().await, owner.receive().await];
     frames.sort_by_key(|frame| matches!(frame, Answer::Blob(_)));

@@ -110,15 +110,15 @@ async fn a_deletion_that_fails_deletes_nothing_and_the_repeat_deletes() {
         owner.blob().await;
         owner.caught_up().await;
 
-        let request = Request::AcknowledgeEach(vec![(owned.id(), blob.id)]);
+        let request = Request::Acknowledge(vec![(owned.id(), blob.id)]);
         let met = (Call::Acknowledge, fault);
         let answer = refused_first(&mut owner, &faulty, met, request).await;
         assert!(is_done(&answer, Done::Acknowledged));
         assert_eq!(relay.metric("relay_blobs_stored").await, 1.0);
 
-        let request = Request::PurgeMailboxes(vec![owned.id()]);
+        let request = Request::Purge(vec![owned.id()]);
         let answer = refused_first(&mut owner, &faulty, (Call::Purge, fault), request).await;
-        let Answer::PurgedMailboxes(mailboxes) = answer else {
+        let Answer::Purged(mailboxes) = answer else {
             panic!("{answer:?}")
         };
         assert_eq!(mailboxes[0].blobs, 1);
@@ -144,7 +144,7 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
     let first = owner.blob().await;
     let both = |owner: &Owned| {
         let unknown = vauchi_relay::ids::BlobId::from_bytes([9; 16]);
-        Request::AcknowledgeEach(vec![(owner.id(), first.id), (owner.id(), unknown)])
+        Request::Acknowledge(vec![(owner.id(), first.id), (owner.id(), unknown)])
     };
     // The client's one request of this minute.
     faulty.on(Call::Acknowledge, 1, Fault::Fail);
@@ -153,7 +153,7 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
     owner.expect_nothing().await;
     // It is still in flight, so acknowledging it costs nothing.
     owner
-        .ask(Request::AcknowledgeEach(vec![(owned.id(), first.id)]))
+        .ask(Request::Acknowledge(vec![(owned.id(), first.id)]))
         .await;
     let frames = [owner.receive().await, owner.receive().await];
     assert!(
@@ -214,7 +214,7 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
     faulty.on(Call::Holdings, 1, Fault::Fail);
     let subscribe = Request::Subscribe(owner.subscribe_to(&[&owned, &Owned::secret(2)], true));
     assert_eq!(owner.refusal(subscribe.clone()).await.code, "unavailable");
-    let purge = Request::PurgeMailboxes(vec![owned.id()]);
+    let purge = Request::Purge(vec![owned.id()]);
     assert_eq!(owner.refusal(purge).await.code, "unauthorized");
     let mut sender = Guest::connect(&relay).await;
     let live = on_terms(submit(&owned.id(), 2, b"x"), |terms| terms.live_only = true);

@@ -33,7 +33,7 @@ fn answered(guest: &Guest) -> Vec<Request> {
         Request::Window { blobs: 1, bytes: 1 },
         withdraw(WithdrawalKind::Cancel),
         withdraw(WithdrawalKind::Extend(Duration::from_secs(60))),
-        Request::PurgeMailboxes(vec![to(1)]),
+        Request::Purge(vec![to(1)]),
         Request::Unpin(to(1)),
         Request::RecoveryStore(RecoveryProof {
             key_hash: [1; 32],
@@ -81,7 +81,7 @@ async fn only_acknowledge_and_unsubscribe_may_go_without_an_answer() {
     assert_eq!(relay.metric("relay_blobs_created_total").await, 0.0);
 
     let mut guest = Guest::connect(&relay).await;
-    let foreign = Request::AcknowledgeEach(vec![(to(1), BlobId::from_bytes([1; 16]))]);
+    let foreign = Request::Acknowledge(vec![(to(1), BlobId::from_bytes([1; 16]))]);
     for request in [foreign, Request::Unsubscribe(vec![to(1)])] {
         guest.ask_as(0, &request).await;
     }

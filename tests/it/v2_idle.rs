@@ -36,7 +36,7 @@ async fn a_full_window_reads_no_page_twice_until_it_opens() {
         guest.expect_nothing().await;
     }
     assert_eq!(faulty.calls(Call::Page), pages);
-    let acknowledge = Request::AcknowledgeEach(vec![(owned.id(), first.id)]);
+    let acknowledge = Request::Acknowledge(vec![(owned.id(), first.id)]);
     guest.ask(acknowledge).await;
     while !matches!(guest.receive().await, Answer::Blob(_)) {}
     assert_eq!(faulty.calls(Call::Page), pages + 1);

@@ -34,8 +34,8 @@ async fn a_purge_that_names_a_mailbox_a_thousand_times_purges_it_once() {
     let mut ids = vec![one.id(); 1_000];
     ids.push(other.id());
     ids.extend([one.id(); 1_000]);
-    let answer = guest.answer(Request::PurgeMailboxes(ids)).await;
-    let Answer::PurgedMailboxes(mailboxes) = answer else {
+    let answer = guest.answer(Request::Purge(ids)).await;
+    let Answer::Purged(mailboxes) = answer else {
         panic!("{answer:?}")
     };
     let told: Vec<_> = mailboxes
@@ -106,7 +106,7 @@ async fn a_thousand_acknowledgements_are_one_request_and_one_more_is_refused_who
     }
     let acknowledge = |count| {
         let items = (0..count).map(|number| (owned.id(), blob_id(number)));
-        Request::AcknowledgeEach(items.collect())
+        Request::Acknowledge(items.collect())
     };
     let refused = owner.refusal(acknowledge(1_001)).await;
     assert_eq!((refused.code, refused.retry_after), ("invalid", None));
@@ -119,7 +119,7 @@ async fn a_thousand_acknowledgements_are_one_request_and_one_more_is_refused_who
     // The same thousand times, and unanswered.
     sender.store(submit(&owned.id(), 5_000, b"x")).await;
     owner.blob().await;
-    let same = Request::AcknowledgeEach(vec![(owned.id(), blob_id(5_000)); 1_000]);
+    let same = Request::Acknowledge(vec![(owned.id(), blob_id(5_000)); 1_000]);
     owner.ask_as(0, &same).await;
     relay.metric_becomes("relay_blobs_stored", 0.0).await;
     owner.expect_nothing().await;

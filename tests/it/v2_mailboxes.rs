@@ -101,8 +101,8 @@ async fn answers_to_a_stranger(relay: &Relay, id: MailboxId) -> Vec<String> {
                 opening(OpeningProof::Signature([7; 64])),
             ],
         }),
-        Request::AcknowledgeEach(vec![(id, blob)]),
-        Request::PurgeMailboxes(vec![id]),
+        Request::Acknowledge(vec![(id, blob)]),
+        Request::Purge(vec![id]),
         Request::Unpin(id),
         Request::Unsubscribe(vec![id]),
         withdraw(WithdrawalKind::Cancel),
@@ -182,8 +182,8 @@ async fn an_own_mailbox_gives_no_power_over_another() {
     stranger.acknowledge(own.id(), private).await;
     // A request that names both is refused, and does nothing to either.
     for request in [
-        Request::AcknowledgeEach(vec![(own.id(), theirs), (owned.id(), private)]),
-        Request::PurgeMailboxes(vec![own.id(), owned.id()]),
+        Request::Acknowledge(vec![(own.id(), theirs), (owned.id(), private)]),
+        Request::Purge(vec![own.id(), owned.id()]),
     ] {
         assert_eq!(stranger.refusal(request).await.code, "unauthorized");
     }
@@ -246,8 +246,8 @@ async fn a_purge_counts_and_gives_the_id_up() {
     guest.blob().await;
     guest.blob().await;
     guest.caught_up().await;
-    let purge = Request::PurgeMailboxes(vec![owned.id()]);
-    let Answer::PurgedMailboxes(mailboxes) = guest.answer(purge).await else {
+    let purge = Request::Purge(vec![owned.id()]);
+    let Answer::Purged(mailboxes) = guest.answer(purge).await else {
         panic!()
     };
     assert_eq!((mailboxes[0].blobs, mailboxes[0].receipts), (2, 0));

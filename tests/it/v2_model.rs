@@ -159,19 +159,19 @@ async fn carry_out(relay: &Relay, guest: &mut Guest, model: &mut Model, operatio
             let id = submit(&owned(place).id(), number, b"").id;
             model.in_flight.remove(&number);
             // Kept until the answer has come, so that what is delivered meanwhile is still judged.
-            let request = Request::AcknowledgeEach(vec![(owned(place).id(), id)]);
+            let request = Request::Acknowledge(vec![(owned(place).id(), id)]);
             let answer = ask(guest, model, request).await;
             assert!(matches!(answer, Answer::Done(Done::Acknowledged)));
             model.kept.remove(&number);
         }
         Operation::Purge(place) => {
-            let purge = Request::PurgeMailboxes(vec![owned(*place).id()]);
+            let purge = Request::Purge(vec![owned(*place).id()]);
             let answer = ask(guest, model, purge).await;
             if !model.open.contains_key(place) {
                 assert!(matches!(answer, Answer::Refused { .. }));
                 return;
             }
-            let Answer::PurgedMailboxes(mailboxes) = answer else {
+            let Answer::Purged(mailboxes) = answer else {
                 panic!("{answer:?}")
             };
             let gone = model.kept.values().filter(|of| *of == place).count();

@@ -212,9 +212,9 @@ async fn unauthorized_is_said_in_the_same_words_whatever_was_not_proven() {
             terms.receipt_to = Some(mailbox);
         });
         for request in [
-            Request::AcknowledgeEach(vec![(mailbox, blob.id)]),
-            Request::AcknowledgeEach(vec![(mailbox, BlobId::from_bytes([9; 16]))]),
-            Request::PurgeMailboxes(vec![mailbox]),
+            Request::Acknowledge(vec![(mailbox, blob.id)]),
+            Request::Acknowledge(vec![(mailbox, BlobId::from_bytes([9; 16]))]),
+            Request::Purge(vec![mailbox]),
             Request::Unpin(mailbox),
             Request::Submit(asking),
             Request::RecoveryStore(RecoveryProof {
@@ -234,9 +234,9 @@ async fn whatever_is_refused_is_charged_but_for_what_is_in_flight() {
     let relay = Relay::start(&[("RELAY_RATE_LIMIT_PER_MIN", "3")]).await;
     let mut guest = Guest::connect(&relay).await;
     for mailbox in 1..=3 {
-        let request = Request::AcknowledgeEach(vec![(to(mailbox), BlobId::from_bytes([9; 16]))]);
+        let request = Request::Acknowledge(vec![(to(mailbox), BlobId::from_bytes([9; 16]))]);
         assert_eq!(guest.refusal(request).await.code, "unauthorized");
     }
-    let request = Request::PurgeMailboxes(vec![to(1)]);
+    let request = Request::Purge(vec![to(1)]);
     assert_eq!(guest.refusal(request).await.code, "rate_limited");
 }

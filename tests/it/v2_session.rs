@@ -43,7 +43,7 @@ async fn narrow(guest: &mut Guest, blobs: u32, bytes: u64) {
 
 /// Acknowledges one blob and expects the next one to come, before or after the answer.
 async fn next_after(guest: &mut Guest, owned: &Owned, id: BlobId) -> BlobId {
-    let request = Request::AcknowledgeEach(vec![(owned.id(), id)]);
+    let request = Request::Acknowledge(vec![(owned.id(), id)]);
     guest.ask(request).await;
     let (mut next, mut answered) = (None, false);
     while next.is_none() || !answered {
@@ -209,7 +209,7 @@ async fn a_mailbox_that_is_closed_and_opened_before_its_answer_left_is_told_of_o
     guest.ask(Request::Subscribe(first)).await;
     guest.ask(Request::Unsubscribe(vec![owned.id()])).await;
     guest.ask(Request::Subscribe(second)).await;
-    guest.ask(Request::PurgeMailboxes(vec![owned.id()])).await;
+    guest.ask(Request::Purge(vec![owned.id()])).await;
     stall.reached().await;
     relay.metric_becomes("relay_blobs_purged_total", 3.0).await;
     sender.store(submit(&owned.id(), 4, b"after")).await;
@@ -221,10 +221,7 @@ async fn a_mailbox_that_is_closed_and_opened_before_its_answer_left_is_told_of_o
         Answer::Done(Done::Unsubscribed)
     ));
     assert!(matches!(guest.receive().await, Answer::Subscribed { .. }));
-    assert!(matches!(
-        guest.receive().await,
-        Answer::PurgedMailboxes { .. }
-    ));
+    assert!(matches!(guest.receive().await, Answer::Purged { .. }));
     assert_eq!(&*guest.blob().await.body, b"after");
     assert_eq!(guest.caught_up().await, [owned.id()]);
     guest.expect_nothing().await;
@@ -247,7 +244,7 @@ async fn a_refused_acknowledgement_does_nothing() {
     for _ in 0..2 {
         owner.answer(Request::Hello).await;
     }
-    let both = Request::AcknowledgeEach(vec![(owned.id(), first), (owned.id(), unknown)]);
+    let both = Request::Acknowledge(vec![(owned.id(), first), (owned.id(), unknown)]);
     assert_eq!(owner.refusal(both).await.code, "rate_limited");
     owner.expect_nothing().await;
     // What is in flight is free.
@@ -266,7 +263,7 @@ async fn a_storage_that_fails_gives_no_slot_back_either() {
     owner.open(&owned).await;
     let first = owner.blob().await.id;
     store.on(Call::Acknowledge, 1, Fault::Fail);
-    let acknowledge = Request::AcknowledgeEach(vec![(owned.id(), first)]);
+    let acknowledge = Request::Acknowledge(vec![(owned.id(), first)]);
     assert_eq!(owner.refusal(acknowledge).await.code, "unavailable");
     owner.expect_nothing().await;
     next_after(&mut owner, &owned, first).await;
@@ -280,7 +277,7 @@ async fn what_is_refused_before_it_is_looked_at_is_charged_all_the_same() {
     let greedy = Guest::connect(&relay).await;
     let many = greedy.subscribe_to(&vec![&owned; 1_025], false);
     for request in [
-        Request::AcknowledgeEach(vec![(owned.id(), BlobId::from_bytes([1; 16]))]),
+        Request::Acknowledge(vec![(owned.id(), BlobId::from_bytes([1; 16]))]),
         Request::Subscribe(many),
     ] {
         let mut stranger = Guest::connect(&relay).await;
@@ -435,7 +432,7 @@ async fn a_receipt_counts_in_the_window_as_one_blob_of_64_bytes() {
     let first = sender.receipt().await;
     sender.receipt().await;
     sender.expect_nothing().await;
-    let request = Request::AcknowledgeEach(vec![(own.id(), first.receipt_id)]);
+    let request = Request::Acknowledge(vec![(own.id(), first.receipt_id)]);
     sender.ask(request).await;
     let frames = [sender.receive().await, sender.receive().await];
     let is_receipt = |frame: &Answer| matches!(frame, Answer::Receipt(_));
@@ -451,7 +448,7 @@ async fn what_wants_no_answer_gets_none_whatever_becomes_of_it() {
     let mut owner = Guest::connect(&relay).await;
     let quietly = |to: &Owned, ids: usize| {
         let item = (to.id(), submit(&to.id(), 1, b"").id);
-        encode_request(None, &Request::AcknowledgeEach(vec![item; ids]))
+        encode_request(None, &Request::Acknowledge(vec![item; ids]))
     };
     let not_open = quietly(&owned, 1);
     owner

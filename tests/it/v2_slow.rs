@@ -145,7 +145,7 @@ async fn a_slow_reader_is_sent_its_window_and_the_rest_when_it_makes_room() {
     // Each acknowledgement lets one more go, in order, once.
     let mut next = WINDOW;
     for at in 0..BLOBS as usize {
-        slow.ask(Request::AcknowledgeEach(vec![(owned.id(), came[at])]))
+        slow.ask(Request::Acknowledge(vec![(owned.id(), came[at])]))
             .await;
         let mut waits = 1 + usize::from(next < BLOBS);
         let mut is_last = next == BLOBS - 1;

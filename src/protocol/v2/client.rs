@@ -59,11 +59,11 @@ fn spell(request: &Request) -> client_frame::Frame {
             blobs: *blobs,
             bytes: *bytes,
         }),
-        Request::AcknowledgeEach(items) => Frame::Acknowledge(schema::Acknowledge {
+        Request::Acknowledge(items) => Frame::Acknowledge(schema::Acknowledge {
             items: items.iter().map(spell_item).collect(),
         }),
         Request::Withdraw(withdrawal) => spell_withdrawal(withdrawal),
-        Request::PurgeMailboxes(mailboxes) => Frame::Purge(schema::Purge {
+        Request::Purge(mailboxes) => Frame::Purge(schema::Purge {
             mailboxes: ids(mailboxes),
         }),
         Request::Unpin(mailbox) => Frame::Unpin(schema::Unpin {
@@ -184,7 +184,7 @@ fn read(frame: Frame) -> Result<Option<Answer>, &'static str> {
         Frame::Cancelled(_) => Answer::Done(Done::Cancelled),
         Frame::Unpinned(_) => Answer::Done(Done::Unpinned),
         Frame::Pong(_) => Answer::Done(Done::Pong),
-        Frame::Purged(purged) => Answer::PurgedMailboxes(each(&purged.mailboxes, read_purged)?),
+        Frame::Purged(purged) => Answer::Purged(each(&purged.mailboxes, read_purged)?),
         Frame::RecoveryStored(stored) => Answer::RecoveryKept {
             expires_at: Timestamp::from_millis(stored.expires_at),
         },

@@ -86,11 +86,11 @@ pub enum Request {
         bytes: u64,
     },
     /// These blobs and receipts have arrived.
-    AcknowledgeEach(Vec<(MailboxId, BlobId)>),
+    Acknowledge(Vec<(MailboxId, BlobId)>),
     /// Keep a blob for longer, or take it back.
     Withdraw(Withdrawal),
     /// Delete what these mailboxes hold.
-    PurgeMailboxes(Vec<MailboxId>),
+    Purge(Vec<MailboxId>),
     /// This mailbox may be opened without a proof again.
     Unpin(MailboxId),
     /// Keep this recovery proof.
@@ -246,7 +246,7 @@ pub enum Answer {
     /// The request is done, and there is nothing to say about it.
     Done(Done),
     /// What was deleted in each mailbox, in the order asked.
-    PurgedMailboxes(Vec<PurgedMailbox>),
+    Purged(Vec<PurgedMailbox>),
     /// The recovery proof of this request is durable.
     RecoveryKept {
         /// From then on it is not shown any more.

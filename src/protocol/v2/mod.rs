@@ -144,7 +144,7 @@ fn spell(answer: &Answer) -> Frame {
             bytes: *bytes,
         }),
         Answer::Done(done) => spell_done(*done),
-        Answer::PurgedMailboxes(mailboxes) => Frame::Purged(schema::Purged {
+        Answer::Purged(mailboxes) => Frame::Purged(schema::Purged {
             mailboxes: mailboxes.iter().map(spell_purged).collect(),
         }),
         Answer::RecoveryKept { expires_at } => Frame::RecoveryStored(schema::RecoveryStored {

@@ -130,9 +130,9 @@ fn request() -> impl Strategy<Value = Request> {
         submit().prop_map(Request::Submit),
         subscribe().prop_map(Request::Subscribe),
         vec(mailbox(), 0..5).prop_map(Request::Unsubscribe),
-        vec(mailbox(), 0..5).prop_map(Request::PurgeMailboxes),
+        vec(mailbox(), 0..5).prop_map(Request::Purge),
         (any::<u32>(), any::<u64>()).prop_map(|(blobs, bytes)| Request::Window { blobs, bytes }),
-        vec((mailbox(), blob_id()), 0..5).prop_map(Request::AcknowledgeEach),
+        vec((mailbox(), blob_id()), 0..5).prop_map(Request::Acknowledge),
         withdrawal().prop_map(Request::Withdraw),
         mailbox().prop_map(Request::Unpin),
         (any::<[u8; 32]>(), body()).prop_map(|(key_hash, proof)| {
@@ -238,7 +238,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         vec(opened(), 0..5).prop_map(Answer::Subscribed),
         (any::<u32>(), any::<u64>()).prop_map(|(blobs, bytes)| Answer::Windowed { blobs, bytes }),
         done.prop_map(Answer::Done),
-        vec(purged(), 0..5).prop_map(Answer::PurgedMailboxes),
+        vec(purged(), 0..5).prop_map(Answer::Purged),
         time().prop_map(|expires_at| Answer::RecoveryKept { expires_at }),
         (vec(found(), 0..5), any::<bool>())
             .prop_map(|(proofs, more)| Answer::RecoveryFound { proofs, more }),

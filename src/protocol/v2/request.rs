@@ -33,7 +33,7 @@ pub(super) fn read(frame: Frame) -> Result<Request, &'static str> {
             blobs: window.blobs,
             bytes: window.bytes,
         },
-        Frame::Acknowledge(acknowledge) => Request::AcknowledgeEach(
+        Frame::Acknowledge(acknowledge) => Request::Acknowledge(
             acknowledge
                 .items
                 .iter()
@@ -46,7 +46,7 @@ pub(super) fn read(frame: Frame) -> Result<Request, &'static str> {
             secret: exactly(&cancel.secret, SECRET)?,
             kind: WithdrawalKind::Cancel,
         }),
-        Frame::Purge(purge) => Request::PurgeMailboxes(mailboxes(&purge.mailboxes)?),
+        Frame::Purge(purge) => Request::Purge(mailboxes(&purge.mailboxes)?),
         Frame::Unpin(unpin) => Request::Unpin(mailbox(&unpin.mailbox)?),
         Frame::RecoveryPut(put) => Request::RecoveryStore(RecoveryProof {
             key_hash: exactly(&put.key_hash, KEY_HASH)?,

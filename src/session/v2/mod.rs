@@ -62,14 +62,13 @@ impl Guest {
             Request::Subscribe(_) => Said::New(Charge::Later),
             Request::RecoveryStore(_) => Said::New(Charge::Recovery),
             Request::RecoveryQuery(_) => Said::Request(Charge::Recovery),
-            Request::Hello
-            | Request::Withdraw(_)
-            | Request::PurgeMailboxes(_)
-            | Request::Unpin(_) => Said::Request(Charge::Request),
+            Request::Hello | Request::Withdraw(_) | Request::Purge(_) | Request::Unpin(_) => {
+                Said::Request(Charge::Request)
+            }
             Request::Unsubscribe(_) | Request::Window { .. } | Request::Ping => {
                 Said::Request(Charge::Nothing)
             }
-            Request::AcknowledgeEach(items) => match self.slots(items, parts) {
+            Request::Acknowledge(items) => match self.slots(items, parts) {
                 Some(slots) => Said::Arrived(slots),
                 None => Said::Refused(Refusal::Unauthorized),
             },
@@ -102,11 +101,11 @@ impl Guest {
                 let Size { blobs, bytes } = self.resize(Size { blobs, bytes }, answers);
                 reply.answer(&Answer::Windowed { blobs, bytes });
             }
-            Request::AcknowledgeEach(blobs) => self.acknowledge(blobs, reply).await,
+            Request::Acknowledge(blobs) => self.acknowledge(blobs, reply).await,
             Request::Withdraw(withdrawal) => self.withdraw(withdrawal, reply).await,
-            Request::PurgeMailboxes(mailboxes) => {
+            Request::Purge(mailboxes) => {
                 let purged = self.purge(mailboxes, answers).await;
-                reply.done(purged.map(Answer::PurgedMailboxes));
+                reply.done(purged.map(Answer::Purged));
             }
             Request::Unpin(mailbox) => {
                 let unpinned = self.unpin(&mailbox, parts).await;
