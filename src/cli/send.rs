@@ -13,10 +13,10 @@ use data_encoding::HEXLOWER;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::progress::Progress;
-use super::relays::{
+use super::connect::{
     Relays, answer_within, explained, open, parse_32_bytes, parse_mailbox, parse_span, read_file,
 };
+use super::progress::Progress;
 use super::{Usage, keygen};
 use crate::client::{
     Blob, Client, ClientError, MailboxId, MailboxKey, Receipts, Submitted, Terms, v1,

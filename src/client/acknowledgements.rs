@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::ClientError;
-use super::ask::{Ask, Waiter};
 use super::blob::Item;
+use super::request::{Ask, Waiter};
 use crate::ids::MailboxId;
 use crate::protocol::v2::Request;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::ask::Ask;
+use super::request::Ask;
 use super::{
     ANSWER_TO_SOMETHING_ELSE, BlobSecret, Client, ClientError, FoundProof, MailboxId, PurgedMailbox,
 };

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::ClientError;
 use super::arrivals::Arrivals;
-use super::ask::{Key, Live, Outcome, not_opened};
+use super::request::{Key, Live, Outcome, not_opened};
 use crate::ids::MailboxId;
 use crate::protocol::v2::Answer;
 

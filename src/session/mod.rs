@@ -32,7 +32,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tracing::Instrument as _;
 
 use crate::clock::Clock;
-use crate::hub::Wakes;
+use crate::hub::Inbox;
 use crate::ids::{MailboxHash, MailboxId, SessionLabel};
 use crate::metrics::Metrics;
 use crate::protocol::Version;
@@ -203,13 +203,13 @@ async fn converse(
     address: IpAddr,
     parts: &Arc<Parts>,
 ) -> Ended {
-    let wakes = Arc::new(match version {
-        Version::V1 => Wakes::default(),
-        Version::V2 => Wakes::without_notices(),
+    let inbox = Arc::new(match version {
+        Version::V1 => Inbox::default(),
+        Version::V2 => Inbox::without_notices(),
     });
     let begun = match version {
-        Version::V1 => begin_v1(stream, address, &wakes, parts).await,
-        Version::V2 => Ok(begin_v2(address, &wakes, parts)),
+        Version::V1 => begin_v1(stream, address, &inbox, parts).await,
+        Version::V2 => Ok(begin_v2(address, &inbox, parts)),
     };
     let Begun {
         dialect,
@@ -235,12 +235,12 @@ async fn converse(
         feed: Feed::new(
             Arc::clone(&parts.service),
             Arc::clone(&mailboxes),
-            Arc::clone(&wakes),
+            Arc::clone(&inbox),
         ),
         noting: None,
         device_feed: device_feed(&dialect, parts),
         mailboxes,
-        wakes,
+        inbox,
         keepalive: keepalive(version, parts),
         has_said_go_away: false,
         unflushed: 0,
@@ -255,11 +255,11 @@ async fn converse(
 async fn begin_v1(
     stream: &mut SplitStream<Socket>,
     address: IpAddr,
-    wakes: &Arc<Wakes>,
+    inbox: &Arc<Inbox>,
     parts: &Arc<Parts>,
 ) -> Result<Begun, Ended> {
     let handshake = open::first_frame(stream, parts).await?;
-    let opened = open::open(&handshake, address, Arc::clone(wakes), parts)
+    let opened = open::open(&handshake, address, Arc::clone(inbox), parts)
         .await
         .map_err(Ended::ByRelay)?;
     Ok(Begun {
@@ -270,8 +270,8 @@ async fn begin_v1(
 }
 
 /// The relay speaks first.
-fn begin_v2(address: IpAddr, wakes: &Arc<Wakes>, parts: &Parts) -> Begun {
-    let guest = Guest::new(address, Arc::clone(wakes), parts);
+fn begin_v2(address: IpAddr, inbox: &Arc<Inbox>, parts: &Parts) -> Begun {
+    let guest = Guest::new(address, Arc::clone(inbox), parts);
     Begun {
         mailboxes: Arc::clone(&guest.mailboxes),
         welcome: guest.first_frame(parts),
@@ -287,8 +287,8 @@ fn device_feed<'a>(dialect: &'a Dialect, parts: &Parts) -> Option<(ToDevice<'a>,
     let from = Cursor::Backlog(BacklogCursor::START);
     let named = (device.subscription.mailbox, device.id);
     let mailboxes = only(named, View::DeviceSync, from);
-    let wakes = Arc::clone(&device.wakes);
-    let feed = Feed::new(Arc::clone(&parts.service), mailboxes, wakes);
+    let inbox = Arc::clone(&device.inbox);
+    let feed = Feed::new(Arc::clone(&parts.service), mailboxes, inbox);
     Some((ToDevice { opened, device }, feed))
 }
 

@@ -22,7 +22,7 @@ use super::mailboxes::{Mailboxes, ToBegin};
 use super::outbox::Owed;
 use super::v1::open::ToDevice;
 use super::{Dialect, Ended, Parts, Shared};
-use crate::hub::{LiveBlob, Notice, Wakes};
+use crate::hub::{Inbox, LiveBlob, Notice};
 use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::close::Close;
 use crate::service::StoredBlob;
@@ -45,7 +45,7 @@ pub(super) struct Writer<'a> {
     /// What other devices of the client sent this one.
     pub(super) device_feed: Option<(ToDevice<'a>, Feed)>,
     /// Brings the notices.
-    pub(super) wakes: Arc<Wakes>,
+    pub(super) inbox: Arc<Inbox>,
     pub(super) keepalive: Keepalive,
     /// v2: the client knows that the relay is about to stop.
     pub(super) has_said_go_away: bool,
@@ -135,7 +135,7 @@ impl<'a> Writer<'a> {
         if let Poll::Ready(owed) = self.shared.outbox.poll_take(context) {
             return Poll::Ready(Next::Answer(owed));
         }
-        if let Poll::Ready(notice) = self.wakes.poll_notice(context) {
+        if let Poll::Ready(notice) = self.inbox.poll_notice(context) {
             return Poll::Ready(Next::Notice(notice));
         }
         if let Poll::Ready(next) = self.poll_delivery(context) {
@@ -167,7 +167,7 @@ impl<'a> Writer<'a> {
             return Poll::Pending;
         }
         if let Dialect::V2(_) = self.dialect
-            && let Poll::Ready(blob) = self.wakes.poll_live(context)
+            && let Poll::Ready(blob) = self.inbox.poll_live(context)
         {
             return Poll::Ready(Next::Live(blob));
         }
@@ -197,7 +197,7 @@ impl<'a> Writer<'a> {
     /// Mailboxes of which all that was stored before now has been delivered. The feed is to be asked
     /// again: what has come since it last looked comes first, and is in its queue.
     fn take_caught_up(&self, context: &mut Context<'_>) -> Vec<MailboxId> {
-        if let Poll::Ready(marked) = self.wakes.poll_take(context) {
+        if let Poll::Ready(marked) = self.inbox.poll_take(context) {
             self.mailboxes.look_at(marked);
         }
         self.mailboxes.take_caught_up()
@@ -208,7 +208,7 @@ impl<'a> Writer<'a> {
         self.write(answer).await?;
         for begun in to_begin {
             if let Some(tells_senders) = self.mailboxes.begin(begun) {
-                self.wakes.take_live(begun.mailbox, tells_senders);
+                self.inbox.take_live(begun.mailbox, tells_senders);
             }
         }
         Ok(())

@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
 
+use super::connect::{Relays, explained, parse_mailbox};
 use super::folder::Folder;
-use super::relays::{Relays, explained, parse_mailbox};
 use super::stop_signal;
 use crate::client::v1::{Client, Delivery, Options};
 use crate::client::{ClientError, MailboxId};

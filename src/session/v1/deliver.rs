@@ -7,7 +7,7 @@ use crate::hub::{Fate, Notice};
 use crate::protocol::v1::message::{Delivery, DeviceSyncDelivery, NoticeStatus};
 use crate::protocol::v1::{self, Answer, Tag};
 use crate::service::StoredBlob;
-use crate::service::give_back::GiveBack;
+use crate::service::sealed::Sealed;
 use crate::session::Ended;
 use crate::session::feed::delivered_bytes;
 use crate::session::writer::Writer;
@@ -22,10 +22,10 @@ impl Writer<'_> {
         let bytes = delivered_bytes(&blob);
         self.shared.state().delivered(opened.slot(blob.id), bytes);
         let service = &self.parts.service;
-        let (sender_id, body) = match service.give_back(&opened.mailbox, &blob.sealed) {
-            Some(GiveBack::SenderId(sender_id)) => (Some(sender_id), blob.body),
-            Some(GiveBack::Frame(frame)) => (None, frame),
-            Some(GiveBack::SenderDevice(_)) | None => (None, blob.body),
+        let (sender_id, body) = match service.unseal(&opened.mailbox, &blob.sealed) {
+            Some(Sealed::SenderId(sender_id)) => (Some(sender_id), blob.body),
+            Some(Sealed::Frame(frame)) => (None, frame),
+            Some(Sealed::SenderDevice(_)) | None => (None, blob.body),
         };
         let sender_id = sender_id.filter(|_| service.v1_keeps_sender_id());
         let delivery = Delivery {
@@ -51,9 +51,9 @@ impl Writer<'_> {
         let bytes = delivered_bytes(&message);
         let slot = opened.slot(message.id);
         self.shared.state().delivered(slot, bytes);
-        let sender_device = match self.parts.service.give_back(&device.id, &message.sealed) {
-            Some(GiveBack::SenderDevice(sender)) => sender,
-            Some(GiveBack::SenderId(_) | GiveBack::Frame(_)) | None => Box::default(),
+        let sender_device = match self.parts.service.unseal(&device.id, &message.sealed) {
+            Some(Sealed::SenderDevice(sender)) => sender,
+            Some(Sealed::SenderId(_) | Sealed::Frame(_)) | None => Box::default(),
         };
         let delivery = DeviceSyncDelivery {
             id: message.id,

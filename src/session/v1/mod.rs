@@ -21,9 +21,9 @@ use crate::protocol::message::{RecoveryProof, RecoveryQuery};
 use crate::protocol::v1::message::{AccountRevoked, DeviceSync, Purge, Submit};
 use crate::protocol::v1::{self, Answer, Incoming, Request, Tag};
 use crate::service::device_sync::DeviceMessage;
-use crate::service::give_back::GiveBack;
 use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
+use crate::service::sealed::Sealed;
 use crate::service::submit::{NoticeTo, Submission, Submitted, Terms};
 use crate::service::{Class, Opener, Tells, View};
 
@@ -124,9 +124,9 @@ impl Opened {
             recipient,
             id,
             class: Class::SeenByV1,
-            give_back: sender_id
+            sealed: sender_id
                 .filter(|_| service.v1_keeps_sender_id())
-                .map(GiveBack::SenderId),
+                .map(Sealed::SenderId),
             notice: Some(NoticeTo {
                 sender: subscription.mailbox,
                 name: tag.name().into(),
@@ -157,7 +157,7 @@ impl Opened {
             recipient,
             id,
             class: Class::SeenByV1,
-            give_back: Some(GiveBack::Frame(frame)),
+            sealed: Some(Sealed::Frame(frame)),
             notice: None,
             terms: Terms::default(),
             body: Bytes::new(),

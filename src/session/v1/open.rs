@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::stream::SplitStream;
 
 use crate::auth;
-use crate::hub::Wakes;
+use crate::hub::Inbox;
 use crate::ids::{ConnectionId, MailboxId};
 use crate::protocol::close::Close;
 use crate::protocol::v1::message::{Handshake, HandshakeProof};
@@ -39,7 +39,7 @@ pub(in crate::session) struct Device {
     pub(in crate::session) id_as_spelt: Arc<str>,
     pub(in crate::session) client_as_spelt: Arc<str>,
     pub(in crate::session) subscription: DeviceSubscription,
-    pub(in crate::session) wakes: Arc<Wakes>,
+    pub(in crate::session) inbox: Arc<Inbox>,
 }
 
 /// Whom messages of other devices go to.
@@ -102,7 +102,7 @@ fn is_noise(frame: &[u8]) -> bool {
 pub(in crate::session) async fn open(
     handshake: &Handshake,
     address: IpAddr,
-    wakes: Arc<Wakes>,
+    inbox: Arc<Inbox>,
     parts: &Parts,
 ) -> Result<Opened, Close> {
     let (service, connection) = (&parts.service, ConnectionId::next());
@@ -114,7 +114,7 @@ pub(in crate::session) async fn open(
         .await
         .map_err(|refusal| refusal.unwrap_or(Close::Slow("storage does not answer; try again")))?;
     let mailbox = handshake.mailbox();
-    let subscription = service.subscribe(&mailbox, address, connection, wakes);
+    let subscription = service.subscribe(&mailbox, address, connection, inbox);
     let from = Cursor::After(OrderKey::START);
     Ok(Opened {
         client_id: handshake.client_id,
@@ -154,14 +154,14 @@ async fn may_open(
 
 fn device(handshake: &Handshake, connection: ConnectionId, service: &Service) -> Option<Device> {
     let id = handshake.device_id?;
-    let wakes = Arc::new(Wakes::default());
+    let inbox = Arc::new(Inbox::default());
     let client = &handshake.client_id;
     Some(Device {
         id,
         id_as_spelt: Arc::clone(handshake.device_as_spelt.as_ref()?),
         client_as_spelt: Arc::clone(&handshake.client_as_spelt),
-        subscription: service.subscribe_device(client, &id, connection, Arc::clone(&wakes)),
-        wakes,
+        subscription: service.subscribe_device(client, &id, connection, Arc::clone(&inbox)),
+        inbox,
     })
 }
 

@@ -12,7 +12,7 @@ use crate::protocol::v2::message::{
     BlobDelivery, GoAway, GoAwayReason, ReceiptDelivery, ReceiptKind,
 };
 use crate::protocol::v2::{self, Answer};
-use crate::service::give_back::GiveBack;
+use crate::service::sealed::Sealed;
 use crate::service::{self, Receipt, StoredBlob};
 use crate::session::Ended;
 use crate::session::feed::delivered_bytes;
@@ -42,9 +42,9 @@ impl Writer<'_> {
         }
         let (service, id) = (&self.parts.service, blob.id);
         let redelivered = service.is_redelivered(&mailbox, &id);
-        let body = match service.give_back(&named.id, &blob.sealed) {
-            Some(GiveBack::Frame(frame)) => frame,
-            Some(GiveBack::SenderId(_) | GiveBack::SenderDevice(_)) | None => blob.body,
+        let body = match service.unseal(&named.id, &blob.sealed) {
+            Some(Sealed::Frame(frame)) => frame,
+            Some(Sealed::SenderId(_) | Sealed::SenderDevice(_)) | None => blob.body,
         };
         self.say_v2(&Answer::Blob(BlobDelivery {
             id,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use crate::hub::Wakes;
+use crate::hub::Inbox;
 use crate::ids::{ConnectionId, MailboxHash, MailboxId};
 use crate::protocol::v2::message::{Limits, Welcome};
 use crate::protocol::v2::{self, Answer};
@@ -21,7 +21,7 @@ pub(in crate::session) struct Guest {
     pub(super) address: IpAddr,
     /// This connection's own; part of what keys sign.
     pub(super) challenge: [u8; 32],
-    pub(super) wakes: Arc<Wakes>,
+    pub(super) inbox: Arc<Inbox>,
     pub(in crate::session) mailboxes: Arc<Mailboxes>,
     /// Whom requests are charged to, and the first mailbox that was opened: the client's name from
     /// then on. Nothing awaits inside.
@@ -29,14 +29,14 @@ pub(in crate::session) struct Guest {
 }
 
 impl Guest {
-    pub(in crate::session) fn new(address: IpAddr, wakes: Arc<Wakes>, parts: &Parts) -> Self {
+    pub(in crate::session) fn new(address: IpAddr, inbox: Arc<Inbox>, parts: &Parts) -> Self {
         // Until it has opened a mailbox, a connection is a client of its own.
         let nobody = MailboxHash::from_bytes(rand::random());
         Self {
             connection: ConnectionId::next(),
             address,
             challenge: rand::random(),
-            wakes,
+            inbox,
             mailboxes: Arc::default(),
             name: Mutex::new((parts.service.client(&nobody, address), None)),
         }

@@ -166,7 +166,7 @@ impl Guest {
                 true => Class::SeenByV1,
                 false => Class::ProvenOnly,
             },
-            give_back: None,
+            sealed: None,
             notice: None,
             terms: Terms {
                 ttl: terms.ttl,

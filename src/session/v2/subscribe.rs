@@ -154,7 +154,7 @@ impl Guest {
         for ((opening, _), mailbox) in good().zip(&hashes) {
             let tells = opening.tells_senders;
             if self.mailboxes.tell_senders(mailbox, tells) {
-                self.wakes.take_live(*mailbox, tells);
+                self.inbox.take_live(*mailbox, tells);
             }
         }
         let held = hashes.iter().zip(&holdings);
@@ -174,9 +174,9 @@ impl Guest {
         opening: &Opening,
         parts: &Parts,
     ) -> (ToBegin, Client) {
-        let (id, wakes) = (opening.mailbox, Arc::clone(&self.wakes));
+        let (id, inbox) = (opening.mailbox, Arc::clone(&self.inbox));
         let service = &parts.service;
-        let subscription = service.subscribe(&id, self.address, self.connection, wakes);
+        let subscription = service.subscribe(&id, self.address, self.connection, inbox);
         let from = (View::Proven, Cursor::After(OrderKey::START));
         let is_by_key = matches!(opening.proof, OpeningProof::Signature(_));
         let number = self
@@ -194,7 +194,7 @@ impl Guest {
     pub(super) fn close(&self, mailbox: &MailboxHash) {
         self.mailboxes.close(mailbox);
         // It has left the hub: no mark comes any more.
-        self.wakes.forget(mailbox);
+        self.inbox.forget(mailbox);
     }
 }
 

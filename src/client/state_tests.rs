@@ -1,4 +1,4 @@
-//! The book, with a relay that is played by hand.
+//! The client's state, with a relay that is played by hand.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::ask::{Ask, Key, Live, Outcome, Waiter};
-use super::book::Book;
-use super::turns::Next;
+use super::request::{Ask, Key, Live, Outcome, Waiter};
+use super::send_order::Next;
+use super::state::State;
 use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
@@ -20,12 +20,12 @@ use crate::protocol::v2::{self, Answer, Incoming, Request, Tag};
 
 const WINDOW: (u32, u64) = (64, 4 << 20);
 
-/// A book and the clock that it is read by.
-pub(super) struct Played(pub(super) Book, pub(super) Instant);
+/// A client's state and the clock that it is read by.
+pub(super) struct Played(pub(super) State, pub(super) Instant);
 
 impl Played {
     pub(super) fn new() -> Self {
-        Self(Book::new(&Options::new(["ws://relay"])), Instant::now())
+        Self(State::new(&Options::new(["ws://relay"])), Instant::now())
     }
 
     pub(super) fn connected_to(&mut self, relay: u8) {

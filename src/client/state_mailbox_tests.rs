@@ -1,11 +1,11 @@
-//! The book's mailboxes and what comes from them, with a relay that is played by hand.
+//! The client's mailboxes and what comes from them, with a relay that is played by hand.
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::ask::{Ask, Key};
-use super::book::Book;
-use super::book_tests::{Played, subscribed, waiter};
+use super::request::{Ask, Key};
+use super::state::State;
+use super::state_tests::{Played, subscribed, waiter};
 use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
@@ -61,7 +61,7 @@ fn at_another_relay_nothing_of_the_first_is_acknowledged() {
 fn the_window_goes_before_the_mailboxes_and_these_in_the_order_of_their_opening() {
     let mut options = Options::new(["ws://relay"]);
     options.window_blobs = 1;
-    let mut played = Played(Book::new(&options), Instant::now());
+    let mut played = Played(State::new(&options), Instant::now());
     played.connected_to(1);
     played.written().unwrap();
     let mailboxes: Vec<_> = (0..20)
@@ -135,7 +135,7 @@ fn a_secret_is_shown_to_one_relay_only() {
     assert_eq!(why, Some(ClientError::OtherRelay));
     // Shown, though the answer is lost.
     let key = MailboxKey::secret([2; 32]);
-    let (waiter, mut told) = super::book_tests::waiter();
+    let (waiter, mut told) = super::state_tests::waiter();
     played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
     played.written().unwrap();
     played.0.disconnected();
@@ -159,7 +159,7 @@ fn a_secret_is_shown_to_one_relay_only() {
 fn what_finds_no_room_holds_nothing_up_and_comes_once_there_is_some() {
     let mut options = Options::new(["ws://relay"]);
     options.window_blobs = 1;
-    let mut played = Played(Book::new(&options), Instant::now());
+    let mut played = Played(State::new(&options), Instant::now());
     played.connected_to(1);
     played.written().unwrap();
     let mailbox = played.opened();

@@ -13,15 +13,15 @@ use tokio::time::Instant;
 use super::ClientError;
 use super::acknowledgements::Acknowledgements;
 use super::arrivals::Arrivals;
-use super::ask::{
+use super::blob::Item;
+use super::duplicates::Acknowledging;
+use super::keyring::Keyring;
+use super::options::Options;
+use super::request::{
     Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Outcome, RATE_LIMITED, SHUTTING_DOWN, Waiter,
     refused_for,
 };
-use super::blob::Item;
-use super::keyring::Keyring;
-use super::options::Options;
-use super::seen::Acknowledging;
-use super::turns::{Next, Turns};
+use super::send_order::{Next, SendOrder};
 use crate::ids::MailboxId;
 use crate::protocol::message::Refused;
 use crate::protocol::v2::client::{ServerFrame, encode_request};
@@ -44,7 +44,7 @@ pub(super) enum Heard {
     GoAway(GoAway),
 }
 
-pub(super) struct Book {
+pub(super) struct State {
     live: Option<Live>,
     /// What the last connection was to.
     relay_id: Option<[u8; 32]>,
@@ -55,7 +55,7 @@ pub(super) struct Book {
     /// By number, and so in the order asked.
     asked: BTreeMap<Tag, Asked>,
     /// Whose turn it is on this connection.
-    turns: Turns,
+    send_order: SendOrder,
     acknowledged: Acknowledgements,
     keyring: Keyring,
     /// Mailboxes are being opened again; what needs them waits.
@@ -71,7 +71,7 @@ pub(super) struct Book {
     pub(super) arrivals: Arrivals,
 }
 
-impl Book {
+impl State {
     pub(super) fn new(options: &Options) -> Self {
         let window = (options.window_blobs.max(1), options.window_bytes.max(1));
         Self {
@@ -82,7 +82,7 @@ impl Book {
             repeat_for: options.repeat_for,
             last_number: 0,
             asked: BTreeMap::new(),
-            turns: Turns::default(),
+            send_order: SendOrder::default(),
             acknowledged: Acknowledgements::default(),
             keyring: Keyring::default(),
             reopening: BTreeSet::new(),
@@ -119,7 +119,7 @@ impl Book {
             return None;
         }
         let number = self.note(ask, vec![waiter]);
-        self.turns.put(number);
+        self.send_order.put(number);
         Some(number)
     }
 
@@ -132,7 +132,7 @@ impl Book {
         if self.asked.get(&number).is_some_and(closes) {
             return None;
         }
-        let is_sent = self.turns.remove(number);
+        let is_sent = self.send_order.remove(number);
         let Asked { ask, refusal, .. } = self.asked.remove(&number)?;
         if let (Ask::Open(keys), true) = (ask, is_sent) {
             self.close_strays(&keys);
@@ -146,8 +146,9 @@ impl Book {
             let mut asked = self.asked.iter();
             // An opening that is written after they are closed opens them.
             let is_wanted = self.keyring.is_open(&mailbox)
-                || asked
-                    .any(|(number, asked)| self.turns.is_sent(*number) && asked.opens(&mailbox));
+                || asked.any(|(number, asked)| {
+                    self.send_order.is_sent(*number) && asked.opens(&mailbox)
+                });
             if !is_wanted {
                 self.arrivals.unsubscribed(&mailbox);
                 self.strays.push(mailbox);
@@ -208,13 +209,13 @@ impl Book {
         for (number, asked) in &self.asked {
             // What is due comes back with the first look.
             let until = asked.not_before.unwrap_or(now);
-            self.turns.put_off(*number, until);
+            self.send_order.put_off(*number, until);
         }
         if live.welcome.limits.window_default != self.window {
             // Before the mailboxes, whose deliveries it bounds.
             let (blobs, bytes) = self.window;
             let number = self.note(Ask::Window(blobs, bytes), Vec::new());
-            self.turns.put_first(number);
+            self.send_order.put_first(number);
         }
         self.live = Some(live);
         self.reopen(&self.keyring.all());
@@ -234,7 +235,7 @@ impl Book {
     fn reopen(&mut self, keys: &[Key]) {
         for part in keys.chunks(self.items_max(OPENING_BYTES)) {
             let number = self.note(Ask::Reopen(part.to_vec()), Vec::new());
-            self.turns.put_first(number);
+            self.send_order.put_first(number);
             self.reopening.insert(number);
         }
     }
@@ -243,7 +244,7 @@ impl Book {
     pub(super) fn disconnected(&mut self) {
         self.live = None;
         self.reopening.clear();
-        self.turns = Turns::default();
+        self.send_order = SendOrder::default();
         self.strays.clear();
         self.arrivals.disconnected();
         // Acknowledgements go back into the queue: a mailbox may not open again, and one that is not
@@ -275,7 +276,7 @@ impl Book {
     /// Asks the relay whether it is there.
     pub(super) fn ping(&mut self) {
         let number = self.note(Ask::Ping, Vec::new());
-        self.turns.put_first(number);
+        self.send_order.put_first(number);
     }
 
     /// The relay wants us to go. It answers what it has read and takes acknowledgements.
@@ -290,7 +291,7 @@ impl Book {
         if let Some(frame) = self.unsubscribe_strays() {
             return Next::Write(frame);
         }
-        self.turns.bring_back(now);
+        self.send_order.bring_back(now);
         if self.reopening.is_empty() {
             self.gather_acknowledgements();
             if let Some(frame) = self.acknowledge_again() {
@@ -301,7 +302,7 @@ impl Book {
         while let Some(number) = self.take_next() {
             match self.encode(number) {
                 Some(Ok(frame)) => {
-                    self.turns.sent(number);
+                    self.send_order.sent(number);
                     return Next::Write(frame);
                 }
                 Some(Err(why)) => {
@@ -313,7 +314,7 @@ impl Book {
         if self.is_finished() || (self.is_sent_away && self.owes_nothing_here()) {
             return Next::Leave;
         }
-        Next::Idle(self.turns.due())
+        Next::Idle(self.send_order.due())
     }
 
     fn gather_acknowledgements(&mut self) {
@@ -323,7 +324,7 @@ impl Book {
             .gather(count_max, |mailbox| self.keyring.is_open(mailbox))
         {
             let number = self.note(ask, waiters);
-            self.turns.put(number);
+            self.send_order.put(number);
         }
     }
 
@@ -364,20 +365,20 @@ impl Book {
         let keys = self.keyring.each_of(&missed);
         if !keys.is_empty() {
             let number = self.note(Ask::Leave(missed), Vec::new());
-            self.turns.put_first(number);
+            self.send_order.put_first(number);
             self.reopen(&keys);
         }
     }
 
     fn take_next(&mut self) -> Option<Tag> {
-        let others_may = self.reopening.is_empty() && self.turns.has_room();
+        let others_may = self.reopening.is_empty() && self.send_order.has_room();
         let (asked, is_sent_away) = (&self.asked, self.is_sent_away);
         let may_go = |ask: &Ask| match ask {
             Ask::Reopen(_) | Ask::Leave(_) | Ask::Window(..) | Ask::Ping => true,
             Ask::Request(Request::Acknowledge(_)) => others_may,
             Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => others_may && !is_sent_away,
         };
-        self.turns
+        self.send_order
             .take(|number| asked.get(&number).is_some_and(|asked| may_go(&asked.ask)))
     }
 
@@ -390,7 +391,9 @@ impl Book {
 
     /// Whoever has blobs in hand may still acknowledge them, until the relay closes.
     fn owes_nothing_here(&self) -> bool {
-        !self.turns.is_any_sent() && self.acknowledged.is_empty() && !self.arrivals.is_any_in_hand()
+        !self.send_order.is_any_sent()
+            && self.acknowledged.is_empty()
+            && !self.arrivals.is_any_in_hand()
     }
 
     /// Takes in what the relay says.
@@ -458,14 +461,14 @@ impl Book {
         };
         if refused.code == SHUTTING_DOWN {
             // Asked again on the next connection.
-            self.turns.remove(number);
+            self.send_order.remove(number);
             return Heard::Nothing;
         }
         if let Some(at) = asked.again_at(now, &refused, self.repeat_for) {
             if refused.code == RATE_LIMITED {
-                self.turns.begin_slowly();
+                self.send_order.begin_slowly();
             }
-            self.turns.put_off(number, at);
+            self.send_order.put_off(number, at);
             return Heard::Nothing;
         }
         self.answer(number, Err(refused_for(&refused)))
@@ -475,7 +478,7 @@ impl Book {
         let Some(asked) = self.asked.remove(&number) else {
             return Heard::Nothing;
         };
-        self.turns.answered(number);
+        self.send_order.answered(number);
         let has_served = answer.is_ok();
         let answer = match (asked.ask, self.live.as_ref()) {
             (Ask::Open(keys), Some(live)) => {

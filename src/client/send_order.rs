@@ -21,8 +21,8 @@ pub(super) enum Next {
     Leave,
 }
 
-/// The numbers of requests. Each is one that the book keeps, so there are no more than there.
-pub(super) struct Turns {
+/// The numbers of requests. Each is one that the client's state keeps, so there are no more than there.
+pub(super) struct SendOrder {
     /// What the client itself needs of this connection: the window, its mailboxes. Goes before the rest.
     first: VecDeque<Tag>,
     /// To be written on this connection.
@@ -35,7 +35,7 @@ pub(super) struct Turns {
     later: Vec<(Instant, Tag)>,
 }
 
-impl Default for Turns {
+impl Default for SendOrder {
     fn default() -> Self {
         Self {
             first: VecDeque::new(),
@@ -47,7 +47,7 @@ impl Default for Turns {
     }
 }
 
-impl Turns {
+impl SendOrder {
     /// Goes before what is asked by others.
     pub(super) fn put_first(&mut self, number: Tag) {
         self.first.push_back(number);
