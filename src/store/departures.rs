@@ -7,9 +7,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use super::engine::{Departed, Departure};
+use super::engine::{Departed, Departure, Name};
+use super::tally::as_float;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
+use crate::metrics::Metrics;
 
 /// A departure under the first 64 bits of its mailbox: the table has no more of it. The hash is keyed,
 /// so nobody can aim at a collision.
@@ -23,7 +25,7 @@ struct Place {
 
 /// All departures that are remembered, by age.
 #[derive(Debug)]
-pub(super) struct Departures {
+pub struct Departures {
     span: Duration,
     /// Zero means no bound.
     count_max: u64,
@@ -40,7 +42,8 @@ pub(super) struct Departures {
 }
 
 impl Departures {
-    pub(super) fn new(span: Duration, count_max: u64) -> Self {
+    /// Remembers each for `span`, and at most `count_max` of them; zero means no bound.
+    pub fn new(span: Duration, count_max: u64) -> Self {
         Self {
             span,
             count_max,
@@ -85,7 +88,7 @@ impl Departures {
     }
 
     /// Remembers what has left in a transaction that is durable now.
-    pub(super) fn remember(&mut self, departures: &[Departure]) {
+    pub fn remember(&mut self, departures: &[Departure]) {
         for departure in departures {
             let name = (departure.mailbox.prefix64(), departure.id);
             self.load(self.next_number, name, departure.departed);
@@ -93,7 +96,7 @@ impl Departures {
     }
 
     /// The departure of this blob, if it has not been forgotten.
-    pub(super) fn find(&self, mailbox: &MailboxHash, id: &BlobId) -> Option<Departed> {
+    fn find(&self, mailbox: &MailboxHash, id: &BlobId) -> Option<Departed> {
         let mailbox64 = mailbox.prefix64();
         let place = self.places.get(&mix(mailbox64, id))?;
         let index = usize::try_from(place.checked_sub(self.forgotten)?).ok()?;
@@ -102,8 +105,26 @@ impl Departures {
         is_it.then_some(found.departed)
     }
 
-    /// Forgets what is past its time and what is too much; returns how many went before their time.
-    pub(super) fn forget(&mut self, now: Timestamp) -> u64 {
+    /// What is remembered of those of these blobs that left.
+    pub fn find_all(&self, names: &[Name]) -> HashMap<Name, Departed> {
+        let found = names.iter();
+        found
+            .filter_map(|name| Some((*name, self.find(&name.0, &name.1)?)))
+            .collect()
+    }
+
+    /// Forgets what is past its time and what is too much, and counts it.
+    pub fn forget(&mut self, now: Timestamp, metrics: &Metrics) {
+        let early = self.drop_old(now);
+        metrics.dedup_forgotten_total.increment(early);
+        let remembered = as_float(self.by_age.len() as u64);
+        metrics.dedup_remembered.set(remembered);
+        let reach = self.reach(now).as_secs_f64();
+        metrics.dedup_memory_seconds.set(reach);
+    }
+
+    /// Forgets the same, uncounted; returns how many went before their time.
+    fn drop_old(&mut self, now: Timestamp) -> u64 {
         let mut early = 0;
         while let Some(oldest) = self.by_age.front() {
             let is_over = self.is_over(&oldest.departed, now);
@@ -135,13 +156,8 @@ impl Departures {
         self.table_from = to + 1;
     }
 
-    /// How many are remembered.
-    pub(super) fn len(&self) -> usize {
-        self.by_age.len()
-    }
-
     /// How far back the memory reaches.
-    pub(super) fn reach(&self, now: Timestamp) -> Duration {
+    fn reach(&self, now: Timestamp) -> Duration {
         self.by_age
             .front()
             .map_or(Duration::ZERO, |oldest| now.since(oldest.departed.left_at))
@@ -200,13 +216,13 @@ mod tests {
     fn a_departure_is_remembered_for_its_span() {
         let mut departures = Departures::new(Duration::from_millis(100), 0);
         departures.remember(&[departure(1, 1000), departure(2, 1050)]);
-        assert_eq!(departures.forget(at(1099)), 0);
+        assert_eq!(departures.drop_old(at(1099)), 0);
         assert_eq!(found(&departures, 1), Some(1000));
-        assert_eq!(departures.forget(at(1100)), 0);
+        assert_eq!(departures.drop_old(at(1100)), 0);
         assert_eq!(found(&departures, 1), None);
         assert_eq!(found(&departures, 2), Some(1050));
         assert_eq!(found(&departures, 3), None);
-        assert_eq!(departures.len(), 1);
+        assert_eq!(departures.by_age.len(), 1);
         assert_eq!(departures.reach(at(1100)), Duration::from_millis(50));
     }
 
@@ -214,7 +230,7 @@ mod tests {
     fn the_oldest_is_forgotten_when_there_are_too_many() {
         let mut departures = Departures::new(Duration::from_secs(100), 2);
         departures.remember(&[departure(1, 1), departure(2, 2), departure(3, 3)]);
-        assert_eq!(departures.forget(at(3)), 1);
+        assert_eq!(departures.drop_old(at(3)), 1);
         assert_eq!(found(&departures, 1), None);
         assert!(found(&departures, 2).is_some() && found(&departures, 3).is_some());
     }
@@ -223,7 +239,7 @@ mod tests {
     fn a_second_departure_of_the_same_id_outlives_the_first() {
         let mut departures = Departures::new(Duration::from_millis(100), 0);
         departures.remember(&[departure(1, 1000), departure(1, 1080)]);
-        departures.forget(at(1100));
+        departures.drop_old(at(1100));
         assert_eq!(found(&departures, 1), Some(1080));
     }
 
@@ -236,7 +252,7 @@ mod tests {
             departures.load(number, name, departed(number as u8, number as u64));
         }
         assert_eq!(departures.trim_to(2), None);
-        departures.forget(at(107));
+        departures.drop_old(at(107));
         assert_eq!(departures.trim_to(2), Some(6));
         departures.trimmed(6);
         assert_eq!(departures.trim_to(2), Some(7));

@@ -15,6 +15,7 @@ use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 
 pub use super::commit::write::{Cause, Checksum, Write};
+pub use super::departures::Departures;
 pub use super::plan::change::Change;
 pub use super::plan::known::{
     Account, Asked, Departed, Header, Holder, Known, Name, RELIEF_ROWS_MAX,
@@ -120,7 +121,7 @@ pub trait Reads: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Vec<Holding>, StoreError>;
 
-    /// What is known about these recovery keys ([`super::Store::recovery_get`]).
+    /// What is known about these recovery keys, each named once ([`super::Store::recovery_get`]).
     async fn recovery(
         &self,
         key_hashes: &[[u8; 32]],

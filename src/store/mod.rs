@@ -37,7 +37,8 @@ use commit::{Ground, Lane, Pipeline};
 use engine::{KeysOf, NewRow, Opened, Reads, SWEPT_PROOFS_MAX};
 use model::{
     Appended, BacklogCursor, Burnt, Envelope, Holding, Opener, OrderKey, Page, PageBounds,
-    RecoveryPage, RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
+    RECOVERY_KEYS_MAX, RecoveryPage, RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage,
+    View,
 };
 use plan::Rules;
 use quota::Quota;
@@ -334,10 +335,13 @@ impl Store {
     /// first, expired ones left out. Stops before sealed proofs of more than `bytes_max` in all.
     pub async fn recovery_get(
         &self,
-        key_hashes: Vec<[u8; 32]>,
+        mut key_hashes: Vec<[u8; 32]>,
         bytes_max: u64,
         now: Timestamp,
     ) -> Result<RecoveryPage, StoreError> {
+        key_hashes.truncate(RECOVERY_KEYS_MAX);
+        key_hashes.sort_unstable();
+        key_hashes.dedup();
         self.read(self.reads.recovery(&key_hashes, bytes_max, now))
             .await
     }

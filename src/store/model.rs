@@ -253,6 +253,38 @@ pub struct Page<C = OrderKey> {
     pub(super) damaged: Vec<OrderKey>,
 }
 
+impl<C> Page<C> {
+    /// The page behind `after` of rows that come in order: each with where it leaves the reader, and
+    /// `None` for one that is not shown. Reads no further than the first one that does not fit.
+    pub fn of(
+        after: C,
+        rows: impl Iterator<Item = (C, Option<StoredBlob>)>,
+        bounds: PageBounds,
+    ) -> Self {
+        let mut page = Self {
+            blobs: Vec::new(),
+            next: after,
+            more: More::No,
+            damaged: Vec::new(),
+        };
+        let mut bytes: u64 = 0;
+        for (cursor, blob) in rows {
+            if let Some(blob) = blob {
+                bytes = bytes.saturating_add((blob.sealed.len() + blob.body.len()) as u64);
+                let is_full = page.blobs.len() as u64 >= u64::from(bounds.blobs_max)
+                    || bytes > bounds.bytes_max;
+                if is_full && !page.blobs.is_empty() {
+                    page.more = More::Yes;
+                    break;
+                }
+                page.blobs.push(blob);
+            }
+            page.next = cursor;
+        }
+        page
+    }
+}
+
 /// Whether there is something after a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum More {
@@ -465,6 +497,23 @@ pub struct RecoveryPage {
     pub proofs: Vec<RecoveryProof>,
     /// Whether older ones were left out because they did not fit.
     pub more: bool,
+}
+
+impl RecoveryPage {
+    /// Of these proofs, which come newest first, as many as fit.
+    pub fn of(found: impl Iterator<Item = RecoveryProof>, bytes_max: u64) -> Self {
+        let mut page = Self::default();
+        let mut bytes: u64 = 0;
+        for proof in found {
+            bytes = bytes.saturating_add(proof.sealed_proof.len() as u64);
+            if bytes > bytes_max {
+                page.more = true;
+                break;
+            }
+            page.proofs.push(proof);
+        }
+        page
+    }
 }
 
 /// What a receipt tells. The numbers are stored; they are never given another meaning.

@@ -393,16 +393,22 @@ mod tests {
     use vauchi_relay::store::model::{Appended, Tells};
 
     use super::*;
-    use crate::store_contract::{NOW, Rig, blob, mailbox};
+    use crate::store_contract::{ENGINES, NOW, Rig, Settings, blob, mailbox};
 
-    fn faulty() -> (Arc<Faults>, Arc<Store>) {
-        let mut faults = None;
-        let store = Rig::memory_under(|opened| {
-            let (made, opened) = Faults::under(opened);
-            faults = Some(made);
-            opened
-        });
-        (faults.unwrap(), store)
+    /// Every engine with faults under it.
+    async fn faulty_engines() -> Vec<(Arc<Faults>, Rig)> {
+        let mut rigs = Vec::new();
+        for engine in ENGINES {
+            let mut faults = None;
+            let wrap = |opened| {
+                let (made, opened) = Faults::under(opened);
+                faults = Some(made);
+                opened
+            };
+            let rig = Rig::open_under(engine, Settings::default(), wrap).await;
+            rigs.push((faults.unwrap(), rig));
+        }
+        rigs
     }
 
     async fn append(store: &Store, id: u32) -> Result<Appended, StoreError> {
@@ -411,78 +417,105 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_chosen_call_of_the_chosen_kind_fails() {
-        let (faults, store) = faulty();
-        faults.on(Call::Append, 2, Fault::Fail);
-        append(&store, 1).await.unwrap();
-        store.probe().await.unwrap();
-        assert!(matches!(
-            append(&store, 2).await,
-            Err(StoreError::Unavailable(_))
-        ));
-        append(&store, 3).await.unwrap();
-        assert_eq!(faults.calls(Call::Append), 3);
-        assert_eq!(faults.calls(Call::Probe), 1);
-        assert_eq!(store.usage().stored, 2);
+        for (faults, rig) in faulty_engines().await {
+            let store = &rig.store;
+            faults.on(Call::Append, 2, Fault::Fail);
+            append(store, 1).await.unwrap();
+            store.probe().await.unwrap();
+            assert!(matches!(
+                append(store, 2).await,
+                Err(StoreError::Unavailable(_))
+            ));
+            append(store, 3).await.unwrap();
+            assert_eq!(faults.calls(Call::Append), 3);
+            assert_eq!(faults.calls(Call::Probe), 1);
+            assert_eq!(store.usage().stored, 2);
+        }
     }
 
     #[tokio::test]
     async fn every_call_fails_until_it_is_mended() {
-        let (faults, store) = faulty();
-        faults.on_every(Call::Holdings, Fault::FailCommit);
-        let held = || store.holdings(vec![mailbox(1)], View::V1, NOW);
-        for _ in 0..3 {
-            held().await.unwrap_err();
+        for (faults, rig) in faulty_engines().await {
+            faults.on_every(Call::Holdings, Fault::FailCommit);
+            let held = || rig.store.holdings(vec![mailbox(1)], View::V1, NOW);
+            for _ in 0..3 {
+                held().await.unwrap_err();
+            }
+            faults.mend(Call::Holdings);
+            held().await.unwrap();
         }
-        faults.mend(Call::Holdings);
-        held().await.unwrap();
     }
 
     #[tokio::test]
     async fn of_several_writes_only_the_chosen_one_fails() {
-        let (faults, store) = faulty();
-        faults.on(Call::Append, 2, Fault::FailCommit);
-        let mut pending = Vec::new();
-        for id in 1..=3 {
-            pending.push(store.append(blob(1, id)).await.unwrap());
+        for (faults, rig) in faulty_engines().await {
+            faults.on(Call::Append, 2, Fault::FailCommit);
+            let mut pending = Vec::new();
+            for id in 1..=3 {
+                pending.push(rig.store.append(blob(1, id)).await.unwrap());
+            }
+            let mut are_stored = Vec::new();
+            for pending in pending {
+                are_stored.push(pending.await.is_ok());
+            }
+            assert_eq!(are_stored, [true, false, true]);
+            assert_eq!(rig.store.usage().stored, 2);
+            assert_eq!(rig.ids(1, View::V1, NOW).await, [1, 3]);
         }
-        let mut are_stored = Vec::new();
-        for pending in pending {
-            are_stored.push(pending.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn while_the_database_is_away_writes_are_refused_and_afterwards_taken() {
+        for (faults, rig) in faulty_engines().await {
+            append(&rig.store, 1).await.unwrap();
+            faults.take_down();
+            let lost = rig.store.append(blob(1, 2)).await.unwrap();
+            while rig.metric("store_up") > 0.5 {
+                tokio::task::yield_now().await;
+            }
+            append(&rig.store, 3).await.unwrap_err();
+            assert_eq!(rig.ids(1, View::V1, NOW).await, [1], "reads go on");
+            faults.bring_up();
+            lost.await.unwrap_err();
+            for id in [2, 3] {
+                append(&rig.store, id).await.unwrap();
+            }
+            assert_eq!(rig.ids(1, View::V1, NOW).await, [1, 2, 3]);
         }
-        assert_eq!(are_stored, [true, false, true]);
-        assert_eq!(store.usage().stored, 2);
     }
 
     #[tokio::test]
     async fn a_stalled_call_does_nothing_until_it_is_released() {
-        let (faults, store) = faulty();
-        let stall = Stall::default();
-        faults.on(Call::Purge, 1, Fault::Stall(stall.clone()));
-        append(&store, 1).await.unwrap();
+        for (faults, rig) in faulty_engines().await {
+            let stall = Stall::default();
+            faults.on(Call::Purge, 1, Fault::Stall(stall.clone()));
+            append(&rig.store, 1).await.unwrap();
 
-        let purger = Arc::clone(&store);
-        let purge = tokio::spawn(async move {
-            purger
-                .purge(mailbox(1), View::Proven, Tells::Nobody, NOW)
-                .await
-        });
-        stall.reached().await;
-        assert_eq!(store.usage().stored, 1);
-        stall.release();
-        assert_eq!(purge.await.unwrap().unwrap().blobs, 1);
+            let purger = Arc::clone(&rig.store);
+            let purge = tokio::spawn(async move {
+                purger
+                    .purge(mailbox(1), View::Proven, Tells::Nobody, NOW)
+                    .await
+            });
+            stall.reached().await;
+            assert_eq!(rig.store.usage().stored, 1);
+            stall.release();
+            assert_eq!(purge.await.unwrap().unwrap().blobs, 1);
+        }
     }
 
     #[tokio::test]
     async fn a_stalled_commit_has_its_effect_and_answers_when_it_is_released() {
-        let (faults, store) = faulty();
-        let stall = Stall::default();
-        faults.on(Call::Append, 1, Fault::StallCommit(stall.clone()));
-        let first = store.append(blob(1, 1)).await.unwrap();
-        stall.reached().await;
-        let held = store.holdings(vec![mailbox(1)], View::Proven, NOW).await;
-        assert_eq!(held.unwrap()[0].blobs, 1);
-        assert_eq!(store.usage().stored, 0, "not confirmed");
-        stall.release();
-        assert!(matches!(first.await, Ok(Appended::Stored { .. })));
+        for (faults, rig) in faulty_engines().await {
+            let (stall, store) = (Stall::default(), &rig.store);
+            faults.on(Call::Append, 1, Fault::StallCommit(stall.clone()));
+            let first = store.append(blob(1, 1)).await.unwrap();
+            stall.reached().await;
+            let held = store.holdings(vec![mailbox(1)], View::Proven, NOW).await;
+            assert_eq!(held.unwrap()[0].blobs, 1);
+            assert_eq!(store.usage().stored, 0, "not confirmed");
+            stall.release();
+            assert!(matches!(first.await, Ok(Appended::Stored { .. })));
+        }
     }
 }

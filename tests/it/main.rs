@@ -55,6 +55,7 @@ mod store_faults;
 mod store_model;
 mod store_pins;
 mod store_recovery;
+mod store_scratch;
 mod store_v2;
 mod submit_and_deliver;
 mod supervisor;

@@ -20,10 +20,8 @@ use super::engine::{
     rank,
 };
 use super::model::{
-    BacklogCursor, Holding, OrderKey, Page, PageBounds, RECOVERY_KEYS_MAX, RecoveryPage,
-    RecoveryProof, View,
+    BacklogCursor, Holding, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof, View,
 };
-use super::tally::as_float;
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::metrics::Metrics;
@@ -59,7 +57,7 @@ pub fn open(options: MemoryOptions) -> Opened {
 struct State {
     rows: Rows,
     /// By number.
-    proofs: BTreeMap<i64, (bool, RecoveryProof)>,
+    proofs: BTreeMap<i64, RecoveryProof>,
     proof_expiries: BTreeSet<(Timestamp, i64)>,
     proofs_by_key: HashMap<[u8; 32], Vec<i64>>,
     pins: HashMap<MailboxHash, Pin>,
@@ -69,21 +67,12 @@ struct State {
 }
 
 impl State {
-    fn slot(&self, number: i64) -> Option<Slot> {
-        let (is_proven, proof) = self.proofs.get(&number)?;
-        Some(Slot {
-            number,
-            owner: proof.owner,
-            is_proven: *is_proven,
-            expires_at: proof.expires_at,
-            charged_bytes: proof.charged_bytes(),
-        })
-    }
-
     fn slots(&self, key_hash: &[u8; 32]) -> Vec<Slot> {
         let numbers = self.proofs_by_key.get(key_hash);
         let slots = numbers.into_iter().flatten();
-        slots.filter_map(|number| self.slot(*number)).collect()
+        slots
+            .filter_map(|number| Some(Slot::new(*number, self.proofs.get(number)?)))
+            .collect()
     }
 
     fn known_proofs(&self, asked: &Asked) -> KnownProofs {
@@ -100,7 +89,7 @@ impl State {
         };
         let over = self.proof_expiries.iter().take(SWEPT_PROOFS_MAX);
         for (_, number) in over.take_while(|(expires_at, _)| *expires_at <= now) {
-            if let Some((_, proof)) = self.proofs.get(number) {
+            if let Some(proof) = self.proofs.get(number) {
                 known.expired.push((proof.key_hash, *number));
                 let slots = || self.slots(&proof.key_hash);
                 known.slots.entry(proof.key_hash).or_insert_with(slots);
@@ -152,10 +141,8 @@ impl State {
         for number in &plan.proofs.deletes {
             self.remove_proof(*number);
         }
-        for (number, index, is_proven) in &plan.proofs.inserts {
-            if let Some(Write::RecoveryPut(proof)) = batch.get(*index) {
-                self.insert_proof(*number, *is_proven, proof);
-            }
+        for (number, proof) in plan.new_proofs(batch) {
+            self.insert_proof(number, proof);
         }
         for (mailbox, pin) in &plan.pins.changed {
             self.set_pin(*mailbox, *pin);
@@ -164,21 +151,17 @@ impl State {
         self.last_key = plan.next_key - 1;
     }
 
-    fn insert_proof(&mut self, number: i64, is_proven: bool, proof: &RecoveryProof) {
+    fn insert_proof(&mut self, number: i64, mut proof: RecoveryProof) {
         // A copy: the bytes may be a small part of a large read buffer that they would keep alive.
-        let proof = RecoveryProof {
-            is_proven,
-            sealed_proof: bytes::Bytes::copy_from_slice(&proof.sealed_proof),
-            ..proof.clone()
-        };
+        proof.sealed_proof = bytes::Bytes::copy_from_slice(&proof.sealed_proof);
         self.proof_expiries.insert((proof.expires_at, number));
         let numbers = self.proofs_by_key.entry(proof.key_hash).or_default();
         numbers.push(number);
-        self.proofs.insert(number, (is_proven, proof));
+        self.proofs.insert(number, proof);
     }
 
     fn remove_proof(&mut self, number: i64) {
-        let Some((_, proof)) = self.proofs.remove(&number) else {
+        let Some(proof) = self.proofs.remove(&number) else {
             return;
         };
         self.proof_expiries.remove(&(proof.expires_at, number));
@@ -250,12 +233,7 @@ struct Writer {
 
 impl Writer {
     fn forget(&mut self, now: Timestamp) {
-        let early = self.departures.forget(now);
-        self.metrics.dedup_forgotten_total.increment(early);
-        let remembered = as_float(self.departures.len() as u64);
-        self.metrics.dedup_remembered.set(remembered);
-        let reach = self.departures.reach(now).as_secs_f64();
-        self.metrics.dedup_memory_seconds.set(reach);
+        self.departures.forget(now, &self.metrics);
     }
 }
 
@@ -269,6 +247,7 @@ impl Engine for Writer {
             has_room: true,
             // Memory is not checked for bit rot.
             sound: asked.doubtful.iter().copied().collect(),
+            departed: self.departures.find_all(&asked.departed),
             proofs: state.known_proofs(asked),
             pins: state.known_pins(asked),
             nonces: self.nonces.answer(&asked.nonces),
@@ -281,13 +260,6 @@ impl Engine for Writer {
         for key in by_name.chain(by_topic).chain(asked.keys.iter().copied()) {
             let header = state.rows.header(key);
             known.rows.extend(header.map(|header| (key, header)));
-        }
-        for (mailbox, id) in &asked.departed {
-            let departed = self.departures.find(mailbox, id);
-            let name = (*mailbox, *id);
-            known
-                .departed
-                .extend(departed.map(|departed| (name, departed)));
         }
         for holder in &asked.holders {
             known.accounts.insert(*holder, state.rows.account(holder));
@@ -379,24 +351,13 @@ impl Reads for MemoryReads {
         now: Timestamp,
     ) -> Result<RecoveryPage, StoreError> {
         let state = read(&self.state);
-        let keys: BTreeSet<_> = key_hashes.iter().take(RECOVERY_KEYS_MAX).collect();
-        let numbers = keys
-            .into_iter()
-            .filter_map(|key| state.proofs_by_key.get(key));
-        let mut numbers: Vec<_> = numbers.flatten().copied().collect();
-        numbers.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
+        let numbers = key_hashes.iter();
+        let numbers = numbers.filter_map(|key| state.proofs_by_key.get(key));
+        let mut numbers: Vec<_> = numbers.flatten().collect();
+        numbers.sort_unstable_by_key(|number| std::cmp::Reverse(**number));
         let found = numbers.iter().filter_map(|number| state.proofs.get(number));
-        let found: Vec<_> = found.filter(|(_, proof)| proof.expires_at > now).collect();
-        let mut bytes: u64 = 0;
-        let fitting = found.iter().take_while(|(_, proof)| {
-            bytes = bytes.saturating_add(proof.sealed_proof.len() as u64);
-            bytes <= bytes_max
-        });
-        let proofs: Vec<_> = fitting.map(|(_, proof)| proof.clone()).collect();
-        Ok(RecoveryPage {
-            more: proofs.len() < found.len(),
-            proofs,
-        })
+        let found = found.filter(|proof| proof.expires_at > now).cloned();
+        Ok(RecoveryPage::of(found, bytes_max))
     }
 
     async fn pins(&self, mailboxes: &[MailboxHash]) -> Result<Vec<Option<Pin>>, StoreError> {

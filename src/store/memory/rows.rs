@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};
 use crate::store::engine::{Account, Header, Holder, KeysOf, NewRow, RELIEF_ROWS_MAX};
 use crate::store::model::{
-    BacklogCursor, Class, Holding, More, OrderKey, Page, PageBounds, StoredBlob, View,
+    BacklogCursor, Class, Holding, OrderKey, Page, PageBounds, StoredBlob, View,
 };
 
 /// A row as it is kept.
@@ -27,11 +27,7 @@ impl Row {
     pub(super) fn new(row: &NewRow<'_>) -> Self {
         let envelope = row.envelope;
         Self {
-            header: Header {
-                expires_at: row.expires_at,
-                is_delivered_told: row.is_delivered_told,
-                ..Header::new(envelope, row.checksum)
-            },
+            header: row.header(),
             version: envelope.owner.map(|owner| owner.version),
             stored_at: envelope.stored_at,
             sealed: Bytes::copy_from_slice(&envelope.sealed),
@@ -43,9 +39,10 @@ impl Row {
         view.shows(self.header.class) && self.header.expires_at > now
     }
 
-    fn to_blob(&self, key: OrderKey) -> StoredBlob {
+    /// As a page has it; `None` when the view does not show it.
+    fn show(&self, key: OrderKey, view: View, now: Timestamp) -> Option<StoredBlob> {
         let header = &self.header;
-        StoredBlob {
+        self.is_shown(view, now).then(|| StoredBlob {
             key,
             id: header.id,
             class: header.class,
@@ -56,7 +53,7 @@ impl Row {
             expires_at: header.expires_at,
             sealed: self.sealed.clone(),
             body: self.body.clone(),
-        }
+        })
     }
 }
 
@@ -223,16 +220,11 @@ impl Rows {
         bounds: PageBounds,
         now: Timestamp,
     ) -> Page {
-        let mut page = Page {
-            next: after,
-            ..Page::default()
-        };
         let rows = self.mailboxes.get(mailbox);
         let rows = rows.map(|mailbox| mailbox.rows.range((Excluded(after), Unbounded)));
         let rows = rows.into_iter().flatten();
-        let rows = rows.map(|(key, row)| (*key, *key, row));
-        fill(&mut page, rows, view, bounds, now);
-        page
+        let rows = rows.map(|(key, row)| (*key, row.show(*key, view, now)));
+        Page::of(after, rows, bounds)
     }
 
     /// The device sync messages behind `after`, by version, then by key.
@@ -248,10 +240,6 @@ impl Rows {
             let last = mailbox.and_then(|mailbox| mailbox.rows.last_key_value());
             after.up_to = last.map_or(OrderKey::START, |(key, _)| *key);
         }
-        let mut page = Page {
-            next: after,
-            ..Page::default()
-        };
         let rows = mailbox.map(|mailbox| mailbox.rows.range(..=after.up_to));
         let mut waiting: Vec<_> = rows
             .into_iter()
@@ -267,10 +255,9 @@ impl Rows {
                 key,
                 ..after
             };
-            (cursor, key, row)
+            (cursor, row.show(key, View::DeviceSync, now))
         });
-        fill(&mut page, rows, View::DeviceSync, bounds, now);
-        page
+        Page::of(after, rows, bounds)
     }
 
     /// What a mailbox holds of what `view` shows.
@@ -327,29 +314,5 @@ impl Rows {
 
     pub(super) fn next_expiry(&self) -> Option<Timestamp> {
         self.expiries.first().map(|(expires_at, _)| *expires_at)
-    }
-}
-
-/// Fills a page with what `view` shows of these rows; each comes with where it leaves the reader.
-fn fill<'a, C>(
-    page: &mut Page<C>,
-    rows: impl Iterator<Item = (C, OrderKey, &'a Row)>,
-    view: View,
-    bounds: PageBounds,
-    now: Timestamp,
-) {
-    let mut bytes: u64 = 0;
-    for (cursor, key, row) in rows {
-        if row.is_shown(view, now) {
-            bytes = bytes.saturating_add(row.header.bytes);
-            let is_full =
-                page.blobs.len() as u64 >= u64::from(bounds.blobs_max) || bytes > bounds.bytes_max;
-            if is_full && !page.blobs.is_empty() {
-                page.more = More::Yes;
-                break;
-            }
-            page.blobs.push(row.to_blob(key));
-        }
-        page.next = cursor;
     }
 }

@@ -275,7 +275,7 @@ fn is_smallest(batch: &[&Write]) -> bool {
     }
 }
 
-/// What an engine answers. What is not there is left out.
+/// What an engine answers. What is not there is left out; more than was asked for does no harm.
 #[derive(Debug, Default, Clone)]
 pub struct Known {
     /// The first key that is free. The rows of a plan get this one and those that follow.

@@ -74,6 +74,15 @@ pub struct NewRow<'a> {
 }
 
 impl NewRow<'_> {
+    /// As it is kept, without its bytes.
+    pub fn header(&self) -> Header {
+        Header {
+            expires_at: self.expires_at,
+            is_delivered_told: self.is_delivered_told,
+            ..Header::new(self.envelope, self.checksum)
+        }
+    }
+
     /// As it is read from the store.
     pub fn stored(&self) -> StoredBlob {
         let envelope = self.envelope;
@@ -181,13 +190,28 @@ impl Plan {
         })
     }
 
+    /// The recovery proofs that are kept from now on, by number. `batch` is what the plan was made of.
+    pub fn new_proofs(&self, batch: &[&Write]) -> impl Iterator<Item = (i64, RecoveryProof)> {
+        let inserts = self.proofs.inserts.iter();
+        inserts.filter_map(|(number, index, is_proven)| match batch.get(*index)? {
+            Write::RecoveryPut(proof) => Some((
+                *number,
+                RecoveryProof {
+                    is_proven: *is_proven,
+                    ..proof.clone()
+                },
+            )),
+            _ => None,
+        })
+    }
+
     /// Whether there is nothing to commit: repeats, and acknowledgements of what is gone.
     pub fn is_empty(&self) -> bool {
         self.rows() == 0 && self.change == Change::default() && !self.is_trial
     }
 
     /// How many rows of any table it changes.
-    pub(super) fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.inserts.len()
             + self.deletes.len()
             + self.set_aside.len()

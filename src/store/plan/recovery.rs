@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use super::quota::{HeldInAll, Quota};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
-use crate::store::model::{RECOVERY_PROOFS_MAX, RecoveryProof, RecoveryPut, charged_bytes};
+use crate::store::model::{RECOVERY_PROOFS_MAX, RecoveryProof, RecoveryPut};
 
 /// A proof that is kept, without its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +27,23 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The slot that `proof` takes; an owner that proved itself once has done so for good.
-    pub(super) fn of(number: i64, proof: &RecoveryProof, others: &[Self]) -> Self {
-        let before = others.iter().find(|slot| slot.owner == proof.owner);
+    /// The slot of a proof that is kept under this number.
+    pub fn new(number: i64, proof: &RecoveryProof) -> Self {
         Self {
             number,
             owner: proof.owner,
-            is_proven: proof.is_proven || before.is_some_and(|slot| slot.is_proven),
+            is_proven: proof.is_proven,
             expires_at: proof.expires_at,
-            charged_bytes: charged_bytes(proof.sealed_proof.len()),
+            charged_bytes: proof.charged_bytes(),
+        }
+    }
+
+    /// The slot that `proof` takes; an owner that proved itself once has done so for good.
+    fn of(number: i64, proof: &RecoveryProof, others: &[Self]) -> Self {
+        let before = others.iter().find(|slot| slot.owner == proof.owner);
+        Self {
+            is_proven: proof.is_proven || before.is_some_and(|slot| slot.is_proven),
+            ..Self::new(number, proof)
         }
     }
 }
@@ -71,8 +79,9 @@ pub struct KnownProofs {
 /// What a transaction does to recovery proofs.
 #[derive(Debug, Default)]
 pub struct ProofPlan {
-    /// By number: which write of the batch is kept, and whether its owner ever proved itself.
-    pub inserts: Vec<(i64, usize, bool)>,
+    /// By number: which write of the batch is kept, and whether its owner ever proved itself
+    /// ([`super::Plan::new_proofs`]).
+    pub(super) inserts: Vec<(i64, usize, bool)>,
     /// By number.
     pub deletes: Vec<i64>,
     /// How many were stored.

@@ -109,15 +109,13 @@ impl Engine {
     fn apply(&mut self, batch: &[&Write], plan: &Plan) {
         let mut last_key = OrderKey(self.next_key - 1);
         for row in plan.new_rows(batch) {
-            let header = Header {
-                expires_at: row.expires_at,
-                is_delivered_told: row.is_delivered_told,
-                ..Header::new(row.envelope, row.checksum)
-            };
             assert!(row.key > last_key, "out of order");
             assert!(row.previous < row.key);
             last_key = row.key;
-            assert!(self.rows.insert(row.key, header).is_none(), "a key twice");
+            assert!(
+                self.rows.insert(row.key, row.header()).is_none(),
+                "a key twice"
+            );
         }
         for (key, header) in plan.deletes.iter().chain(&plan.set_aside) {
             let row = self.rows.remove(key).expect("deleted what is not there");

@@ -59,11 +59,10 @@ pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Resu
     })
 }
 
-/// The departures that are still remembered.
+/// The departures, those that are past their time among them.
 pub(super) async fn read_departures(
     connection: &mut SqliteConnection,
     (dedup, dedup_max): (Duration, u64),
-    now: Timestamp,
 ) -> sqlx::Result<Departures> {
     let mut departures = Departures::new(dedup, dedup_max);
     let ends = sqlx::query(
@@ -90,7 +89,6 @@ pub(super) async fn read_departures(
         departures.load(row.try_get(0)?, name, departed);
     }
     drop(table);
-    departures.forget(now);
     Ok(departures)
 }
 
@@ -103,12 +101,7 @@ pub(super) async fn answer(
 ) -> Result<Known, CommitError> {
     let mut known = Known::default();
     read_accounts(connection, caches, asked, &mut known).await?;
-    for name in &asked.departed {
-        let departed = caches.departures.find(&name.0, &name.1);
-        known
-            .departed
-            .extend(departed.map(|departed| (*name, departed)));
-    }
+    known.departed = caches.departures.find_all(&asked.departed);
     caches.nonces.answer(&asked.nonces, &mut known.nonces);
     let read = read_rows(connection, caches, secret, asked, &mut known);
     read.await.map_err(|error| classify(&error))?;

@@ -11,8 +11,8 @@ use super::columns::{fixed, timestamp, to_i64, to_u64};
 use super::rows::Sized;
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
-use crate::store::engine::{Asked, KnownProofs, ProofPlan, SWEPT_PROOFS_MAX, Slot, Write};
-use crate::store::model::{RECOVERY_KEYS_MAX, RecoveryPage, RecoveryProof, charged_bytes};
+use crate::store::engine::{Asked, KnownProofs, Plan, SWEPT_PROOFS_MAX, Slot, Write};
+use crate::store::model::{RecoveryPage, RecoveryProof, charged_bytes};
 
 static SELECT_SLOTS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
@@ -111,26 +111,23 @@ fn slot(row: &SqliteRow) -> sqlx::Result<([u8; 32], Slot)> {
 /// Writes what a plan does. The deletes come first: an owner has one row under each key.
 pub(super) async fn write_proofs(
     connection: &mut SqliteConnection,
-    plan: &ProofPlan,
+    plan: &Plan,
     batch: &[&Write],
 ) -> sqlx::Result<()> {
-    let mut left = plan.deletes.as_slice();
+    let mut left = plan.proofs.deletes.as_slice();
     while let Some((query, later)) = DELETE_PROOFS.cut_keys(left) {
         query.execute(&mut *connection).await?;
         left = later;
     }
-    for (number, index, is_proven) in &plan.inserts {
-        let Some(Write::RecoveryPut(proof)) = batch.get(*index) else {
-            continue;
-        };
+    for (number, proof) in plan.new_proofs(batch) {
         sqlx::query(
             "INSERT INTO recovery (n, key_hash, owner, is_proven, stored_at, expires_at, proof) \
              VALUES (?, ?, ?, ?, ?, ?, ?)",
         )
-        .bind(*number)
+        .bind(number)
         .bind(proof.key_hash.to_vec())
         .bind(proof.owner.as_bytes().to_vec())
-        .bind(*is_proven)
+        .bind(proof.is_proven)
         .bind(to_i64(proof.stored_at.millis()))
         .bind(to_i64(proof.expires_at.millis()))
         .bind(proof.sealed_proof.to_vec())
@@ -148,10 +145,7 @@ pub(super) async fn read_proofs(
     now: Timestamp,
 ) -> sqlx::Result<RecoveryPage> {
     let mut found: Vec<(i64, u64)> = Vec::new();
-    let mut keys = key_hashes[..key_hashes.len().min(RECOVERY_KEYS_MAX)].to_vec();
-    keys.sort_unstable();
-    keys.dedup();
-    let mut left = keys.as_slice();
+    let mut left = key_hashes;
     while let Some((mut query, some, later)) = SELECT_LENGTHS.cut(left) {
         for key_hash in some {
             query = query.bind(key_hash.to_vec());

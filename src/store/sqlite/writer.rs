@@ -128,11 +128,11 @@ impl SqliteWriter {
         let loaded = async {
             let totals = read_totals(&mut connection).await?;
             let remembered = (options.dedup, options.dedup_max);
-            let departures = read_departures(&mut connection, remembered, options.now).await?;
+            let departures = read_departures(&mut connection, remembered).await?;
             Ok((totals, departures, Nonces::read(&mut connection).await?))
         };
         let (totals, departures, nonces) = loaded.await.map_err(|error| describe(&path, &error))?;
-        let writer = Self {
+        let mut writer = Self {
             disk: DiskWatch::new(&options.data_dir, options.free_bytes_min),
             path,
             secret: options.secret.clone(),
@@ -147,7 +147,8 @@ impl SqliteWriter {
             metrics: Arc::clone(&options.metrics),
             _lock: lock,
         };
-        writer.show(options.now);
+        writer.forget(options.now);
+        writer.show();
         Ok(writer)
     }
 
@@ -181,7 +182,7 @@ impl SqliteWriter {
             }
             rows::insert_departures(connection, &plan.departures, first_departure).await?;
             write_pins(connection, &plan.pins).await?;
-            write_proofs(connection, &plan.proofs, batch).await?;
+            write_proofs(connection, plan, batch).await?;
             write_nonces(connection, &plan.nonces, &over.nonces).await?;
             trim_departures(connection, trim_to).await
         };
@@ -213,21 +214,12 @@ impl SqliteWriter {
     }
 
     fn forget(&mut self, now: Timestamp) {
-        let early = self.caches.departures.forget(now);
-        self.metrics.dedup_forgotten_total.increment(early);
+        self.caches.departures.forget(now, &self.metrics);
     }
 
-    fn show(&self, now: Timestamp) {
-        let (metrics, caches) = (&self.metrics, &self.caches);
-        metrics
-            .dedup_remembered
-            .set(as_float(caches.departures.len() as u64));
-        metrics
-            .dedup_memory_seconds
-            .set(caches.departures.reach(now).as_secs_f64());
-        metrics
-            .working_sets_bytes
-            .set(as_float(caches.sets.bytes()));
+    fn show(&self) {
+        let bytes = as_float(self.caches.sets.bytes());
+        self.metrics.working_sets_bytes.set(bytes);
     }
 
     /// A slice of housekeeping in a transaction of its own.
@@ -273,7 +265,7 @@ impl SqliteWriter {
         let departures = &self.caches.departures;
         let more =
             vacuums || departures.trim_to(1).is_some() || self.caches.nonces.over(now).count > 0;
-        self.show(now);
+        self.show();
         Ok(more)
     }
 }
@@ -319,7 +311,7 @@ impl Engine for SqliteWriter {
         }
         self.caches.nonces.written(&plan.nonces, over.count);
         self.forget(plan.now);
-        self.show(plan.now);
+        self.show();
         Ok(())
     }
 
