@@ -65,8 +65,9 @@ pub trait Engine: Send + 'static {
     /// [`Engine::commit`], or that says [`CommitError::Raced`].
     async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError>;
 
-    /// Does what the plan says in one transaction; durable on return. An empty plan
-    /// ([`Plan::is_empty`]) ends what [`Engine::known`] began, and writes nothing.
+    /// Does what the plan says in one transaction; durable on return. A row may come under the name
+    /// or the topic of one that goes. An empty plan ([`Plan::is_empty`]) ends what [`Engine::known`]
+    /// began, and writes nothing.
     async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError>;
 
     /// Opens a fresh handle and verifies it: schema version, secret check value, one trial write.

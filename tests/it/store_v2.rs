@@ -511,6 +511,32 @@ async fn a_full_mailbox_tells_of_what_it_loses() {
     }
 }
 
+/// The memory engine forgot the id of a receipt whose predecessor, about an earlier blob of the same
+/// id, was swept in the same commit: nobody could acknowledge it.
+#[tokio::test]
+async fn a_receipt_that_comes_as_its_like_goes_can_be_acknowledged() {
+    let settings = Settings {
+        receipt_ttl: 2 * HOUR,
+        ..dedup(HOUR, 1_000)
+    };
+    for rig in rigs(settings).await {
+        rig.stores(asking(expiring(blob(1, 1), NOW.plus(HOUR))))
+            .await;
+        assert_eq!(rig.sweep(256, NOW.plus(2 * HOUR)).await, 1);
+        // Its receipt and the second blob expire together.
+        let again = at(asking(blob(1, 1)), NOW.plus(4 * HOUR).minus(HOUR / 2));
+        rig.stores(expiring(again, NOW.plus(4 * HOUR))).await;
+        let later = NOW.plus(5 * HOUR);
+        assert_eq!(rig.sweep(256, later).await, 2);
+        let told = rig.blobs(RECEIPTS, View::Proven, later).await;
+        assert_eq!(told.len(), 1);
+        let ids = [told[0].id];
+        let removed = rig.acknowledges(RECEIPTS, &ids, Tells::Nobody).await;
+        assert_eq!(removed.receipts, 1);
+        assert_eq!(rig.usage().receipts.stored, 0);
+    }
+}
+
 #[tokio::test]
 async fn receipts_wake_their_mailbox() {
     let (woken, settings) = wakes();

@@ -126,11 +126,12 @@ impl State {
     }
 
     fn apply(&mut self, batch: &[&Write], plan: &Plan) {
-        for row in plan.new_rows(batch) {
-            self.rows.insert(row.key, Row::new(&row));
-        }
+        // What goes makes way: a receipt may come under the id of one that goes.
         for (key, header) in plan.deletes.iter().chain(&plan.set_aside) {
             self.rows.remove(&header.mailbox, *key);
+        }
+        for row in plan.new_rows(batch) {
+            self.rows.insert(row.key, Row::new(&row));
         }
         for (key, expires_at) in &plan.extended {
             self.rows.extend(*key, *expires_at);

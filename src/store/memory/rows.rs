@@ -164,9 +164,7 @@ impl Rows {
         let (class, bytes, expires_at) = (header.class, header.charged_bytes(), header.expires_at);
         mailbox.account.remove(class, bytes);
         mailbox.ids.remove(&header.id);
-        if let Some(topic) = header.topic
-            && mailbox.topics.get(&topic) == Some(&key)
-        {
+        if let Some(topic) = header.topic {
             mailbox.topics.remove(&topic);
         }
         mailbox.expiries.remove(&(expires_at, key));
