@@ -414,3 +414,6 @@ fn read(state: &RwLock<State>) -> RwLockReadGuard<'_, State> {
 fn write(state: &RwLock<State>) -> RwLockWriteGuard<'_, State> {
     state.write().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

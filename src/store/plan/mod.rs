@@ -398,7 +398,9 @@ impl<'a> Folding<'a> {
     fn pin(&mut self, mailboxes: &[MailboxHash], now: Timestamp) -> Outcome {
         if !self.learnt.is_told_to_go {
             let quota = &self.rules.quota;
-            let to_go = pins::how_many_may_go(&self.known_pins, self.batch, self.held, quota);
+            // What the batch has unpinned so far it may pin again.
+            let held = self.known.held;
+            let to_go = pins::how_many_may_go(&self.known_pins, self.batch, held, quota);
             self.asks.pins_to_go = self.asks.pins_to_go.max(to_go);
         }
         let quota = &self.rules.quota;
