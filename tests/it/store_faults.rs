@@ -122,6 +122,10 @@ impl Life {
             |opened| {
                 let (faults, opened) = Faults::under(opened);
                 faults.on(call, nth, kind.fault(&stall));
+                if call == Call::Page {
+                    // A blob from memory is a page that is not read.
+                    faults.hide_hints();
+                }
                 faulty = Some(faults);
                 opened
             },
