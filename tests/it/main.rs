@@ -57,6 +57,7 @@ mod store_pins;
 mod store_recovery;
 mod store_scratch;
 mod store_v2;
+mod store_wide_batches;
 mod submit_and_deliver;
 mod supervisor;
 mod tiers_page;
