@@ -14,7 +14,7 @@
 //! - [`v2`]: protobuf after `proto/relay.proto`, the relay's side; [`v2_client`]: the client's side
 //! - `v2_request`: what each of a client's frames asks; `v2_wire`: a look at a frame before it costs
 //!   anything; `v2_code`: the words for refusals; `v2_schema`: the types made from the schema
-//! - [`proof`]: the exact bytes that are signed
+//! - [`proof`]: the exact bytes that are signed; `origin`: the host that is among them
 //! - [`close`]: how a connection ends
 
 /// Which protocol a connection speaks; the upgrade request settles it.
@@ -31,6 +31,7 @@ mod int_array;
 mod json;
 pub mod message;
 pub mod message_v2;
+mod origin;
 pub mod proof;
 pub mod v1;
 mod v1_answer;

@@ -8,12 +8,11 @@ use super::message::{RecoveryProof, RecoveryQuery, Request, Submit};
 use super::message_v2::{
     Opening, OpeningProof, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind,
 };
+use super::origin;
 use super::v2_schema::client_frame::Frame;
 use super::v2_schema::{self as schema, exactly, opening, optional};
 use crate::ids::{BlobId, MailboxId};
 
-/// Bytes of an origin: a host name has at most 253, and is never near that with a port.
-const ORIGIN_BYTES_MAX: usize = 255;
 /// Bytes of a client's name.
 const CLIENT_BYTES_MAX: usize = 255;
 
@@ -88,12 +87,11 @@ fn read_submit(submit: schema::Submit) -> Result<Submit, &'static str> {
 }
 
 fn read_subscribe(subscribe: &schema::Subscribe) -> Result<Subscribe, &'static str> {
-    if subscribe.origin.len() > ORIGIN_BYTES_MAX {
-        return Err("an origin has at most 255 bytes");
-    }
-    let is_host = |byte: u8| byte.is_ascii_graphic() && !byte.is_ascii_uppercase();
-    if !subscribe.origin.bytes().all(is_host) {
-        return Err("an origin is a host in lower case ASCII");
+    let mut proofs = subscribe.openings.iter().map(|opening| &opening.proof);
+    if !subscribe.origin.is_empty() {
+        origin::check(&subscribe.origin)?;
+    } else if proofs.any(|proof| matches!(proof, Some(opening::Proof::Signature(_)))) {
+        return Err("a signature needs an origin, the host that was dialled");
     }
     Ok(Subscribe {
         origin: subscribe.origin.as_str().into(),
