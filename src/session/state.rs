@@ -209,6 +209,7 @@ impl State {
                 request: Request::Handshake(handshake),
                 ..
             } => Step::Greet(handshake),
+            Incoming::Invalid { why, .. } => self.close(None, Close::Protocol(why)),
             _ => self.close(
                 None,
                 Close::Protocol(
