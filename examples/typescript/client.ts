@@ -17,7 +17,6 @@ const sha256 = async (bytes: Bytes): Promise<Bytes> => new Uint8Array(await cryp
 export type Keys = { sign: CryptoKey; open: CryptoKey; mailbox: Bytes; address: Bytes };
 
 export const newKeys = (): string => hex(random(64));
-
 export async function loadKeys(text: string): Promise<Keys> {
   const seeds = unhex(text.trim());
   const [sign, mailbox] = await privateKey("Ed25519", "70", seeds.slice(0, 32), ["sign"]);
@@ -94,8 +93,8 @@ export class Relay {
     await this.ask({ case: "submit", value: { id, mailbox, v1Ok, blob: await seal(text, address) } });
   }
 
-  /** Shows what waits; with `follow` also what comes, until the connection ends. */
-  async receive(keys: Keys, show: (text: string) => unknown, follow = false): Promise<void> {
+  /** Shows what waits; with `follow` also new texts, until the relay goes away: returns how many ms to stay away. */
+  async receive(keys: Keys, show: (text: string) => unknown, follow = false): Promise<number> {
     const { relayId, challenge } = (await this.welcome).frame.value as Welcome;
     const words = utf8("vauchi.relay.v2 subscribe");
     const signed = join(words, relayId, challenge, await sha256(utf8(this.origin)), keys.mailbox);
@@ -107,7 +106,8 @@ export class Relay {
     for (;;) {
       const { frame } = await this.push();
       if (frame.case === "delivery") await this.deliver(frame.value, keys, show);
-      else if (frame.case === "goAway" || (frame.case === "caughtUp" && !follow)) return;
+      else if (frame.case === "goAway") return Number(frame.value.reconnectAfterMs);
+      else if (frame.case === "caughtUp" && !follow) return 0;
     }
   }
 
