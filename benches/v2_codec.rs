@@ -15,9 +15,10 @@ use divan::{Bencher, black_box};
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Delivery, Outgoing, Request, Submit, Tag};
-use vauchi_relay::protocol::message_v2::{BlobDelivery, SubmitTerms};
-use vauchi_relay::protocol::v1_client::ClientRequest;
-use vauchi_relay::protocol::{v1, v1_client, v2, v2_client};
+use vauchi_relay::protocol::v1::client::{self as v1_client, ClientRequest};
+use vauchi_relay::protocol::v2::client as v2_client;
+use vauchi_relay::protocol::v2::message::{BlobDelivery, SubmitTerms};
+use vauchi_relay::protocol::{v1, v2};
 
 const BODY_BYTES: [usize; 3] = [256, 1024, 64 * 1024];
 const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_000);

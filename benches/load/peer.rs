@@ -13,8 +13,10 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{HandshakeProof, Outgoing, Request, Submit, Tag};
-use vauchi_relay::protocol::message_v2::{Opening, OpeningProof, SubmitTerms, Subscribe};
-use vauchi_relay::protocol::{proof, v1_client, v2, v2_client};
+use vauchi_relay::protocol::v1::client as v1_client;
+use vauchi_relay::protocol::v2::client as v2_client;
+use vauchi_relay::protocol::v2::message::{Opening, OpeningProof, SubmitTerms, Subscribe};
+use vauchi_relay::protocol::{proof, v2};
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_000);
 

@@ -8,14 +8,14 @@ use vauchi_relay::ids::BlobId;
 use vauchi_relay::protocol::message::{
     Delivery, DeviceSync, DeviceSyncDelivery, Incoming, Outgoing, Request,
 };
-use vauchi_relay::protocol::{v1, v1_client};
+use vauchi_relay::protocol::v1::{self, client};
 
 fuzz_target!(|bytes: &[u8]| {
     // As they come, and with a prefix that is right, which few inputs have by themselves.
     let prefixed = [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
     for frame in [bytes, &prefixed] {
         v1::tag_of(frame);
-        drop(v1_client::decode_server_frame(frame));
+        drop(client::decode_server_frame(frame));
         if let Incoming::Request { request, .. } = v1::decode(frame) {
             hand_on(request);
         }

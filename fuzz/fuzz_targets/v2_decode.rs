@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use vauchi_relay::protocol::message::Incoming;
-use vauchi_relay::protocol::v2_client::{ServerFrame, decode_server_frame, encode_request};
+use vauchi_relay::protocol::v2::client::{ServerFrame, decode_server_frame, encode_request};
 use vauchi_relay::protocol::{message::Tag, v2};
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,19 +1,18 @@
-//! The commands of the `vauchi-relay` binary: a file each.
+//! The commands of the `vauchi-relay` binary: a file or a folder each.
 //!
 //! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
-//! `preflight`, tries what a start needs; `keygen`, `send`, `receive` (with `collect`, its v2 part),
-//! `withdraw` (`cancel` and `extend`), `purge`, `unpin` and `recovery` talk to `relays`, for scripts
-//! and by hand, and what they collect goes to a `folder`; `healthcheck` is for probes; `manual` makes
-//! the manual page and the completions. `backup`, `verify` and `restore` share `archive` (the file),
-//! `scratch` (a folder for what is half done) and `progress` (what a terminal is shown meanwhile).
-//! `exit` lists the exit codes, `descriptors` counts what connections take of the system, `container`
-//! tells whether data goes with one.
+//! `preflight`, tries what a start needs; `keygen`, `send`, `receive`, `withdraw` (`cancel` and
+//! `extend`), `purge`, `unpin` and `recovery` talk to `relays`, for scripts and by hand, and what they
+//! collect goes to a `folder`; `healthcheck` is for probes; `manual` makes the manual page and the
+//! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
+//! unfinished files) and `progress` (what a terminal is shown meanwhile). `exit` lists the exit codes,
+//! `descriptors` counts what connections take of the system, `container` tells whether data goes with
+//! one.
 
 mod archive;
 mod backup;
 pub mod banner;
 mod check;
-mod collect;
 mod container;
 pub mod descriptors;
 pub mod exit;

@@ -9,7 +9,7 @@ use super::pad::unpad;
 use super::seen::{Acknowledging, Coming, Seen};
 use crate::clock::Timestamp;
 use crate::ids::MailboxId;
-use crate::protocol::message_v2::{BlobDelivery, ReceiptDelivery};
+use crate::protocol::v2::message::{BlobDelivery, ReceiptDelivery};
 
 /// What a receipt counts in the window.
 const RECEIPT_BYTES: usize = 64;

@@ -11,8 +11,8 @@ use super::key::MailboxKey;
 use super::pad::pad;
 use crate::ids::MailboxId;
 use crate::protocol::message::{Outgoing, Refused, Request, Submit, Tag};
-use crate::protocol::message_v2::{Opened, Subscribe, Welcome};
-use crate::protocol::v2_client::encode_request;
+use crate::protocol::v2::client::encode_request;
+use crate::protocol::v2::message::{Opened, Subscribe, Welcome};
 
 /// What a frame has beside the blob, at the most: names, terms, lengths.
 pub(super) const FRAME_SPARE_BYTES: usize = 4 << 10;

@@ -24,8 +24,8 @@ use super::seen::Acknowledging;
 use super::turns::{Next, Turns};
 use crate::ids::MailboxId;
 use crate::protocol::message::{Done, Outgoing, Refused, Request, Tag};
-use crate::protocol::message_v2::GoAway;
-use crate::protocol::v2_client::{ServerFrame, encode_request};
+use crate::protocol::v2::client::{ServerFrame, encode_request};
+use crate::protocol::v2::message::GoAway;
 
 /// Items in one acknowledgement, as relays take them.
 const ACKNOWLEDGE_MAX: usize = 1_000;

@@ -10,7 +10,7 @@ use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{Done, Outgoing, Request};
-use crate::protocol::message_v2::{BlobDelivery, Opened};
+use crate::protocol::v2::message::{BlobDelivery, Opened};
 
 #[test]
 fn a_mailbox_that_does_not_open_again_is_told_and_its_acknowledgements_spoil_no_other() {

@@ -14,9 +14,9 @@ use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{Done, Incoming, Outgoing, Refused, Request, Submit, Tag};
-use crate::protocol::message_v2::{BlobDelivery, Limits, Opened, Welcome};
 use crate::protocol::v2;
-use crate::protocol::v2_client::ServerFrame;
+use crate::protocol::v2::client::ServerFrame;
+use crate::protocol::v2::message::{BlobDelivery, Limits, Opened, Welcome};
 
 const WINDOW: (u32, u64) = (64, 4 << 20);
 

@@ -20,9 +20,9 @@ use tokio_tungstenite::{
 
 use super::{ClientError, Options};
 use crate::protocol::message::Outgoing;
-use crate::protocol::message_v2::Welcome;
 use crate::protocol::v2::SUBPROTOCOL;
-use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
+use crate::protocol::v2::client::{ServerFrame, decode_server_frame};
+use crate::protocol::v2::message::Welcome;
 
 /// What the socket's read buffer takes at once; tungstenite's 128 KiB are too much for a program that
 /// holds many clients.

@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 use crate::protocol::message::{
     Outgoing, RECOVERY_HASHES_MAX, RecoveryProof, RecoveryQuery, Request,
 };
-use crate::protocol::message_v2::{Withdrawal, WithdrawalKind};
+use crate::protocol::v2::message::{Withdrawal, WithdrawalKind};
 
 /// What a relay keeps under hashes of lost keys.
 #[derive(Debug, Clone, PartialEq, Eq)]

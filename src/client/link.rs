@@ -16,8 +16,8 @@ use super::book::{Book, Heard};
 use super::dial::{Dialled, Dialler, Socket, closed, lost};
 use super::routes::Routes;
 use super::turns::Next;
-use crate::protocol::message_v2::{GoAway, GoAwayReason};
-use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
+use crate::protocol::v2::client::{ServerFrame, decode_server_frame};
+use crate::protocol::v2::message::{GoAway, GoAwayReason};
 
 /// How long a frame may take to be written, and how many bytes have a second more: as long as the relay
 /// takes for reading and writing it.

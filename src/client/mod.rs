@@ -91,8 +91,6 @@ mod routes;
 mod seen;
 mod turns;
 pub mod v1;
-mod v1_connection;
-mod v1_options;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,7 +112,7 @@ pub use self::options::Options;
 use self::routes::Routes;
 pub use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{Outgoing, Submit};
-pub use crate::protocol::message_v2::{FoundProof, Limits, Opened, PurgedMailbox};
+pub use crate::protocol::v2::message::{FoundProof, Limits, Opened, PurgedMailbox};
 
 /// Whether the senders of a mailbox's blobs may get every receipt they asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,7 +1,7 @@
 //! What clients and relay say to each other: one enum per direction, the same for every version.
 //!
 //! The codecs (`v1`, `v2`) turn bytes into these values and back. Nothing here knows a socket, a
-//! clock or a rule. What only v2 says is spelt out in [`super::message_v2`].
+//! clock or a rule. What only v2 says is spelt out in [`super::v2::message`].
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::message_v2::{
+use super::v2::message::{
     BlobDelivery, FoundProof, GoAway, Opened, PurgedMailbox, ReceiptDelivery, SubmitTerms,
     Subscribe, Welcome, Withdrawal,
 };

@@ -4,7 +4,7 @@
 //! task, so that neither can block the other. Between them lie the `outbox` (the answer lane) and
 //! the `feed` (the delivery lane) of the open `mailboxes`. `window` knows what is in flight,
 //! `keepalive` when to ping. Both versions go this way; only how a session begins and what its
-//! requests ask is told apart: `v1_open`, `v1_requests`, `v2_subscribe`, `v2_requests`.
+//! requests ask is told apart: `v1`, `v2`.
 
 mod answers;
 pub mod feed;
@@ -13,10 +13,8 @@ pub mod mailboxes;
 pub mod outbox;
 mod reader;
 pub mod state;
-mod v1_open;
-mod v1_requests;
-mod v2_requests;
-mod v2_subscribe;
+mod v1;
+mod v2;
 pub mod window;
 mod writer;
 
@@ -48,8 +46,8 @@ use mailboxes::{Cursor, Mailboxes, ToBegin};
 use outbox::{Outbox, Owed};
 use reader::Reader;
 use state::State;
-use v1_open::Opened;
-use v2_requests::Guest;
+use v1::open::{self, Opened};
+use v2::Guest;
 use writer::Writer;
 
 /// How long we try to hand a close frame to a client.
@@ -262,8 +260,8 @@ async fn begin_v1(
     wakes: &Arc<Wakes>,
     parts: &Arc<Parts>,
 ) -> Result<Begun, Ended> {
-    let handshake = v1_open::first_frame(stream, state, parts).await?;
-    let opened = v1_open::open(&handshake, address, Arc::clone(wakes), parts)
+    let handshake = open::first_frame(stream, state, parts).await?;
+    let opened = open::open(&handshake, address, Arc::clone(wakes), parts)
         .await
         .map_err(Ended::ByRelay)?;
     state.opened();

@@ -10,7 +10,7 @@ use crate::protocol::message::{
     AccountRevoked, DeviceSync, Handshake, Incoming, Purge, RecoveryProof, RecoveryQuery, Request,
     Submit, Tag,
 };
-use crate::protocol::message_v2::{Subscribe, Withdrawal};
+use crate::protocol::v2::message::{Subscribe, Withdrawal};
 use crate::service::refusal::Refusal;
 
 use super::window::{Size, Window};
@@ -331,7 +331,7 @@ mod tests {
     use super::*;
     use crate::ids::MailboxId;
     use crate::protocol::message::HandshakeProof;
-    use crate::protocol::message_v2::SubmitTerms;
+    use crate::protocol::v2::message::SubmitTerms;
     use bytes::Bytes;
 
     fn handshake() -> Box<Handshake> {

@@ -27,7 +27,7 @@ use crate::hub::{Fate, LiveBlob, Notice, Wakes};
 use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::close::Close;
 use crate::protocol::message::{Delivery, DeviceSyncDelivery, NoticeStatus, Outgoing, Tag};
-use crate::protocol::message_v2::{
+use crate::protocol::v2::message::{
     BlobDelivery, GoAway, GoAwayReason, ReceiptDelivery, ReceiptKind,
 };
 use crate::protocol::{v1, v2};

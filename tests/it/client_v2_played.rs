@@ -14,7 +14,7 @@ use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
 use tokio_util::task::AbortOnDropHandle;
 use vauchi_relay::client::{Client, ClientError, MailboxKey, Options, Receipts};
 use vauchi_relay::protocol::message::{Incoming, Outgoing, Request as Asked};
-use vauchi_relay::protocol::message_v2::{GoAway, GoAwayReason, Opened, Welcome};
+use vauchi_relay::protocol::v2::message::{GoAway, GoAwayReason, Opened, Welcome};
 use vauchi_relay::protocol::v2::{decode, encode};
 
 use crate::client_v2::url;

@@ -6,11 +6,11 @@ use vauchi_relay::protocol::message::{
     Delivery, DeviceSync, DeviceSyncDelivery, Handshake, HandshakeProof, Incoming, NoticeStatus,
     Outgoing, RecoveryProof, Request, Submit, Tag,
 };
-use vauchi_relay::protocol::message_v2::SubmitTerms;
-use vauchi_relay::protocol::v1::{self, FEATURES};
-use vauchi_relay::protocol::v1_client::{
+use vauchi_relay::protocol::v1::client::{
     ClientHandshake, ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,
 };
+use vauchi_relay::protocol::v1::{self, FEATURES};
+use vauchi_relay::protocol::v2::message::SubmitTerms;
 
 const HANDSHAKE: &[u8] = include_bytes!("../fixtures/v1/1_handshake.bin");
 const HANDSHAKE_ACK: &[u8] = include_bytes!("../fixtures/v1/2_handshake_ack.bin");

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, Value};
 
 use vauchi_relay::protocol::message::{Incoming, Outgoing, Request, Tag};
-use vauchi_relay::protocol::message_v2::{Opening, OpeningProof, Subscribe};
+use vauchi_relay::protocol::v2::client::{ServerFrame, decode_server_frame, encode_request};
+use vauchi_relay::protocol::v2::message::{Opening, OpeningProof, Subscribe};
 use vauchi_relay::protocol::v2::{codes, decode, encode};
-use vauchi_relay::protocol::v2_client::{ServerFrame, decode_server_frame, encode_request};
 use vauchi_relay::service::refusal::Refusal;
 
 use crate::golden_v2_frames::{

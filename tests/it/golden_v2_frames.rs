@@ -13,12 +13,12 @@ use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{
     Done, Outgoing, RecoveryProof, RecoveryQuery, Refused, Request, Submit, Tag,
 };
-use vauchi_relay::protocol::message_v2::{
+use vauchi_relay::protocol::proof::{v2_blob_id, v2_secret_mailbox, v2_subscribe};
+use vauchi_relay::protocol::v2::message::{
     BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
     PurgedMailbox, ReceiptDelivery, ReceiptKind, SubmitTerms, Subscribe, Welcome, Withdrawal,
     WithdrawalKind,
 };
-use vauchi_relay::protocol::proof::{v2_blob_id, v2_secret_mailbox, v2_subscribe};
 
 const RELAY_ID: [u8; 32] = [0x22; 32];
 const CHALLENGE: [u8; 32] = [0x33; 32];

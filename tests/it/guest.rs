@@ -11,11 +11,11 @@ use tokio::net::TcpSocket;
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Outgoing, Refused, Request, Submit, Tag};
-use vauchi_relay::protocol::message_v2::{
+use vauchi_relay::protocol::proof;
+use vauchi_relay::protocol::v2::client::{ServerFrame, decode_server_frame, encode_request};
+use vauchi_relay::protocol::v2::message::{
     BlobDelivery, Opened, Opening, OpeningProof, ReceiptDelivery, SubmitTerms, Subscribe, Welcome,
 };
-use vauchi_relay::protocol::proof;
-use vauchi_relay::protocol::v2_client::{ServerFrame, decode_server_frame, encode_request};
 
 use crate::harness::{Goodbye, Peer, Relay};
 
@@ -118,7 +118,7 @@ impl Guest {
                 relay_id: [0; 32],
                 server_version: "".into(),
                 challenge: [0; 32],
-                limits: vauchi_relay::protocol::message_v2::Limits {
+                limits: vauchi_relay::protocol::v2::message::Limits {
                     blob_bytes_max: 0,
                     submits_per_minute: 0,
                     ttl_default: Duration::ZERO,

@@ -6,6 +6,7 @@
     reason = "a test that fails may panic; clippy.toml covers only functions marked as tests"
 )]
 
+mod accept_queue;
 mod address_limits;
 mod architecture;
 mod backup;
@@ -19,6 +20,7 @@ mod client_v2_played;
 mod client_v2_trouble;
 mod corruption;
 mod crowds;
+mod database_of_the_first_release;
 mod device_sync;
 mod discretion;
 mod disk_full;
@@ -33,6 +35,7 @@ mod harness;
 mod identity;
 mod kill;
 mod limits;
+mod neighbours;
 mod notices;
 mod operations_page;
 mod ops_http;

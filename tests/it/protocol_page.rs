@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use vauchi_relay::protocol::message::Incoming;
 use vauchi_relay::protocol::v1;
-use vauchi_relay::protocol::v1_client::{ServerFrame, decode_server_frame};
+use vauchi_relay::protocol::v1::client::{ServerFrame, decode_server_frame};
 
 /// Types that only a relay sends.
 const FROM_RELAY: [&str; 3] = ["HandshakeAck", "RecoveryProofResponse", "PurgeResponse"];

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request, Tag};
-use vauchi_relay::protocol::message_v2::{Withdrawal, WithdrawalKind};
-use vauchi_relay::protocol::v2_client::encode_request;
+use vauchi_relay::protocol::v2::client::encode_request;
+use vauchi_relay::protocol::v2::message::{Withdrawal, WithdrawalKind};
 
 use crate::guest::{Guest, Owned, number_of, submit};
 use crate::harness::{Goodbye, Relay};

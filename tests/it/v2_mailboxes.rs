@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
-use vauchi_relay::protocol::message_v2::{
+use vauchi_relay::protocol::v2::message::{
     Opening, OpeningProof, Subscribe, Withdrawal, WithdrawalKind,
 };
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Request};
-use vauchi_relay::protocol::message_v2::{Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::message::{Withdrawal, WithdrawalKind};
 
 use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::{Peer, Relay, envelope};

@@ -1,7 +1,6 @@
 //! v2: what a session owes its client when things happen at the same time: while an answer waits for a commit,
 //! while a page waits for the window, while an id is still in flight.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::SinkExt as _;
@@ -9,30 +8,13 @@ use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::ids::BlobId;
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, Request, Tag};
-use vauchi_relay::protocol::message_v2::{Withdrawal, WithdrawalKind};
 use vauchi_relay::protocol::proof;
-use vauchi_relay::protocol::v2_client::encode_request;
-use vauchi_relay::store::Store;
+use vauchi_relay::protocol::v2::client::encode_request;
+use vauchi_relay::protocol::v2::message::{Withdrawal, WithdrawalKind};
 
-use crate::faulty::{Call, Fault, FaultyStore, Stall};
+use crate::faulty::{Call, Fault, Stall, faulty_relay};
 use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::Relay;
-
-/// A relay whose store does what the test says.
-async fn faulty_relay(variables: &[(&str, &str)]) -> (Relay, Arc<FaultyStore>) {
-    let mut faulty = None;
-    let relay = Relay::start_with(
-        variables,
-        |_| {},
-        |store| {
-            let store = FaultyStore::new(store);
-            faulty = Some(Arc::clone(&store));
-            store as Arc<dyn Store>
-        },
-    )
-    .await;
-    (relay, faulty.unwrap())
-}
 
 /// A narrow window, so that what was read waits for it.
 async fn narrow(guest: &mut Guest, blobs: u32, bytes: u64) {

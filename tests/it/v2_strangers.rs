@@ -8,7 +8,7 @@ use vauchi_relay::ids::MailboxId;
 use vauchi_relay::protocol::message::{
     Outgoing, RecoveryProof, RecoveryQuery, Refused, Request, Submit,
 };
-use vauchi_relay::protocol::message_v2::{Opening, OpeningProof, Subscribe};
+use vauchi_relay::protocol::v2::message::{Opening, OpeningProof, Subscribe};
 
 use crate::guest::{Guest, ORIGIN, Owned, submit};
 use crate::harness::{Relay, envelope, id};

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use futures_util::SinkExt as _;
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::protocol::message::{Done, Outgoing, Request};
-use vauchi_relay::protocol::message_v2::{ReceiptKind, Withdrawal, WithdrawalKind};
 use vauchi_relay::protocol::proof;
+use vauchi_relay::protocol::v2::message::{ReceiptKind, Withdrawal, WithdrawalKind};
 
 use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::{Peer, Relay};
