@@ -198,7 +198,7 @@ impl Rig {
     }
 
     pub(crate) async fn append(&self, envelope: Envelope) -> Appended {
-        append(&*self.store, envelope).await
+        append(&self.store, envelope).await
     }
 
     /// Appends what must be stored.
@@ -549,9 +549,9 @@ async fn concurrent_appends_have_one_order_and_no_reader_passes_one_over() {
             let store = Arc::clone(&rig.store);
             writers.spawn(async move {
                 for n in 0..BLOBS_EACH {
-                    append(&*store, blob(1, writer * 1_000 + n)).await;
+                    append(&store, blob(1, writer * 1_000 + n)).await;
                     // Other mailboxes draw keys from the same order.
-                    append(&*store, blob(100, writer * 1_000 + n)).await;
+                    append(&store, blob(100, writer * 1_000 + n)).await;
                 }
             });
         }
@@ -994,7 +994,7 @@ pub(crate) async fn race(rig: &Rig, envelopes: Vec<Envelope>, full: Appended) ->
     let mut senders = JoinSet::new();
     for envelope in envelopes {
         let store = Arc::clone(&rig.store);
-        senders.spawn(async move { append(&*store, envelope).await });
+        senders.spawn(async move { append(&store, envelope).await });
     }
     let answers = senders.join_all().await;
     let stored = answers
@@ -1441,7 +1441,7 @@ async fn the_sums_hold_at_every_moment() {
             let store = Arc::clone(&rig.store);
             writers.spawn(async move {
                 for number in 0..100 {
-                    append(&*store, blob(writer, number)).await;
+                    append(&store, blob(writer, number)).await;
                     let acknowledgement =
                         store.acknowledge(mailbox(writer), vec![id(number)], SEEN, NOW);
                     acknowledgement.await.unwrap().await.unwrap();

@@ -416,13 +416,13 @@ async fn a_purge_leaves_what_is_stored_after_it_began() {
         let rig = Rig::open(engine, Settings::default()).await;
         for number in 0..600 {
             let device = u8::try_from(number % 2).unwrap();
-            append(&*rig.store, sync(9, device, number, 1)).await;
+            append(&rig.store, sync(9, device, number, 1)).await;
         }
         let store = Arc::clone(&rig.store);
         let purge = tokio::spawn(async move { store.purge_owner(mailbox(9), NOW).await });
         let mut later = 1_000;
         while !purge.is_finished() {
-            append(&*rig.store, sync(9, 1, later, 1)).await;
+            append(&rig.store, sync(9, 1, later, 1)).await;
             later += 1;
         }
         let purged = purge.await.unwrap().unwrap().blobs;

@@ -318,7 +318,7 @@ impl Committer {
                 Folded::Asks(more) if more.expired.len() > RELIEFS_MAX && is_splittable => {
                     return Err(CommitError::TooWide);
                 }
-                Folded::Asks(more) => more,
+                Folded::Asks(more) => *more,
             };
         }
         Err(CommitError::Refused("the batch asks without end".into()))

@@ -24,6 +24,7 @@ pub(super) const BATCH_BYTES_MAX: usize = 4 << 20;
 const LOW_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// One thing for the committer to do.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are writes")]
 #[derive(Debug)]
 pub(super) enum Job {
     /// Commit this and tell what became of it.

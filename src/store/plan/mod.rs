@@ -228,7 +228,7 @@ pub(super) enum Folded {
     /// This is to be done.
     Plan(Box<Plan>),
     /// More must be known first.
-    Asks(Asked),
+    Asks(Box<Asked>),
 }
 
 /// Folds a batch with what is known.
@@ -467,7 +467,7 @@ impl<'a> Folding<'a> {
         if !self.asks.is_empty() {
             self.asks.tidy();
             self.asks.is_smallest = self.learnt.is_smallest;
-            return Folded::Asks(self.asks);
+            return Folded::Asks(Box::new(self.asks));
         }
         let rows = &self.rows;
         // Rows that came and left are not written; the others as they are to be.

@@ -49,7 +49,7 @@ impl Engine {
             learnt.learn(asked, answer);
             match fold(&batch, &self.rules, &learnt) {
                 Folded::Plan(plan) => break plan,
-                Folded::Asks(more) => asked = more,
+                Folded::Asks(more) => asked = *more,
             }
         };
         self.apply(&batch, &plan);

@@ -28,7 +28,7 @@ impl Bench {
             learnt.learn(asked, answer);
             match fold(batch, &self.rules, &learnt) {
                 Folded::Plan(plan) => return Ok(plan),
-                Folded::Asks(more) => asked = more,
+                Folded::Asks(more) => asked = *more,
             }
         }
     }
