@@ -121,6 +121,8 @@ impl Life {
             |_| {},
             |opened| {
                 let (faults, opened) = Faults::under(opened);
+                // What comes for a connected recipient would be no page.
+                faults.hide_hints();
                 faults.on(call, nth, kind.fault(&stall));
                 faulty = Some(faults);
                 opened
