@@ -56,6 +56,9 @@ const OPERATORS_MAX: usize = 64;
 /// Rest between two rounds of housekeeping.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// Rest between two sweeps while the clock is not steady.
+const HELD_BACK: Duration = Duration::from_secs(60);
+
 /// How long sessions that were cut off may take to be gone, and the store to close.
 const AFTER_THE_END: Duration = Duration::from_secs(5);
 
@@ -369,7 +372,12 @@ async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
                 tracing::warn!(%error, "the sweep of expired blobs stopped; it goes on at the next interval")
             }
         }
-        tokio::time::sleep(interval).await;
+        // What was held back is made up for soon after the clock has become steady.
+        let pause = match service.is_clock_steady() {
+            true => interval,
+            false => interval.min(HELD_BACK),
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

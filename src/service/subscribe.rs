@@ -82,7 +82,8 @@ impl Service {
 
     /// Burns the nonce of a handshake whose signature is good.
     pub fn burn_nonce(&self, nonce: [u8; 32]) -> Result<(), NonceRefused> {
-        self.nonces.burn(nonce, self.parts.clock.now())
+        let now = self.parts.clock.now();
+        self.nonces.burn(nonce, self.expired_by(), now)
     }
 
     /// Joins the hub for `mailbox`. The caller reads the mailbox only after this has returned, so

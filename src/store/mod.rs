@@ -44,11 +44,18 @@ pub type OnStored = Arc<dyn Fn(&MailboxHash) + Send + Sync>;
 /// Writes answer in two steps: the call returns when the write has its place in the order, and the
 /// [`Pending`] it returns resolves when the write is durable. A session may so hand in its next
 /// blob while the last one is being committed, and the order of calls is the order of blobs.
-/// Time is an argument; no engine reads a clock.
+/// Time is an argument; no engine reads a clock. `now` decides what is shown, `expired_by` what is
+/// deleted for good because its time is over: it is now or, while the clock is not to be trusted
+/// with that (`clock::steady`), the epoch.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Takes a blob into its mailbox. `envelope.stored_at` is the time of the call.
-    async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError>;
+    /// Takes a blob into its mailbox. `envelope.stored_at` is the time of the call. A full mailbox
+    /// first loses what had expired by `expired_by`.
+    async fn append(
+        &self,
+        envelope: Envelope,
+        expired_by: Timestamp,
+    ) -> Result<Pending<Appended>, StoreError>;
 
     /// Deletes blobs and receipts that their recipient has, of those that it may see. What is not
     /// there (any more) is passed over.
@@ -102,9 +109,10 @@ pub trait Store: Send + Sync + 'static {
     /// this call; durable when it returns.
     async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError>;
 
-    /// Deletes up to `limit` expired blobs, the oldest expiry first, expired recovery proofs, and
-    /// forgets departures past their time; durable when it returns. Runs at lower priority than the other writes.
-    async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError>;
+    /// Deletes up to `limit` blobs that had expired by `expired_by`, the oldest expiry first, recovery
+    /// proofs that had, and forgets departures past their time; durable when it returns. Runs at
+    /// lower priority than the other writes.
+    async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError>;
 
     /// The next blobs of a mailbox after `after`, in order, bounded by `bounds`, expired ones left
     /// out. Never passes over a blob that becomes visible later.
@@ -137,9 +145,13 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Page<BacklogCursor>, StoreError>;
 
     /// Keeps a recovery proof; durable when it returns. Each owner has one under a recovery key, a
-    /// later one replaces it; each key has eight. A ninth takes the place of the oldest of an owner
-    /// that never proved itself.
-    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError>;
+    /// later one replaces it; each key has eight. What had expired by `expired_by` goes first; else a
+    /// ninth takes the place of the oldest of an owner that never proved itself.
+    async fn recovery_put(
+        &self,
+        proof: RecoveryProof,
+        expired_by: Timestamp,
+    ) -> Result<RecoveryPut, StoreError>;
 
     /// What is known about these recovery keys (at most 50, more are not looked up), the newest
     /// first, expired ones left out. Stops before sealed proofs of more than `bytes_max` in all.

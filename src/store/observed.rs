@@ -37,8 +37,12 @@ impl Observed {
 
 #[async_trait]
 impl Store for Observed {
-    async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError> {
-        self.counted(self.inner.append(envelope).await)
+    async fn append(
+        &self,
+        envelope: Envelope,
+        expired_by: Timestamp,
+    ) -> Result<Pending<Appended>, StoreError> {
+        self.counted(self.inner.append(envelope, expired_by).await)
     }
 
     async fn acknowledge(
@@ -93,8 +97,8 @@ impl Store for Observed {
         self.counted(self.inner.purge_owner(owner, now).await)
     }
 
-    async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
-        self.counted(self.inner.expire(limit, now).await)
+    async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError> {
+        self.counted(self.inner.expire(limit, expired_by).await)
     }
 
     async fn page(
@@ -134,8 +138,12 @@ impl Store for Observed {
         self.counted(page)
     }
 
-    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
-        self.counted(self.inner.recovery_put(proof).await)
+    async fn recovery_put(
+        &self,
+        proof: RecoveryProof,
+        expired_by: Timestamp,
+    ) -> Result<RecoveryPut, StoreError> {
+        self.counted(self.inner.recovery_put(proof, expired_by).await)
     }
 
     async fn recovery_get(

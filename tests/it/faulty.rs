@@ -193,9 +193,13 @@ fn failure() -> StoreError {
 
 #[async_trait]
 impl Store for FaultyStore {
-    async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError> {
-        self.meet_commit(Call::Append, self.inner.append(envelope))
-            .await
+    async fn append(
+        &self,
+        envelope: Envelope,
+        expired_by: Timestamp,
+    ) -> Result<Pending<Appended>, StoreError> {
+        let write = self.inner.append(envelope, expired_by);
+        self.meet_commit(Call::Append, write).await
     }
 
     async fn acknowledge(
@@ -256,9 +260,9 @@ impl Store for FaultyStore {
         self.inner.purge_owner(owner, now).await
     }
 
-    async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
+    async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError> {
         self.meet_whole(Call::Expire).await?;
-        self.inner.expire(limit, now).await
+        self.inner.expire(limit, expired_by).await
     }
 
     async fn page(
@@ -295,9 +299,13 @@ impl Store for FaultyStore {
         inner.device_sync_backlog(mailbox, after, bounds, now).await
     }
 
-    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
+    async fn recovery_put(
+        &self,
+        proof: RecoveryProof,
+        expired_by: Timestamp,
+    ) -> Result<RecoveryPut, StoreError> {
         self.meet_whole(Call::RecoveryPut).await?;
-        self.inner.recovery_put(proof).await
+        self.inner.recovery_put(proof, expired_by).await
     }
 
     async fn recovery_get(
@@ -365,7 +373,7 @@ mod tests {
     }
 
     async fn append(store: &FaultyStore, id: u32) -> Result<Appended, StoreError> {
-        store.append(blob(1, id)).await?.await
+        store.append(blob(1, id), NOW).await?.await
     }
 
     #[tokio::test]
@@ -399,7 +407,7 @@ mod tests {
     async fn a_failed_commit_is_told_by_the_pending_and_stores_nothing() {
         let store = faulty();
         store.on(Call::Append, 1, Fault::FailCommit);
-        let pending = store.append(blob(1, 1)).await.unwrap();
+        let pending = store.append(blob(1, 1), NOW).await.unwrap();
         pending.await.unwrap_err();
         assert_eq!(store.usage().stored, 0);
     }
@@ -428,7 +436,7 @@ mod tests {
         let store = faulty();
         let stall = Stall::default();
         store.on(Call::Append, 1, Fault::StallCommit(stall.clone()));
-        let mut first = store.append(blob(1, 1)).await.unwrap();
+        let mut first = store.append(blob(1, 1), NOW).await.unwrap();
         append(&store, 2).await.unwrap();
         stall.reached().await;
         let mut context = Context::from_waker(Waker::noop());

@@ -155,7 +155,12 @@ async fn of_a_topic_handed_in_many_times_at_once_the_last_one_stays() {
     for rig in rigs(Settings::default()).await {
         let mut pending = Vec::new();
         for number in 1..=50 {
-            pending.push(rig.store.append(about(1, blob(1, number))).await.unwrap());
+            pending.push(
+                rig.store
+                    .append(about(1, blob(1, number)), NOW)
+                    .await
+                    .unwrap(),
+            );
         }
         for appended in pending {
             assert!(matches!(appended.await, Ok(Appended::Stored { .. })));
@@ -346,7 +351,11 @@ async fn what_is_handed_in_extended_and_cancelled_at_once_comes_out_right() {
         let mut rig = Rig::open(engine, Settings::default()).await;
         let late = NOW.plus(60 * DAY);
         for number in 1..=20 {
-            let appended = rig.store.append(asking(blob(1, number))).await.unwrap();
+            let appended = rig
+                .store
+                .append(asking(blob(1, number)), NOW)
+                .await
+                .unwrap();
             let extended = rig.store.extend(mailbox(1), id(number), late, NOW).await;
             let told = rig.store.delivered(mailbox(1), vec![id(number)], NOW).await;
             let cancelled = match number % 2 {

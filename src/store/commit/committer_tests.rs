@@ -78,7 +78,7 @@ fn outcome(write: &Write) -> Outcome {
             receipts: 0,
         }),
         Write::Tidy { .. } => Outcome::Tidied { more: false },
-        Write::RecoveryPut(_) => Outcome::RecoveryPut(RecoveryPut::Stored),
+        Write::RecoveryPut { .. } => Outcome::RecoveryPut(RecoveryPut::Stored),
         Write::Mark => Outcome::Marked(crate::store::model::OrderKey::START),
         _ => Outcome::Written,
     }
@@ -177,7 +177,9 @@ impl Bench {
             sealed: bytes::Bytes::new(),
             body: body.into(),
         };
-        self.pipeline.append(envelope, [0; 16]).await
+        self.pipeline
+            .append(envelope, [0; 16], Timestamp::default())
+            .await
     }
 
     async fn acknowledge(&self) -> Pending<Removed> {

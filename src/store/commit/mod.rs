@@ -234,9 +234,14 @@ impl Pipeline {
         &self,
         envelope: Envelope,
         checksum: Checksum,
+        expired_by: Timestamp,
     ) -> Result<Pending<Appended>, StoreError> {
         let (reply, pending) = Pending::channel();
-        let write = Write::Append { envelope, checksum };
+        let write = Write::Append {
+            envelope,
+            checksum,
+            expired_by,
+        };
         self.place(Lane::Normal, write, Reply::Appended(reply))
             .await?;
         Ok(pending)
@@ -280,9 +285,10 @@ impl Pipeline {
     pub(in crate::store) async fn recovery_put(
         &self,
         proof: RecoveryProof,
+        expired_by: Timestamp,
     ) -> Result<RecoveryPut, StoreError> {
         let (reply, pending) = Pending::channel();
-        let write = Write::RecoveryPut(proof);
+        let write = Write::RecoveryPut { proof, expired_by };
         self.place(Lane::Normal, write, Reply::RecoveryPut(reply))
             .await?;
         pending.await
@@ -316,10 +322,10 @@ impl Pipeline {
     }
 
     /// Does a slice of housekeeping; tells whether there is more.
-    pub(in crate::store) async fn tidy(&self, now: Timestamp) -> Result<bool, StoreError> {
+    pub(in crate::store) async fn tidy(&self, expired_by: Timestamp) -> Result<bool, StoreError> {
         let (reply, pending) = Pending::channel();
-        self.place(Lane::Low, Write::Tidy { now }, Reply::Tidied(reply))
-            .await?;
+        let write = Write::Tidy { expired_by };
+        self.place(Lane::Low, write, Reply::Tidied(reply)).await?;
         pending.await
     }
 

@@ -19,6 +19,8 @@ pub(in crate::store) enum Write {
     Append {
         envelope: Envelope,
         checksum: Checksum,
+        /// By when what has expired may make room.
+        expired_by: Timestamp,
     },
     /// Delete what the recipient has, of what it may see.
     Acknowledge {
@@ -53,7 +55,11 @@ pub(in crate::store) enum Write {
         now: Timestamp,
     },
     /// Keep a recovery proof.
-    RecoveryPut(RecoveryProof),
+    RecoveryPut {
+        proof: RecoveryProof,
+        /// By when what has expired may make room.
+        expired_by: Timestamp,
+    },
     /// Delete an owner's recovery proof.
     RecoveryRemove {
         key_hash: [u8; 32],
@@ -67,7 +73,7 @@ pub(in crate::store) enum Write {
     /// A mailbox may be opened without a proof again.
     Unpin { mailbox: MailboxHash },
     /// Do a slice of the engine's housekeeping.
-    Tidy { now: Timestamp },
+    Tidy { expired_by: Timestamp },
     /// Write something, whatever it is: shows that storage takes writes.
     Trial,
     /// Tell which order key was the last before this place in the queue.
@@ -101,7 +107,7 @@ impl Write {
                     size_of_val(ids.as_slice())
                 }
                 Self::Remove { keys, .. } => size_of_val(keys.as_slice()),
-                Self::RecoveryPut(proof) => proof.sealed_proof.len(),
+                Self::RecoveryPut { proof, .. } => proof.sealed_proof.len(),
                 _ => 0,
             }
     }
@@ -119,7 +125,7 @@ impl Write {
     pub(in crate::store) fn without_room(&self) -> Option<Outcome> {
         match self {
             Self::Append { .. } => Some(Outcome::Appended(Appended::RelayFull)),
-            Self::RecoveryPut(_) => Some(Outcome::RecoveryPut(RecoveryPut::RelayFull)),
+            Self::RecoveryPut { .. } => Some(Outcome::RecoveryPut(RecoveryPut::RelayFull)),
             _ => None,
         }
     }

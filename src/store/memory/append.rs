@@ -15,13 +15,14 @@ impl MemoryStore {
         &self,
         mailbox: MailboxHash,
         row: Row,
-        now: Timestamp,
+        (now, expired_by): (Timestamp, Timestamp),
     ) -> Result<Appended, StoreError> {
         let mut gone = Vec::new();
-        let mut offered = self.offer(mailbox, row, now, &mut gone)?;
+        let times = (now, expired_by);
+        let mut offered = self.offer(mailbox, row, times, &mut gone)?;
         if let Offered::OwnerIsFull(row, owner) = offered {
-            self.relieve(&owner, now)?;
-            offered = self.offer(mailbox, *row, now, &mut gone)?;
+            self.relieve(&owner, times)?;
+            offered = self.offer(mailbox, *row, times, &mut gone)?;
         }
         for (leaving, rows) in gone {
             self.tell(leaving, &mailbox, &rows, now);
@@ -39,7 +40,7 @@ impl MemoryStore {
         &self,
         mailbox: MailboxHash,
         row: Row,
-        now: Timestamp,
+        (now, expired_by): (Timestamp, Timestamp),
         gone: &mut Vec<(Leaving, Vec<Row>)>,
     ) -> Result<Offered, StoreError> {
         let mut shard = self.shard(&mailbox)?;
@@ -57,7 +58,7 @@ impl MemoryStore {
             .quota
             .holder_admits(row.class, held, row.charged_bytes());
         if row.owner.is_none() && is_mailbox_full {
-            let expired = shard.remove_expired_of(&mailbox, |_| true, now);
+            let expired = shard.remove_expired_of(&mailbox, |_| true, expired_by);
             let leaving = Leaving::Expired;
             self.books().depart(leaving, mailbox, &expired, now);
             gone.push((leaving, expired));
@@ -107,12 +108,16 @@ impl MemoryStore {
 
     /// Takes away what has expired of a full owner. It lies in several shards, so this happens
     /// outside the one that something was offered to.
-    fn relieve(&self, owner: &MailboxHash, now: Timestamp) -> Result<(), StoreError> {
+    fn relieve(
+        &self,
+        owner: &MailboxHash,
+        (now, expired_by): (Timestamp, Timestamp),
+    ) -> Result<(), StoreError> {
         let mailboxes = self.books().mailboxes_of(owner);
         let is_theirs = |row: &Row| row.owner.is_some_and(|of| of.hash == *owner);
         for mailbox in mailboxes {
             let mut shard = self.shard(&mailbox)?;
-            let expired = shard.remove_expired_of(&mailbox, is_theirs, now);
+            let expired = shard.remove_expired_of(&mailbox, is_theirs, expired_by);
             self.books()
                 .depart(Leaving::Expired, mailbox, &expired, now);
         }

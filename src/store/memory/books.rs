@@ -165,9 +165,10 @@ impl Books {
     pub(in crate::store) fn recovery_put(
         &mut self,
         proof: &RecoveryProof,
+        expired_by: Timestamp,
         quota: &Quota,
     ) -> RecoveryPut {
-        let put = self.proofs.put(proof, quota, &mut self.held);
+        let put = self.proofs.put(proof, expired_by, quota, &mut self.held);
         let happened = Happened {
             vouchers: u64::from(put == RecoveryPut::Stored),
             ..Happened::default()
@@ -187,9 +188,9 @@ impl Books {
         removed
     }
 
-    /// Deletes up to [`SLICE`] recovery proofs whose time is over, and answers how many.
-    pub(in crate::store) fn sweep_proofs(&mut self, now: Timestamp) -> usize {
-        let swept = self.proofs.sweep(SLICE, now, &mut self.held);
+    /// Deletes up to [`SLICE`] recovery proofs that had expired by then, and answers how many.
+    pub(in crate::store) fn sweep_proofs(&mut self, expired_by: Timestamp) -> usize {
+        let swept = self.proofs.sweep(SLICE, expired_by, &mut self.held);
         self.ledger.count(Happened::default(), self.held);
         swept
     }
@@ -204,16 +205,20 @@ impl Books {
         self.ledger.count(happened, self.held);
     }
 
-    /// Forgets up to [`SLICE`] departures whose time is over, and answers how many.
-    pub(in crate::store) fn forget_slice(&mut self, now: Timestamp) -> usize {
-        let forgotten = self.departures.forget(SLICE, now);
-        self.show_departures(now);
+    /// Forgets up to [`SLICE`] departures whose time was over by then, and answers how many.
+    pub(in crate::store) fn forget_slice(&mut self, expired_by: Timestamp) -> usize {
+        let forgotten = self.departures.forget(SLICE, expired_by);
+        self.show_departures(expired_by);
         forgotten
     }
 
     pub(in crate::store) fn show_departures(&self, now: Timestamp) {
         let remembered = self.departures.by_age.len() as f64;
         self.metrics.dedup_remembered.set(remembered);
+        // Housekeeping by a clock that is not trusted tells no time.
+        if now == Timestamp::default() {
+            return;
+        }
         let oldest = self.departures.by_age.first_key_value();
         let age = oldest.map_or(Duration::ZERO, |(_, (_, oldest))| now.since(oldest.left_at));
         self.metrics.dedup_memory_seconds.set(age.as_secs_f64());

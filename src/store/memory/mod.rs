@@ -233,10 +233,15 @@ impl MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError> {
+    async fn append(
+        &self,
+        envelope: Envelope,
+        expired_by: Timestamp,
+    ) -> Result<Pending<Appended>, StoreError> {
         let (mailbox, now) = (envelope.mailbox, envelope.stored_at);
         let checksum = self.secret.checksum(&mailbox, &envelope.id, &envelope.body);
-        let outcome = self.take(mailbox, Row::new(&envelope, checksum), now)?;
+        let row = Row::new(&envelope, checksum);
+        let outcome = self.take(mailbox, row, (now, expired_by))?;
         if matches!(outcome, Appended::Stored { .. }) {
             (self.on_stored)(&mailbox);
         }
@@ -331,12 +336,12 @@ impl Store for MemoryStore {
         Ok(removed)
     }
 
-    async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
-        let swept = self.sweep(limit, now)?;
-        while self.books().forget_slice(now) == SLICE {
+    async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError> {
+        let swept = self.sweep(limit, expired_by)?;
+        while self.books().forget_slice(expired_by) == SLICE {
             tokio::task::yield_now().await;
         }
-        while self.books().sweep_proofs(now) == SLICE {
+        while self.books().sweep_proofs(expired_by) == SLICE {
             tokio::task::yield_now().await;
         }
         Ok(swept)
@@ -375,9 +380,16 @@ impl Store for MemoryStore {
         Ok(self.shard(&mailbox)?.backlog(&mailbox, after, bounds, now))
     }
 
-    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
+    async fn recovery_put(
+        &self,
+        proof: RecoveryProof,
+        expired_by: Timestamp,
+    ) -> Result<RecoveryPut, StoreError> {
         let _open = self.shard_at(0)?;
-        Ok(self.books().recovery_put(&proof, &self.quota))
+        Ok({
+            let mut books = self.books();
+            books.recovery_put(&proof, expired_by, &self.quota)
+        })
     }
 
     async fn recovery_get(

@@ -24,11 +24,12 @@ impl Proofs {
     pub(in crate::store) fn put(
         &mut self,
         proof: &RecoveryProof,
+        expired_by: Timestamp,
         quota: &Quota,
         held: &mut HeldInAll,
     ) -> RecoveryPut {
         let slots: Vec<Slot> = self.slots(&proof.key_hash).collect();
-        let Some(gone) = make_room(&slots, &proof.owner, proof.stored_at) else {
+        let Some(gone) = make_room(&slots, &proof.owner, expired_by) else {
             return RecoveryPut::Full;
         };
         let given_back: u64 = slots

@@ -355,12 +355,12 @@ impl Shard {
         holding
     }
 
-    /// Removes what has expired of a mailbox and is `wanted`.
+    /// Removes what had expired of a mailbox by `expired_by` and is `wanted`.
     pub(in crate::store) fn remove_expired_of(
         &mut self,
         name: &MailboxHash,
         wanted: impl Fn(&Row) -> bool,
-        now: Timestamp,
+        expired_by: Timestamp,
     ) -> Vec<Row> {
         let Some(mailbox) = self.mailboxes.get(name) else {
             return Vec::new();
@@ -368,7 +368,7 @@ impl Shard {
         let keys: Vec<_> = mailbox
             .expiries
             .iter()
-            .take_while(|(expires_at, _)| *expires_at <= now)
+            .take_while(|(expires_at, _)| *expires_at <= expired_by)
             .map(|(_, key)| *key)
             .filter(|key| mailbox.rows.get(key).is_some_and(&wanted))
             .collect();

@@ -11,8 +11,8 @@ impl Folding<'_> {
     pub(in crate::store) fn append(
         &mut self,
         index: usize,
-        envelope: &Envelope,
-        checksum: &Checksum,
+        (envelope, checksum): (&Envelope, &Checksum),
+        expired_by: Timestamp,
     ) -> Appended {
         let header = Header::new(envelope, checksum, self.rules.secret);
         if let Some((first, expires_at)) = self.first_of(envelope, header.id64) {
@@ -25,7 +25,7 @@ impl Folding<'_> {
         if !self.rules.has_room {
             return Appended::RelayFull;
         }
-        if let Err(refused) = self.admit(envelope) {
+        if let Err(refused) = self.admit(envelope, expired_by) {
             return refused;
         }
         if let Some((key, replaced)) = self.replaced_by(envelope) {
@@ -68,27 +68,27 @@ impl Folding<'_> {
             .map(|departure| (departure.checksum, departure.expires_at))
     }
 
-    fn admit(&mut self, envelope: &Envelope) -> Result<(), Appended> {
+    fn admit(&mut self, envelope: &Envelope, expired_by: Timestamp) -> Result<(), Appended> {
         let refused = match self.quota_admits(envelope) {
             Err(refused @ Appended::MailboxFull) => refused,
             other => return other,
         };
-        // What has expired in it makes room first.
-        let expired = match owner_of(envelope) {
-            Some(owner) => {
-                let owner64 = owner.hash.prefix64();
-                self.known.expired_of_owners.remove(&owner64)
-            }
-            None => self.known.expired.remove(&envelope.mailbox.prefix64()),
+        // What has expired in it makes room first. Another write of the batch may trust a later time.
+        let (holder64, of_holder) = match owner_of(envelope) {
+            Some(owner) => (owner.hash.prefix64(), &mut self.known.expired_of_owners),
+            None => (envelope.mailbox.prefix64(), &mut self.known.expired),
         };
-        let Some(expired) = expired else {
+        let Some(keys) = of_holder.get_mut(&holder64) else {
             return Err(refused);
         };
+        let headers = &self.known.headers;
+        let is_expired = |key: &mut i64| {
+            let row = headers.get(key);
+            row.is_some_and(|row| row.expires_at <= expired_by)
+        };
+        let expired: Vec<i64> = keys.extract_if(.., is_expired).collect();
         for key in expired {
-            let row = self.known.headers.get(&key);
-            if row.is_some_and(|row| row.expires_at <= envelope.stored_at) {
-                self.leave(key, Leaving::Expired, envelope.stored_at);
-            }
+            self.leave(key, Leaving::Expired, envelope.stored_at);
         }
         self.quota_admits(envelope)
     }

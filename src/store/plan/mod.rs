@@ -156,6 +156,8 @@ pub(in crate::store) struct Plan {
     pub(in crate::store) tidies: bool,
     /// The latest time that a write was handed in.
     pub(in crate::store) now: Timestamp,
+    /// By when things may be forgotten for good: the epoch when no write says so.
+    pub(in crate::store) expired_by: Timestamp,
 }
 
 impl Plan {
@@ -178,7 +180,9 @@ impl Plan {
                         (envelope, checksum)
                     }
                     Insert::Write(index) => match batch.get(index)? {
-                        Write::Append { envelope, checksum } => (envelope, checksum),
+                        Write::Append {
+                            envelope, checksum, ..
+                        } => (envelope, checksum),
                         _ => return None,
                     },
                 };
@@ -247,6 +251,7 @@ pub(in crate::store) fn fold(
             is_trial: false,
             tidies: false,
             now: Timestamp::default(),
+            expired_by: Timestamp::default(),
         },
     };
     for (index, write) in batch.iter().enumerate() {
@@ -275,9 +280,14 @@ pub(in crate::store) struct Folding<'a> {
 impl Folding<'_> {
     fn write(&mut self, index: usize, write: &Write) -> Outcome {
         match write {
-            Write::Append { envelope, checksum } => {
+            Write::Append {
+                envelope,
+                checksum,
+                expired_by,
+            } => {
                 self.saw(envelope.stored_at);
-                Outcome::Appended(self.append(index, envelope, checksum))
+                self.saw_expired(*expired_by);
+                Outcome::Appended(self.append(index, (envelope, checksum), *expired_by))
             }
             Write::Acknowledge {
                 mailbox,
@@ -312,14 +322,17 @@ impl Folding<'_> {
                 self.saw(*now);
                 Outcome::Removed(self.remove(keys, cause, *now))
             }
-            Write::Tidy { now } => {
-                self.saw(*now);
+            Write::Tidy { expired_by } => {
+                self.saw(*expired_by);
+                self.saw_expired(*expired_by);
                 self.plan.tidies = true;
                 let plan = &mut self.plan;
                 plan.proofs.sweep(&mut self.known.proofs, &mut plan.held);
                 Outcome::Tidied { more: false }
             }
-            Write::RecoveryPut(proof) => Outcome::RecoveryPut(self.recovery_put(index, proof)),
+            Write::RecoveryPut { proof, expired_by } => {
+                Outcome::RecoveryPut(self.recovery_put(index, proof, *expired_by))
+            }
             Write::RecoveryRemove { key_hash, owner } => {
                 Outcome::Removed(self.recovery_remove(key_hash, owner))
             }
@@ -333,15 +346,20 @@ impl Folding<'_> {
         }
     }
 
-    fn recovery_put(&mut self, index: usize, proof: &RecoveryProof) -> RecoveryPut {
+    fn recovery_put(
+        &mut self,
+        index: usize,
+        proof: &RecoveryProof,
+        expired_by: Timestamp,
+    ) -> RecoveryPut {
         if !self.rules.has_room {
             return RecoveryPut::RelayFull;
         }
         let plan = &mut self.plan;
         let known = &mut self.known.proofs;
         let quota = &self.rules.quota;
-        plan.proofs
-            .put(known, &mut plan.held, (index, proof), quota)
+        let put = (index, proof, expired_by);
+        plan.proofs.put(known, &mut plan.held, put, quota)
     }
 
     fn recovery_remove(&mut self, key_hash: &[u8; 32], owner: &MailboxHash) -> Removed {
@@ -367,6 +385,10 @@ impl Folding<'_> {
 
     fn saw(&mut self, now: Timestamp) {
         self.plan.now = self.plan.now.max(now);
+    }
+
+    fn saw_expired(&mut self, expired_by: Timestamp) {
+        self.plan.expired_by = self.plan.expired_by.max(expired_by);
     }
 
     /// Gives a row the next place in the order.

@@ -109,8 +109,17 @@ pub(in crate::store) fn receipt_to(envelope: &Envelope) -> Option<MailboxHash> {
 }
 
 fn appends<'a>(batch: &[&'a Write]) -> impl Iterator<Item = &'a Envelope> {
+    relieving(batch).map(|(envelope, _)| envelope)
+}
+
+/// What comes, each with the time by which what has expired may make room for it.
+fn relieving<'a>(batch: &[&'a Write]) -> impl Iterator<Item = (&'a Envelope, Timestamp)> {
     batch.iter().filter_map(|write| match write {
-        Write::Append { envelope, .. } => Some(envelope),
+        Write::Append {
+            envelope,
+            expired_by,
+            ..
+        } => Some((envelope, *expired_by)),
         _ => None,
     })
 }
@@ -129,7 +138,7 @@ pub(in crate::store) fn topics_of(batch: &[&Write]) -> Vec<(i64, i64)> {
 }
 
 /// The mailboxes that this batch would fill although something in them may have expired, each
-/// with the time to look at.
+/// with the time by which it must have.
 pub(in crate::store) fn mailboxes_to_relieve(
     batch: &[&Write],
     known: &Known,
@@ -145,7 +154,7 @@ pub(in crate::store) fn mailboxes_to_relieve(
     }
     let mut wanted: HashMap<_, (Held, u64)> = HashMap::new();
     let mut full = HashMap::new();
-    for envelope in appends(batch) {
+    for (envelope, expired_by) in relieving(batch) {
         if owner_of(envelope).is_some() {
             continue;
         }
@@ -167,10 +176,10 @@ pub(in crate::store) fn mailboxes_to_relieve(
         held.add(*last);
         *last = 0;
         let bytes = envelope.charged_bytes();
-        let may_have_expired = set.earliest_expiry() <= envelope.stored_at;
+        let may_have_expired = set.earliest_expiry() <= expired_by;
         if may_have_expired && !quota.holder_admits(envelope.class, *held, bytes) {
-            let latest = full.entry(mailbox64).or_insert(envelope.stored_at);
-            *latest = envelope.stored_at.max(*latest);
+            let latest = full.entry(mailbox64).or_insert(expired_by);
+            *latest = expired_by.max(*latest);
         }
         *last = bytes;
     }
@@ -184,7 +193,7 @@ pub(in crate::store) fn owners_of(batch: &[&Write]) -> HashSet<i64> {
 }
 
 /// The owners that this batch may fill although something of theirs may have expired, each with
-/// the time to look at.
+/// the time by which it must have.
 pub(in crate::store) fn owners_to_relieve(
     batch: &[&Write],
     sets: &WorkingSets,
@@ -192,7 +201,7 @@ pub(in crate::store) fn owners_to_relieve(
 ) -> HashMap<i64, Timestamp> {
     let mut wanted: HashMap<_, Held> = HashMap::new();
     let mut full = HashMap::new();
-    for envelope in appends(batch) {
+    for (envelope, expired_by) in relieving(batch) {
         let Some(owner) = owner_of(envelope) else {
             continue;
         };
@@ -200,10 +209,10 @@ pub(in crate::store) fn owners_to_relieve(
         let owned = sets.owners.peek(owner64);
         let held = wanted.entry(owner64).or_insert(owned.held);
         let bytes = envelope.charged_bytes();
-        let may_have_expired = owned.earliest_expiry <= envelope.stored_at;
+        let may_have_expired = owned.earliest_expiry <= expired_by;
         if may_have_expired && !quota.holder_admits(envelope.class, *held, bytes) {
-            let latest = full.entry(owner64).or_insert(envelope.stored_at);
-            *latest = envelope.stored_at.max(*latest);
+            let latest = full.entry(owner64).or_insert(expired_by);
+            *latest = expired_by.max(*latest);
         }
         held.add(bytes);
     }

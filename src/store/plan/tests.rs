@@ -61,11 +61,11 @@ impl Engine {
         }
         let missing = receipt_mailboxes_to_read(&batch, &known, &mut self.sets);
         self.read_sets(&missing);
-        for (mailbox64, now) in mailboxes_to_relieve(&batch, &known, &self.sets, &self.quota) {
+        for (mailbox64, by) in mailboxes_to_relieve(&batch, &known, &self.sets, &self.quota) {
             let expired: Vec<_> = self
                 .rows
                 .iter()
-                .filter(|(_, row)| row.mailbox64 == mailbox64 && row.expires_at <= now)
+                .filter(|(_, row)| row.mailbox64 == mailbox64 && row.expires_at <= by)
                 .collect();
             known
                 .headers
@@ -128,7 +128,7 @@ impl Engine {
             row.is_delivered_told = true;
         }
         self.departures.remember(&plan.departures);
-        self.departures.forget(plan.now);
+        self.departures.forget(plan.expired_by, plan.now);
         self.next_key = plan.next_key();
         self.held = plan.held;
         let held = self.held.blobs + self.held.receipts;
@@ -165,6 +165,7 @@ fn append(to: u8, id: u8, checksum: u8, now: u64) -> Write {
             body: bytes::Bytes::from_static(b"body"),
         },
         checksum: [checksum; 16],
+        expired_by: at(now),
     }
 }
 

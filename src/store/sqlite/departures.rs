@@ -106,16 +106,17 @@ impl Departures {
         (is_it && !self.is_over(departure, now)).then_some(departure)
     }
 
-    /// Forgets what is past its time and what is too much; returns how many went before their time.
-    pub(in crate::store) fn forget(&mut self, now: Timestamp) -> u64 {
+    /// Forgets what was past its time by `expired_by` and what is too much; returns how many went
+    /// before their time.
+    pub(in crate::store) fn forget(&mut self, expired_by: Timestamp, now: Timestamp) -> u64 {
         let mut early = 0;
         while let Some((number, oldest)) = self.by_age.front() {
-            let is_over = self.is_over(oldest, now);
+            let is_over = self.is_over(oldest, expired_by);
             let is_too_much = self.count_max != 0 && self.by_age.len() as u64 > self.count_max;
             if !is_over && !is_too_much {
                 break;
             }
-            early += u64::from(!is_over);
+            early += u64::from(!self.is_over(oldest, now));
             self.forgotten_to = *number;
             let mixed = mix(oldest.mailbox64, &oldest.id);
             if self.places.get(&mixed) == Some(&self.forgotten) {
@@ -200,16 +201,27 @@ mod tests {
         assert!(!remembers(&departures, 1, 1100));
         assert!(remembers(&departures, 2, 1100));
         assert!(!remembers(&departures, 3, 1000));
-        assert_eq!(departures.forget(at(1100)), 0);
+        assert_eq!(departures.forget(at(1100), at(1100)), 0);
         assert_eq!(departures.len(), 1);
         assert_eq!(departures.reach(at(1100)), Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_clock_that_is_not_trusted_makes_nothing_forgotten() {
+        let mut departures = Departures::new(Duration::from_millis(100), 2);
+        departures.remember(&[departure(1, 1000), departure(2, 1050)]);
+        assert_eq!(departures.forget(at(0), at(9000)), 0);
+        assert!(remembers(&departures, 1, 1099));
+        departures.remember(&[departure(3, 9000)]);
+        assert_eq!(departures.forget(at(0), at(9000)), 0, "its time was over");
+        assert_eq!(departures.len(), 2);
     }
 
     #[test]
     fn the_oldest_is_forgotten_when_there_are_too_many() {
         let mut departures = Departures::new(Duration::from_secs(100), 2);
         departures.remember(&[departure(1, 1), departure(2, 2), departure(3, 3)]);
-        assert_eq!(departures.forget(at(3)), 1);
+        assert_eq!(departures.forget(at(3), at(3)), 1);
         assert!(!remembers(&departures, 1, 3));
         assert!(remembers(&departures, 2, 3) && remembers(&departures, 3, 3));
     }
@@ -218,7 +230,7 @@ mod tests {
     fn a_second_departure_of_the_same_id_outlives_the_first() {
         let mut departures = Departures::new(Duration::from_millis(100), 0);
         departures.remember(&[departure(1, 1000), departure(1, 1080)]);
-        departures.forget(at(1100));
+        departures.forget(at(1100), at(1100));
         assert!(remembers(&departures, 1, 1150));
     }
 
@@ -230,7 +242,7 @@ mod tests {
             departures.load(number, departure(number as u8, number as u64));
         }
         assert_eq!(departures.trim_to(2), None);
-        departures.forget(at(107));
+        departures.forget(at(107), at(107));
         assert_eq!(departures.trim_to(2), Some(6));
         departures.trimmed(6);
         assert_eq!(departures.trim_to(2), Some(7));

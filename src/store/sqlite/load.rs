@@ -63,7 +63,8 @@ pub(in crate::store) async fn read_totals(
     })
 }
 
-/// The departures that are still remembered.
+/// The departures that are still remembered. Those whose time is over are among them: whether the
+/// clock is right is not known at a start, and they are forgotten when it is.
 pub(in crate::store) async fn read_departures(
     connection: &mut SqliteConnection,
     options: &SqliteOptions,
@@ -92,8 +93,6 @@ pub(in crate::store) async fn read_departures(
         let (number, departure) = rows::departure(&row)?;
         departures.load(number, departure);
     }
-    drop(table);
-    departures.forget(options.now);
     Ok(departures)
 }
 
@@ -244,21 +243,21 @@ async fn read_relief(
     known: &mut Known,
     batch: &[&Write],
 ) -> sqlx::Result<()> {
-    for (mailbox64, now) in needs::mailboxes_to_relieve(batch, known, sets, quota) {
+    for (mailbox64, expired_by) in needs::mailboxes_to_relieve(batch, known, sets, quota) {
         let holder = (EXPIRED_OF_MAILBOX, mailbox64);
-        let expired = read_expired(connection, holder, secret, now).await?;
+        let expired = read_expired(connection, holder, secret, expired_by).await?;
         if expired.keys.is_empty() {
-            sets.set_earliest_expiry(mailbox64, expired.look_again_at(now));
+            sets.set_earliest_expiry(mailbox64, expired.look_again_at(expired_by));
         } else {
             known.expired.insert(mailbox64, expired.keys);
         }
         known.headers.extend(expired.headers);
     }
-    for (owner64, now) in needs::owners_to_relieve(batch, sets, quota) {
+    for (owner64, expired_by) in needs::owners_to_relieve(batch, sets, quota) {
         let holder = (EXPIRED_OF_OWNER, owner64);
-        let expired = read_expired(connection, holder, secret, now).await?;
+        let expired = read_expired(connection, holder, secret, expired_by).await?;
         if expired.keys.is_empty() {
-            let again = expired.look_again_at(now);
+            let again = expired.look_again_at(expired_by);
             sets.owners.set_earliest_expiry(owner64, again);
         } else {
             known.expired_of_owners.insert(owner64, expired.keys);
@@ -284,8 +283,8 @@ struct Expired {
 
 impl Expired {
     /// A second later at the soonest, so that a full mailbox is not searched at every append.
-    fn look_again_at(&self, now: Timestamp) -> Timestamp {
-        self.earliest.max(now.plus(Duration::from_secs(1)))
+    fn look_again_at(&self, expired_by: Timestamp) -> Timestamp {
+        self.earliest.max(expired_by.plus(Duration::from_secs(1)))
     }
 }
 
@@ -294,9 +293,9 @@ async fn read_expired(
     connection: &mut SqliteConnection,
     (sql, holder64): (&'static str, i64),
     secret: &Secret,
-    now: Timestamp,
+    expired_by: Timestamp,
 ) -> sqlx::Result<Expired> {
-    let slot = expiry_slot(now);
+    let slot = expiry_slot(expired_by);
     let found = sqlx::query(sql)
         .bind(holder64)
         .bind(slot)
@@ -312,10 +311,14 @@ async fn read_expired(
     let mut expired = Expired {
         keys: Vec::new(),
         headers: Vec::new(),
-        earliest: if is_all { slot_start(slot + 1) } else { now },
+        earliest: if is_all {
+            slot_start(slot + 1)
+        } else {
+            expired_by
+        },
     };
     for (key, header) in &headers {
-        if header.expires_at <= now {
+        if header.expires_at <= expired_by {
             expired.keys.push(*key);
         } else {
             expired.earliest = expired.earliest.min(header.expires_at);

@@ -200,11 +200,15 @@ fn left_of<C>(bounds: PageBounds, page: &Page<C>) -> Option<PageBounds> {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError> {
+    async fn append(
+        &self,
+        envelope: Envelope,
+        expired_by: Timestamp,
+    ) -> Result<Pending<Appended>, StoreError> {
         let checksum = self
             .secret
             .checksum(&envelope.mailbox, &envelope.id, &envelope.body);
-        self.pipeline.append(envelope, checksum).await
+        self.pipeline.append(envelope, checksum, expired_by).await
     }
 
     async fn acknowledge(
@@ -305,8 +309,8 @@ impl Store for SqliteStore {
         }
     }
 
-    async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
-        self.sweep(limit, now).await
+    async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError> {
+        self.sweep(limit, expired_by).await
     }
 
     async fn page(
@@ -385,8 +389,12 @@ impl Store for SqliteStore {
         Ok(page)
     }
 
-    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
-        self.pipeline.recovery_put(proof).await
+    async fn recovery_put(
+        &self,
+        proof: RecoveryProof,
+        expired_by: Timestamp,
+    ) -> Result<RecoveryPut, StoreError> {
+        self.pipeline.recovery_put(proof, expired_by).await
     }
 
     async fn recovery_get(

@@ -74,11 +74,11 @@ pub(in crate::store) async fn read_slots(
         known.next_number = last.try_get::<i64, _>(0)? + 1;
     }
     let tidied_at = batch.iter().filter_map(|write| match write {
-        Write::Tidy { now } => Some(*now),
+        Write::Tidy { expired_by } => Some(*expired_by),
         _ => None,
     });
-    if let Some(now) = tidied_at.max() {
-        for (key_hash, slot) in read_expired(connection, now).await? {
+    if let Some(expired_by) = tidied_at.max() {
+        for (key_hash, slot) in read_expired(connection, expired_by).await? {
             known.expired.push((key_hash, slot.number));
             if keys.binary_search(&key_hash).is_err() {
                 known.slots.entry(key_hash).or_default().push(slot);
@@ -90,14 +90,14 @@ pub(in crate::store) async fn read_slots(
 
 async fn read_expired(
     connection: &mut SqliteConnection,
-    now: Timestamp,
+    expired_by: Timestamp,
 ) -> sqlx::Result<Vec<([u8; 32], Slot)>> {
     let rows = sqlx::query(
         "SELECT n, key_hash, owner, is_proven, expires_at, length(proof) \
          FROM recovery INDEXED BY recovery_by_expiry WHERE expires_at <= ? \
          ORDER BY expires_at LIMIT ?",
     )
-    .bind(to_i64(now.millis()))
+    .bind(to_i64(expired_by.millis()))
     .bind(to_i64(SWEPT_PROOFS_MAX as u64))
     .fetch_all(connection)
     .await?;
@@ -128,7 +128,7 @@ pub(in crate::store) async fn write_proofs(
         left = later;
     }
     for (number, index, is_proven) in &plan.inserts {
-        let Some(Write::RecoveryPut(proof)) = batch.get(*index) else {
+        let Some(Write::RecoveryPut { proof, .. }) = batch.get(*index) else {
             continue;
         };
         sqlx::query(

@@ -23,31 +23,34 @@ impl SqliteStore {
     pub(in crate::store) async fn sweep(
         &self,
         limit: u32,
-        now: Timestamp,
+        expired_by: Timestamp,
     ) -> Result<Swept, StoreError> {
         if limit == 0 {
-            let more = self.pipeline.tidy(now).await?;
+            let more = self.pipeline.tidy(expired_by).await?;
             return Ok(Swept {
                 more,
                 ..Swept::default()
             });
         }
         let mut swept = Swept {
-            blobs: self.expire_old_slots(limit, now).await?,
+            blobs: self.expire_old_slots(limit, expired_by).await?,
             more: true,
             next_expiry: None,
         };
         let left = limit.saturating_sub(u32::try_from(swept.blobs).unwrap_or(u32::MAX));
         if left == 0 {
             // Whether that was all decides whether the caller comes again for the current slot.
-            let next = self.readers.expired_before(expiry_slot(now), 1).await;
+            let next = self
+                .readers
+                .expired_before(expiry_slot(expired_by), 1)
+                .await;
             if !self.read(next)?.is_empty() {
                 return Ok(swept);
             }
         }
-        let current = self.expire_current_slot(left, now).await?;
+        let current = self.expire_current_slot(left, expired_by).await?;
         swept.blobs += current.blobs;
-        swept.more = current.more || self.pipeline.tidy(now).await?;
+        swept.more = current.more || self.pipeline.tidy(expired_by).await?;
         if !swept.more {
             let next = self.readers.next_expiry().await;
             swept.next_expiry = self.read(next)?;
@@ -56,14 +59,17 @@ impl SqliteStore {
     }
 
     /// Deletes up to `limit` rows of slots that are over.
-    async fn expire_old_slots(&self, limit: u32, now: Timestamp) -> Result<u64, StoreError> {
+    async fn expire_old_slots(&self, limit: u32, expired_by: Timestamp) -> Result<u64, StoreError> {
         let mut expired = 0;
         while expired < u64::from(limit) {
             let slice = slice_of(limit, expired);
-            let due = self.readers.expired_before(expiry_slot(now), slice).await;
+            let due = self
+                .readers
+                .expired_before(expiry_slot(expired_by), slice)
+                .await;
             let keys = self.read(due)?;
             let found = keys.len() as u64;
-            let removed = self.remove_expired(keys, now).await?;
+            let removed = self.remove_expired(keys, expired_by).await?;
             expired += removed;
             if removed == 0 || found < u64::from(slice) {
                 break;
@@ -74,8 +80,12 @@ impl SqliteStore {
 
     /// Deletes up to `limit` rows of the current slot that are over. Looks through a bounded part
     /// of it and goes on from there the next time.
-    async fn expire_current_slot(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
-        let slot = expiry_slot(now);
+    async fn expire_current_slot(
+        &self,
+        limit: u32,
+        expired_by: Timestamp,
+    ) -> Result<Swept, StoreError> {
+        let slot = expiry_slot(expired_by);
         let mut cursor = self.slot_cursor();
         if cursor.slot != slot {
             cursor = SlotCursor {
@@ -94,7 +104,7 @@ impl SqliteStore {
             let last = scanned.last().map_or(cursor.after, |(key, _)| *key);
             let mut keys: Vec<_> = scanned
                 .into_iter()
-                .filter(|(_, expires_at)| *expires_at <= now)
+                .filter(|(_, expires_at)| *expires_at <= expired_by)
                 .map(|(key, _)| key)
                 .collect();
             let room = slice_of(limit, swept.blobs) as usize;
@@ -102,10 +112,10 @@ impl SqliteStore {
                 // The cursor stays before the first one that is left.
                 keys.truncate(room);
                 cursor.after = keys.last().copied().unwrap_or(cursor.after);
-                swept.blobs += self.remove_expired(keys, now).await?;
+                swept.blobs += self.remove_expired(keys, expired_by).await?;
                 break;
             }
-            swept.blobs += self.remove_expired(keys, now).await?;
+            swept.blobs += self.remove_expired(keys, expired_by).await?;
             cursor.after = last;
             if is_end {
                 cursor.after = OrderKey::START;
@@ -121,13 +131,17 @@ impl SqliteStore {
         *self.swept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn remove_expired(&self, keys: Vec<OrderKey>, now: Timestamp) -> Result<u64, StoreError> {
+    async fn remove_expired(
+        &self,
+        keys: Vec<OrderKey>,
+        expired_by: Timestamp,
+    ) -> Result<u64, StoreError> {
         if keys.is_empty() {
             return Ok(0);
         }
         let removed = self
             .pipeline
-            .remove(Lane::Low, keys, Cause::Expired, now)
+            .remove(Lane::Low, keys, Cause::Expired, expired_by)
             .await?;
         Ok(removed.await?.rows())
     }

@@ -135,7 +135,7 @@ impl SqliteWriter {
         };
         let Totals { next_key, held, .. } = self.totals;
         let plan = plan::fold(batch, &rules, known, &mut self.sets, next_key, held);
-        forget(&mut self.departures, plan.now, &self.metrics);
+        self.forget(plan.expired_by, plan.now);
         Ok(plan)
     }
 
@@ -224,7 +224,7 @@ impl SqliteWriter {
             if let Some(to) = chores.trim_to {
                 self.departures.trimmed(to);
             }
-            forget(&mut self.departures, plan.now, &self.metrics);
+            self.forget(plan.expired_by, plan.now);
             self.tally.written();
         }
         let happened = &plan.happened;
@@ -257,14 +257,21 @@ impl SqliteWriter {
         }
     }
 
+    fn forget(&mut self, expired_by: Timestamp, now: Timestamp) {
+        let early = self.departures.forget(expired_by, now);
+        self.metrics.dedup_forgotten_total.increment(early);
+    }
+
     fn show(&self, now: Timestamp) {
         let metrics = &self.metrics;
         metrics
             .dedup_remembered
             .set(as_float(self.departures.len() as u64));
-        metrics
-            .dedup_memory_seconds
-            .set(self.departures.reach(now).as_secs_f64());
+        // Not every batch tells the time.
+        if now > Timestamp::default() {
+            let reach = self.departures.reach(now);
+            metrics.dedup_memory_seconds.set(reach.as_secs_f64());
+        }
         metrics.working_sets_bytes.set(as_float(self.sets.bytes()));
     }
 
@@ -349,12 +356,6 @@ impl Engine for SqliteWriter {
     }
 }
 
-fn forget(departures: &mut Departures, now: Timestamp, metrics: &Metrics) {
-    metrics
-        .dedup_forgotten_total
-        .increment(departures.forget(now));
-}
-
 fn not_open() -> CommitError {
     CommitError::Unknown("the database is not open".to_owned())
 }
@@ -415,7 +416,7 @@ async fn do_chores(
     }
     if plan.tidies {
         sqlx::query("DELETE FROM corrupt WHERE expires_at <= ?")
-            .bind(to_i64(plan.now.millis()))
+            .bind(to_i64(plan.expired_by.millis()))
             .execute(&mut *connection)
             .await?;
     }

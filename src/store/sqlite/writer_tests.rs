@@ -47,6 +47,7 @@ fn append(id: u8, now: u64, expires_at: u64) -> Write {
             body: bytes::Bytes::from_static(b"body"),
         },
         checksum: [id; 16],
+        expired_by: Timestamp::from_millis(now),
     }
 }
 
