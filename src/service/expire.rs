@@ -35,6 +35,12 @@ impl Service {
         }
     }
 
+    /// Deletes what expired lately of the blobs whose senders asked to hear of it; returns how many
+    /// blobs that were. What they are told is in the same transaction.
+    pub async fn sweep_asking(&self) -> Result<u64, StoreError> {
+        self.parts.store.expire_asking(self.expired_by()).await
+    }
+
     /// Whether what has expired is deleted: not before the clock has been steady for a while.
     pub fn is_clock_steady(&self) -> bool {
         self.steady_clock.is_steady()

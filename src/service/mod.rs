@@ -134,3 +134,38 @@ impl Service {
         self.watch_clock();
     }
 }
+
+#[cfg(test)]
+impl Service {
+    /// One over a memory store without bounds, and what it counts.
+    pub(crate) fn in_memory(clock: Clock) -> (Self, Arc<Metrics>) {
+        use crate::config::Config;
+        use crate::store::memory::{MemoryOptions, MemoryStore};
+        use crate::store::quota::Quota;
+
+        let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
+        let store = MemoryStore::new(MemoryOptions {
+            receipt_ttl: Duration::from_secs(86_400),
+            secret: secret.clone(),
+            quota: Quota::UNBOUNDED,
+            dedup: Duration::ZERO,
+            dedup_max: 1,
+            on_stored: Arc::new(|_| {}),
+            metrics: Arc::clone(&metrics),
+        });
+        let config = Config::default();
+        let service = Self::new(Parts {
+            receipt_min_ttl: Duration::from_secs(3_600),
+            v1_allows_unverified: true,
+            v1_keeps_sender_id: true,
+            store: Arc::new(store),
+            hub: Arc::new(Hub::default()),
+            secret,
+            budgets: Arc::new(Budgets::new(&config, clock.clone(), &metrics)),
+            clock,
+            metrics: Arc::clone(&metrics),
+            blob_ttl: config.blob_ttl,
+        });
+        (service, metrics)
+    }
+}

@@ -39,6 +39,9 @@ use model::{
 /// take its answers never delays a recipient. It must return quickly and not block.
 pub type OnStored = Arc<dyn Fn(&MailboxHash) + Send + Sync>;
 
+/// How far back [`Store::expire_asking`] looks, at least.
+pub const LATELY: Duration = Duration::from_secs(600);
+
 /// What every engine promises (`docs/storage.md` has the reasons).
 ///
 /// Writes answer in two steps: the call returns when the write has its place in the order, and the
@@ -113,6 +116,11 @@ pub trait Store: Send + Sync + 'static {
     /// proofs that had, and forgets departures past their time; durable when it returns. Runs at
     /// lower priority than the other writes.
     async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError>;
+
+    /// Deletes what [`Store::expire`] would delete later of the blobs that asked for receipts, so that
+    /// their senders hear soon: those that had expired by `expired_by`, and not before [`LATELY`].
+    /// Answers how many; durable when it returns.
+    async fn expire_asking(&self, expired_by: Timestamp) -> Result<u64, StoreError>;
 
     /// The next blobs of a mailbox after `after`, in order, bounded by `bounds`, expired ones left
     /// out. Never passes over a blob that becomes visible later.

@@ -101,6 +101,10 @@ impl Store for Observed {
         self.counted(self.inner.expire(limit, expired_by).await)
     }
 
+    async fn expire_asking(&self, expired_by: Timestamp) -> Result<u64, StoreError> {
+        self.counted(self.inner.expire_asking(expired_by).await)
+    }
+
     async fn page(
         &self,
         mailbox: MailboxHash,

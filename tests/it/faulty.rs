@@ -265,6 +265,11 @@ impl Store for FaultyStore {
         self.inner.expire(limit, expired_by).await
     }
 
+    async fn expire_asking(&self, expired_by: Timestamp) -> Result<u64, StoreError> {
+        self.meet_whole(Call::Expire).await?;
+        self.inner.expire_asking(expired_by).await
+    }
+
     async fn page(
         &self,
         mailbox: MailboxHash,

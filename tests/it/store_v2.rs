@@ -119,6 +119,40 @@ fn wakes() -> (Arc<Mutex<Vec<MailboxHash>>>, Settings) {
 // Topics
 
 #[tokio::test]
+async fn what_asked_for_receipts_may_be_swept_before_the_rest() {
+    for engine in ENGINES {
+        let rig = Rig::open(engine, Settings::default()).await;
+        // More than a slice, in the slots before and after a full ten minutes.
+        let end = Timestamp::from_millis(NOW.millis() / 600_000 * 600_000).plus(HOUR);
+        let second = Duration::from_secs(1);
+        for number in 0..300 {
+            rig.stores(expiring(blob(1, number), end)).await;
+        }
+        for (number, expires_at) in [
+            (301, end.minus(second)),
+            (302, end.plus(second)),
+            (303, end.plus(3 * second)),
+        ] {
+            rig.stores(expiring(asking(blob(2, number)), expires_at))
+                .await;
+        }
+        let store = &rig.store;
+        assert_eq!(store.expire_asking(NOW).await.unwrap(), 0);
+        let untrusted = Timestamp::default();
+        assert_eq!(store.expire_asking(untrusted).await.unwrap(), 0);
+        let by = end.plus(2 * second);
+        assert_eq!(store.expire_asking(by).await.unwrap(), 2);
+        let mut told = rig.receipts().await;
+        told.sort_unstable_by_key(|(number, _)| *number);
+        let expired = ReceiptKind::Expired;
+        assert_eq!(told, [(301, expired), (302, expired)]);
+        assert_eq!(store.expire_asking(by).await.unwrap(), 0);
+        assert_eq!(rig.sweep(256, by).await, 300);
+        assert_eq!(rig.ids(2, View::V1, NOW).await, [303]);
+    }
+}
+
+#[tokio::test]
 async fn a_blob_replaces_the_last_one_of_its_topic_at_the_end_of_the_queue() {
     for rig in rigs(Settings::default()).await {
         rig.stores(about(1, blob(1, 1))).await;

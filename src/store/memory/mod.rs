@@ -13,9 +13,8 @@ mod pins;
 mod receipts;
 mod recovery;
 mod shard;
+mod sweep;
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -144,43 +143,6 @@ impl MemoryStore {
         removed.append(&mut expired);
         let next = keys.last().copied().filter(|_| keys.len() == SLICE);
         Ok((removed, next))
-    }
-
-    /// Deletes up to `limit` expired blobs. Each shard has its own queue by expiry; always taking
-    /// from the one whose head is oldest makes them one.
-    fn sweep(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
-        let mut heads = BinaryHeap::new();
-        for index in 0..SHARDS {
-            let head = self.shard_at(index)?.first_expired(now);
-            heads.extend(head.map(|head| Reverse((head, index))));
-        }
-        let mut swept = Swept::default();
-        while let Some(Reverse((_, index))) = heads.pop() {
-            if swept.blobs == u64::from(limit) {
-                swept.more = true;
-                break;
-            }
-            let mut shard = self.shard_at(index)?;
-            // The head may be another one by now: acknowledged, or overtaken by an older expiry.
-            if let Some((_, key, mailbox)) = shard.first_expired(now) {
-                let removed = shard.remove(&mailbox, key);
-                let leaving = Leaving::Expired;
-                self.books()
-                    .depart(leaving, mailbox, removed.as_slice(), now);
-                swept.blobs += removed.iter().count() as u64;
-                let head = shard.first_expired(now);
-                heads.extend(head.map(|head| Reverse((head, index))));
-                drop(shard);
-                self.tell(leaving, &mailbox, removed.as_slice(), now);
-            }
-        }
-        if !swept.more {
-            for index in 0..SHARDS {
-                let next = self.shard_at(index)?.next_expiry();
-                swept.next_expiry = [swept.next_expiry, next].into_iter().flatten().min();
-            }
-        }
-        Ok(swept)
     }
 
     /// Takes pins away until there is room for one more; tells how many.
@@ -345,6 +307,10 @@ impl Store for MemoryStore {
             tokio::task::yield_now().await;
         }
         Ok(swept)
+    }
+
+    async fn expire_asking(&self, expired_by: Timestamp) -> Result<u64, StoreError> {
+        self.sweep_asking(expired_by).await
     }
 
     async fn page(

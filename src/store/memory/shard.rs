@@ -146,6 +146,25 @@ impl Shard {
         (head.0 <= now).then_some(*head)
     }
 
+    /// The rows that asked for receipts and expired from `since` on and by `expired_by`.
+    pub(in crate::store) fn asking(
+        &self,
+        since: Timestamp,
+        expired_by: Timestamp,
+    ) -> Vec<(MailboxHash, OrderKey)> {
+        let first = (since, OrderKey::START, MailboxHash::from_bytes([0; 32]));
+        self.expiries
+            .range(first..)
+            .take_while(|row| row.0 <= expired_by)
+            .map(|(_, key, mailbox)| (*mailbox, *key))
+            .filter(|(mailbox, key)| {
+                let rows = self.mailboxes.get(mailbox).map(|mailbox| &mailbox.rows);
+                let row = rows.and_then(|rows| rows.get(key));
+                row.is_some_and(|row| row.receipt_to.is_some())
+            })
+            .collect()
+    }
+
     /// When the head of this shard's queue expires.
     pub(in crate::store) fn next_expiry(&self) -> Option<Timestamp> {
         self.expiries.first().map(|head| head.0)

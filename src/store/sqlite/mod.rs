@@ -313,6 +313,10 @@ impl Store for SqliteStore {
         self.sweep(limit, expired_by).await
     }
 
+    async fn expire_asking(&self, expired_by: Timestamp) -> Result<u64, StoreError> {
+        self.sweep_asking(expired_by).await
+    }
+
     async fn page(
         &self,
         mailbox: MailboxHash,

@@ -5,9 +5,9 @@ use std::sync::PoisonError;
 use super::working_set::expiry_slot;
 use super::{SLICE_ROWS, SqliteStore};
 use crate::clock::Timestamp;
-use crate::store::StoreError;
 use crate::store::commit::{Cause, Lane};
 use crate::store::model::{OrderKey, Swept};
+use crate::store::{LATELY, StoreError};
 
 /// Slices of the current slot that one step of the sweep looks through.
 const SLOT_SCANS_MAX: u32 = 16;
@@ -101,12 +101,9 @@ impl SqliteStore {
             let scanned = self.readers.of_slot(slot, cursor.after, SLICE_ROWS).await;
             let scanned = self.read(scanned)?;
             let is_end = scanned.len() < SLICE_ROWS as usize;
-            let last = scanned.last().map_or(cursor.after, |(key, _)| *key);
-            let mut keys: Vec<_> = scanned
-                .into_iter()
-                .filter(|(_, expires_at)| *expires_at <= expired_by)
-                .map(|(key, _)| key)
-                .collect();
+            let last = scanned.last().map_or(cursor.after, |row| row.key);
+            let expired = scanned.iter().filter(|row| row.expires_at <= expired_by);
+            let mut keys: Vec<_> = expired.map(|row| row.key).collect();
             let room = slice_of(limit, swept.blobs) as usize;
             if keys.len() > room {
                 // The cursor stays before the first one that is left.
@@ -125,6 +122,30 @@ impl SqliteStore {
         }
         *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = cursor;
         Ok(swept)
+    }
+
+    /// Deletes the rows that asked for receipts of the current slot and of those before it that
+    /// were over lately.
+    pub(in crate::store) async fn sweep_asking(
+        &self,
+        expired_by: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let mut expired = 0;
+        for slot in expiry_slot(expired_by.minus(LATELY))..=expiry_slot(expired_by) {
+            let mut after = Some(OrderKey::START);
+            while let Some(from) = after {
+                let scanned = self.readers.of_slot(slot, from, SLICE_ROWS).await;
+                let scanned = self.read(scanned)?;
+                let due = scanned
+                    .iter()
+                    .filter(|row| row.is_asking && row.expires_at <= expired_by);
+                let keys = due.map(|row| row.key).collect();
+                expired += self.remove_expired(keys, expired_by).await?;
+                let is_end = scanned.len() < SLICE_ROWS as usize;
+                after = scanned.last().filter(|_| !is_end).map(|row| row.key);
+            }
+        }
+        Ok(expired)
     }
 
     fn slot_cursor(&self) -> SlotCursor {
