@@ -9,7 +9,8 @@
 #   uninstall      stops and removes the relay; blobs, the secret, settings and the user stay
 #   --no-start     start and restart nothing: for images, and for an upgrade that waits for the next restart
 #   --binary FILE  this vauchi-relay, and not the one of the release or of target/release
-#   --purge        remove blobs, the secret, settings and the user, too. There is no way back
+#   --purge        remove blobs, the secret, settings and the user, too. There is no way back. Files of others in these
+#                  folders stay, and are named
 #
 # /etc/vauchi-relay/relay.env is made once and never written again.
 # Exit codes: 0 done, or nothing to do; 1 failed, and the last line says why; 2 wrong arguments.
@@ -22,6 +23,9 @@ unit=/etc/systemd/system/$name.service
 settings_dir=/etc/$name
 settings=$settings_dir/relay.env
 data_dir=/var/lib/$name
+# What the relay makes in it, and what the guide puts beside the settings.
+data="relay.db relay.db-wal relay.db-shm relay.db-journal relay.secret relay.lock"
+settings_files="relay.env relay-secret"
 share=/usr/local/share
 # The manual and what shells complete, each with the arguments that make the binary print it.
 manuals="man/man1/$name.1 man
@@ -216,13 +220,30 @@ install_relay() {
 
 # --- uninstall -----------------------------------------------------------------------------------------------------
 
-remove() { # remove WHAT…: says what was there
+remove() { # remove FILE…: says what was there
     for what in "$@"; do
         if [ -e "$what" ] || [ -L "$what" ]; then
-            rm -rf "$what"
+            rm -f "$what"
             say "removed $what"
         fi
     done
+}
+
+# Nothing of others: the folder may be a link to a disk that has more on it.
+remove_folder() { # remove_folder FOLDER NAME…: these files in it, and the folder if it is empty then
+    link=$1
+    folder=$(readlink -f "$1")
+    shift
+    [ -d "$folder" ] || return 0
+    for what in "$@"; do rm -f "$folder/$what"; done
+    [ ! -L "$link" ] || remove "$link"
+    if rmdir "$folder" 2>/dev/null; then
+        say "removed $folder"
+    elif [ -z "$(ls -A "$folder")" ]; then
+        say "emptied $folder, which is a disk of its own"
+    else
+        say "kept $folder: $name did not make what is in it: $(find "$folder" -mindepth 1 -maxdepth 1 -printf '%f ')"
+    fi
 }
 
 uninstall_relay() {
@@ -241,13 +262,16 @@ uninstall_relay() {
         systemctl reset-failed $name 2>/dev/null || true
     fi
     if [ $purge = yes ]; then
-        # The folder may be a link to another disk.
-        remove "$(readlink -f $data_dir)" $data_dir $settings_dir $unit.d
+        # shellcheck disable=SC2086 # several names
+        remove_folder $data_dir $data
+        # shellcheck disable=SC2086
+        remove_folder $settings_dir $settings_files
+        remove_folder $unit.d override.conf # as `systemctl edit` calls it
         if getent passwd $user >/dev/null; then
             userdel $user
             say "removed the user $user"
         fi
-        say "$name is gone, and all that it kept in $data_dir"
+        say "$name is gone, with its blobs, secret and settings"
     else
         say "$name is uninstalled; $data_dir, $settings_dir and the user $user stay (--purge removes them)"
     fi

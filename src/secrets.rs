@@ -147,16 +147,18 @@ impl Secret {
     pub fn write_new(&self, path: &Path) -> io::Result<()> {
         let text = self.file_text();
         // Written beside, under a name of its own, and then linked: a start that is killed in the
-        // middle leaves no half of a secret, and of two starts at once one is first.
+        // middle leaves no half of a secret, and of two starts at once one is first. The draft is ours
+        // once it is opened, and is removed also when it cannot be written.
         let draft = path.with_extension(format!("{:016x}.draft", rand::random::<u64>()));
         let mut file = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&draft)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        let linked = fs::hard_link(&draft, path);
+        let linked = file
+            .write_all(text.as_bytes())
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::hard_link(&draft, path));
         fs::remove_file(&draft)?;
         linked?;
         if let Some(folder) = path.parent() {

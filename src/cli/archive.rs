@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::banner::in_bytes;
+use super::scratch::folder_of;
 use crate::clock::Timestamp;
 use crate::filesystem;
 use crate::secrets::{SECRET_FILE, Secret};
@@ -201,16 +202,16 @@ struct Found {
     sums: Vec<(&'static str, blake3::Hash)>,
 }
 
-/// Reads an archive to its end, unpacks the database into `folder` and compares all checksums.
+/// Reads an archive to its end, unpacks its database to the path `database` and compares all checksums.
 /// `watch` hears how many bytes of the database are there, and of how many.
 pub(super) fn unpack(
     from: impl Read,
-    folder: &Path,
+    database: PathBuf,
     watch: impl FnMut(u64, u64),
 ) -> Result<Unpacked, ReadError> {
     let mut from = Counting::new(from);
     let mut found = Found::default();
-    match found.take_all(&mut from, folder, watch) {
+    match found.take_all(&mut from, &database, watch) {
         // Whatever was missed: it is because nothing more comes.
         Err(ReadError::Foreign(_) | ReadError::Damaged(_))
             if from.has_ended && from.bytes >= BLOCK_BYTES =>
@@ -219,7 +220,7 @@ pub(super) fn unpack(
         }
         Err(error) => Err(error),
         Ok(end) if from.bytes < end + END_BYTES => Err(ReadError::CutOff),
-        Ok(_) => found.checked(folder),
+        Ok(_) => found.checked(database),
     }
 }
 
@@ -241,7 +242,7 @@ impl Found {
     fn take_all(
         &mut self,
         from: impl Read,
-        folder: &Path,
+        database: &Path,
         mut watch: impl FnMut(u64, u64),
     ) -> Result<u64, ReadError> {
         let mut tar = tar::Archive::new(from);
@@ -258,7 +259,7 @@ impl Found {
             }
             let name = known_name(&entry)?;
             if name == DATABASE_FILE {
-                self.take_database(&mut entry, folder, &mut watch)?;
+                self.take_database(&mut entry, database, &mut watch)?;
             } else {
                 self.take_small(name, &mut entry)?;
             }
@@ -301,16 +302,17 @@ impl Found {
     fn take_database(
         &mut self,
         entry: &mut tar::Entry<'_, impl Read>,
-        folder: &Path,
+        database: &Path,
         watch: &mut impl FnMut(u64, u64),
     ) -> Result<(), ReadError> {
         let size = entry.size();
+        let folder = folder_of(database);
         let free = filesystem::free_bytes(folder)?;
         if free < size.saturating_add(ROOM_BESIDE) {
             return Err(ReadError::NoRoom {
                 needed: size,
                 free,
-                folder: super::scratch::folder_of(folder).to_owned(),
+                folder: folder_of(folder).to_owned(),
             });
         }
         // Fails where it is there already: an archive has one database.
@@ -318,7 +320,7 @@ impl Found {
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(folder.join(DATABASE_FILE))?;
+            .open(database)?;
         let mut from = Hashing::new(entry);
         let mut piece = vec![0; 1 << 20];
         while let length @ 1.. = from.read(&mut piece)? {
@@ -334,7 +336,7 @@ impl Found {
         Ok(())
     }
 
-    fn checked(self, folder: &Path) -> Result<Unpacked, ReadError> {
+    fn checked(self, database: PathBuf) -> Result<Unpacked, ReadError> {
         let damaged = |what: &str| ReadError::Damaged(what.to_owned());
         let (Some(manifest), Some(secret), Some(checksums), true) = (
             self.manifest,
@@ -361,7 +363,7 @@ impl Found {
         Ok(Unpacked {
             manifest,
             secret: secret.ok_or_else(|| damaged("relay.secret is no secret"))?,
-            database: folder.join(DATABASE_FILE),
+            database,
         })
     }
 }

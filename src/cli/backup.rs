@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use super::archive::{self, Manifest, ROOM_BESIDE, in_blobs};
 use super::banner::{full_path, in_bytes};
 use super::progress::Progress;
-use super::scratch::{Scratch, folder_of, put_in_place};
+use super::scratch::{Scratch, folder_of, name_what_was_left, put_in_place};
 use super::verify::{self, From};
 use super::{Usage, interrupted, settings};
 use crate::clock::{Clock, Timestamp};
@@ -156,8 +156,8 @@ async fn write(args: &Args, config: &Config, to: &To) -> anyhow::Result<Written>
     let work = args.temp_dir.as_deref().unwrap_or(beside);
     see_that_there_is_room(config, to, work, database_bytes)?;
 
-    let scratch = scratch(work)?;
-    let copy = scratch.path().join(DATABASE_FILE);
+    let mut scratch = scratch(work)?;
+    let copy = scratch.database();
     // Made here, so that it has this mode from the first byte on.
     new_file(&copy)?;
     // Before the copy begins, so that all that was confirmed by then is in it.
@@ -185,13 +185,13 @@ async fn write(args: &Args, config: &Config, to: &To) -> anyhow::Result<Written>
             })
         }
         To::Folder(folder, name) => {
-            let scratch = match args.temp_dir {
+            let mut scratch = match args.temp_dir {
                 None => scratch,
                 Some(_) => self::scratch(folder)?,
             };
             let name = name.clone();
             let path = name.unwrap_or_else(|| folder.join(name_of(&manifest.created_at)));
-            let draft = scratch.path().join("archive");
+            let draft = scratch.file("archive");
             let mut file = new_file(&draft)?;
             let about = manifest.clone();
             let bytes = blocking(move || {
@@ -235,6 +235,7 @@ fn secret(config: &Config) -> anyhow::Result<Secret> {
 }
 
 fn scratch(folder: &Path) -> anyhow::Result<Scratch> {
+    name_what_was_left(folder);
     Scratch::new(folder).with_context(|| format!("{}: cannot be written to", full_path(folder)))
 }
 

@@ -11,29 +11,35 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::scratch::{Scratch, put_in_place};
+use super::scratch::{Scratch, folder_of, name_what_was_left, put_in_place};
 
 /// Where files are put.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    /// For files that are not whole yet; one for each process, so that none cuts off another's.
-    drafts: Scratch,
+    /// The file that is not whole yet; in a folder of this process, so that none cuts off another's.
+    draft: PathBuf,
+    _scratch: Scratch,
 }
 
 impl Folder {
     /// Makes the folder, unless it is there.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let made = fs::create_dir_all(path).and_then(|()| Scratch::new(path));
-        let drafts = made.with_context(|| format!("can not make the folder {}", path.display()))?;
-        let path = path.to_owned();
-        Ok(Self { path, drafts })
+        let mut scratch =
+            made.with_context(|| format!("can not make the folder {}", path.display()))?;
+        name_what_was_left(path);
+        Ok(Self {
+            path: path.to_owned(),
+            draft: scratch.file("blob"),
+            _scratch: scratch,
+        })
     }
 
     /// Writes a file that is whole and on the disk when this returns; its name, which is `name` unless
-    /// something else has that. What is there already is not written again.
+    /// something else has that. What is there already is not written again. One call at a time.
     pub(super) async fn put(&self, name: &str, blob: Bytes) -> anyhow::Result<String> {
-        let (folder, draft) = (self.path.clone(), self.drafts.path().join(name));
+        let (folder, draft) = (self.path.clone(), self.draft.clone());
         let wanted = name.to_owned();
         let writing = tokio::task::spawn_blocking(move || put(&folder, &draft, &wanted, &blob));
         let written = writing
@@ -44,7 +50,8 @@ impl Folder {
 }
 
 fn put(folder: &Path, draft: &Path, wanted: &str, blob: &[u8]) -> io::Result<String> {
-    let mut file = File::create(draft)?;
+    // Never one that is there: a file in place may be a link to it.
+    let mut file = File::create_new(draft)?;
     file.write_all(blob)?;
     file.sync_all()?;
     drop(file);
@@ -82,7 +89,7 @@ fn is_same(path: &Path, blob: &[u8]) -> io::Result<bool> {
         return Ok(false);
     }
     File::open(path)?.sync_all()?;
-    File::open(super::scratch::folder_of(path))?.sync_all()?;
+    File::open(folder_of(path))?.sync_all()?;
     Ok(true)
 }
 
@@ -114,9 +121,8 @@ mod tests {
     async fn what_can_not_be_written_is_named() {
         let place = tempfile::tempdir().unwrap();
         let folder = Folder::open(place.path()).unwrap();
-        fs::remove_dir(folder.drafts.path()).unwrap();
+        fs::write(&folder.draft, "in the way").unwrap();
         let error = folder.put("name", Bytes::new()).await.unwrap_err();
         assert!(error.to_string().contains("can not write"), "{error}");
-        fs::create_dir(folder.drafts.path()).unwrap();
     }
 }

@@ -9,7 +9,7 @@ use data_encoding::HEXLOWER;
 use serde_json::json;
 
 use super::Usage;
-use super::scratch::{Scratch, folder_of, put_in_place};
+use super::scratch::{Scratch, folder_of, name_what_was_left, put_in_place};
 use crate::client::{MailboxId, MailboxKey};
 use crate::ids::parse_hex;
 
@@ -66,8 +66,14 @@ fn make(args: &Args) -> anyhow::Result<MailboxKey> {
         false => (ED25519, MailboxKey::ed25519(bytes)),
     };
     let line = format!("{WORD} {kind} {}\n", HEXLOWER.encode(&bytes));
-    write(&args.file, &line).with_context(|| format!("can not write {}", args.file.display()))?;
-    Ok(key)
+    let name = args.file.display();
+    match write(&args.file, &line) {
+        Ok(()) => Ok(key),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            bail!("{name} already exists; keygen never overwrites a key. Choose another name.")
+        }
+        Err(error) => Err(error).with_context(|| format!("can not write {name}")),
+    }
 }
 
 /// How the command line spells a mailbox whose owner proves that it is theirs.
@@ -78,8 +84,9 @@ pub(super) fn address(mailbox: &MailboxId) -> String {
 /// Writes a file that is whole and on the disk when this returns, name and all: whoever is told the
 /// address sends to it. One that can not be written leaves nothing that the next would not overwrite.
 fn write(path: &Path, line: &str) -> std::io::Result<()> {
-    let scratch = Scratch::new(folder_of(path))?;
-    let draft = scratch.path().join("key");
+    name_what_was_left(folder_of(path));
+    let mut scratch = Scratch::new(folder_of(path))?;
+    let draft = scratch.file("key");
     let mut options = std::fs::OpenOptions::new();
     let mut file = options
         .write(true)
@@ -133,7 +140,8 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
             let before = read(&file).unwrap().mailbox();
             let error = run(&args).unwrap_err().to_string();
-            assert!(error.starts_with("can not write"), "{error}");
+            let told = "already exists; keygen never overwrites a key. Choose another name.";
+            assert_eq!(error, format!("{} {told}", file.display()));
             assert!(read(&file).unwrap().mailbox() == before);
         }
     }

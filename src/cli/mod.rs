@@ -4,8 +4,8 @@
 //! `preflight`, tries what a start needs; `keygen`, `send`, `receive`, `withdraw` (`cancel` and
 //! `extend`), `purge`, `unpin` and `recovery` talk to `relays`, for scripts and by hand, and what they
 //! collect goes to a `folder`; `healthcheck` is for probes; `manual` makes the manual page and the
-//! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for what
-//! is half done) and `progress` (what a terminal is shown meanwhile). `exit` lists the exit codes,
+//! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
+//! unfinished files) and `progress` (what a terminal is shown meanwhile). `exit` lists the exit codes,
 //! `descriptors` counts what connections take of the system, `container` tells whether data goes with
 //! one.
 

@@ -16,6 +16,7 @@ use super::descriptors::Descriptors;
 use crate::config::{Config, StorageBackend};
 use crate::filesystem::{self, Kind};
 use crate::secrets::{SECRET_FILE, Secret, SecretError};
+use crate::server::accept_queue::{self, Dropped};
 use crate::server::{self, StartError};
 use crate::store::sqlite::{DATABASE_FILE, LOCK_FILE, OpenError};
 use crate::telemetry;
@@ -84,6 +85,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     };
     findings.extend(secret(config));
     findings.extend(ports(config));
+    findings.push(queue(accept_queue::room_max(), Dropped::read()));
     findings.push(descriptors(config));
     findings.extend(log_filter(config));
     findings
@@ -380,6 +382,37 @@ fn port(variable: &'static str, address: SocketAddr) -> (Finding, Option<TcpList
     }
 }
 
+/// By what the system allows and what it has dropped.
+fn queue(room_max: Option<u32>, dropped: Option<Dropped>) -> Finding {
+    const SUBJECT: &str = "accept queue";
+    let wanted = accept_queue::ROOM;
+    let dropped = match dropped {
+        Some(dropped) => format!(
+            "{} dropped so far by full queues, over all programs of this network namespace",
+            dropped.overflows
+        ),
+        None => "the system does not say how many are dropped".to_owned(),
+    };
+    match room_max {
+        Some(max) if max < wanted => Finding::warn(
+            SUBJECT,
+            format!(
+                "room for {max} connections that wait to be accepted, not {wanted}, because net.core.somaxconn is {max}; {dropped}; sysctl -w net.core.somaxconn={wanted}"
+            ),
+        ),
+        Some(_) => Finding::ok(
+            SUBJECT,
+            format!("room for {wanted} connections that wait to be accepted; {dropped}"),
+        ),
+        None => Finding::ok(
+            SUBJECT,
+            format!(
+                "the relay asks for room for {wanted} connections that wait to be accepted; {dropped}"
+            ),
+        ),
+    }
+}
+
 fn descriptors(config: &Config) -> Finding {
     const SUBJECT: &str = "file descriptors";
     let descriptors = Descriptors::of(config);
@@ -414,6 +447,26 @@ mod tests {
         assert!(text.contains("at most 40 stores a second"), "{text}");
         // A file system in memory may take no time at all.
         assert_eq!(told_of_syncs(Duration::ZERO).0, Level::Ok);
+    }
+
+    #[test]
+    fn a_queue_that_the_system_caps_is_warned_about() {
+        let dropped = Some(Dropped {
+            overflows: 856,
+            all: 900,
+        });
+        let capped = queue(Some(128), dropped);
+        assert_eq!(capped.level, Level::Warn);
+        for words in ["room for 128", "856 dropped so far", "somaxconn=4096"] {
+            assert!(capped.text.contains(words), "{}", capped.text);
+        }
+        for (room_max, dropped) in [
+            (Some(4_096), dropped),
+            (Some(65_535), dropped),
+            (None, None),
+        ] {
+            assert_eq!(queue(room_max, dropped).level, Level::Ok);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::geteuid;
 
 use super::banner::full_path;
-use super::scratch::{Scratch, put_in_place};
+use super::scratch::{ENDS_OF_A_DATABASE, Scratch, name_what_was_left, put_in_place};
 use super::settings;
 use super::verify::{From, look, summary, told_of_damage};
 use crate::config::{Config, StorageBackend};
@@ -34,9 +34,6 @@ pub(crate) struct Args {
     to: Option<PathBuf>,
 }
 
-/// What belongs to a database; a log beside a database that is not its own would destroy it.
-const IN_THE_WAY: [&str; 4] = ["", "-wal", "-shm", "-journal"];
-
 /// Checks and restores, or changes nothing.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut config = settings()?;
@@ -58,9 +55,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     see_that_nothing_is_in_the_way(folder)?;
 
     let from = From::parse(args.from);
-    let scratch = Scratch::new(folder).with_context(|| full_path(folder))?;
+    name_what_was_left(folder);
+    let mut scratch = Scratch::new(folder).with_context(|| full_path(folder))?;
     let (unpacked, checked) = tokio::select! {
-        looked = look(&from, scratch.path()) => looked?,
+        looked = look(&from, scratch.database()) => looked?,
         error = super::interrupted() => return Err(error),
     };
     let is_secret_there = is_secret_there(&config, &unpacked.secret)?;
@@ -96,8 +94,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A log beside a database that is not its own would destroy it.
 fn see_that_nothing_is_in_the_way(folder: &Path) -> anyhow::Result<()> {
-    let there: Vec<_> = IN_THE_WAY
+    let there: Vec<_> = ENDS_OF_A_DATABASE
         .into_iter()
         .map(|end| folder.join(format!("{DATABASE_FILE}{end}")))
         .filter(|path| path.symlink_metadata().is_ok())

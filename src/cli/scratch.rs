@@ -1,87 +1,139 @@
-//! A folder for what is half done, which goes away whatever happens.
+//! A folder for unfinished files, removed with them when the command ends.
 //!
 //! It lies beside what it is for, so that a finished file is moved into place without being copied.
-//! Who is killed leaves it behind; the next one who works in the same place removes it, which a lock
-//! on the folder tells from one that is still in use.
+//! Removed are the files that were asked for here, each by its name, and then the empty folder:
+//! nothing is deleted for what it is called, and no folder with what happens to be in it.
+//!
+//! A process that is killed leaves its folder behind. A file in the folder says what it is, and the
+//! next command in the same place names it, for the operator to delete.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use super::banner::full_path;
+use crate::ids::parse_hex;
+use crate::store::sqlite::DATABASE_FILE;
+
+/// Followed by 16 random hexadecimal digits.
 const PREFIX: &str = ".vauchi-relay-";
 
-/// How often a name is tried that another process may just be removing.
-const TRIES: u32 = 8;
+/// The first file in the folder, which is locked as long as its command runs.
+const MARK: &str = "UNFINISHED";
+const MARK_TEXT: &str = "A vauchi-relay command keeps unfinished files in this folder and removes it when it ends.\n\
+     If no such command is running, the one that made it was killed: delete this folder.\n";
+
+/// What SQLite puts beside a database, by the end of its name; the first is the database.
+pub(super) const ENDS_OF_A_DATABASE: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
 /// Removed when it is dropped.
 #[derive(Debug)]
 pub(super) struct Scratch {
     path: PathBuf,
-    /// Locked as long as this lives, where the file system has locks.
-    _lock: File,
+    /// All that may be in it.
+    files: Vec<PathBuf>,
+    /// The folder, locked.
+    lock: Option<File>,
 }
 
 impl Scratch {
-    /// Makes one in `folder`, for this user only, and removes what others have left there.
+    /// Makes one in `folder`, for this user only.
     pub(super) fn new(folder: &Path) -> io::Result<Self> {
-        remove_left_behind(folder);
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for _ in 0..TRIES {
-            let path = folder.join(format!("{PREFIX}{:016x}", rand::random::<u64>()));
-            DirBuilder::new().mode(0o700).create(&path)?;
-            match locked(&path) {
-                Ok(lock) => return Ok(Self { path, _lock: lock }),
-                // Taken for one that was left behind, between the two lines above.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => last = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last)
+        let path = folder.join(format!("{PREFIX}{:016x}", rand::random::<u64>()));
+        // Fails where something has that name: what is in the folder is ours from here on.
+        DirBuilder::new().mode(0o700).create(&path)?;
+        let (files, lock) = (Vec::new(), None);
+        let mut scratch = Self { path, files, lock };
+        scratch.mark_as_ours()?;
+        Ok(scratch)
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    fn mark_as_ours(&mut self) -> io::Result<()> {
+        let folder = File::open(&self.path)?;
+        // Before there is a mark, so that it is never found without the lock. Where a file system has no
+        // locks nobody can tell whether the command still runs, and the folder is not named.
+        folder.try_lock().ok();
+        self.lock = Some(folder);
+        File::create_new(self.file(MARK))?.write_all(MARK_TEXT.as_bytes())
+    }
+
+    /// The path for a file of this name, which is removed in the end. It is not made here.
+    pub(super) fn file(&mut self, name: &str) -> PathBuf {
+        let path = self.path.join(name);
+        self.files.push(path.clone());
+        path
+    }
+
+    /// The path for a database, which is removed with what SQLite puts beside it.
+    pub(super) fn database(&mut self) -> PathBuf {
+        for end in ENDS_OF_A_DATABASE {
+            self.file(&format!("{DATABASE_FILE}{end}"));
+        }
+        self.path.join(DATABASE_FILE)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        // The mark goes last: after a kill in the middle the folder is still known.
+        for file in self.files.iter().rev() {
+            match fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::remove_dir(&self.path)
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         // Once more, should a copy that was broken off have made a file meanwhile.
-        let removed = fs::remove_dir_all(&self.path).or_else(|_| fs::remove_dir_all(&self.path));
-        if let Err(error) = removed {
-            eprintln!("{}: cannot be removed: {error}", self.path.display());
+        if let Err(error) = self.remove().or_else(|_| self.remove()) {
+            let path = full_path(&self.path);
+            eprintln!("warning: {path} cannot be removed: {error}; look into it, then delete it");
         }
     }
 }
 
-/// Opens and locks a folder that was just made.
-fn locked(path: &Path) -> io::Result<File> {
-    let folder = File::open(path)?;
-    match folder.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::NotFound.into()),
-        // Without locks it is left behind for somebody with a broom.
-        Ok(()) | Err(TryLockError::Error(_)) => path.metadata().map(|_| folder),
+/// Names to the operator the folders here whose command was killed. Nothing is deleted.
+pub(super) fn name_what_was_left(folder: &Path) {
+    for path in left_behind(folder) {
+        let path = full_path(&path);
+        eprintln!(
+            "warning: {path} was left behind by a vauchi-relay command that was killed; nothing needs it, delete it"
+        );
     }
 }
 
-fn remove_left_behind(folder: &Path) {
+/// Folders of [`Scratch`] whose process is gone, by their mark and its lock: a name proves nothing.
+fn left_behind(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else {
-        // Who makes a folder here will hear why.
-        return;
+        // A command that cannot make a folder here says why.
+        return Vec::new();
     };
-    for entry in entries.flatten() {
-        let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if is_ours
-            && is_folder
-            && let Ok(file) = File::open(entry.path())
-            && file.try_lock().is_ok()
-        {
-            // Another user's cannot be removed, and is not in the way.
-            fs::remove_dir_all(entry.path()).ok();
-        }
-    }
+    let is_scratch_name = |name: &str| {
+        let digits = name.strip_prefix(PREFIX);
+        digits.is_some_and(|digits| parse_hex::<8>(digits).is_ok())
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_scratch_name))
+        .map(|entry| entry.path())
+        .filter(|path| has_mark_without_process(path).unwrap_or(false))
+        .collect()
+}
+
+fn has_mark_without_process(folder: &Path) -> io::Result<bool> {
+    // Another user may have put a pipe there, which would be waited for.
+    let at_once = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let mark = OpenOptions::new()
+        .read(true)
+        .custom_flags(at_once)
+        .open(folder.join(MARK))?;
+    let mut text = Vec::new();
+    let bytes_max = MARK_TEXT.len() as u64 + 1;
+    mark.take(bytes_max).read_to_end(&mut text)?;
+    Ok(text == MARK_TEXT.as_bytes() && File::open(folder)?.try_lock_shared().is_ok())
 }
 
 /// Gives a finished file its name, unless something has that name already.
@@ -90,12 +142,33 @@ pub(super) fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
         // A file system without links.
-        Err(_) if to.symlink_metadata().is_ok() => {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        Err(_) => fs::rename(from, to)?,
+        Err(_) => rename_unless_taken(from, to)?,
     }
     File::open(folder_of(to))?.sync_all()
+}
+
+#[cfg(target_os = "linux")]
+fn rename_unless_taken(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system that cannot do it in one step.
+        Err(Errno::INVAL | Errno::NOSYS) => rename_after_a_look(from, to),
+        renamed => Ok(renamed?),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn rename_unless_taken(from: &Path, to: &Path) -> io::Result<()> {
+    rename_after_a_look(from, to)
+}
+
+/// Replaces a file that gets this name between the look and the renaming.
+fn rename_after_a_look(from: &Path, to: &Path) -> io::Result<()> {
+    if to.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    fs::rename(from, to)
 }
 
 /// The folder that a file is in.
@@ -115,30 +188,60 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_removed_and_what_is_in_use_is_not() {
+    fn its_own_files_go_and_a_file_that_it_did_not_name_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let left = folder.path().join(".vauchi-relay-left");
-        fs::create_dir(&left).unwrap();
-        fs::write(left.join("relay.db"), "x").unwrap();
-        let first = Scratch::new(folder.path()).unwrap();
-        assert!(!left.exists());
-        let second = Scratch::new(folder.path()).unwrap();
-        assert!(first.path().exists() && second.path().exists());
-        drop((first, second));
+        let mut scratch = Scratch::new(folder.path()).unwrap();
+        for name in ["key", "never made"] {
+            scratch.file(name);
+        }
+        let database = scratch.database();
+        fs::write(scratch.path.join("key"), "x").unwrap();
+        for end in ENDS_OF_A_DATABASE {
+            fs::write(format!("{}{end}", database.display()), "x").unwrap();
+        }
+        drop(scratch);
         assert_eq!(count(folder.path()), 0);
+
+        let scratch = Scratch::new(folder.path()).unwrap();
+        let (path, foreign) = (scratch.path.clone(), scratch.path.join("foreign"));
+        fs::write(&foreign, "x").unwrap();
+        drop(scratch);
+        assert_eq!((count(&path), count(folder.path())), (1, 1));
+        assert!(foreign.exists());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_told_from_what_is_in_use_and_from_what_is_only_called_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let in_use = Scratch::new(folder.path()).unwrap();
+        let left = folder.path().join(format!("{PREFIX}{:016x}", 1));
+        let only_called_so = folder.path().join(format!("{PREFIX}{:016x}", 2));
+        for folder in [&left, &only_called_so] {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("relay.db"), "x").unwrap();
+        }
+        fs::write(left.join(MARK), MARK_TEXT).unwrap();
+        fs::write(only_called_so.join(MARK), "other words").unwrap();
+        assert_eq!(left_behind(folder.path()), std::slice::from_ref(&left));
+        fs::rename(left, folder.path().join(".vauchi-relay-data")).unwrap();
+        assert_eq!(left_behind(folder.path()), [""; 0].map(PathBuf::from));
+        drop(in_use);
+        assert_eq!(count(folder.path()), 2);
     }
 
     #[test]
     fn nothing_is_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
-        fs::write(&from, "new").unwrap();
-        fs::write(&to, "old").unwrap();
-        let error = put_in_place(&from, &to).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(fs::read_to_string(&to).unwrap(), "old");
-        fs::remove_file(&to).unwrap();
-        put_in_place(&from, &to).unwrap();
-        assert_eq!(fs::read_to_string(&to).unwrap(), "new");
+        for put in [put_in_place, rename_unless_taken, rename_after_a_look] {
+            let folder = tempfile::tempdir().unwrap();
+            let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+            fs::write(&from, "new").unwrap();
+            fs::write(&to, "old").unwrap();
+            let error = put(&from, &to).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read_to_string(&to).unwrap(), "old");
+            fs::remove_file(&to).unwrap();
+            put(&from, &to).unwrap();
+            assert_eq!(fs::read_to_string(&to).unwrap(), "new");
+        }
     }
 }

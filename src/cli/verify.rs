@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use super::archive::{self, Unpacked, in_blobs};
 use super::banner::{full_path, in_bytes};
 use super::progress::Progress;
-use super::scratch::{Scratch, folder_of};
+use super::scratch::{Scratch, folder_of, name_what_was_left};
 use crate::store::sqlite::backup::{Checked, Copy, newest_schema};
 
 /// Check a backup: all of it is read, nothing is changed.
@@ -38,21 +38,19 @@ pub(super) enum From {
 
 /// Checks and says what is in it.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    run_on(&From::parse(args.from), args.temp_dir.as_deref()).await
+    let (from, temp_dir) = (From::parse(args.from), args.temp_dir.as_deref());
+    name_what_was_left(&from.unpacked_in(temp_dir));
+    run_on(&from, temp_dir).await
 }
 
 pub(super) async fn run_on(from: &From, temp_dir: Option<&Path>) -> anyhow::Result<()> {
-    let folder = match (temp_dir, from) {
-        (Some(folder), _) => folder.to_owned(),
-        (None, From::File(file)) => folder_of(file).to_owned(),
-        (None, From::Stdin) => std::env::temp_dir(),
-    };
-    let scratch = Scratch::new(&folder).with_context(|| {
+    let folder = from.unpacked_in(temp_dir);
+    let mut scratch = Scratch::new(&folder).with_context(|| {
         let folder = full_path(&folder);
         format!("{folder}: cannot be written to; name another folder with --temp-dir")
     })?;
     let (unpacked, checked) = tokio::select! {
-        looked = look(from, scratch.path()) => looked?,
+        looked = look(from, scratch.database()) => looked?,
         error = super::interrupted() => return Err(error),
     };
     eprintln!("{}: {}", from.name(), summary(&unpacked));
@@ -71,6 +69,15 @@ impl From {
         Self::File(name)
     }
 
+    /// The folder that its database is unpacked in.
+    fn unpacked_in(&self, temp_dir: Option<&Path>) -> PathBuf {
+        match (temp_dir, self) {
+            (Some(folder), _) => folder.to_owned(),
+            (None, Self::File(file)) => folder_of(file).to_owned(),
+            (None, Self::Stdin) => std::env::temp_dir(),
+        }
+    }
+
     pub(super) fn name(&self) -> String {
         match self {
             Self::Stdin => "standard input".to_owned(),
@@ -79,23 +86,23 @@ impl From {
     }
 }
 
-/// Unpacks an archive into `folder` and checks everything that can be.
-pub(super) async fn look(from: &From, folder: &Path) -> anyhow::Result<(Unpacked, Checked)> {
+/// Unpacks an archive, its database to the path `database`, and checks everything that can be.
+pub(super) async fn look(from: &From, database: PathBuf) -> anyhow::Result<(Unpacked, Checked)> {
     let unpacking = {
-        let (from, folder) = (from.clone(), folder.to_owned());
-        tokio::task::spawn_blocking(move || unpack(&from, &folder))
+        let from = from.clone();
+        tokio::task::spawn_blocking(move || unpack(&from, database))
     };
     let unpacked = unpacking.await?.with_context(|| from.name())?;
     let checked = check(&unpacked).await.with_context(|| from.name())?;
     Ok((unpacked, checked))
 }
 
-fn unpack(from: &From, folder: &Path) -> anyhow::Result<Unpacked> {
+fn unpack(from: &From, database: PathBuf) -> anyhow::Result<Unpacked> {
     let mut progress = Progress::new();
     let watch = |done, all| progress.show("reading", done, all);
     Ok(match from {
-        From::Stdin => archive::unpack(io::stdin().lock(), folder, watch)?,
-        From::File(path) => archive::unpack(File::open(path)?, folder, watch)?,
+        From::Stdin => archive::unpack(io::stdin().lock(), database, watch)?,
+        From::File(path) => archive::unpack(File::open(path)?, database, watch)?,
     })
 }
 

@@ -32,6 +32,8 @@ pub struct Metrics {
     pub connection_errors_total: Counter,
     pub connections_refused_total: Counter,
     pub accept_errors_total: Counter,
+    pub listen_overflows_total: Counter,
+    pub listen_drops_total: Counter,
 
     pub messages_received_total: Counter,
     pub messages_sent_total: Counter,
@@ -162,6 +164,14 @@ impl Metrics {
                 accept_errors_total: count(
                     "relay_accept_errors_total",
                     "Times that accepting a connection failed (for example: out of file descriptors).",
+                ),
+                listen_overflows_total: count(
+                    "relay_listen_overflows_total",
+                    "Connections that the system dropped since the relay started because a queue of connections to be accepted was full. Linux counts for the whole network namespace: on a host, other programs are in it.",
+                ),
+                listen_drops_total: count(
+                    "relay_listen_drops_total",
+                    "Connections that the system dropped since the relay started before they were accepted, for any reason, overflows included. Linux counts for the whole network namespace: on a host, other programs are in it.",
                 ),
 
                 messages_received_total: count(

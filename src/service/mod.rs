@@ -43,14 +43,14 @@ use refusal::Refusal;
 pub use crate::store::Pending;
 pub use crate::store::StoreError;
 pub use crate::store::model::{
-    BacklogCursor, Class, Holding, Opener, OrderKey, Page, Receipt, ReceiptKind, Removed,
+    BacklogCursor, Class, Holding, More, Opener, OrderKey, Page, Receipt, ReceiptKind, Removed,
     StoredBlob, Tells, Usage, View,
 };
 
 /// What the service stands on.
 pub struct Parts {
     /// Where blobs are kept.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<Store>,
     /// Who is to be woken.
     pub hub: Arc<Hub>,
     /// Hashes mailboxes.
@@ -112,7 +112,7 @@ impl Service {
     }
 
     /// The store beneath, for usage.
-    pub fn store(&self) -> &Arc<dyn Store> {
+    pub fn store(&self) -> &Arc<Store> {
         &self.parts.store
     }
 
@@ -140,25 +140,30 @@ impl Service {
     /// One over a memory store without bounds, and what it counts.
     pub(crate) fn in_memory(clock: Clock) -> (Self, Arc<Metrics>) {
         use crate::config::Config;
-        use crate::store::memory::{MemoryOptions, MemoryStore};
+        use crate::store::StoreOptions;
+        use crate::store::memory::{self, MemoryOptions};
         use crate::store::quota::Quota;
 
         let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
-        let store = MemoryStore::new(MemoryOptions {
-            receipt_ttl: Duration::from_secs(86_400),
+        let opened = memory::open(MemoryOptions {
+            dedup: Duration::ZERO,
+            dedup_max: 1,
+            metrics: Arc::clone(&metrics),
+        });
+        let options = StoreOptions {
             secret: secret.clone(),
             quota: Quota::UNBOUNDED,
             dedup: Duration::ZERO,
-            dedup_max: 1,
-            on_stored: Arc::new(|_| {}),
+            receipt_ttl: Duration::from_secs(86_400),
+            news: Arc::new(|_| {}),
             metrics: Arc::clone(&metrics),
-        });
+        };
         let config = Config::default();
         let service = Self::new(Parts {
             receipt_min_ttl: Duration::from_secs(3_600),
             v1_allows_unverified: true,
             v1_keeps_sender_id: true,
-            store: Arc::new(store),
+            store: Arc::new(Store::start(opened, options)),
             hub: Arc::new(Hub::default()),
             secret,
             budgets: Arc::new(Budgets::new(&config, clock.clone(), &metrics)),

@@ -19,7 +19,7 @@ use super::mailboxes::{Cursor, Mailboxes, Turn};
 use crate::clock::Timestamp;
 use crate::hub::Wakes;
 use crate::ids::MailboxHash;
-use crate::service::{Service, StoreError, StoredBlob};
+use crate::service::{More, Service, StoreError, StoredBlob};
 
 /// Rest after a page could not be read. The client sees a pause, not an error: its blobs are kept.
 const RETRY: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ type Reading = AbortOnDropHandle<Result<Page, StoreError>>;
 struct Page {
     blobs: Vec<StoredBlob>,
     next: Cursor,
-    more: bool,
+    more: More,
 }
 
 /// Blobs of the open mailboxes, of each in order, as long as the session lives.
@@ -64,8 +64,14 @@ enum Step {
     Reading(Reading),
     /// Nothing more until a wake.
     Idle,
-    /// A page could not be read; look again after a rest.
+    /// A page could not be read, or not to its end; look again after a rest.
     Resting(Pin<Box<Sleep>>),
+}
+
+impl Step {
+    fn rest() -> Self {
+        Self::Resting(Box::pin(tokio::time::sleep(RETRY)))
+    }
 }
 
 /// What a feed has.
@@ -119,7 +125,7 @@ impl Feed {
                             .take()
                             .iter()
                             .for_each(|turn| self.mailboxes.put_back(turn));
-                        Step::Resting(Box::pin(tokio::time::sleep(RETRY)))
+                        Step::rest()
                     }
                 },
                 Step::Idle => {
@@ -194,7 +200,7 @@ impl Feed {
     fn turned(&mut self, page: Page) -> Step {
         // A wake that came while this page was read is still marked, and is taken when idle.
         if let Some(turn) = &self.turn
-            && self.mailboxes.turned(turn, page.next, page.more)
+            && self.mailboxes.turned(turn, page.next, page.more.is_any())
         {
             self.page = page.blobs.into();
             self.read_at = self.service.now();
@@ -204,7 +210,11 @@ impl Feed {
                 Cursor::Backlog(_) => None,
             };
         }
-        Step::Look
+        match page.more {
+            More::No | More::Yes => Step::Look,
+            // What is there already is handed out while it rests.
+            More::Soon => Step::rest(),
+        }
     }
 }
 
@@ -228,15 +238,15 @@ async fn read(service: Arc<Service>, turn: Turn) -> Result<Page, StoreError> {
         }
         Cursor::Backlog(after) => {
             let page = service.device_backlog(turn.mailbox, after).await?;
-            let next = match page.more {
-                true => Cursor::Backlog(page.next),
-                false => Cursor::After(page.next.up_to),
+            let (next, more) = match page.more {
+                // After the backlog something may have come already.
+                More::No => (Cursor::After(page.next.up_to), More::Yes),
+                more @ (More::Yes | More::Soon) => (Cursor::Backlog(page.next), more),
             };
-            // After the backlog something may have come already.
             Ok(Page {
                 blobs: page.blobs,
                 next,
-                more: true,
+                more,
             })
         }
     }

@@ -1,9 +1,10 @@
 //! Connections as such: accepting them, upgrading them, and judging frames before they are buffered.
 //!
-//! `listener` accepts and speaks HTTP until the upgrade, `forwarded` tells whose request it is,
-//! `websocket` turns it into a [`Connection`], `watch` sits under the WebSocket and sees every byte
-//! first.
+//! `accept_queue` listens, `listener` accepts and speaks HTTP until the upgrade, `forwarded` tells whose
+//! request it is, `websocket` turns it into a [`Connection`], `watch` sits under the WebSocket and sees
+//! every byte first.
 
+pub mod accept_queue;
 pub mod forwarded;
 pub mod listener;
 pub mod watch;

@@ -599,12 +599,15 @@ async fn stuck(place: &Place) -> Child {
 }
 
 #[tokio::test]
-async fn a_backup_that_is_killed_harms_nobody_and_is_tidied_up_by_the_next_one() {
+async fn a_backup_that_is_killed_harms_nobody_and_what_it_left_is_named_by_the_next_one() {
     let place = Place::new();
     let relay = with_mebibytes(&place, 4).await;
     let mut child = stuck(&place).await;
     child.kill().await.unwrap();
-    assert_eq!(place.left_behind().len(), 1, "a kill leaves something");
+    let left = place.left_behind();
+    assert_eq!(left.len(), 1, "a kill leaves something");
+    let files = names_in(&left[0]);
+    assert_eq!(files[..2], ["UNFINISHED", "relay.db"]);
 
     let mut sender = client(&relay, &id(1)).await;
     sender.store(&id(2), b"after the kill").await;
@@ -612,13 +615,20 @@ async fn a_backup_that_is_killed_harms_nobody_and_is_tidied_up_by_the_next_one()
     assert_eq!(status, 200);
     let mut with_pipe = command(place.data());
     with_pipe.args(["backup", "-"]).stdout(Stdio::null());
-    let mut child = with_pipe.spawn().unwrap();
-    assert!(child.wait().await.unwrap().success());
-    assert_eq!(place.left_behind(), Vec::<PathBuf>::new());
+    let ended = with_pipe.spawn().unwrap().wait_with_output();
+    let ended = ended.await.unwrap();
+    assert!(ended.status.success());
+    let errors = String::from_utf8(ended.stderr).unwrap();
+    let told = format!("warning: {} was left behind by", left[0].display());
+    assert_eq!(errors.matches(&told).count(), 1, "{errors}");
+    assert!(errors.contains("delete it\n"), "{errors}");
+    assert_eq!(place.left_behind(), left, "and is the operator's to delete");
+    assert_eq!(names_in(&left[0]), files);
 
     // Into a file: whenever the kill comes, there is a whole file or none.
     for attempt in 0..10 {
         let file = place.file(&format!("{attempt}.tar"));
+        let left = place.left_behind().len();
         let mut child = command(place.data())
             .arg("backup")
             .arg(&file)
@@ -627,7 +637,7 @@ async fn a_backup_that_is_killed_harms_nobody_and_is_tidied_up_by_the_next_one()
         let mut looks = 0;
         eventually("it has begun", async || {
             looks += 1;
-            !place.left_behind().is_empty() || file.exists() || looks > 1_000
+            place.left_behind().len() > left || file.exists() || looks > 1_000
         })
         .await;
         for _ in 0..attempt * 50 {

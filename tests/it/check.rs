@@ -305,3 +305,21 @@ async fn the_memory_engine_needs_no_folder() {
     assert_eq!(storage, [("ok", "memory; a restart loses everything")]);
     assert!(found(&report, "fsync").is_empty() && found(&report, "secret").is_empty());
 }
+
+#[tokio::test]
+async fn the_accept_queue_is_told_with_what_the_system_makes_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, report) = checked(&mut check(folder.path())).await;
+    let [(level, text)] = found(&report, "accept queue")[..] else {
+        panic!("{report}");
+    };
+    let Ok(cap) = fs::read_to_string("/proc/sys/net/core/somaxconn") else {
+        return;
+    };
+    let cap: u32 = cap.trim().parse().unwrap();
+    let expected = if cap < 4_096 { "warn" } else { "ok" };
+    assert_eq!(level, expected, "{text}");
+    let room = format!("room for {} connections", cap.min(4_096));
+    assert!(text.starts_with(&room), "{text}");
+    assert!(text.contains("dropped so far"), "{text}");
+}

@@ -161,7 +161,8 @@ async fn a_blob_that_can_not_be_written_whole_is_not_acknowledged() {
         let written: Vec<_> = written.map(|entry| entry.unwrap().path()).collect();
         assert_eq!(written.len(), 1, "{words:?}: {written:?}");
         assert!(std::fs::read(&written[0]).unwrap() == body, "{words:?}");
-        std::fs::remove_dir_all(folder.path().join("in")).unwrap();
+        std::fs::remove_file(&written[0]).unwrap();
+        std::fs::remove_dir(folder.path().join("in")).unwrap();
     }
 }
 
@@ -227,6 +228,11 @@ async fn a_key_that_can_not_be_written_leaves_nothing_in_the_way() {
     again.args(keygen).current_dir(folder.path());
     let (code, _, errors) = run(&mut again).await;
     assert_eq!(code, Some(0), "{errors}");
+    let key = std::fs::read(folder.path().join("mine.key")).unwrap();
+    let (code, _, errors) = run(&mut again).await;
+    let told = "mine.key already exists; keygen never overwrites a key. Choose another name.";
+    assert_eq!((code, errors), (Some(1), format!("vauchi-relay: {told}\n")));
+    assert_eq!(std::fs::read(folder.path().join("mine.key")).unwrap(), key);
 }
 
 #[tokio::test]

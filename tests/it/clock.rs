@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::faulty::{Call, FaultyStore};
+use crate::faulty::{Call, Faults, faulty_relay};
 use crate::harness::{Relay, eventually, http_get, id};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -20,22 +20,16 @@ const SETTINGS: [(&str, &str); 3] = [
 ];
 
 /// Waits until a whole sweep has begun and ended.
-async fn a_sweep(store: &FaultyStore) {
+async fn a_sweep(store: &Faults) {
     let before = store.calls(Call::Expire);
     eventually("a sweep", async || store.calls(Call::Expire) >= before + 2).await;
 }
 
 /// A relay that has been up for long enough to trust its clock, and its store.
-async fn steady_relay() -> (Relay, Arc<FaultyStore>) {
-    let mut counted = None;
-    let relay = Relay::start_with(
-        &SETTINGS,
-        |_| {},
-        |store| Arc::clone(counted.insert(FaultyStore::new(store))) as _,
-    )
-    .await;
+async fn steady_relay() -> (Relay, Arc<Faults>) {
+    let (relay, store) = faulty_relay(&SETTINGS).await;
     relay.time.advance(10 * MINUTE);
-    (relay, counted.unwrap())
+    (relay, store)
 }
 
 /// How many blobs are kept, and how many expired.
@@ -54,8 +48,10 @@ async fn a_start_with_the_clock_a_year_ahead_deletes_nothing_in_the_first_minute
     sender.leave().await;
     let mut counted = None;
     let relay = relay
-        .restart_ahead(365 * DAY, |store| {
-            Arc::clone(counted.insert(FaultyStore::new(store))) as _
+        .restart_ahead(365 * DAY, |opened| {
+            let (store, opened) = Faults::under(opened);
+            counted = Some(store);
+            opened
         })
         .await;
     let store = counted.unwrap();

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -18,7 +17,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use vauchi_relay::clock::{Clock, ManualClock, Timestamp};
 use vauchi_relay::config::Config;
 use vauchi_relay::server::{self, Ending, Running};
-use vauchi_relay::store::Store;
+use vauchi_relay::store::engine::Opened;
 
 /// How long a test waits for what must come. Long, because the machine may be busy; a test that
 /// passes never waits for it.
@@ -89,7 +88,7 @@ impl Relay {
     pub(crate) async fn start_with(
         variables: &[(&str, &str)],
         change: impl FnOnce(&mut Config),
-        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = settings(variables);
@@ -101,11 +100,16 @@ impl Relay {
         Self::launch(config, Some(folder), BEGINNING, wrap).await
     }
 
+    /// A relay whose clock starts at `now`, on the folder that these settings name.
+    pub(crate) async fn start_at(now: Timestamp, variables: &[(&str, &str)]) -> Self {
+        Self::launch(config(settings(variables)), None, now, |store| store).await
+    }
+
     async fn launch(
         config: Config,
         folder: Option<tempfile::TempDir>,
         time_of_day: Timestamp,
-        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
         let (clock, time) = Clock::manual(time_of_day);
         let running = server::start_with(&config, clock, wrap).await.unwrap();
@@ -146,7 +150,7 @@ impl Relay {
     pub(crate) async fn restart_ahead(
         self,
         ahead: Duration,
-        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
         let (config, folder) = (self.config, self.folder);
         let time_of_day = BEGINNING.plus(self.time.elapsed() + ahead);

@@ -6,6 +6,7 @@
     reason = "a test that fails may panic; clippy.toml covers only functions marked as tests"
 )]
 
+mod accept_queue;
 mod address_limits;
 mod architecture;
 mod backup;
@@ -20,6 +21,7 @@ mod client_v2_trouble;
 mod clock;
 mod corruption;
 mod crowds;
+mod database_of_the_first_release;
 mod device_sync;
 mod discretion;
 mod disk_full;
@@ -34,6 +36,7 @@ mod harness;
 mod identity;
 mod kill;
 mod limits;
+mod neighbours;
 mod notices;
 mod operations_page;
 mod ops_http;

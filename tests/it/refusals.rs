@@ -1,6 +1,5 @@
 //! Every refusal, as a client sees it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::service::refusal::Refusal;
 
-use crate::faulty::{Call, Fault, FaultyStore};
+use crate::faulty::{Call, Fault, Faults};
 use crate::harness::{Delivered, Peer, Relay, envelope, frame, id, prefixed, update};
 
 /// Stands for a request whose own id could not be read.
@@ -255,7 +254,11 @@ async fn a_failed_write_is_never_confirmed_and_its_repeat_is_stored_once() {
         let relay = Relay::start_with(
             &[],
             |_| {},
-            |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _,
+            |opened| {
+                let (faults, opened) = Faults::under(opened);
+                faulty = Some(faults);
+                opened
+            },
         )
         .await;
         let faulty = faulty.unwrap();

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::harness::{Peer, http_get, id, value_of};
-use crate::process::{Process, command, command_after, run};
+use crate::process::{Process, command, command_after, run, shell};
 
 #[tokio::test]
 async fn the_first_signal_drains_and_the_exit_code_is_zero() {
@@ -307,4 +307,16 @@ async fn send_and_receive_work_by_hand_and_healthcheck_tells() {
 
     let (code, _, errors) = run(command(folder.path()).args(probe)).await;
     assert_eq!((code, errors.lines().count()), (Some(1), 1), "{errors}");
+}
+
+/// A file that can not grow fails as one on a full disk does.
+#[tokio::test]
+async fn a_secret_that_cannot_be_written_leaves_no_draft() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"trap "" XFSZ; ulimit -f 0; exec "$0""#;
+    let (code, _, errors) = run(&mut shell(script, folder.path())).await;
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("relay.secret"), "{errors}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -3,7 +3,7 @@
 
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::store::model::{
-    Appended, Class, Envelope, Owner, RecoveryProof, RecoveryPut, View,
+    Appended, Burnt, Class, Envelope, Owner, RecoveryProof, RecoveryPut, View,
 };
 
 use crate::store_contract::{
@@ -128,5 +128,25 @@ async fn a_sweep_by_an_untrusted_clock_deletes_nothing_and_tells_what_expires_ne
         rig.sweep(256, NOW.plus(HOUR)).await;
         assert_eq!(rig.metric("dedup_remembered"), 0.0);
         assert_eq!(rig.usage().recovery_proofs, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_used_nonce_is_not_forgotten_by_an_untrusted_clock() {
+    for engine in ENGINES {
+        let rig = Rig::open(engine, Settings::default()).await;
+        let burn = async |number, expired_by, now| {
+            let burnt = rig.store.burn([number; 32], expired_by, now).await;
+            burnt.unwrap()
+        };
+        assert_eq!(burn(1, UNTRUSTED, NOW).await, Burnt::First);
+        let later = NOW.plus(HOUR);
+        // Other writes and the sweep make room, but not by this clock.
+        assert_eq!(burn(2, UNTRUSTED, later).await, Burnt::First);
+        append_untrusted(&rig, at(blob(1, 1), later)).await;
+        rig.store.expire(256, UNTRUSTED).await.unwrap();
+        assert_eq!(burn(1, UNTRUSTED, NOW).await, Burnt::Used);
+        assert_eq!(burn(1, NOW, NOW).await, Burnt::Used, "put right");
+        assert_eq!(burn(1, later, later).await, Burnt::First);
     }
 }

@@ -13,7 +13,7 @@ const ERRORS: [&str; 5] = [
 ];
 
 /// Files that have hardly any sentences but messages.
-const SENTENCES: [&str; 24] = [
+const SENTENCES: [&str; 25] = [
     "cli/backup.rs",
     "cli/container.rs",
     "cli/descriptors.rs",
@@ -27,6 +27,7 @@ const SENTENCES: [&str; 24] = [
     "cli/recovery.rs",
     "cli/relays.rs",
     "cli/restore.rs",
+    "cli/scratch.rs",
     "cli/send.rs",
     "cli/unpin.rs",
     "cli/verify.rs",
@@ -49,6 +50,9 @@ const FINE: &[&str] = &[
     "RELAY_MAX_STORAGE_BYTES is 0",
     "enough for RELAY_MAX_STORAGE_BYTES",
     "a lone sender gets",
+    "dropped so far by full queues",
+    "the system does not say how many",
+    "the relay asks for room for",
     "the middle of",
     "can be read",
     "is free",
@@ -71,6 +75,8 @@ const FINE: &[&str] = &[
     "not a number of seconds",
     // Says how to go on.
     "type the blob and end it with Ctrl-D",
+    // What a folder of unfinished files says of itself.
+    "A vauchi-relay command keeps unfinished files",
     // Words on the way of a backup, and at its good end.
     "every checksum is right",
     "checking the database",

@@ -1,27 +1,19 @@
 //! v2: what storage fails to do is refused for now, nothing is claimed, and the repeat works.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
 use vauchi_relay::protocol::proof;
 use vauchi_relay::protocol::v2::message::{ReceiptKind, Withdrawal, WithdrawalKind};
 
-use crate::faulty::{Call, Fault, FaultyStore, Stall};
+use crate::faulty::{Call, Fault, Faults, Stall, faulty_relay};
 use crate::guest::{Guest, Owned, number_of, on_terms, submit};
-use crate::harness::{Peer, Relay};
-
-async fn relay_that_may_fail(settings: &[(&str, &str)]) -> (Relay, Arc<FaultyStore>) {
-    let mut faulty = None;
-    let wrap = |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _;
-    let relay = Relay::start_with(settings, |_| {}, wrap).await;
-    (relay, faulty.unwrap())
-}
+use crate::harness::Peer;
 
 /// Asks while this call fails, and is refused for now; the session goes on. Then asks again.
 async fn refused_first(
     guest: &mut Guest,
-    faulty: &FaultyStore,
+    faulty: &Faults,
     (call, fault): (Call, &Fault),
     request: Request,
 ) -> Outgoing {
@@ -42,7 +34,7 @@ const FAULTS: [Fault; 2] = [Fault::Fail, Fault::FailCommit];
 
 #[tokio::test]
 async fn a_submit_that_is_not_stored_is_not_confirmed_and_costs_no_share() {
-    let (relay, faulty) = relay_that_may_fail(&[
+    let (relay, faulty) = faulty_relay(&[
         ("RELAY_MAILBOX_MAX_BLOBS", "2"),
         ("RELAY_MAILBOX_SHARE_PER_HOUR", "0.5"),
         ("RELAY_MAX_STORAGE_BYTES", "10240"),
@@ -70,7 +62,7 @@ async fn a_submit_that_is_not_stored_is_not_confirmed_and_costs_no_share() {
 
 #[tokio::test]
 async fn of_submits_that_are_under_way_together_each_is_told_its_own_fate() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
     faulty.on(Call::Append, 2, Fault::FailCommit);
     faulty.on(Call::Append, 4, Fault::FailCommit);
@@ -99,7 +91,7 @@ async fn of_submits_that_are_under_way_together_each_is_told_its_own_fate() {
 
 #[tokio::test]
 async fn a_deletion_that_fails_deletes_nothing_and_the_repeat_deletes() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     for (place, fault) in FAULTS.iter().enumerate() {
         let (owned, mut owner) = (Owned::key(place as u8), Guest::connect(&relay).await);
         owner.store(submit(&owned.id(), 1, b"first")).await;
@@ -128,7 +120,7 @@ async fn a_deletion_that_fails_deletes_nothing_and_the_repeat_deletes() {
 #[tokio::test]
 async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
     // Otherwise the window would admit more than the client has room for, and a drain would not wait.
-    let (relay, faulty) = relay_that_may_fail(&[("RELAY_RATE_LIMIT_PER_MIN", "1")]).await;
+    let (relay, faulty) = faulty_relay(&[("RELAY_RATE_LIMIT_PER_MIN", "1")]).await;
     let (owned, mut owner) = (Owned::secret(1), Guest::connect(&relay).await);
     for number in 0..3 {
         let mut sender = Guest::connect(&relay).await;
@@ -146,10 +138,17 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
         Request::AcknowledgeEach(vec![(owner.id(), first.id), (owner.id(), unknown)])
     };
     // The client's one request of this minute.
-    faulty.on(Call::Acknowledge, 1, Fault::Fail);
+    faulty.take_down();
+    let mut sender = Guest::connect(&relay).await;
+    sender
+        .ask(Request::Submit(submit(&owned.id(), 9, b"x")))
+        .await;
+    relay.metric_becomes("relay_store_up", 0.0).await;
     assert_eq!(owner.refusal(both(&owned)).await.code, "unavailable");
     assert_eq!(owner.refusal(both(&owned)).await.code, "rate_limited");
     owner.expect_nothing().await;
+    faulty.bring_up();
+    relay.metric_becomes("relay_store_up", 1.0).await;
     // It is still in flight, so acknowledging it costs nothing.
     owner
         .ask(Request::AcknowledgeEach(vec![(owned.id(), first.id)]))
@@ -169,7 +168,7 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
 
 #[tokio::test]
 async fn a_blob_is_taken_back_or_extended_when_storage_works_again() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     for (place, fault) in FAULTS.iter().enumerate() {
         let (owned, mut sender) = (Owned::secret(place as u8), Guest::connect(&relay).await);
         let blob = |secret: u8| {
@@ -211,7 +210,7 @@ async fn a_blob_is_taken_back_or_extended_when_storage_works_again() {
 
 #[tokio::test]
 async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, mut owner) = (Owned::key(1), Guest::connect(&relay).await);
     owner.store(submit(&owned.id(), 1, b"waits")).await;
     faulty.on(Call::Holdings, 1, Fault::Fail);
@@ -243,7 +242,7 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
 
 #[tokio::test]
 async fn who_proves_itself_is_let_in_though_it_can_not_be_pinned() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     for call in [Call::Pin, Call::IsPinned] {
         let mut owner = Guest::connect(&relay).await;
         faulty.on_every(call, Fault::Fail);
@@ -265,7 +264,7 @@ async fn who_proves_itself_is_let_in_though_it_can_not_be_pinned() {
 #[tokio::test]
 async fn a_recovery_proof_that_is_not_stored_takes_no_place() {
     // An address has two places a day under a hash: more failures than that must not use them up.
-    let (relay, faulty) = relay_that_may_fail(&[
+    let (relay, faulty) = faulty_relay(&[
         ("RELAY_RECOVERY_RATE_LIMIT", "1000"),
         ("RELAY_MAX_STORAGE_BYTES", "10240"),
         ("RELAY_ADDRESS_SHARE_PER_DAY", "0.5"),
@@ -304,7 +303,7 @@ async fn a_recovery_proof_that_is_not_stored_takes_no_place() {
 
 #[tokio::test]
 async fn a_page_that_can_not_be_read_delays_deliveries_and_loses_none() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
     // Two to a page.
     for number in 0..5 {
@@ -328,7 +327,7 @@ async fn a_page_that_can_not_be_read_delays_deliveries_and_loses_none() {
 
 #[tokio::test]
 async fn a_delivery_whose_receipt_fails_is_a_delivery_all_the_same() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, own) = (Owned::secret(1), Owned::secret(2));
     let mut sender = Guest::connect(&relay).await;
     sender.open_empty(&own).await;
@@ -352,24 +351,25 @@ async fn a_delivery_whose_receipt_fails_is_a_delivery_all_the_same() {
 
 #[tokio::test]
 async fn a_receipt_that_waits_for_the_disk_holds_up_no_answer() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, own) = (Owned::secret(1), Owned::secret(2));
     let mut sender = Guest::connect(&relay).await;
     sender.open_empty(&own).await;
-    let mut owner = Guest::connect(&relay).await;
-    owner.open_empty(&owned).await;
-    let stall = Stall::default();
-    faulty.on(Call::Delivered, 1, Fault::Stall(stall.clone()));
     for number in 0..2 {
         let blob = submit(&owned.id(), number, b"x");
         let blob = on_terms(blob, |terms| terms.receipt_to = Some(own.id()));
         sender.store(blob).await;
     }
-    owner.blob().await;
+    let stall = Stall::default();
+    faulty.on(Call::Delivered, 1, Fault::Stall(stall.clone()));
+    let mut owner = Guest::connect(&relay).await;
+    owner.open(&owned).await;
+    for _ in 0..2 {
+        owner.blob().await;
+    }
     stall.reached().await;
     assert_eq!(owner.done(Request::Ping).await, Done::Pong);
     stall.release();
-    owner.blob().await;
     for _ in 0..2 {
         assert_eq!(sender.receipt().await.kind, ReceiptKind::Delivered);
     }
@@ -377,7 +377,7 @@ async fn a_receipt_that_waits_for_the_disk_holds_up_no_answer() {
 
 #[tokio::test]
 async fn a_refused_subscribe_does_not_change_who_is_told() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, mut owner) = (Owned::secret(1), Guest::connect(&relay).await);
     let quiet = owner.subscribe_to(&[&owned], false);
     owner.try_subscribe(quiet).await;

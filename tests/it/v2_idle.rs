@@ -1,21 +1,17 @@
 //! v2: a session that rests costs storage nothing, and good proofs that come together are no bad ones.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use vauchi_relay::protocol::message::{Outgoing, Request};
 
-use crate::faulty::{Call, FaultyStore};
+use crate::faulty::{Call, faulty_relay};
 use crate::guest::{Guest, Owned, submit};
 use crate::harness::Relay;
 
 /// A page that had waited ten seconds for the window was dropped and read again at any sign of life, to no end.
 #[tokio::test]
 async fn a_full_window_reads_no_page_twice_until_it_opens() {
-    let mut faulty = None;
-    let wrap = |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _;
-    let relay = Relay::start_with(&[], |_| {}, wrap).await;
-    let faulty = faulty.unwrap();
+    let (relay, faulty) = faulty_relay(&[]).await;
     let owned = Owned::secret(1);
     let mut guest = Guest::connect(&relay).await;
     for number in 1..=3 {

@@ -1,12 +1,10 @@
 //! v2: requests with long lists, or that name one thing many times, are bounded and answered once.
 
-use std::sync::Arc;
-
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryQuery, Request};
 use vauchi_relay::protocol::v2::message::OpeningProof;
 
-use crate::faulty::{Call, FaultyStore};
+use crate::faulty::{Call, faulty_relay};
 use crate::guest::{Guest, Owned, submit};
 use crate::harness::Relay;
 
@@ -18,10 +16,7 @@ fn blob_id(number: u32) -> BlobId {
 
 #[tokio::test]
 async fn a_purge_that_names_a_mailbox_a_thousand_times_purges_it_once() {
-    let mut faulty = None;
-    let wrap = |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _;
-    let relay = Relay::start_with(&[], |_| {}, wrap).await;
-    let faulty = faulty.unwrap();
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (one, other) = (Owned::key(1), Owned::secret(2));
     let mut guest = Guest::connect(&relay).await;
     let subscribe = guest.subscribe_to(&[&one, &other], false);

@@ -14,7 +14,7 @@ use vauchi_relay::protocol::v2::client::encode_request;
 use vauchi_relay::protocol::v2::message::SubmitTerms;
 use vauchi_relay::service::refusal::Refusal;
 
-use crate::faulty::{Call, Fault, FaultyStore};
+use crate::faulty::{Call, Fault, Faults, faulty_relay};
 use crate::guest::{Guest, Owned, number_of, on_terms, submit};
 use crate::harness::{Relay, http_get, value_of};
 
@@ -79,21 +79,15 @@ impl Meeting {
     }
 }
 
-async fn relay_with_little_room() -> (Relay, Arc<FaultyStore>) {
-    let mut faulty = None;
-    let relay = Relay::start_with(
-        &[
-            ("RELAY_MAX_MESSAGE_SIZE", "100000"),
-            ("RELAY_MAILBOX_MAX_BLOBS", "1"),
-            ("RELAY_MAX_STORAGE_BYTES", "220000"),
-            ("RELAY_RECOVERY_RATE_LIMIT", "1"),
-            ("RELAY_DRAIN_TIMEOUT_SECS", "120"),
-        ],
-        |_| {},
-        |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _,
-    )
-    .await;
-    (relay, faulty.unwrap())
+async fn relay_with_little_room() -> (Relay, Arc<Faults>) {
+    faulty_relay(&[
+        ("RELAY_MAX_MESSAGE_SIZE", "100000"),
+        ("RELAY_MAILBOX_MAX_BLOBS", "1"),
+        ("RELAY_MAX_STORAGE_BYTES", "220000"),
+        ("RELAY_RECOVERY_RATE_LIMIT", "1"),
+        ("RELAY_DRAIN_TIMEOUT_SECS", "120"),
+    ])
+    .await
 }
 
 /// One that has a mailbox with a blob in flight, in a relay that is nearly full.

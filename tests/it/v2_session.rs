@@ -1,7 +1,6 @@
 //! v2: what a session owes its client when things happen at the same time: while an answer waits for a commit,
 //! while a page waits for the window, while an id is still in flight.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::SinkExt as _;
@@ -12,27 +11,10 @@ use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, Request, Ta
 use vauchi_relay::protocol::proof;
 use vauchi_relay::protocol::v2::client::encode_request;
 use vauchi_relay::protocol::v2::message::{Withdrawal, WithdrawalKind};
-use vauchi_relay::store::Store;
 
-use crate::faulty::{Call, Fault, FaultyStore, Stall};
+use crate::faulty::{Call, Fault, Stall, faulty_relay};
 use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::Relay;
-
-/// A relay whose store does what the test says.
-async fn faulty_relay(variables: &[(&str, &str)]) -> (Relay, Arc<FaultyStore>) {
-    let mut faulty = None;
-    let relay = Relay::start_with(
-        variables,
-        |_| {},
-        |store| {
-            let store = FaultyStore::new(store);
-            faulty = Some(Arc::clone(&store));
-            store as Arc<dyn Store>
-        },
-    )
-    .await;
-    (relay, faulty.unwrap())
-}
 
 /// A narrow window, so that what was read waits for it.
 async fn narrow(guest: &mut Guest, blobs: u32, bytes: u64) {

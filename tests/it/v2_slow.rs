@@ -9,7 +9,7 @@ use vauchi_relay::config::Config;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
 
-use crate::faulty::{Call, FaultyStore};
+use crate::faulty::{Call, Faults};
 use crate::guest::{Guest, Owned, number_of, submit};
 use crate::harness::{Relay, SILENCE, eventually};
 use crate::slow_and_hostile::{frames, rest_of};
@@ -18,7 +18,7 @@ const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
 
 /// A relay that waits for slow clients as long as a test takes.
-async fn patient_relay(change: impl FnOnce(&mut Config)) -> (Relay, Arc<FaultyStore>) {
+async fn patient_relay(change: impl FnOnce(&mut Config)) -> (Relay, Arc<Faults>) {
     let mut faulty = None;
     let relay = Relay::start_with(
         &[("RELAY_STORAGE_BACKEND", "memory")],
@@ -26,7 +26,11 @@ async fn patient_relay(change: impl FnOnce(&mut Config)) -> (Relay, Arc<FaultySt
             config.write_timeout = Duration::from_secs(600);
             change(config);
         },
-        |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _,
+        |opened| {
+            let (faults, opened) = Faults::under(opened);
+            faulty = Some(faults);
+            opened
+        },
     )
     .await;
     (relay, faulty.unwrap())

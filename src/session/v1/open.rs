@@ -103,7 +103,7 @@ pub(in crate::session) async fn open(
     service
         .charge_openings(connection, address, 1)
         .map_err(|_| Close::TooManyOpenings)?;
-    let is_proven = verify(handshake, address, parts)?;
+    let is_proven = verify(handshake, address, parts).await?;
     may_open(handshake, is_proven, address, service)
         .await
         .map_err(|refusal| refusal.unwrap_or(Close::Slow("storage does not answer; try again")))?;
@@ -131,15 +131,20 @@ async fn may_open(
 ) -> Result<(), Option<Close>> {
     // A signature proves the client_id; a routing_token is always unproven.
     let unproven_id = (!is_proven).then_some(handshake.client_id);
-    for id in unproven_id.into_iter().chain(handshake.routing_token) {
-        if service.is_pinned(&id).await.map_err(|_| None)? {
+    let unproven: Vec<_> = unproven_id
+        .into_iter()
+        .chain(handshake.routing_token)
+        .collect();
+    if !unproven.is_empty() {
+        let are_pinned = service.are_pinned(&unproven).await.map_err(|_| None)?;
+        if are_pinned.contains(&true) {
             return Err(Some(Close::Pinned));
         }
     }
     if is_proven {
         // Whoever proves itself is let in also while nothing can be written, as on a full disk; the
         // pin is set the next time.
-        if service.pin(&handshake.client_id, address).await.is_err() {
+        if service.pin(&[handshake.client_id], address).await.is_err() {
             tracing::warn!("an id that proved itself could not be pinned");
         }
     }
@@ -162,7 +167,7 @@ fn device(handshake: &Handshake, connection: ConnectionId, service: &Service) ->
 /// Checks the proof of a handshake, if it brings one. An address with too many bad ones is refused
 /// before the check; a handshake without a proof has nothing to check and costs nothing here.
 /// Tells whether the `client_id` is proven.
-fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<bool, Close> {
+async fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<bool, Close> {
     let allows_unverified = parts.service.v1_allows_unverified();
     // A signature proves the client_id, never a routing_token.
     if !allows_unverified && handshake.routing_token.is_some() {
@@ -182,7 +187,11 @@ fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<bool,
         tracing::debug!(%error, "handshake refused");
         return Err(Close::NotProven);
     }
-    match nonce.map_or(Ok(()), |nonce| parts.service.burn_nonce(nonce)) {
+    let burnt = match nonce {
+        Some(nonce) => parts.service.burn_nonce(nonce).await,
+        None => Ok(()),
+    };
+    match burnt {
         Ok(()) => {}
         Err(NonceRefused::Used) => return Err(Close::NotProven),
         Err(NonceRefused::Full) => {

@@ -43,11 +43,7 @@ impl Guest {
             origin: subscribe.origin,
         };
         let (openings, verdicts) = self.verify(asked, openings, parts).await?;
-        for (opening, is_good) in openings.iter().zip(&verdicts) {
-            if *is_good {
-                self.pin(opening, parts).await;
-            }
-        }
+        self.pin(&openings, &verdicts, parts).await;
         self.join(&openings, &verdicts, parts).await
     }
 
@@ -109,13 +105,15 @@ impl Guest {
         Ok((openings, verdicts))
     }
 
-    /// What was opened by its key is opened only with a proof from now on. Whoever proves itself is
-    /// let in also while nothing can be written; the pin is set the next time.
-    async fn pin(&self, opening: &Opening, parts: &Parts) {
-        let by_key = matches!(opening.proof, OpeningProof::Signature(_));
-        let service = &parts.service;
-        if by_key && service.pin(&opening.mailbox, self.address).await.is_err() {
-            tracing::warn!("an id that proved itself could not be pinned");
+    /// What was opened by its key is opened only with a proof from now on: all of them in one write.
+    /// Whoever proves itself is let in also while nothing can be written; the pin is set the next time.
+    async fn pin(&self, openings: &[Opening], verdicts: &[bool], parts: &Parts) {
+        let by_key = openings.iter().zip(verdicts).filter(|(opening, is_good)| {
+            **is_good && matches!(opening.proof, OpeningProof::Signature(_))
+        });
+        let ids: Vec<_> = by_key.map(|(opening, _)| opening.mailbox).collect();
+        if !ids.is_empty() && parts.service.pin(&ids, self.address).await.is_err() {
+            tracing::warn!("ids that proved themselves could not be pinned");
         }
     }
 

@@ -1,4 +1,5 @@
-//! The one task that commits: takes what is queued, hands it to the engine, confirms each write.
+//! The one task that commits: takes what is queued, has it folded to a plan, hands that to the
+//! engine, confirms each write.
 //!
 //! Four things can go wrong, and each ends in a true answer. One bad write does not fail its
 //! neighbours: the batch is split until the culprit stands alone. A full disk refuses appends and
@@ -9,23 +10,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{CommitError, Engine, Gate, Item, Outcome, Reply, Write, being_reopened};
+use super::batch::Batch;
+use super::queues::{Item, Job, Queues};
+use super::write::{Outcome, Write};
+use super::{Gate, Ground, being_reopened};
+use crate::clock::Timestamp;
 use crate::metrics::Metrics;
-use crate::store::model::{Appended, Removed};
-use crate::store::{OnStored, StoreError};
-
-/// Rows of a batch. More make each commit longer and each row hardly cheaper.
-const BATCH_ROWS_MAX: usize = 500;
-
-/// Bytes of a batch: 500 rows of 8 KiB.
-const BATCH_BYTES_MAX: usize = 4 << 20;
-
-/// A low-priority write that has waited this long joins the next batch, however full the queue is.
-const LOW_WAIT_MAX: Duration = Duration::from_secs(1);
+use crate::store::StoreError;
+use crate::store::engine::{Asked, CommitError, Engine, TookPlace};
+use crate::store::model::Removed;
+use crate::store::plan::known::Learnt;
+use crate::store::plan::{self, Folded, NewRow, PLAN_ROWS_MAX, Plan, RELIEFS_MAX};
 
 /// How long the senders of a batch with an unknown end wait for the truth.
 const SETTLE_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -39,13 +37,21 @@ const REOPEN_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duratio
 /// Between two log lines about writes that fail one after the other.
 const WARNING_PAUSE: Duration = Duration::from_secs(10);
 
+/// How often a batch is folded again because another instance came first, before it is split.
+const RACES_MAX: usize = 3;
+
+/// Rounds of questions that a fold may take. What the writes name, the receipts of rows that leave,
+/// what has expired in full mailboxes, and the receipts of that: five and some more.
+const QUESTIONS_MAX: usize = 8;
+
 /// The committer's side of the pipeline.
-pub(in crate::store) struct Committer<E> {
-    engine: E,
+pub(super) struct Committer {
+    engine: Box<dyn Engine>,
     queues: Queues,
     gate: Arc<Gate>,
-    on_stored: OnStored,
-    metrics: Arc<Metrics>,
+    ground: Ground,
+    /// The plan whose commit ended as [`CommitError::Unknown`].
+    unsettled: Option<Box<Plan>>,
     /// When a failed write was logged last: a full disk fails every batch, and once is enough.
     warned_at: Option<Instant>,
 }
@@ -63,48 +69,81 @@ impl Drop for Ended {
     }
 }
 
-impl<E: Engine> Committer<E> {
-    pub(in crate::store) fn new(
-        engine: E,
-        normal: mpsc::Receiver<Item>,
-        low: mpsc::Receiver<Item>,
+impl Committer {
+    pub(super) fn new(
+        engine: Box<dyn Engine>,
+        queues: Queues,
         gate: Arc<Gate>,
-        on_stored: OnStored,
-        metrics: Arc<Metrics>,
+        ground: Ground,
     ) -> Self {
-        let queues = Queues {
-            normal,
-            low,
-            first: None,
-            first_low: None,
-            gate: Arc::clone(&gate),
-            metrics: Arc::clone(&metrics),
-        };
         Self {
             engine,
             queues,
             gate,
-            on_stored,
-            metrics,
+            ground,
+            unsettled: None,
             warned_at: None,
         }
     }
 
     /// Commits until the pipeline is closed and its queue is empty, then closes the engine.
-    pub(in crate::store) async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         let _ended = Ended {
             gate: Arc::clone(&self.gate),
-            metrics: Arc::clone(&self.metrics),
+            metrics: Arc::clone(&self.ground.metrics),
         };
         while let Some(items) = self.queues.next_batch().await {
-            self.commit(Batch::new(items)).await;
+            self.work(items).await;
         }
         self.engine.close().await;
     }
 
+    /// Commits the writes of what was gathered, then does the rest.
+    async fn work(&mut self, items: Vec<Item>) {
+        let (mut writes, mut others) = (Vec::with_capacity(items.len()), Vec::new());
+        for Item { job, bytes, .. } in items {
+            match job {
+                Job::Write(write, reply) => writes.push((write, reply, bytes)),
+                other => others.push(other),
+            }
+        }
+        if !writes.is_empty() {
+            self.commit(Batch::new(writes)).await;
+        }
+        for job in others {
+            match job {
+                Job::Upkeep(expired_by, reply) => {
+                    let done = self.upkeep(expired_by).await;
+                    // Whoever asked may have gone.
+                    reply.send(done).ok();
+                }
+                Job::Horizon(reply) => {
+                    reply.send(self.ground.reads.horizon().await).ok();
+                }
+                write @ Job::Write(..) => write.refuse(StoreError::Closed),
+            }
+        }
+    }
+
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, StoreError> {
+        let error = match self.engine.upkeep(expired_by).await {
+            Ok(more) => return Ok(more),
+            Err(error) => error,
+        };
+        self.failed(&error);
+        let told = StoreError::unavailable(&error);
+        if let CommitError::Unknown(cause) = error {
+            // Nobody waits for this; whoever waits for the next batch finds out by itself.
+            self.recover(&mut Batch::new(Vec::new()), &[], &cause)
+                .await
+                .ok();
+        }
+        Err(told)
+    }
+
     async fn commit(&mut self, mut batch: Batch) {
         // Parts that are still to be committed, the next one last.
-        let mut parts = vec![(0..batch.writes.len()).collect::<Vec<_>>()];
+        let mut parts = vec![batch.all()];
         while let Some(mut part) = parts.pop() {
             // Whoever was answered while the store was reopened must not be proven wrong now.
             part.retain(|index| batch.is_waiting(*index));
@@ -114,17 +153,19 @@ impl<E: Engine> Committer<E> {
             let Err(error) = self.commit_part(&mut batch, &part).await else {
                 continue;
             };
-            self.metrics.store_errors_total.increment(1);
-            self.warn(&error);
+            self.failed(&error);
             let error = match self.remove_in_pieces(&batch, &part, error).await {
                 Ok(outcome) => {
-                    batch.confirm(&part, [Some(outcome)], self.on_stored.as_ref());
+                    batch.confirm(&part, vec![outcome]);
                     continue;
                 }
                 Err(error) => error,
             };
             match error {
-                CommitError::Rejected(_) | CommitError::TooWide | CommitError::DiskFull(_)
+                CommitError::Rejected(_)
+                | CommitError::TooWide
+                | CommitError::Raced
+                | CommitError::DiskFull(_)
                     if part.len() > 1 =>
                 {
                     let part = match error {
@@ -137,7 +178,10 @@ impl<E: Engine> Committer<E> {
                     let rest = batch.refuse_what_comes(part);
                     batch.fail(&rest, &StoreError::unavailable(cause));
                 }
-                CommitError::Rejected(_) | CommitError::TooWide | CommitError::Refused(_) => {
+                CommitError::Rejected(_)
+                | CommitError::TooWide
+                | CommitError::Raced
+                | CommitError::Refused(_) => {
                     batch.fail(&part, &StoreError::unavailable(error));
                 }
                 CommitError::Unknown(cause) => {
@@ -150,9 +194,9 @@ impl<E: Engine> Committer<E> {
         }
     }
 
-    /// A removal of many rows that was rejected, or that touches too much: goes on without the rows that cannot be removed, or
-    /// one damaged page would keep the sweep from all that comes after it. Any other error is handed
-    /// back as it is.
+    /// A removal of many rows that was rejected, or that touches too much: goes on without the rows
+    /// that cannot be removed, or one damaged page would keep the sweep from all that comes after it.
+    /// Any other error is handed back as it is.
     async fn remove_in_pieces(
         &mut self,
         batch: &Batch,
@@ -175,7 +219,7 @@ impl<E: Engine> Committer<E> {
                 cause: *cause,
                 now: *now,
             };
-            match self.engine.commit(&[&piece]).await {
+            match self.commit_writes(&[&piece]).await {
                 Ok(outcomes) => {
                     for outcome in outcomes {
                         if let Outcome::Removed(of_piece) = outcome {
@@ -194,14 +238,15 @@ impl<E: Engine> Committer<E> {
         Ok(Outcome::Removed(removed))
     }
 
-    fn warn(&mut self, error: &CommitError) {
+    /// Counts a failure, and says so now and then.
+    fn failed(&mut self, error: &CommitError) {
+        self.ground.metrics.store_errors_total.increment(1);
         if self
             .warned_at
             .is_some_and(|at| at.elapsed() < WARNING_PAUSE)
         {
             return;
         }
-        self.warned_at = Some(Instant::now());
         match error {
             CommitError::DiskFull(cause) => warn!(
                 "store: {cause}. New blobs are refused until space is free; delivery goes on."
@@ -210,27 +255,98 @@ impl<E: Engine> Committer<E> {
                 warn!("store: a write failed: {cause}");
             }
             // Solved by smaller batches; told where it is handled.
-            CommitError::TooWide | CommitError::Unknown(_) => self.warned_at = None,
+            CommitError::TooWide | CommitError::Raced | CommitError::Unknown(_) => return,
         }
+        self.warned_at = Some(Instant::now());
     }
 
     async fn commit_part(&mut self, batch: &mut Batch, part: &[usize]) -> Result<(), CommitError> {
-        if part.is_empty() {
-            return Ok(());
-        }
         let begun = Instant::now();
-        let outcomes = self.engine.commit(&batch.select(part)).await?;
-        self.metrics
+        let (plan, writes) = {
+            let writes = batch.select(part);
+            (self.commit_plan(&writes).await?, writes.len())
+        };
+        let metrics = &self.ground.metrics;
+        metrics
             .commit_duration_seconds
             .record(begun.elapsed().as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "at most a few thousand")]
-        self.metrics.commit_batch_size.record(part.len() as f64);
-        batch.confirm(
-            part,
-            outcomes.into_iter().map(Some),
-            self.on_stored.as_ref(),
-        );
+        metrics.commit_batch_size.record(writes as f64);
+        self.finish(batch, part, *plan);
         Ok(())
+    }
+
+    /// Commits writes that nobody waits for; tells what became of them.
+    async fn commit_writes(&mut self, writes: &[&Write]) -> Result<Vec<Outcome>, CommitError> {
+        let plan = self.commit_plan(writes).await?;
+        self.show(&plan);
+        self.tell_news(&plan, writes);
+        Ok(plan.outcomes)
+    }
+
+    /// Plans writes and commits them.
+    async fn commit_plan(&mut self, writes: &[&Write]) -> Result<Box<Plan>, CommitError> {
+        for _ in 0..RACES_MAX {
+            let plan = self.plan(writes).await?;
+            match self.engine.commit(writes, &plan).await {
+                Ok(()) => return Ok(plan),
+                Err(CommitError::Raced) => {}
+                Err(error) => {
+                    if let CommitError::Unknown(_) = error {
+                        self.unsettled = Some(plan);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Err(CommitError::Raced)
+    }
+
+    /// Asks the engine until nothing is left to ask.
+    async fn plan(&mut self, writes: &[&Write]) -> Result<Box<Plan>, CommitError> {
+        let is_splittable = writes.len() > 1;
+        let mut learnt = Learnt::default();
+        let mut asked = Asked::about(writes);
+        for _ in 0..QUESTIONS_MAX {
+            let answer = self.engine.known(&asked).await?;
+            learnt.learn(asked, answer);
+            asked = match plan::fold(writes, &self.ground.rules, &learnt) {
+                Folded::Plan(plan) if plan.rows() > PLAN_ROWS_MAX && is_splittable => {
+                    return Err(CommitError::TooWide);
+                }
+                Folded::Plan(plan) => return Ok(plan),
+                Folded::Asks(more) if more.expired.len() > RELIEFS_MAX && is_splittable => {
+                    return Err(CommitError::TooWide);
+                }
+                Folded::Asks(more) => *more,
+            };
+        }
+        Err(CommitError::Refused("the batch asks without end".into()))
+    }
+
+    /// Lets the world see a plan that is durable: counters, answers, then those who wait for blobs.
+    fn finish(&mut self, batch: &mut Batch, part: &[usize], mut plan: Plan) {
+        self.show(&plan);
+        batch.confirm(part, std::mem::take(&mut plan.outcomes));
+        self.tell_news(&plan, &batch.select(part));
+    }
+
+    fn show(&self, plan: &Plan) {
+        self.ground.tally.count(plan);
+        let lost = plan.happened.lost();
+        if lost > 0 {
+            warn!(
+                blobs = lost,
+                "store: {lost} stored blobs did not match their checksum and were set aside; check the disk"
+            );
+        }
+    }
+
+    fn tell_news(&self, plan: &Plan, writes: &[&Write]) {
+        let news: Vec<NewRow<'_>> = plan.new_rows(writes).collect();
+        if !news.is_empty() {
+            (self.ground.news)(&news);
+        }
     }
 
     /// Reopens the engine after a commit with an unknown end and tells its senders the truth.
@@ -243,7 +359,7 @@ impl<E: Engine> Committer<E> {
     ) -> Result<(), StoreError> {
         error!("store: a commit failed: {cause}. New blobs are refused until storage is reopened.");
         self.gate.set_down(true);
-        self.metrics.store_up.set(0.0);
+        self.ground.metrics.store_up.set(0.0);
         let deadline = Instant::now() + SETTLE_WAIT_MAX;
         let mut pause = REOPEN_PAUSES.0;
         loop {
@@ -258,23 +374,24 @@ impl<E: Engine> Committer<E> {
             pause = (pause * 2).min(REOPEN_PAUSES.1);
         }
         self.gate.set_down(false);
-        self.metrics.store_up.set(1.0);
-        self.metrics.store_reopened_total.increment(1);
+        self.ground.metrics.store_up.set(1.0);
+        self.ground.metrics.store_reopened_total.increment(1);
         info!("store: reopened; new blobs are taken again.");
         Ok(())
     }
 
     async fn try_recover(&mut self, batch: &mut Batch, part: &[usize]) -> Result<(), StoreError> {
-        let writes = batch.select(part);
-        let both = async {
-            self.engine.reopen().await?;
-            self.engine.settle(&writes).await
-        };
-        let outcomes = tokio::time::timeout(REOPEN_TIME_MAX, both)
+        let took_place = tokio::time::timeout(REOPEN_TIME_MAX, self.engine.reopen())
             .await
             .map_err(|_| StoreError::unavailable("reopening takes too long"))??;
-        // Also when its senders were answered long ago: what was stored after all is delivered.
-        batch.confirm(part, outcomes, self.on_stored.as_ref());
+        match (self.unsettled.take(), took_place) {
+            // Also when its senders were answered long ago: what was stored after all is delivered.
+            (Some(plan), TookPlace::Yes) => {
+                info!("store: the failed commit had taken place after all");
+                self.finish(batch, part, *plan);
+            }
+            _ => batch.fail(part, &StoreError::unavailable("the write was lost")),
+        }
         Ok(())
     }
 
@@ -298,194 +415,3 @@ fn halves<T>(mut part: Vec<T>) -> [Vec<T>; 2] {
     let second = part.split_off(part.len() / 2);
     [second, part]
 }
-
-/// What waits to be committed.
-struct Queues {
-    normal: mpsc::Receiver<Item>,
-    low: mpsc::Receiver<Item>,
-    /// Taken from the queue, but too large for the batch that was gathered.
-    first: Option<Item>,
-    /// The low-priority write whose turn it is.
-    first_low: Option<Item>,
-    gate: Arc<Gate>,
-    metrics: Arc<Metrics>,
-}
-
-impl Queues {
-    /// Waits for a write and takes all that is there with it, within the bounds of a batch.
-    /// `None` when the pipeline is closed and everything is taken.
-    async fn next_batch(&mut self) -> Option<Vec<Item>> {
-        let first = self.next().await?;
-        let (mut rows, mut bytes) = (first.write.rows(), first.write.bytes());
-        let mut batch = vec![first];
-        let mut fits = |item: &Item| {
-            rows += item.write.rows();
-            bytes += item.write.bytes();
-            rows <= BATCH_ROWS_MAX && bytes <= BATCH_BYTES_MAX
-        };
-        while let Ok(item) = self.normal.try_recv() {
-            if !fits(&item) {
-                self.first = Some(item);
-                break;
-            }
-            batch.push(item);
-        }
-        if self.first_low.is_none() {
-            self.first_low = self.low.try_recv().ok();
-        }
-        // It joins a batch that took all there was, or any batch once it has waited long enough.
-        let is_drained = self.first.is_none();
-        if let Some(low) = self
-            .first_low
-            .take_if(|low| (is_drained && fits(low)) || low.queued_at.elapsed() >= LOW_WAIT_MAX)
-        {
-            batch.push(low);
-        }
-        for item in &batch {
-            self.count_out(item);
-        }
-        Some(batch)
-    }
-
-    async fn next(&mut self) -> Option<Item> {
-        if let Some(item) = self.first.take() {
-            return Some(item);
-        }
-        if let Ok(item) = self.normal.try_recv() {
-            return Some(item);
-        }
-        if let Some(item) = self.first_low.take() {
-            return Some(item);
-        }
-        loop {
-            tokio::select! {
-                biased;
-                Some(item) = self.normal.recv() => return Some(item),
-                Some(item) = self.low.recv() => return Some(item),
-                () = self.gate.closing.cancelled(), if !self.normal.is_closed() => {
-                    self.normal.close();
-                    self.low.close();
-                }
-                else => return None,
-            }
-        }
-    }
-
-    /// Refuses whatever comes in until `until`, or until the pipeline is closed.
-    async fn refuse_until(&mut self, until: Instant) {
-        for item in [self.first.take(), self.first_low.take()]
-            .into_iter()
-            .flatten()
-        {
-            self.refuse(item);
-        }
-        loop {
-            tokio::select! {
-                biased;
-                () = self.gate.closing.cancelled() => return,
-                Some(item) = self.normal.recv() => self.refuse(item),
-                Some(item) = self.low.recv() => self.refuse(item),
-                () = tokio::time::sleep_until(until) => return,
-            }
-        }
-    }
-
-    fn refuse(&self, item: Item) {
-        self.count_out(&item);
-        item.reply.tell(Err(being_reopened()));
-    }
-
-    fn count_out(&self, item: &Item) {
-        let bytes = u32::try_from(item.bytes.num_permits()).unwrap_or(u32::MAX);
-        self.metrics.commit_queue_depth.decrement(1.0);
-        self.metrics.commit_queue_bytes.decrement(f64::from(bytes));
-    }
-}
-
-/// The writes of one batch and those who wait for them.
-struct Batch {
-    writes: Vec<Write>,
-    /// `None` once answered; the bytes in the queue are given back with the answer.
-    waiting: Vec<Option<(Reply, OwnedSemaphorePermit)>>,
-}
-
-impl Batch {
-    fn new(items: Vec<Item>) -> Self {
-        let (writes, waiting) = items
-            .into_iter()
-            .map(|item| (item.write, Some((item.reply, item.bytes))))
-            .unzip();
-        Self { writes, waiting }
-    }
-
-    /// Whether this write has not been answered.
-    fn is_waiting(&self, index: usize) -> bool {
-        self.waiting.get(index).is_some_and(Option::is_some)
-    }
-
-    fn select(&self, part: &[usize]) -> Vec<&Write> {
-        part.iter()
-            .filter_map(|index| self.writes.get(*index))
-            .collect()
-    }
-
-    fn tell(&mut self, index: usize, outcome: Result<Outcome, StoreError>) {
-        if let Some((reply, _bytes)) = self.waiting.get_mut(index).and_then(Option::take) {
-            reply.tell(outcome);
-        }
-    }
-
-    /// Confirms each write of `part`, then wakes each mailbox that got something.
-    fn confirm(
-        &mut self,
-        part: &[usize],
-        outcomes: impl IntoIterator<Item = Option<Outcome>>,
-        on_stored: &(dyn Fn(&crate::ids::MailboxHash) + Send + Sync),
-    ) {
-        let mut woken = Vec::new();
-        for (index, outcome) in part.iter().copied().zip(outcomes) {
-            if let (
-                Some(Outcome::Appended(Appended::Stored { .. })),
-                Some(Write::Append { envelope, .. }),
-            ) = (outcome, self.writes.get(index))
-            {
-                woken.push(envelope.mailbox);
-            }
-            let told = outcome.ok_or_else(|| StoreError::unavailable("the write was lost"));
-            self.tell(index, told);
-        }
-        woken.sort_unstable();
-        woken.dedup();
-        for mailbox in &woken {
-            on_stored(mailbox);
-        }
-    }
-
-    fn fail(&mut self, part: &[usize], error: &StoreError) {
-        for index in part {
-            self.tell(*index, Err(error.clone()));
-        }
-    }
-
-    fn fail_all(&mut self, error: &StoreError) {
-        for index in 0..self.waiting.len() {
-            self.tell(index, Err(error.clone()));
-        }
-    }
-
-    /// Answers those of `part` that bring something that the relay is full; returns the others.
-    fn refuse_what_comes(&mut self, part: Vec<usize>) -> Vec<usize> {
-        let mut others = Vec::new();
-        for index in part {
-            match self.writes.get(index).and_then(Write::without_room) {
-                Some(full) => self.tell(index, Ok(full)),
-                None => others.push(index),
-            }
-        }
-        others
-    }
-}
-
-#[cfg(test)]
-#[path = "committer_tests.rs"]
-mod tests;

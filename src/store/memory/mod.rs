@@ -1,318 +1,347 @@
-//! The engine that keeps everything in memory: the reference for the promises.
+//! The engine that keeps everything in memory: the same rules and the same pipeline as a database,
+//! over maps. What it keeps survives everything but the end of the process.
 //!
-//! Blobs lie in shards, by their mailbox's prefix, so that sessions do not wait for each other. What
-//! is counted over all mailboxes (order keys, bytes, departures) lies in one set of books whose lock
-//! is held for a few map operations at a time and always taken last: pins before shard before books,
-//! never two shards at once. A blob's key is drawn under its shard's lock, so that a reader of the mailbox
-//! never sees a later blob before an earlier one. Memory is not checked for bit rot: nothing is lost
-//! here but by the end of the process.
+//! `rows` has the maps of rows and how they are read; this file answers the committer and the
+//! sessions. One lock is over all of it: the committer changes a batch at a time, readers share it.
 
-mod append;
-mod books;
-mod pins;
-mod receipts;
-mod recovery;
-mod shard;
-mod sweep;
+mod rows;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::model::{
-    Appended, BacklogCursor, Envelope, Holding, Opener, OrderKey, Page, PageBounds, RecoveryPage,
-    RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
+use super::StoreError;
+use super::departures::Departures;
+use super::engine::{
+    Asked, CANDIDATES, CommitError, Engine, ExpiryCursor, HeldInAll, KeysOf, Known, KnownNonces,
+    KnownPins, KnownProofs, Opened, Pin, Plan, Reads, SWEPT_PROOFS_MAX, Slot, TookPlace, Write,
+    is_nonce_over, rank,
 };
-use super::plan::leaving::Leaving;
-use super::plan::pins::Pin;
-use super::plan::quota::Quota;
-use super::{OnStored, Pending, Store, StoreError};
+use super::model::{
+    BacklogCursor, Holding, OrderKey, Page, PageBounds, RECOVERY_KEYS_MAX, RecoveryPage,
+    RecoveryProof, View,
+};
+use super::tally::as_float;
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash};
+use crate::ids::MailboxHash;
 use crate::metrics::Metrics;
-use crate::secrets::Secret;
-use books::{Books, Departures};
-use pins::Pins;
-use shard::{Row, Shard};
+use rows::{Row, Rows};
 
-/// Enough that two of a few dozen threads seldom meet; each costs some 100 bytes when empty.
-const SHARDS: usize = 64;
-
-/// Blobs or departures that are deleted under one lock before others get their turn.
-pub(in crate::store) const SLICE: usize = 256;
-
-/// What a [`MemoryStore`] is made from.
+/// What [`open`] opens.
 pub struct MemoryOptions {
-    /// Keys the checksums by which repeats are recognised.
-    pub secret: Secret,
-    /// How much a mailbox and the relay may hold.
-    pub quota: Quota,
     /// How long a departed blob is remembered.
     pub dedup: Duration,
-    /// How many departed blobs are remembered.
+    /// How many departed blobs are remembered; zero for no bound.
     pub dedup_max: u64,
-    /// How long a receipt lives.
-    pub receipt_ttl: Duration,
-    /// Told of each mailbox that has something new.
-    pub on_stored: OnStored,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
 }
 
-/// Blobs in memory. They survive everything but the end of the process.
-pub struct MemoryStore {
-    pub(in crate::store) secret: Secret,
-    pub(in crate::store) quota: Quota,
-    pub(in crate::store) receipt_ttl: Duration,
-    pub(in crate::store) on_stored: OnStored,
-    pub(in crate::store) metrics: Arc<Metrics>,
-    is_closed: AtomicBool,
-    /// Nothing awaits under these locks.
-    shards: Vec<Mutex<Shard>>,
-    /// Nothing awaits under this lock, which is taken before a shard's.
-    pins: Mutex<Pins>,
-    /// Nothing awaits under this lock, and no other one is taken under it.
-    books: Mutex<Books>,
+/// An empty database in memory.
+pub fn open(options: MemoryOptions) -> Opened {
+    let state = Arc::<RwLock<State>>::default();
+    Opened {
+        engine: Box::new(Writer {
+            state: Arc::clone(&state),
+            departures: Departures::new(options.dedup, options.dedup_max),
+            nonces: Nonces::default(),
+            metrics: options.metrics,
+        }),
+        reads: Arc::new(MemoryReads { state }),
+        held: HeldInAll::default(),
+    }
 }
 
-impl MemoryStore {
-    /// An empty store.
-    pub fn new(options: MemoryOptions) -> Self {
-        let metrics = options.metrics;
-        metrics.store_up.set(1.0);
-        Self {
-            secret: options.secret,
-            quota: options.quota,
-            receipt_ttl: options.receipt_ttl,
-            on_stored: options.on_stored,
-            is_closed: AtomicBool::new(false),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            pins: Mutex::default(),
-            books: Mutex::new(Books::new(
-                Departures::new(options.dedup, options.dedup_max),
-                Arc::clone(&metrics),
-            )),
-            metrics,
-        }
+/// What is kept.
+#[derive(Default)]
+struct State {
+    rows: Rows,
+    /// By number.
+    proofs: BTreeMap<i64, (bool, RecoveryProof)>,
+    proof_expiries: BTreeSet<(Timestamp, i64)>,
+    proofs_by_key: HashMap<[u8; 32], Vec<i64>>,
+    pins: HashMap<MailboxHash, Pin>,
+    pins_by_use: BTreeSet<(bool, Timestamp, MailboxHash)>,
+    held: HeldInAll,
+    last_key: i64,
+}
+
+impl State {
+    fn slot(&self, number: i64) -> Option<Slot> {
+        let (is_proven, proof) = self.proofs.get(&number)?;
+        Some(Slot {
+            number,
+            owner: proof.owner,
+            is_proven: *is_proven,
+            expires_at: proof.expires_at,
+            charged_bytes: proof.charged_bytes(),
+        })
     }
 
-    /// Purges what is wanted of a mailbox up to `last`, a slice at a time.
-    async fn purge_all(
-        &self,
-        mailbox: MailboxHash,
-        wanted: impl Fn(&Row) -> bool + Send + Sync,
-        last: OrderKey,
-        (tells, now): (Tells, Timestamp),
-    ) -> Result<Removed, StoreError> {
-        let mut after = Some(OrderKey::START);
-        let mut removed = Removed::default();
-        while let Some(from) = after {
-            let (rows, next) = self.purge_slice(mailbox, &wanted, (from, last), (tells, now))?;
-            for row in rows {
-                removed.add(Some(row.class));
+    fn slots(&self, key_hash: &[u8; 32]) -> Vec<Slot> {
+        let numbers = self.proofs_by_key.get(key_hash);
+        let slots = numbers.into_iter().flatten();
+        slots.filter_map(|number| self.slot(*number)).collect()
+    }
+
+    fn known_proofs(&self, asked: &Asked) -> KnownProofs {
+        let last = self.proofs.last_key_value();
+        let mut known = KnownProofs {
+            next_number: last.map_or(1, |(number, _)| number + 1),
+            ..KnownProofs::default()
+        };
+        for key_hash in &asked.proofs {
+            known.slots.insert(*key_hash, self.slots(key_hash));
+        }
+        let Some(expired_by) = asked.expired_proofs else {
+            return known;
+        };
+        let over = self.proof_expiries.iter().take(SWEPT_PROOFS_MAX);
+        for (_, number) in over.take_while(|(expires_at, _)| *expires_at <= expired_by) {
+            if let Some((_, proof)) = self.proofs.get(number) {
+                known.expired.push((proof.key_hash, *number));
+                let slots = || self.slots(&proof.key_hash);
+                known.slots.entry(proof.key_hash).or_insert_with(slots);
             }
-            after = next;
-            tokio::task::yield_now().await;
         }
-        Ok(removed)
+        known
     }
 
-    /// Purges up to [`SLICE`] blobs after `after` and up to `last`. Answers which, and where the
-    /// next slice begins when there may be one.
-    fn purge_slice(
-        &self,
-        mailbox: MailboxHash,
-        wanted: impl Fn(&Row) -> bool,
-        (after, last): (OrderKey, OrderKey),
-        (tells, now): (Tells, Timestamp),
-    ) -> Result<(Vec<Row>, Option<OrderKey>), StoreError> {
-        let mut shard = self.shard(&mailbox)?;
-        let keys = shard.keys_of(&mailbox, wanted, after, last);
-        let removed = keys.iter().filter_map(|key| shard.remove(&mailbox, *key));
-        let (mut expired, mut removed): (Vec<Row>, Vec<Row>) =
-            removed.partition(|row| row.is_expired(now));
-        let purged = Leaving::Purged(tells);
-        self.books()
-            .depart(Leaving::Expired, mailbox, &expired, now);
-        self.books().depart(purged, mailbox, &removed, now);
-        drop(shard);
-        self.tell(Leaving::Expired, &mailbox, &expired, now);
-        self.tell(purged, &mailbox, &removed, now);
-        removed.append(&mut expired);
-        let next = keys.last().copied().filter(|_| keys.len() == SLICE);
-        Ok((removed, next))
-    }
-
-    /// Takes pins away until there is room for one more; tells how many.
-    fn make_room_for_a_pin(&self, pins: &mut Pins) -> u64 {
-        let mut evicted = 0;
-        while self.quota.pins_beyond(pins.len() + 1) > 0 {
-            let is_empty = |mailbox: &MailboxHash| {
-                self.shard(mailbox)
-                    .is_ok_and(|shard| shard.is_empty(mailbox))
-            };
-            let Some(next) = pins.next_to_go(is_empty) else {
-                break;
-            };
-            pins.remove(&next);
-            evicted += 1;
+    fn known_pins(&self, asked: &Asked) -> KnownPins {
+        let pins = asked.pins.iter();
+        let mut known = KnownPins {
+            pins: pins
+                .filter_map(|mailbox| Some((*mailbox, *self.pins.get(mailbox)?)))
+                .collect(),
+            ..KnownPins::default()
+        };
+        let wanted = usize::try_from(asked.pins_to_go).unwrap_or(usize::MAX);
+        if wanted > 0 {
+            let many = wanted.max(CANDIDATES);
+            let often = (true, Timestamp::default(), MailboxHash::from_bytes([0; 32]));
+            let once = self.pins_by_use.range(..often).take(many);
+            let old = once.chain(self.pins_by_use.range(often..).take(many));
+            let mut old: Vec<_> = old
+                .map(|(is_often, last_used, mailbox)| {
+                    let is_empty = self.rows.is_empty(mailbox);
+                    (rank(*is_often, is_empty), *last_used, *mailbox)
+                })
+                .collect();
+            old.sort_unstable();
+            known.are_all = old.len() < wanted;
+            known.to_go = old.iter().take(wanted).map(|(.., pin)| *pin).collect();
         }
-        evicted
+        known
     }
 
-    fn pins(&self) -> Result<MutexGuard<'_, Pins>, StoreError> {
-        let pins = lock(&self.pins);
-        if self.is_closed.load(Ordering::SeqCst) {
-            return Err(StoreError::Closed);
+    fn apply(&mut self, batch: &[&Write], plan: &Plan) {
+        for row in plan.new_rows(batch) {
+            self.rows.insert(row.key, Row::new(&row));
         }
-        Ok(pins)
-    }
-
-    /// The shard of a mailbox. An error once the store is closed: [`Store::close`] passes through
-    /// every lock, so that nothing is written after it returned.
-    pub(in crate::store) fn shard(
-        &self,
-        mailbox: &MailboxHash,
-    ) -> Result<MutexGuard<'_, Shard>, StoreError> {
-        // The hash is uniform, so its first byte is.
-        self.shard_at(usize::from(mailbox.as_bytes()[0]) % SHARDS)
-    }
-
-    fn shard_at(&self, index: usize) -> Result<MutexGuard<'_, Shard>, StoreError> {
-        let shard = lock(&self.shards[index]);
-        if self.is_closed.load(Ordering::SeqCst) {
-            return Err(StoreError::Closed);
+        for (key, header) in plan.deletes.iter().chain(&plan.set_aside) {
+            self.rows.remove(&header.mailbox, *key);
         }
-        Ok(shard)
+        for (key, expires_at) in &plan.extended {
+            self.rows.extend(*key, *expires_at);
+        }
+        for key in &plan.delivered {
+            self.rows.mark_delivered(*key);
+        }
+        for number in &plan.proofs.deletes {
+            self.remove_proof(*number);
+        }
+        for (number, index, is_proven) in &plan.proofs.inserts {
+            if let Some(Write::RecoveryPut { proof, .. }) = batch.get(*index) {
+                self.insert_proof(*number, *is_proven, proof);
+            }
+        }
+        for (mailbox, pin) in &plan.pins.changed {
+            self.set_pin(*mailbox, *pin);
+        }
+        self.held = plan.change.applied_to(self.held);
+        self.last_key = plan.next_key - 1;
     }
 
-    pub(in crate::store) fn books(&self) -> MutexGuard<'_, Books> {
-        lock(&self.books)
+    fn insert_proof(&mut self, number: i64, is_proven: bool, proof: &RecoveryProof) {
+        // A copy: the bytes may be a small part of a large read buffer that they would keep alive.
+        let proof = RecoveryProof {
+            is_proven,
+            sealed_proof: bytes::Bytes::copy_from_slice(&proof.sealed_proof),
+            ..proof.clone()
+        };
+        self.proof_expiries.insert((proof.expires_at, number));
+        let numbers = self.proofs_by_key.entry(proof.key_hash).or_default();
+        numbers.push(number);
+        self.proofs.insert(number, (is_proven, proof));
+    }
+
+    fn remove_proof(&mut self, number: i64) {
+        let Some((_, proof)) = self.proofs.remove(&number) else {
+            return;
+        };
+        self.proof_expiries.remove(&(proof.expires_at, number));
+        if let Some(numbers) = self.proofs_by_key.get_mut(&proof.key_hash) {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
+                self.proofs_by_key.remove(&proof.key_hash);
+            }
+        }
+    }
+
+    fn set_pin(&mut self, mailbox: MailboxHash, pin: Option<Pin>) {
+        let before = match pin {
+            Some(pin) => {
+                self.pins_by_use
+                    .insert((pin.is_often, pin.last_used, mailbox));
+                self.pins.insert(mailbox, pin)
+            }
+            None => self.pins.remove(&mailbox),
+        };
+        if let Some(before) = before
+            && Some(before) != pin
+        {
+            self.pins_by_use
+                .remove(&(before.is_often, before.last_used, mailbox));
+        }
+    }
+}
+
+/// The nonces that are remembered.
+#[derive(Default)]
+struct Nonces {
+    burnt: HashMap<[u8; 32], Timestamp>,
+    /// In the order in which they are forgotten.
+    order: VecDeque<(Timestamp, [u8; 32])>,
+}
+
+impl Nonces {
+    fn answer(&self, asked: &[[u8; 32]]) -> KnownNonces {
+        let burnt = asked
+            .iter()
+            .filter_map(|nonce| Some((*nonce, *self.burnt.get(nonce)?)));
+        KnownNonces {
+            burnt: burnt.collect(),
+            count: self.burnt.len() as u64,
+        }
+    }
+
+    fn forget(&mut self, forget_by: Timestamp) {
+        while let Some((burnt_at, nonce)) = self.order.front().copied()
+            && is_nonce_over(burnt_at, forget_by)
+        {
+            self.order.pop_front();
+            // It may have been burnt again since.
+            if self.burnt.get(&nonce) == Some(&burnt_at) {
+                self.burnt.remove(&nonce);
+            }
+        }
+    }
+}
+
+/// The committer's side.
+struct Writer {
+    state: Arc<RwLock<State>>,
+    departures: Departures,
+    nonces: Nonces,
+    metrics: Arc<Metrics>,
+}
+
+impl Writer {
+    fn forget(&mut self, forget_by: Timestamp, now: Timestamp) {
+        let early = self.departures.forget(forget_by, now);
+        self.metrics.dedup_forgotten_total.increment(early);
+        let remembered = as_float(self.departures.len() as u64);
+        self.metrics.dedup_remembered.set(remembered);
+        // Not every batch tells the time.
+        if now > Timestamp::default() {
+            let reach = self.departures.reach(now).as_secs_f64();
+            self.metrics.dedup_memory_seconds.set(reach);
+        }
     }
 }
 
 #[async_trait]
-impl Store for MemoryStore {
-    async fn append(
-        &self,
-        envelope: Envelope,
-        expired_by: Timestamp,
-    ) -> Result<Pending<Appended>, StoreError> {
-        let (mailbox, now) = (envelope.mailbox, envelope.stored_at);
-        let checksum = self.secret.checksum(&mailbox, &envelope.id, &envelope.body);
-        let row = Row::new(&envelope, checksum);
-        let outcome = self.take(mailbox, row, (now, expired_by))?;
-        if matches!(outcome, Appended::Stored { .. }) {
-            (self.on_stored)(&mailbox);
-        }
-        Ok(Pending::ready(outcome))
-    }
-
-    async fn acknowledge(
-        &self,
-        mailbox: MailboxHash,
-        ids: Vec<BlobId>,
-        by: Opener,
-        now: Timestamp,
-    ) -> Result<Pending<Removed>, StoreError> {
-        let mut shard = self.shard(&mailbox)?;
-        let removed: Vec<Row> = ids
-            .iter()
-            .filter_map(|id| shard.acknowledge(&mailbox, id, by.view))
-            .collect();
-        let leaving = Leaving::Acknowledged(by.tells);
-        self.books().depart(leaving, mailbox, &removed, now);
-        drop(shard);
-        self.tell(leaving, &mailbox, &removed, now);
-        let mut counted = Removed::default();
-        for row in removed {
-            counted.add(Some(row.class));
-        }
-        Ok(Pending::ready(counted))
-    }
-
-    async fn delivered(
-        &self,
-        mailbox: MailboxHash,
-        ids: Vec<BlobId>,
-        now: Timestamp,
-    ) -> Result<Pending<()>, StoreError> {
-        for id in ids {
-            let to = self.shard(&mailbox)?.delivered(&mailbox, &id);
-            if let Some(to) = to {
-                self.tell_delivered(&mailbox, (id, to), now);
-            }
-        }
-        Ok(Pending::ready(()))
-    }
-
-    async fn extend(
-        &self,
-        mailbox: MailboxHash,
-        id: BlobId,
-        expires_at: Timestamp,
-        now: Timestamp,
-    ) -> Result<Pending<()>, StoreError> {
-        let mut shard = self.shard(&mailbox)?;
-        shard.extend(&mailbox, &id, expires_at, now);
-        Ok(Pending::ready(()))
-    }
-
-    async fn cancel(
-        &self,
-        mailbox: MailboxHash,
-        id: BlobId,
-        now: Timestamp,
-    ) -> Result<Pending<()>, StoreError> {
-        self.withdraw(mailbox, &id, now).map(Pending::ready)
-    }
-
-    async fn purge(
-        &self,
-        mailbox: MailboxHash,
-        view: View,
-        tells: Tells,
-        now: Timestamp,
-    ) -> Result<Removed, StoreError> {
-        let last = self.shard(&mailbox)?.last_key(&mailbox);
-        let is_shown = |row: &Row| view.shows(row.class);
-        self.purge_all(mailbox, is_shown, last, (tells, now)).await
-    }
-
-    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError> {
-        // So that a closed store says so.
-        drop(self.shard(&owner)?);
-        let (last, mailboxes) = {
-            let books = self.books();
-            (books.last_key(), books.mailboxes_of(&owner))
+impl Engine for Writer {
+    async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError> {
+        let state = read(&self.state);
+        let mut known = Known {
+            next_key: state.last_key + 1,
+            held: state.held,
+            has_room: true,
+            // Memory is not checked for bit rot.
+            sound: asked.doubtful.iter().copied().collect(),
+            proofs: state.known_proofs(asked),
+            pins: state.known_pins(asked),
+            nonces: self.nonces.answer(&asked.nonces),
+            ..Known::default()
         };
-        let is_theirs = |row: &Row| row.owner.is_some_and(|of| of.hash == owner);
-        let mut removed = Removed::default();
-        for mailbox in mailboxes {
-            let told = (Tells::Nobody, now);
-            let purged = self.purge_all(mailbox, is_theirs, last, told).await?;
-            removed.blobs += purged.blobs;
+        let by_name = asked.names.iter();
+        let by_name = by_name.filter_map(|(mailbox, id)| state.rows.key_of(mailbox, id));
+        let by_topic = asked.topics.iter();
+        let by_topic = by_topic.filter_map(|(mailbox, topic)| state.rows.of_topic(mailbox, topic));
+        for key in by_name.chain(by_topic).chain(asked.keys.iter().copied()) {
+            let header = state.rows.header(key);
+            known.rows.extend(header.map(|header| (key, header)));
         }
-        Ok(removed)
+        for (mailbox, id) in &asked.departed {
+            let departed = self.departures.find(mailbox, id);
+            let name = (*mailbox, *id);
+            known
+                .departed
+                .extend(departed.map(|departed| (name, departed)));
+        }
+        for holder in &asked.holders {
+            known.accounts.insert(*holder, state.rows.account(holder));
+        }
+        for (holder, expired_by) in &asked.expired {
+            let keys = state.rows.expired_of(holder, *expired_by);
+            for key in &keys {
+                let header = state.rows.header(*key);
+                known.rows.extend(header.map(|header| (*key, header)));
+            }
+            known.expired.insert(*holder, keys);
+        }
+        Ok(known)
     }
 
-    async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError> {
-        let swept = self.sweep(limit, expired_by)?;
-        while self.books().forget_slice(expired_by) == SLICE {
-            tokio::task::yield_now().await;
+    async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {
+        self.forget(plan.forget_by, plan.now);
+        if plan.is_empty() {
+            return Ok(());
         }
-        while self.books().sweep_proofs(expired_by) == SLICE {
-            tokio::task::yield_now().await;
+        write(&self.state).apply(batch, plan);
+        self.departures.remember(&plan.departures);
+        self.nonces.forget(plan.forget_by);
+        for (nonce, burnt_at) in &plan.nonces.burnt {
+            self.nonces.burnt.insert(*nonce, *burnt_at);
+            self.nonces.order.push_back((*burnt_at, *nonce));
         }
-        Ok(swept)
+        self.forget(plan.forget_by, plan.now);
+        Ok(())
     }
 
-    async fn expire_asking(&self, expired_by: Timestamp) -> Result<u64, StoreError> {
-        self.sweep_asking(expired_by).await
+    async fn reopen(&mut self) -> Result<TookPlace, StoreError> {
+        Ok(TookPlace::No)
     }
 
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
+        self.forget(expired_by, expired_by);
+        self.nonces.forget(expired_by);
+        Ok(false)
+    }
+
+    async fn close(&mut self) {}
+}
+
+/// The sessions' side.
+struct MemoryReads {
+    state: Arc<RwLock<State>>,
+}
+
+#[async_trait]
+impl Reads for MemoryReads {
     async fn page(
         &self,
         mailbox: MailboxHash,
@@ -321,19 +350,8 @@ impl Store for MemoryStore {
         bounds: PageBounds,
         now: Timestamp,
     ) -> Result<Page, StoreError> {
-        Ok(self
-            .shard(&mailbox)?
-            .page(&mailbox, view, after, bounds, now))
-    }
-
-    async fn holdings(
-        &self,
-        mailboxes: Vec<MailboxHash>,
-        view: View,
-        now: Timestamp,
-    ) -> Result<Vec<Holding>, StoreError> {
-        let holding = |mailbox| Ok(self.shard(mailbox)?.holding(mailbox, view, now));
-        mailboxes.iter().map(holding).collect()
+        let state = read(&self.state);
+        Ok(state.rows.page(&mailbox, view, after, bounds, now))
     }
 
     async fn device_sync_backlog(
@@ -343,95 +361,108 @@ impl Store for MemoryStore {
         bounds: PageBounds,
         now: Timestamp,
     ) -> Result<Page<BacklogCursor>, StoreError> {
-        Ok(self.shard(&mailbox)?.backlog(&mailbox, after, bounds, now))
+        Ok(read(&self.state).rows.backlog(&mailbox, after, bounds, now))
     }
 
-    async fn recovery_put(
+    async fn holdings(
         &self,
-        proof: RecoveryProof,
-        expired_by: Timestamp,
-    ) -> Result<RecoveryPut, StoreError> {
-        let _open = self.shard_at(0)?;
-        Ok({
-            let mut books = self.books();
-            books.recovery_put(&proof, expired_by, &self.quota)
-        })
+        mailboxes: &[MailboxHash],
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Holding>, StoreError> {
+        let state = read(&self.state);
+        let holding = |mailbox| state.rows.holding(mailbox, view, now);
+        Ok(mailboxes.iter().map(holding).collect())
     }
 
-    async fn recovery_get(
+    async fn recovery(
         &self,
-        key_hashes: Vec<[u8; 32]>,
+        key_hashes: &[[u8; 32]],
         bytes_max: u64,
         now: Timestamp,
     ) -> Result<RecoveryPage, StoreError> {
-        let _open = self.shard_at(0)?;
-        Ok(self.books().proofs().get(&key_hashes, bytes_max, now))
+        let state = read(&self.state);
+        let keys: BTreeSet<_> = key_hashes.iter().take(RECOVERY_KEYS_MAX).collect();
+        let numbers = keys
+            .into_iter()
+            .filter_map(|key| state.proofs_by_key.get(key));
+        let mut numbers: Vec<_> = numbers.flatten().copied().collect();
+        numbers.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
+        let found = numbers.iter().filter_map(|number| state.proofs.get(number));
+        let found: Vec<_> = found.filter(|(_, proof)| proof.expires_at > now).collect();
+        let mut bytes: u64 = 0;
+        let fitting = found.iter().take_while(|(_, proof)| {
+            bytes = bytes.saturating_add(proof.sealed_proof.len() as u64);
+            bytes <= bytes_max
+        });
+        let proofs: Vec<_> = fitting.map(|(_, proof)| proof.clone()).collect();
+        Ok(RecoveryPage {
+            more: proofs.len() < found.len(),
+            proofs,
+        })
     }
 
-    async fn recovery_remove(
+    async fn pins(&self, mailboxes: &[MailboxHash]) -> Result<Vec<Option<Pin>>, StoreError> {
+        let state = read(&self.state);
+        let pin = |mailbox| state.pins.get(mailbox).copied();
+        Ok(mailboxes.iter().map(pin).collect())
+    }
+
+    async fn keys(
         &self,
-        key_hash: [u8; 32],
-        owner: MailboxHash,
-    ) -> Result<u64, StoreError> {
-        let _open = self.shard_at(0)?;
-        Ok(self.books().recovery_remove(&key_hash, &owner))
+        of: KeysOf,
+        after: OrderKey,
+        up_to: OrderKey,
+        limit: u32,
+    ) -> Result<Vec<OrderKey>, StoreError> {
+        Ok(read(&self.state)
+            .rows
+            .keys(of, after, up_to, limit as usize))
     }
 
-    async fn pin(&self, mailbox: MailboxHash, now: Timestamp) -> Result<(), StoreError> {
-        let mut pins = self.pins()?;
-        let before = pins.get(&mailbox);
-        let pin = match before {
-            Some(pin) => pin.used(now),
-            None => Some(Pin::new(now)),
-        };
-        let Some(pin) = pin else {
-            return Ok(());
-        };
-        let evicted = match before {
-            Some(_) => 0,
-            None => self.make_room_for_a_pin(&mut pins),
-        };
-        pins.insert(mailbox, pin);
-        self.books().count_pins(pins.len(), evicted);
+    async fn expired(
+        &self,
+        limit: u32,
+        expired_by: Timestamp,
+    ) -> Result<(Vec<OrderKey>, bool), StoreError> {
+        let limit = limit as usize;
+        let rows = &read(&self.state).rows;
+        let mut keys = rows.expired(limit.saturating_add(1), expired_by);
+        let more = keys.len() > limit;
+        keys.truncate(limit);
+        Ok((keys, more))
+    }
+
+    async fn expired_asking(
+        &self,
+        from: ExpiryCursor,
+        limit: u32,
+        expired_by: Timestamp,
+    ) -> Result<(Vec<OrderKey>, Option<ExpiryCursor>), StoreError> {
+        let rows = &read(&self.state).rows;
+        Ok(rows.expired_asking(from, limit as usize, expired_by))
+    }
+
+    async fn next_expiry(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(read(&self.state).rows.next_expiry())
+    }
+
+    async fn horizon(&self) -> Result<OrderKey, StoreError> {
+        Ok(OrderKey(read(&self.state).last_key))
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
-    async fn is_pinned(
-        &self,
-        mailbox: MailboxHash,
-        max_ttl: Duration,
-        now: Timestamp,
-    ) -> Result<bool, StoreError> {
-        let pin = self.pins()?.get(&mailbox);
-        Ok(pin.is_some_and(|pin| pin.holds(max_ttl, now)))
-    }
-
-    async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError> {
-        let mut pins = self.pins()?;
-        pins.remove(&mailbox);
-        self.books().count_pins(pins.len(), 0);
-        Ok(())
-    }
-
-    fn usage(&self) -> Usage {
-        self.books().usage()
-    }
-
-    async fn probe(&self, _now: Timestamp) -> Result<(), StoreError> {
-        self.shard_at(0).map(drop)
-    }
-
-    async fn close(&self) {
-        self.is_closed.store(true, Ordering::SeqCst);
-        drop(lock(&self.pins));
-        for shard in &self.shards {
-            drop(lock(shard));
-        }
-        self.metrics.store_up.set(0.0);
-    }
+    async fn close(&self) {}
 }
 
-/// Nothing panics under these locks, so what they guard is whole even if one says otherwise.
-pub(in crate::store) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The maps stay consistent at every step, so a panic elsewhere does not spoil them.
+fn read(state: &RwLock<State>) -> RwLockReadGuard<'_, State> {
+    state.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(state: &RwLock<State>) -> RwLockWriteGuard<'_, State> {
+    state.write().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,11 @@
 //! How a row leaves: where that is counted, and what its sender is told.
 
-use super::receipt::ReceiptKind;
-use crate::store::model::Tells;
-use crate::store::tally::Counts;
+use super::change::Counts;
+use crate::store::model::{ReceiptKind, Tells};
 
 /// How a row leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::store) enum Leaving {
+pub(super) enum Leaving {
     /// Its recipient has it.
     Acknowledged(Tells),
     /// Its mailbox, or its owner, was purged.
@@ -24,7 +23,7 @@ pub(in crate::store) enum Leaving {
 impl Leaving {
     /// What a sender who asked is told. An acknowledgement or a purge is told only where the
     /// recipient lets senders know; the rest is the sender's own doing, or the relay's.
-    pub(in crate::store) fn receipt(self) -> Option<ReceiptKind> {
+    pub(super) fn receipt(self) -> Option<ReceiptKind> {
         match self {
             Self::Acknowledged(Tells::Nobody) | Self::Purged(Tells::Nobody) => None,
             Self::Acknowledged(Tells::Senders) => Some(ReceiptKind::Acknowledged),
@@ -37,7 +36,7 @@ impl Leaving {
     }
 
     /// Where it is counted.
-    pub(in crate::store) fn count_in(self, counts: &mut Counts) -> &mut u64 {
+    pub(super) fn count_in(self, counts: &mut Counts) -> &mut u64 {
         match self {
             Self::Acknowledged(_) => &mut counts.acknowledged,
             Self::Purged(_) => &mut counts.purged,

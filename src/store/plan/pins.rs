@@ -12,10 +12,10 @@ use std::time::Duration;
 use super::quota::{HeldInAll, Quota};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
-use crate::store::commit::Write;
+use crate::store::commit::write::Write;
 
 /// Pins of either kind, opened once and more often, among which the next one to go is looked for.
-pub(in crate::store) const CANDIDATES: usize = 64;
+pub const CANDIDATES: usize = 64;
 
 /// The last use is written at most this often.
 const LAST_USE_PRECISION: Duration = Duration::from_secs(86_400);
@@ -25,11 +25,11 @@ const EVICTED_MAX: u64 = 256;
 
 /// A mailbox that was opened with a proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::store) struct Pin {
+pub struct Pin {
     /// Whether it was opened more than once.
-    pub(in crate::store) is_often: bool,
+    pub is_often: bool,
     /// Not more than [`LAST_USE_PRECISION`] before its last use.
-    pub(in crate::store) last_used: Timestamp,
+    pub last_used: Timestamp,
 }
 
 impl Pin {
@@ -57,7 +57,7 @@ impl Pin {
 }
 
 /// Pins with a smaller rank go first.
-pub(in crate::store) fn rank(is_often: bool, is_mailbox_empty: bool) -> u8 {
+pub fn rank(is_often: bool, is_mailbox_empty: bool) -> u8 {
     match (is_mailbox_empty, is_often) {
         (true, false) => 0,
         (true, true) => 1,
@@ -65,36 +65,37 @@ pub(in crate::store) fn rank(is_often: bool, is_mailbox_empty: bool) -> u8 {
     }
 }
 
-/// What was read of pins for a batch.
-#[derive(Debug, Default)]
-pub(in crate::store) struct KnownPins {
+/// What an engine answers about pins.
+#[derive(Debug, Default, Clone)]
+pub struct KnownPins {
     /// Those that the batch is about.
-    pub(in crate::store) pins: HashMap<MailboxHash, Pin>,
+    pub pins: HashMap<MailboxHash, Pin>,
     /// Those that may go, the next one first.
-    pub(in crate::store) to_go: VecDeque<MailboxHash>,
+    pub to_go: VecDeque<MailboxHash>,
     /// Whether there are no others than these.
-    pub(in crate::store) are_all: bool,
+    pub are_all: bool,
 }
 
 /// What a transaction does to pins.
 #[derive(Debug, Default)]
-pub(in crate::store) struct PinPlan {
+pub struct PinPlan {
     /// What becomes of each; `None` for one that goes.
-    pub(in crate::store) changed: HashMap<MailboxHash, Option<Pin>>,
+    pub changed: HashMap<MailboxHash, Option<Pin>>,
     /// How many go because there are too many.
-    pub(in crate::store) evicted: u64,
+    pub(super) evicted: u64,
 }
 
 impl PinPlan {
-    /// A mailbox was opened with a proof.
-    pub(in crate::store) fn pin(
+    /// A mailbox was opened with a proof. Tells whether its pin is new.
+    pub(super) fn pin(
         &mut self,
         known: &mut KnownPins,
         held: &mut HeldInAll,
         (mailbox, now): (MailboxHash, Timestamp),
         quota: &Quota,
-    ) {
-        let pin = match self.current(known, &mailbox) {
+    ) -> bool {
+        let current = self.current(known, &mailbox);
+        let pin = match current {
             Some(pin) => pin.used(now),
             None => {
                 held.pins += 1;
@@ -107,15 +108,11 @@ impl PinPlan {
         if pin.is_some() {
             self.changed.insert(mailbox, pin);
         }
+        current.is_none()
     }
 
     /// The pin of a mailbox goes, if there is one.
-    pub(in crate::store) fn unpin(
-        &mut self,
-        known: &KnownPins,
-        held: &mut HeldInAll,
-        mailbox: &MailboxHash,
-    ) {
+    pub(super) fn unpin(&mut self, known: &KnownPins, held: &mut HeldInAll, mailbox: &MailboxHash) {
         if self.current(known, mailbox).is_some() {
             held.pins = held.pins.saturating_sub(1);
             self.changed.insert(*mailbox, None);
@@ -157,25 +154,21 @@ impl PinPlan {
     }
 }
 
-/// The mailboxes whose pins the batch is about.
-pub(in crate::store) fn mailboxes_of(batch: &[&Write]) -> Vec<MailboxHash> {
-    let mailboxes = batch.iter().filter_map(|write| match write {
-        Write::Pin { mailbox, .. } | Write::Unpin { mailbox } => Some(*mailbox),
-        _ => None,
-    });
-    let mailboxes: HashSet<_> = mailboxes.collect();
-    mailboxes.into_iter().collect()
-}
-
-/// How many that may go are to be read for a batch about these mailboxes; zero when none has to.
-pub(in crate::store) fn how_many_may_go(
+/// How many pins that may go a fold of this batch asks for; zero when none has to go.
+pub(super) fn how_many_may_go(
     known: &KnownPins,
-    mailboxes: &[MailboxHash],
+    batch: &[&Write],
     held: HeldInAll,
     quota: &Quota,
 ) -> u64 {
-    let touched = mailboxes.len() as u64;
-    let new = touched - known.pins.len() as u64;
+    if quota.pins_max == 0 {
+        return 0;
+    }
+    let touched: HashSet<_> = batch.iter().flat_map(|write| write.pinned()).collect();
+    let new = touched
+        .iter()
+        .filter(|mailbox| !known.pins.contains_key(mailbox));
+    let (touched, new) = (touched.len() as u64, new.count() as u64);
     match quota.pins_beyond(held.pins + new) {
         0 => 0,
         // Those that the batch uses are read, too, and do not go.

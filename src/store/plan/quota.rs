@@ -1,8 +1,7 @@
 //! How much a mailbox and the relay may hold.
 //!
 //! Count and bytes are checked together in one place, because a rule that is written twice comes
-//! to differ. Each engine asks here inside its append, so that two senders cannot both slip in. A
-//! quota protects the disk; the speed of a sender is the business of `limits::rate`.
+//! to differ. The fold of a batch asks here, so that two senders cannot both slip in. A quota protects the disk; the speed of a sender is the business of `limits::rate`.
 
 use crate::store::model::{Appended, Class};
 
@@ -103,24 +102,23 @@ pub struct HeldInAll {
 
 impl HeldInAll {
     /// One row more.
-    pub fn add(&mut self, class: Option<Class>, charged_bytes: u64) {
+    pub fn add(&mut self, class: Class, charged_bytes: u64) {
         *self.rows_of(class) += 1;
         self.bytes += charged_bytes;
     }
 
     /// One row less.
-    pub fn remove(&mut self, class: Option<Class>, charged_bytes: u64) {
+    pub fn remove(&mut self, class: Class, charged_bytes: u64) {
         let rows = self.rows_of(class);
         *rows = rows.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(charged_bytes);
     }
 
-    /// What this build does not know counts as a blob.
-    fn rows_of(&mut self, class: Option<Class>) -> &mut u64 {
+    fn rows_of(&mut self, class: Class) -> &mut u64 {
         match class {
-            Some(Class::DeviceSync) => &mut self.device_sync,
-            Some(Class::Receipt) => &mut self.receipts,
-            _ => &mut self.blobs,
+            Class::DeviceSync => &mut self.device_sync,
+            Class::Receipt => &mut self.receipts,
+            Class::SeenByV1 | Class::ProvenOnly => &mut self.blobs,
         }
     }
 }

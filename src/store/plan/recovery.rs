@@ -2,31 +2,33 @@
 //!
 //! The old key is lost when a proof is looked for, so the store does not choose between proofs: it
 //! keeps one for each owner, [`RECOVERY_PROOFS_MAX`] for each recovery key. A stranger can so push
-//! out other strangers, never somebody who proved who they are. Both engines ask [`make_room`].
+//! out other strangers, never somebody who proved who they are.
 
 use std::collections::HashMap;
 
 use super::quota::{HeldInAll, Quota};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
-use crate::store::commit::Write;
 use crate::store::model::{RECOVERY_PROOFS_MAX, RecoveryProof, RecoveryPut, charged_bytes};
 
 /// A proof that is kept, without its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::store) struct Slot {
+pub struct Slot {
     /// Larger for one that came later.
-    pub(in crate::store) number: i64,
-    pub(in crate::store) owner: MailboxHash,
+    pub number: i64,
+    /// Whose it is.
+    pub owner: MailboxHash,
     /// Whether its owner ever proved itself.
-    pub(in crate::store) is_proven: bool,
-    pub(in crate::store) expires_at: Timestamp,
-    pub(in crate::store) charged_bytes: u64,
+    pub is_proven: bool,
+    /// From this moment on it is never shown.
+    pub expires_at: Timestamp,
+    /// What it counts against the relay's bound.
+    pub charged_bytes: u64,
 }
 
 impl Slot {
     /// The slot that `proof` takes; an owner that proved itself once has done so for good.
-    pub(in crate::store) fn of(number: i64, proof: &RecoveryProof, others: &[Self]) -> Self {
+    pub(super) fn of(number: i64, proof: &RecoveryProof, others: &[Self]) -> Self {
         let before = others.iter().find(|slot| slot.owner == proof.owner);
         Self {
             number,
@@ -41,7 +43,7 @@ impl Slot {
 /// The numbers of the slots of one recovery key that go when `owner` stores a proof: its own
 /// earlier one, what had expired by `expired_by`, and when all are taken the oldest of an owner that
 /// never proved itself. `None` when all are taken by owners who did.
-pub(in crate::store) fn make_room(
+pub(super) fn make_room(
     slots: &[Slot],
     owner: &MailboxHash,
     expired_by: Timestamp,
@@ -56,34 +58,34 @@ pub(in crate::store) fn make_room(
     Some(gone.into_iter().map(|slot| slot.number).collect())
 }
 
-/// What was read of recovery proofs for a batch.
-#[derive(Debug, Default)]
-pub(in crate::store) struct KnownProofs {
+/// Expired proofs that one write deletes.
+pub const SWEPT_PROOFS_MAX: usize = 256;
+
+/// What an engine answers about recovery proofs.
+#[derive(Debug, Default, Clone)]
+pub struct KnownProofs {
     /// All slots of each recovery key that the batch is about, and what a sweep is about.
-    pub(in crate::store) slots: HashMap<[u8; 32], Vec<Slot>>,
+    pub slots: HashMap<[u8; 32], Vec<Slot>>,
     /// Some that have expired, for a sweep: recovery key and number.
-    pub(in crate::store) expired: Vec<([u8; 32], i64)>,
+    pub expired: Vec<([u8; 32], i64)>,
     /// The first number that is free.
-    pub(in crate::store) next_number: i64,
+    pub next_number: i64,
 }
 
 /// What a transaction does to recovery proofs.
 #[derive(Debug, Default)]
-pub(in crate::store) struct ProofPlan {
+pub struct ProofPlan {
     /// By number: which write of the batch is kept, and whether its owner ever proved itself.
-    pub(in crate::store) inserts: Vec<(i64, usize, bool)>,
-    pub(in crate::store) deletes: Vec<i64>,
+    pub inserts: Vec<(i64, usize, bool)>,
+    /// By number.
+    pub deletes: Vec<i64>,
     /// How many were stored.
-    pub(in crate::store) vouchers: u64,
+    pub(super) vouchers: u64,
 }
 
 impl ProofPlan {
-    pub(in crate::store) fn is_empty(&self) -> bool {
-        self.inserts.is_empty() && self.deletes.is_empty()
-    }
-
     /// Takes a proof in, if there is room in the relay and under its key.
-    pub(in crate::store) fn put(
+    pub(super) fn put(
         &mut self,
         known: &mut KnownProofs,
         held: &mut HeldInAll,
@@ -118,7 +120,7 @@ impl ProofPlan {
     }
 
     /// Deletes an owner's proof; tells how many that were.
-    pub(in crate::store) fn remove(
+    pub(super) fn remove(
         &mut self,
         known: &mut KnownProofs,
         held: &mut HeldInAll,
@@ -133,11 +135,13 @@ impl ProofPlan {
         1
     }
 
-    /// Deletes what has expired of what was read for that.
-    pub(in crate::store) fn sweep(&mut self, known: &mut KnownProofs, held: &mut HeldInAll) {
+    /// Deletes what has expired of what was read for that; tells how many that were.
+    pub(super) fn sweep(&mut self, known: &mut KnownProofs, held: &mut HeldInAll) -> u64 {
+        let before = held.recovery_proofs;
         for (key_hash, number) in std::mem::take(&mut known.expired) {
             self.delete(known, held, &key_hash, number);
         }
+        before.saturating_sub(held.recovery_proofs)
     }
 
     fn delete(
@@ -163,21 +167,6 @@ impl ProofPlan {
             self.deletes.push(number);
         }
     }
-}
-
-/// The recovery keys that the batch is about.
-pub(in crate::store) fn keys_of(batch: &[&Write]) -> Vec<[u8; 32]> {
-    let mut keys: Vec<_> = batch
-        .iter()
-        .filter_map(|write| match write {
-            Write::RecoveryPut { proof, .. } => Some(proof.key_hash),
-            Write::RecoveryRemove { key_hash, .. } => Some(*key_hash),
-            _ => None,
-        })
-        .collect();
-    keys.sort_unstable();
-    keys.dedup();
-    keys
 }
 
 #[cfg(test)]

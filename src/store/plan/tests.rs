@@ -4,21 +4,17 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::known::{Departed, RELIEF_ROWS_MAX};
 use super::*;
-use crate::store::commit::Cause;
+use crate::ids::BlobId;
+use crate::store::commit::write::Cause;
 use crate::store::model::{Appended, Opener, Tells, View};
-use crate::store::plan::needs::{
-    mailboxes_to_read, mailboxes_to_relieve, receipt_mailboxes_to_read, rows_to_read, topics_of,
-};
-use crate::store::sqlite::working_set::WorkingSet;
 
 /// Rows in memory and everything that a plan needs, instead of a database.
 struct Engine {
-    secret: Secret,
-    quota: Quota,
-    sets: WorkingSets,
-    departures: Departures,
-    rows: HashMap<i64, Header>,
+    rules: Rules,
+    departed: HashMap<Name, Departed>,
+    rows: HashMap<OrderKey, Header>,
     next_key: i64,
     held: HeldInAll,
     has_room: bool,
@@ -27,13 +23,16 @@ struct Engine {
 impl Engine {
     fn new(mailbox_blobs_max: u64) -> Self {
         Self {
-            secret: Secret::from_bytes([1; 32]),
-            quota: Quota {
-                mailbox_blobs_max,
-                ..Quota::UNBOUNDED
+            rules: Rules {
+                secret: Secret::from_bytes([1; 32]),
+                quota: Quota {
+                    mailbox_blobs_max,
+                    ..Quota::UNBOUNDED
+                },
+                dedup: Duration::from_millis(1000),
+                receipt_ttl: Duration::from_millis(2_000),
             },
-            sets: WorkingSets::new(1 << 20),
-            departures: Departures::new(Duration::from_millis(1000), 0),
+            departed: HashMap::new(),
             rows: HashMap::new(),
             next_key: 1,
             held: HeldInAll::default(),
@@ -43,80 +42,86 @@ impl Engine {
 
     fn run(&mut self, batch: &[Write]) -> Plan {
         let batch: Vec<_> = batch.iter().collect();
-        let missing = mailboxes_to_read(&batch, &mut self.sets);
-        self.read_sets(&missing);
-        let mut known = Known::default();
-        let mut keys = rows_to_read(&batch, &self.sets, &self.secret);
-        for place in topics_of(&batch) {
-            let is_of = |row: &Header| Some(place.1) == row.topic.map(Topic::prefix64);
-            let rows = self.rows.iter().filter(|row| row.1.mailbox64 == place.0);
-            let found: Vec<_> = rows.filter(|row| is_of(row.1)).map(|row| *row.0).collect();
-            keys.extend(&found);
-            known.topics.insert(place, found);
-        }
-        for key in keys {
-            if let Some(row) = self.rows.get(&key) {
-                known.headers.insert(key, *row);
+        let mut learnt = Learnt::default();
+        let mut asked = Asked::about(&batch);
+        let plan = loop {
+            let answer = self.answer(&asked);
+            learnt.learn(asked, answer);
+            match fold(&batch, &self.rules, &learnt) {
+                Folded::Plan(plan) => break plan,
+                Folded::Asks(more) => asked = *more,
             }
-        }
-        let missing = receipt_mailboxes_to_read(&batch, &known, &mut self.sets);
-        self.read_sets(&missing);
-        for (mailbox64, by) in mailboxes_to_relieve(&batch, &known, &self.sets, &self.quota) {
-            let expired: Vec<_> = self
-                .rows
-                .iter()
-                .filter(|(_, row)| row.mailbox64 == mailbox64 && row.expires_at <= by)
-                .collect();
-            known
-                .headers
-                .extend(expired.iter().map(|(k, r)| (**k, **r)));
-            let mut keys: Vec<_> = expired.iter().map(|(key, _)| **key).collect();
-            keys.sort_unstable();
-            known.expired.insert(mailbox64, keys);
-        }
-        let missing = receipt_mailboxes_to_read(&batch, &known, &mut self.sets);
-        self.read_sets(&missing);
-        let rules = Rules {
-            secret: &self.secret,
-            quota: self.quota,
-            has_room: self.has_room,
-            departures: &self.departures,
-            receipt_ttl: Duration::from_millis(2_000),
         };
-        let plan = fold(
-            &batch,
-            &rules,
-            known,
-            &mut self.sets,
-            self.next_key,
-            self.held,
-        );
         self.apply(&batch, &plan);
-        plan
+        *plan
     }
 
-    fn read_sets(&mut self, mailboxes: &[i64]) {
-        for mailbox64 in mailboxes {
-            let mut set = WorkingSet::default();
-            for (key, row) in self.rows.iter().filter(|row| row.1.mailbox64 == *mailbox64) {
-                set.insert(Entry {
-                    key: *key,
-                    id64: row.id64,
-                    size: row.size,
-                    expires_from: row.expires_at,
-                });
-            }
-            self.sets.put(*mailbox64, set);
+    fn answer(&self, asked: &Asked) -> Known {
+        let mut known = Known {
+            next_key: self.next_key,
+            held: self.held,
+            has_room: self.has_room,
+            ..Known::default()
+        };
+        let is_asked = |key: &OrderKey, row: &Header| {
+            let topic = row.topic.map(|topic| (row.mailbox, topic));
+            asked.names.contains(&row.name())
+                || asked.keys.contains(key)
+                || topic.is_some_and(|topic| asked.topics.contains(&topic))
+        };
+        for (key, row) in self.rows.iter().filter(|(key, row)| is_asked(key, row)) {
+            known.rows.insert(*key, *row);
         }
+        for name in &asked.departed {
+            let departed = self.departed.get(name);
+            known
+                .departed
+                .extend(departed.map(|departed| (*name, *departed)));
+        }
+        for holder in &asked.holders {
+            let mut account = Account::default();
+            for (key, row) in self.rows_of(holder) {
+                account.add(row.class, row.charged_bytes(), row.expires_at);
+                account.last_key = account.last_key.max(key);
+            }
+            known.accounts.insert(*holder, account);
+        }
+        for (holder, now) in &asked.expired {
+            let mut expired: Vec<_> = self.rows_of(holder).collect();
+            expired.retain(|(_, row)| row.expires_at <= *now);
+            expired.sort_unstable_by_key(|(key, _)| *key);
+            expired.truncate(RELIEF_ROWS_MAX);
+            let keys = expired.iter().map(|(key, _)| *key).collect();
+            known.expired.insert(*holder, keys);
+            known.rows.extend(expired);
+        }
+        known
+    }
+
+    fn rows_of(&self, holder: &Holder) -> impl Iterator<Item = (OrderKey, Header)> {
+        let Holder::Mailbox(mailbox) = *holder else {
+            panic!("no device sync here");
+        };
+        let rows = self.rows.iter().map(|(key, row)| (*key, *row));
+        rows.filter(move |(_, row)| row.mailbox == mailbox)
     }
 
     fn apply(&mut self, batch: &[&Write], plan: &Plan) {
-        for (key, envelope, checksum) in plan.rows(batch) {
-            let header = Header::new(envelope, checksum, &self.secret);
-            assert!(self.rows.insert(key, header).is_none(), "a key twice");
+        let mut last_key = OrderKey(self.next_key - 1);
+        for row in plan.new_rows(batch) {
+            let header = Header {
+                expires_at: row.expires_at,
+                is_delivered_told: row.is_delivered_told,
+                ..Header::new(row.envelope, row.checksum)
+            };
+            assert!(row.key > last_key, "out of order");
+            assert!(row.previous < row.key);
+            last_key = row.key;
+            assert!(self.rows.insert(row.key, header).is_none(), "a key twice");
         }
-        for key in plan.deletes.iter().chain(&plan.set_aside) {
-            assert!(self.rows.remove(key).is_some(), "deleted what is not there");
+        for (key, header) in plan.deletes.iter().chain(&plan.set_aside) {
+            let row = self.rows.remove(key).expect("deleted what is not there");
+            assert_eq!(row.name(), header.name());
         }
         for (key, expires_at) in &plan.extended {
             let row = self.rows.get_mut(key).expect("extended what is not there");
@@ -127,13 +132,15 @@ impl Engine {
             let row = self.rows.get_mut(key).expect("marked what is not there");
             row.is_delivered_told = true;
         }
-        self.departures.remember(&plan.departures);
-        self.departures.forget(plan.expired_by, plan.now);
-        self.next_key = plan.next_key();
-        self.held = plan.held;
+        for departure in &plan.departures {
+            let name = (departure.mailbox, departure.id);
+            self.departed.insert(name, departure.departed);
+        }
+        self.next_key = plan.next_key;
+        self.held = plan.change.applied_to(self.held);
         let held = self.held.blobs + self.held.receipts;
         assert_eq!(held, self.rows.len() as u64);
-        let bytes: u64 = self.rows.values().map(|row| row.size.charged_bytes()).sum();
+        let bytes: u64 = self.rows.values().map(Header::charged_bytes).sum();
         assert_eq!(self.held.bytes, bytes);
     }
 }
@@ -227,7 +234,7 @@ fn what_comes_and_leaves_within_one_batch_is_not_written_but_remembered() {
         append(1, 1, 2, 2),
     ]);
     assert_eq!(plan.outcomes, [stored(0), removed(1), duplicate(0), REUSED]);
-    assert_eq!(plan.inserts, [None]);
+    assert!(plan.inserts.is_empty());
     assert_eq!((plan.deletes.len(), plan.departures.len()), (0, 1));
     let plan = engine.run(&[append(1, 1, 1, 900)]);
     assert_eq!(plan.outcomes, [duplicate(0)]);
@@ -254,9 +261,9 @@ fn what_was_set_aside_as_corrupt_may_be_sent_again() {
     };
     let plan = engine.run(&[set_aside, append(1, 1, 1, 1)]);
     assert_eq!(plan.outcomes, [removed(1), stored(1)]);
-    assert_eq!(plan.set_aside, [1]);
+    assert_eq!(plan.set_aside.len(), 1);
     assert_eq!(plan.happened.blobs.lost, 1);
-    assert_eq!(plan.first_key, 2, "no key is used twice");
+    assert_eq!(engine.next_key, 3, "no key is used twice");
 }
 
 #[test]
@@ -278,7 +285,7 @@ fn the_quota_counts_what_the_batch_has_stored_so_far() {
 #[test]
 fn the_relays_bound_holds_within_a_batch() {
     let mut engine = Engine::new(0);
-    engine.quota.relay_bytes_max = 2 * 260;
+    engine.rules.quota.relay_bytes_max = 2 * 260;
     let plan = engine.run(&[append(1, 1, 1, 0), append(2, 1, 1, 0), append(3, 1, 1, 0)]);
     let full = Outcome::Appended(Appended::RelayFull);
     assert_eq!(plan.outcomes, [stored(0), stored(0), full]);

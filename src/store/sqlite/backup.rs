@@ -11,16 +11,15 @@ use futures_util::TryStreamExt as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
+use super::columns::{fixed, to_u64};
 use super::errors::{code, is_damage, primary_code, words};
 use super::open::{
     DATABASE_FILE, describe, known_schema, look_at_log, reader_options, secret_matches,
 };
-use super::rows::fixed;
-use super::working_set::to_u64;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use crate::secrets::Secret;
-use crate::store::commit::Checksum;
+use crate::store::engine::Checksum;
 
 pub use super::open::OpenError;
 

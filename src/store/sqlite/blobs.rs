@@ -2,18 +2,14 @@
 
 use std::sync::LazyLock;
 
-use sqlx::Row as _;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::SqliteConnection;
 
-use super::rows::{Query, Sized, sql_version};
-use super::working_set::{Size, expiry_slot, to_i64};
-use crate::clock::Timestamp;
+use super::columns::{Kind, Size, expiry_slot, sql_version, to_i64};
+use super::rows::{Query, Sized};
 use crate::ids::Topic;
 use crate::secrets::Secret;
-use crate::store::commit::{Checksum, Write};
-use crate::store::model::Envelope;
-use crate::store::plan::needs::receipt_to;
-use crate::store::plan::{Plan, owner_of, topic_of};
+use crate::store::engine::{NewRow, Plan, Write};
+use crate::store::plan::{owner_of, receipt_to, topic_of};
 
 static INSERT_BLOBS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
@@ -47,63 +43,16 @@ static INSERT_DEVICE_SYNC: LazyLock<Sized> = LazyLock::new(|| {
 static MARK_DELIVERED: LazyLock<Sized> =
     LazyLock::new(|| Sized::new("UPDATE blob SET kind = 3 WHERE seq IN (", "?", ")"));
 
-/// What becomes of a blob is told to nobody, to its sender, or to one who knows that it was
-/// delivered.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::store) struct Kind(i64);
-
-impl Kind {
-    fn new(wants_receipts: bool, is_delivered_told: bool) -> Self {
-        Self(match (wants_receipts, is_delivered_told) {
-            (false, _) => 0,
-            (true, false) => 2,
-            (true, true) => 3,
-        })
-    }
-
-    /// The kind in this column.
-    pub(in crate::store) fn read(row: &SqliteRow, column: usize) -> sqlx::Result<Self> {
-        row.try_get(column).map(Self)
-    }
-
-    pub(in crate::store) fn wants_receipts(self) -> bool {
-        matches!(self.0, 2 | 3)
-    }
-
-    pub(in crate::store) fn is_delivered_told(self) -> bool {
-        self.0 == 3
-    }
-}
-
-/// A row on its way in.
-struct NewRow<'a> {
-    key: i64,
-    envelope: &'a Envelope,
-    checksum: &'a Checksum,
-    expires_at: Timestamp,
-    is_delivered_told: bool,
-}
-
 /// Inserts the rows that the plan keeps.
-pub(in crate::store) async fn insert_blobs(
+pub(super) async fn insert_blobs(
     connection: &mut SqliteConnection,
     plan: &Plan,
     batch: &[&Write],
     secret: &Secret,
 ) -> sqlx::Result<()> {
     let (mut plain, mut followed, mut synced) = (Vec::new(), Vec::new(), Vec::new());
-    for (key, envelope, checksum) in plan.rows(batch) {
-        let row = NewRow {
-            key,
-            envelope,
-            checksum,
-            expires_at: plan
-                .extended
-                .get(&key)
-                .copied()
-                .unwrap_or(envelope.expires_at),
-            is_delivered_told: plan.delivered.contains(&key),
-        };
+    for row in plan.new_rows(batch) {
+        let envelope = row.envelope;
         if owner_of(envelope).is_some() {
             synced.push(row);
         } else if topic_of(envelope).is_some() || receipt_to(envelope).is_some() {
@@ -137,7 +86,7 @@ fn bind_blob(query: Query, row: &NewRow<'_>, secret: &Secret) -> Query {
     let envelope = row.envelope;
     let size = Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class);
     let query = query
-        .bind(row.key)
+        .bind(row.key.0)
         .bind(envelope.mailbox.prefix64())
         .bind(secret.id64(&envelope.id))
         .bind(size.0)
@@ -166,21 +115,19 @@ fn bind_blob(query: Query, row: &NewRow<'_>, secret: &Secret) -> Query {
 }
 
 /// Changes the rows that live longer, or whose sender is told that they were delivered.
-pub(in crate::store) async fn change_blobs(
+pub(super) async fn change_blobs(
     connection: &mut SqliteConnection,
     plan: &Plan,
 ) -> sqlx::Result<()> {
-    // Rows that the plan inserts are written as they are to be.
-    let is_there = |key: &i64| *key < plan.first_key;
-    for (key, expires_at) in plan.extended.iter().filter(|(key, _)| is_there(key)) {
+    for (key, expires_at) in &plan.extended {
         sqlx::query("UPDATE blob SET expires_at = ?, expires_slot = ? WHERE seq = ?")
             .bind(to_i64(expires_at.millis()))
             .bind(expiry_slot(*expires_at))
-            .bind(*key)
+            .bind(key.0)
             .execute(&mut *connection)
             .await?;
     }
-    let keys: Vec<_> = plan.delivered.iter().copied().filter(is_there).collect();
+    let keys: Vec<_> = plan.delivered.iter().map(|key| key.0).collect();
     let mut keys = keys.as_slice();
     while let Some((query, later)) = MARK_DELIVERED.cut_keys(keys) {
         query.execute(&mut *connection).await?;

@@ -16,7 +16,7 @@ use crate::filesystem;
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Watches the free space of the disk that a directory is on.
-pub(in crate::store) struct DiskWatch {
+pub(super) struct DiskWatch {
     data_dir: PathBuf,
     free_bytes_min: u64,
     read: fn(&Path) -> io::Result<u64>,
@@ -25,7 +25,7 @@ pub(in crate::store) struct DiskWatch {
 }
 
 impl DiskWatch {
-    pub(in crate::store) fn new(data_dir: &Path, free_bytes_min: u64) -> Self {
+    pub(super) fn new(data_dir: &Path, free_bytes_min: u64) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
             free_bytes_min,
@@ -36,12 +36,12 @@ impl DiskWatch {
     }
 
     /// As of the last look.
-    pub(in crate::store) fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.has_room
     }
 
     /// Looks, if the last look is a while ago.
-    pub(in crate::store) async fn look(&mut self) {
+    pub(super) async fn look(&mut self) {
         let is_fresh = self.looked_at.is_some_and(|at| at.elapsed() < LOOK_PAUSE);
         if is_fresh || self.free_bytes_min == 0 {
             return;

@@ -16,10 +16,10 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::time::Instant;
 
-use super::SqliteStore;
-use crate::clock::Timestamp;
+use super::errors::words;
+use super::pages::Readers;
+use crate::secrets::Secret;
 use crate::store::StoreError;
-use crate::store::commit::{Cause, Lane};
 use crate::store::model::OrderKey;
 
 /// How often a row must be found bad by a fresh connection.
@@ -28,7 +28,7 @@ const ROUNDS: u32 = 2;
 /// Between two rounds.
 const ROUND_PAUSE: Duration = Duration::from_secs(1);
 
-/// For how long a row that is damaged and cannot be removed is passed over without another look.
+/// For how long a row that was found damaged is passed over without another look.
 const VERDICT_HOLDS: Duration = Duration::from_secs(60);
 
 /// Verdicts that are remembered: 50 bytes each.
@@ -39,17 +39,54 @@ const READ_BYTES: usize = 1 << 20;
 
 /// The rows that were found damaged lately. One examination runs at a time.
 #[derive(Debug)]
-pub(in crate::store) struct Doubts {
+pub(super) struct Doubts {
     database: PathBuf,
     damaged: tokio::sync::Mutex<LruCache<OrderKey, Instant>>,
 }
 
 impl Doubts {
-    pub(in crate::store) fn new(database: &Path) -> Self {
+    pub(super) fn new(database: &Path) -> Self {
         Self {
             database: database.to_owned(),
             damaged: tokio::sync::Mutex::new(LruCache::new(VERDICTS_MAX)),
         }
+    }
+
+    /// Which of these rows are damaged, so that they may be passed over and taken out. The others
+    /// can be read again. An error when that cannot be told now.
+    pub(super) async fn damaged_of(
+        &self,
+        doubtful: &[OrderKey],
+        (readers, secret): (&Readers, &Secret),
+    ) -> Result<Judged, StoreError> {
+        if doubtful.is_empty() {
+            return Ok(Judged::default());
+        }
+        let mut known = self.damaged.lock().await;
+        let is_known = |key: &OrderKey| {
+            let found_at = known.peek(key);
+            found_at.is_some_and(|at| at.elapsed() < VERDICT_HOLDS)
+        };
+        let (damaged, mut open): (Vec<OrderKey>, Vec<OrderKey>) =
+            doubtful.iter().partition(|key| is_known(key));
+        for round in 0..ROUNDS {
+            if open.is_empty() {
+                break;
+            }
+            if round > 0 {
+                tokio::time::sleep(ROUND_PAUSE).await;
+            }
+            self.read_through().await?;
+            let bad = readers.bad_rows(&open, secret).await;
+            open = bad.map_err(|error| StoreError::unavailable(words(&error)))?;
+        }
+        for key in &open {
+            known.put(*key, Instant::now());
+        }
+        Ok(Judged {
+            damaged: damaged.into_iter().chain(open.iter().copied()).collect(),
+            found_now: open,
+        })
     }
 
     /// Reads all that the database consists of; an error means that the disk does not give it back.
@@ -73,55 +110,18 @@ impl Doubts {
     }
 }
 
+/// What became of doubtful rows.
+#[derive(Debug, Default)]
+pub(super) struct Judged {
+    /// Those that are damaged.
+    pub(super) damaged: HashSet<OrderKey>,
+    /// Those of them that nobody has found before, or not for a while: they are to be taken out.
+    pub(super) found_now: Vec<OrderKey>,
+}
+
 fn read_file(path: &Path) -> io::Result<()> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; READ_BYTES];
     while file.read(&mut buffer)? > 0 {}
     Ok(())
-}
-
-impl SqliteStore {
-    /// Which of these rows are damaged: they may be passed over, and those that can be removed have
-    /// left. The others can be read again. An error when that cannot be told now.
-    pub(in crate::store) async fn damaged_of(
-        &self,
-        doubtful: &[OrderKey],
-        now: Timestamp,
-    ) -> Result<HashSet<OrderKey>, StoreError> {
-        if doubtful.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let mut known = self.doubts.damaged.lock().await;
-        let is_known = |key: &OrderKey| {
-            let found_at = known.peek(key);
-            found_at.is_some_and(|at| at.elapsed() < VERDICT_HOLDS)
-        };
-        let (damaged, mut open): (Vec<OrderKey>, Vec<OrderKey>) =
-            doubtful.iter().partition(|key| is_known(key));
-        let mut damaged = HashSet::from_iter(damaged);
-        for round in 0..ROUNDS {
-            if open.is_empty() {
-                break;
-            }
-            if round > 0 {
-                tokio::time::sleep(ROUND_PAUSE).await;
-            }
-            self.doubts.read_through().await?;
-            let bad = self.readers.bad_rows(&open, &self.secret).await;
-            open = self.read(bad)?;
-        }
-        if !open.is_empty() {
-            for key in &open {
-                known.put(*key, Instant::now());
-            }
-            damaged.extend(&open);
-            let removed = self
-                .pipeline
-                .remove(Lane::Normal, open, Cause::Corrupt, now)
-                .await?;
-            // What cannot be removed stays where it is; the committer has said why.
-            removed.await.ok();
-        }
-        Ok(damaged)
-    }
 }

@@ -1,9 +1,9 @@
 //! What SQLite's errors mean for a batch.
 
-use crate::store::commit::CommitError;
+use crate::store::engine::CommitError;
 
 /// What SQLite or the system says, without the wrapping.
-pub(in crate::store) fn words(error: &sqlx::Error) -> String {
+pub(super) fn words(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
         sqlx::Error::Io(error) => error.to_string(),
@@ -12,33 +12,33 @@ pub(in crate::store) fn words(error: &sqlx::Error) -> String {
 }
 
 /// SQLite's primary result code, if the error has one.
-pub(in crate::store) fn primary_code(error: &sqlx::Error) -> Option<i32> {
+pub(super) fn primary_code(error: &sqlx::Error) -> Option<i32> {
     let code = error.as_database_error()?.code()?;
     // The extended code has the primary one in its low byte.
     code.parse::<i32>().ok().map(|code| code & 0xFF)
 }
 
 /// SQLite's result codes that this engine tells apart (<https://sqlite.org/rescode.html>).
-pub(in crate::store) mod code {
-    pub(in crate::store) const ERROR: i32 = 1;
-    pub(in crate::store) const BUSY: i32 = 5;
-    pub(in crate::store) const LOCKED: i32 = 6;
-    pub(in crate::store) const NOMEM: i32 = 7;
-    pub(in crate::store) const READONLY: i32 = 8;
-    pub(in crate::store) const IOERR: i32 = 10;
-    pub(in crate::store) const CORRUPT: i32 = 11;
-    pub(in crate::store) const FULL: i32 = 13;
-    pub(in crate::store) const CANTOPEN: i32 = 14;
-    pub(in crate::store) const NOTADB: i32 = 26;
+pub(super) mod code {
+    pub(in crate::store::sqlite) const ERROR: i32 = 1;
+    pub(in crate::store::sqlite) const BUSY: i32 = 5;
+    pub(in crate::store::sqlite) const LOCKED: i32 = 6;
+    pub(in crate::store::sqlite) const NOMEM: i32 = 7;
+    pub(in crate::store::sqlite) const READONLY: i32 = 8;
+    pub(in crate::store::sqlite) const IOERR: i32 = 10;
+    pub(in crate::store::sqlite) const CORRUPT: i32 = 11;
+    pub(in crate::store::sqlite) const FULL: i32 = 13;
+    pub(in crate::store::sqlite) const CANTOPEN: i32 = 14;
+    pub(in crate::store::sqlite) const NOTADB: i32 = 26;
 }
 
 /// Whether a read failed because what it read is damaged, and not storage as such.
-pub(in crate::store) fn is_damage(error: &sqlx::Error) -> bool {
+pub(super) fn is_damage(error: &sqlx::Error) -> bool {
     primary_code(error) == Some(code::CORRUPT) || matches!(error, sqlx::Error::ColumnDecode { .. })
 }
 
 /// What a failure before COMMIT means: the transaction did not happen, but the handle may be done.
-pub(in crate::store) fn classify(error: &sqlx::Error) -> CommitError {
+pub(super) fn classify(error: &sqlx::Error) -> CommitError {
     let said = words(error);
     match (primary_code(error), error) {
         (Some(code::FULL), _) => CommitError::DiskFull(said),
@@ -54,7 +54,7 @@ pub(in crate::store) fn classify(error: &sqlx::Error) -> CommitError {
 
 /// What a failed COMMIT means. Where SQLite had no room or no lock nothing was made visible; after
 /// anything else, a failed fsync first of all, nobody knows.
-pub(in crate::store) fn classify_commit(error: &sqlx::Error) -> CommitError {
+pub(super) fn classify_commit(error: &sqlx::Error) -> CommitError {
     let said = words(error);
     match primary_code(error) {
         Some(code::FULL) => CommitError::DiskFull(said),

@@ -20,8 +20,6 @@ use crate::clock::Timestamp;
 use crate::filesystem::{self, Kind};
 use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret};
-use crate::store::OnStored;
-use crate::store::plan::quota::Quota;
 
 /// The database in the data directory.
 pub const DATABASE_FILE: &str = "relay.db";
@@ -47,20 +45,14 @@ pub struct SqliteOptions {
     pub data_dir: PathBuf,
     /// What mailboxes and checksums at rest hang on.
     pub secret: Secret,
-    /// Bounds of mailboxes and of the relay.
-    pub quota: Quota,
     /// New blobs are refused while the disk has less free; zero never refuses.
     pub free_bytes_min: u64,
     /// How long a departed blob is remembered; zero remembers none.
     pub dedup: Duration,
     /// How many departed blobs are remembered; zero for no bound.
     pub dedup_max: u64,
-    /// How long a receipt lives.
-    pub receipt_ttl: Duration,
     /// Whether to open on a network file system all the same.
     pub allow_network_fs: bool,
-    /// Called after each commit for each mailbox that has something new.
-    pub on_stored: OnStored,
     /// What the store counts into.
     pub metrics: std::sync::Arc<Metrics>,
     /// The time of opening.
@@ -71,7 +63,6 @@ impl std::fmt::Debug for SqliteOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SqliteOptions")
             .field("data_dir", &self.data_dir)
-            .field("quota", &self.quota)
             .finish_non_exhaustive()
     }
 }
@@ -152,7 +143,7 @@ pub struct DataDirLock {
 }
 
 /// Sees that the data directory is there, is fit for a database, and is nobody else's.
-pub(in crate::store) fn take_data_dir(
+pub(super) fn take_data_dir(
     data_dir: &Path,
     allow_network_fs: bool,
 ) -> Result<DataDirLock, OpenError> {
@@ -205,7 +196,7 @@ fn private_file(path: &Path) -> io::Result<File> {
 /// damaged for an empty one, and all that was confirmed and not yet moved into the database would be
 /// gone without a word. What follows the header has checksums, but no way to tell a damaged frame
 /// from one that a power cut left unfinished.
-pub(in crate::store) fn look_at_log(database: &Path) -> Result<(), OpenError> {
+pub(super) fn look_at_log(database: &Path) -> Result<(), OpenError> {
     let mut path = database.as_os_str().to_owned();
     path.push("-wal");
     let path = PathBuf::from(path);
@@ -251,7 +242,7 @@ fn is_log_header(header: &[u8; LOG_HEADER_BYTES]) -> bool {
 }
 
 /// How the committer's connection is opened.
-pub(in crate::store) fn writer_options(path: &Path) -> SqliteConnectOptions {
+pub(super) fn writer_options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
         .page_size(8192)
@@ -271,7 +262,7 @@ pub(in crate::store) fn writer_options(path: &Path) -> SqliteConnectOptions {
 }
 
 /// How the connections for pages are opened.
-pub(in crate::store) fn reader_options(path: &Path) -> SqliteConnectOptions {
+pub(super) fn reader_options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
         .read_only(true)
@@ -286,7 +277,7 @@ pub(in crate::store) fn reader_options(path: &Path) -> SqliteConnectOptions {
 }
 
 /// Opens the committer's connection and brings the schema up to date.
-pub(in crate::store) async fn open_writer(
+pub(super) async fn open_writer(
     path: &Path,
     secret: &Secret,
 ) -> Result<SqliteConnection, OpenError> {
@@ -331,7 +322,7 @@ async fn bind_secret(writer: &mut SqliteConnection, secret: &Secret) -> sqlx::Re
     secret_matches(writer, secret).await
 }
 
-pub(in crate::store) async fn secret_matches(
+pub(super) async fn secret_matches(
     writer: &mut SqliteConnection,
     secret: &Secret,
 ) -> sqlx::Result<bool> {
@@ -344,7 +335,7 @@ pub(in crate::store) async fn secret_matches(
 
 /// Opens the committer's connection again after a failed write and sees that it is the same
 /// database: schema version and secret check value. Changes nothing.
-pub(in crate::store) async fn reopen_writer(
+pub(super) async fn reopen_writer(
     path: &Path,
     secret: &Secret,
 ) -> Result<SqliteConnection, String> {
@@ -364,7 +355,7 @@ pub(in crate::store) async fn reopen_writer(
     }
 }
 
-pub(in crate::store) fn known_schema() -> i64 {
+pub(super) fn known_schema() -> i64 {
     MIGRATIONS
         .iter()
         .map(|migration| migration.version)
@@ -373,7 +364,7 @@ pub(in crate::store) fn known_schema() -> i64 {
 }
 
 /// The line for the operator.
-pub(in crate::store) fn describe(path: &Path, error: &sqlx::Error) -> OpenError {
+pub(super) fn describe(path: &Path, error: &sqlx::Error) -> OpenError {
     let (path, words) = (path.to_owned(), words(error));
     match primary_code(error) {
         Some(code::BUSY | code::LOCKED) => OpenError::Locked { path, words },

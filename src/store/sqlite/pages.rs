@@ -9,22 +9,22 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use super::blobs::Kind;
+use super::columns::{
+    Kind, Size, expiry_slot, fixed, sql_version, timestamp, to_i64, to_u64, version_of,
+};
 use super::errors::is_damage;
 use super::open::reader_options;
-use super::pins::read_pin;
+use super::pins::read_pins;
 use super::recovery::read_proofs;
-use super::rows::{Sized, fixed, sql_version, timestamp, version_of};
-use super::working_set::{Size, expiry_slot, to_i64, to_u64};
+use super::rows::Sized;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use crate::secrets::Secret;
-use crate::store::commit::Checksum;
+use crate::store::engine::{Checksum, Pin};
 use crate::store::model::{
     BacklogCursor, Class, Holding, OrderKey, PageBounds, ROW_OVERHEAD_BYTES, RecoveryPage,
     StoredBlob, View,
 };
-use crate::store::plan::pins::Pin;
 
 /// Connections for pages. Each is a thread with 8 MiB of cache.
 const READERS: u32 = 3;
@@ -45,7 +45,7 @@ static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
 });
 
 /// What mailboxes hold, from the index alone: mailbox64, rows, bytes, and rows that wait.
-pub(in crate::store) static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| {
+pub(super) static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         "SELECT mailbox64, count(*), sum(size >> 2), sum(expires_slot >= ?) \
          FROM blob INDEXED BY blob_by_mailbox \
@@ -57,22 +57,22 @@ pub(in crate::store) static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| 
 
 /// The read-only connections.
 #[derive(Debug)]
-pub(in crate::store) struct Readers {
+pub(super) struct Readers {
     path: PathBuf,
     pool: SqlitePool,
 }
 
 /// Which rows the next step of a page reads.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Cut<C = OrderKey> {
+pub(super) struct Cut<C = OrderKey> {
     /// In order, each with where it leaves the reader.
-    pub(in crate::store) entries: Vec<(i64, C)>,
+    pub(super) entries: Vec<(i64, C)>,
     /// Everything up to here was looked at.
-    pub(in crate::store) next: C,
+    pub(super) next: C,
     /// Whether there is more behind that.
-    pub(in crate::store) more: bool,
+    pub(super) more: bool,
     /// Whether the next one is left out because it did not fit.
-    pub(in crate::store) is_full: bool,
+    pub(super) is_full: bool,
 }
 
 /// An entry of an index.
@@ -102,7 +102,7 @@ impl<C: Copy> Cut<C> {
         let mut bytes = 0;
         for entry in entries {
             let size = entry.size;
-            let is_shown = size.class().is_some_and(|class| view.shows(class));
+            let is_shown = view.shows(size.class());
             if is_shown && entry.slot >= expiry_slot(now) {
                 let is_least = is_first && cut.entries.is_empty();
                 let fits = to_i64(cut.entries.len() as u64) < i64::from(bounds.blobs_max)
@@ -128,21 +128,21 @@ fn scan_rows(bounds: PageBounds) -> u32 {
 
 /// Rows of a page.
 #[derive(Default)]
-pub(in crate::store) struct Rows {
+pub(super) struct Rows {
     /// In order.
-    pub(in crate::store) read: Vec<Row>,
+    pub(super) read: Vec<Row>,
     /// Rows that are there, and that could not be read or do not match their checksum; in order.
-    pub(in crate::store) doubtful: Vec<OrderKey>,
+    pub(super) doubtful: Vec<OrderKey>,
 }
 
 /// A row that matches its checksum, and whether it belongs to the mailbox that was asked for.
-pub(in crate::store) struct Row {
-    pub(in crate::store) blob: StoredBlob,
-    pub(in crate::store) is_ours: bool,
+pub(super) struct Row {
+    pub(super) blob: StoredBlob,
+    pub(super) is_ours: bool,
 }
 
 impl Readers {
-    pub(in crate::store) fn new(path: &Path) -> Self {
+    pub(super) fn new(path: &Path) -> Self {
         // Neither a lifetime nor an idle time: the pool then needs no task of its own.
         let pool = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -157,12 +157,12 @@ impl Readers {
         }
     }
 
-    pub(in crate::store) async fn close(&self) {
+    pub(super) async fn close(&self) {
         self.pool.close().await;
     }
 
     /// Reads something.
-    pub(in crate::store) async fn probe(&self) -> sqlx::Result<()> {
+    pub(super) async fn probe(&self) -> sqlx::Result<()> {
         sqlx::query("SELECT count(*) FROM (SELECT 1 FROM blob LIMIT 1)")
             .fetch_one(&self.pool)
             .await
@@ -171,7 +171,7 @@ impl Readers {
 
     /// From the index alone: which rows behind `after` fit within `bounds`. `is_first` says that
     /// one is taken however large it is.
-    pub(in crate::store) async fn cut(
+    pub(super) async fn cut(
         &self,
         mailbox64: i64,
         view: View,
@@ -203,7 +203,7 @@ impl Readers {
     }
 
     /// The same for what waits for a device, by version.
-    pub(in crate::store) async fn cut_backlog(
+    pub(super) async fn cut_backlog(
         &self,
         mailbox64: i64,
         after: BacklogCursor,
@@ -242,7 +242,7 @@ impl Readers {
     }
 
     /// The last key of a mailbox.
-    pub(in crate::store) async fn last_key(&self, mailbox64: i64) -> sqlx::Result<OrderKey> {
+    pub(super) async fn last_key(&self, mailbox64: i64) -> sqlx::Result<OrderKey> {
         let row = sqlx::query(
             "SELECT coalesce(max(seq), 0) FROM blob INDEXED BY blob_by_mailbox \
              WHERE mailbox64 = ?",
@@ -255,7 +255,7 @@ impl Readers {
 
     /// Reads these rows, in order, each checked against its checksum. What is gone is left out. A row
     /// on a damaged page does not keep its neighbours from being read.
-    pub(in crate::store) async fn rows(
+    pub(super) async fn rows(
         &self,
         mailbox: &MailboxHash,
         keys: &[i64],
@@ -281,7 +281,7 @@ impl Readers {
 
     /// Which of these rows cannot be read, or do not match their checksum, on a connection that has
     /// read nothing before.
-    pub(in crate::store) async fn bad_rows(
+    pub(super) async fn bad_rows(
         &self,
         keys: &[OrderKey],
         secret: &Secret,
@@ -293,7 +293,7 @@ impl Readers {
     }
 
     /// The keys of a mailbox between two keys, the second one included, that `view` sees.
-    pub(in crate::store) async fn keys_of(
+    pub(super) async fn keys_of(
         &self,
         mailbox64: i64,
         view: View,
@@ -317,7 +317,7 @@ impl Readers {
     }
 
     /// What these mailboxes hold, those that hold something, by their prefixes.
-    pub(in crate::store) async fn holdings(
+    pub(super) async fn holdings(
         &self,
         mailboxes: &[i64],
         view: View,
@@ -345,7 +345,7 @@ impl Readers {
     }
 
     /// The keys of an owner's messages between two keys, the second one included.
-    pub(in crate::store) async fn keys_of_owner(
+    pub(super) async fn keys_of_owner(
         &self,
         owner64: i64,
         after: OrderKey,
@@ -366,7 +366,7 @@ impl Readers {
     }
 
     /// What is known about these recovery keys.
-    pub(in crate::store) async fn proofs(
+    pub(super) async fn proofs(
         &self,
         key_hashes: &[[u8; 32]],
         bytes_max: u64,
@@ -375,13 +375,25 @@ impl Readers {
         read_proofs(&self.pool, key_hashes, bytes_max, now).await
     }
 
-    /// The pin of a mailbox.
-    pub(in crate::store) async fn pin(&self, mailbox: &MailboxHash) -> sqlx::Result<Option<Pin>> {
-        read_pin(&self.pool, mailbox).await
+    /// The pins of some mailboxes, those that there are.
+    pub(super) async fn pins(
+        &self,
+        mailboxes: &[MailboxHash],
+    ) -> sqlx::Result<HashMap<MailboxHash, Pin>> {
+        let mut connection = self.pool.acquire().await?;
+        read_pins(&mut connection, mailboxes).await
+    }
+
+    /// The largest order key that was ever given out.
+    pub(super) async fn horizon(&self) -> sqlx::Result<OrderKey> {
+        let row = sqlx::query("SELECT value FROM meta WHERE name = 'high_water'")
+            .fetch_one(&self.pool)
+            .await?;
+        row.try_get(0).map(OrderKey)
     }
 
     /// Rows of slots before this one, all of them expired, the oldest slot first.
-    pub(in crate::store) async fn expired_before(
+    pub(super) async fn expired_before(
         &self,
         slot: i64,
         limit: u32,
@@ -398,7 +410,7 @@ impl Readers {
     }
 
     /// The expiry of a row of the first slot.
-    pub(in crate::store) async fn next_expiry(&self) -> sqlx::Result<Option<Timestamp>> {
+    pub(super) async fn next_expiry(&self) -> sqlx::Result<Option<Timestamp>> {
         let row = sqlx::query(
             "SELECT expires_at FROM blob INDEXED BY blob_by_expiry \
              ORDER BY expires_slot LIMIT 1",
@@ -409,7 +421,7 @@ impl Readers {
     }
 
     /// Rows of one slot behind a key.
-    pub(in crate::store) async fn of_slot(
+    pub(super) async fn of_slot(
         &self,
         slot: i64,
         after: OrderKey,
@@ -436,11 +448,11 @@ impl Readers {
 }
 
 /// What the sweep must know of a row.
-pub(in crate::store) struct RowOfSlot {
-    pub(in crate::store) key: OrderKey,
-    pub(in crate::store) expires_at: Timestamp,
+pub(super) struct RowOfSlot {
+    pub(super) key: OrderKey,
+    pub(super) expires_at: Timestamp,
     /// Whether its sender asked for receipts.
-    pub(in crate::store) is_asking: bool,
+    pub(super) is_asking: bool,
 }
 
 /// One bit for each class that is shown.
@@ -479,7 +491,7 @@ async fn read_rows(
 }
 
 /// Which of these rows cannot be read, or do not match their checksum.
-pub(in crate::store) async fn bad_rows(
+pub(super) async fn bad_rows(
     connection: &mut SqliteConnection,
     keys: &[OrderKey],
     secret: &Secret,
@@ -519,7 +531,7 @@ fn sound(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Option<(StoredBlob, M
     let blob = StoredBlob {
         key: OrderKey(row.try_get(0)?),
         id,
-        class: size.class().unwrap_or(Class::ProvenOnly),
+        class: size.class(),
         version: version.map(version_of),
         wants_receipts: kind.wants_receipts(),
         is_delivered_told: kind.is_delivered_told(),

@@ -4,19 +4,16 @@
 //! for each opening without a proof. A set in memory would be faster, at 30 to 50 MiB for a million
 //! pins and the time to load them at each start.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use sqlx::Row as _;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::rows::{Sized, fixed, timestamp};
-use super::working_set::to_i64;
+use super::columns::{fixed, timestamp, to_i64};
+use super::rows::Sized;
 use crate::ids::MailboxHash;
-use crate::store::commit::Write;
-use crate::store::plan::pins::{
-    CANDIDATES, KnownPins, Pin, PinPlan, how_many_may_go, mailboxes_of,
-};
-use crate::store::plan::quota::{HeldInAll, Quota};
+use crate::store::engine::{Asked, CANDIDATES, KnownPins, Pin, PinPlan};
 
 static SELECT_PINS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
@@ -49,39 +46,36 @@ const SELECT_TO_GO: &str = "SELECT mailbox FROM ( \
        WHERE blob.mailbox64 = old.mailbox64) THEN 2 ELSE is_often END, last_used, mailbox \
      LIMIT ?2";
 
-/// The pin of a mailbox.
-pub(in crate::store) async fn read_pin(
-    pool: &SqlitePool,
-    mailbox: &MailboxHash,
-) -> sqlx::Result<Option<Pin>> {
-    let row = sqlx::query("SELECT mailbox, is_often, last_used FROM pin WHERE mailbox = ?")
-        .bind(mailbox.as_bytes().to_vec())
-        .fetch_optional(pool)
-        .await?;
-    row.map(|row| Ok(pin(&row)?.1)).transpose()
-}
-
-/// Reads the pins that the batch is about, and those that may go for them.
-pub(in crate::store) async fn read_pins(
+/// The pins of some mailboxes, those that there are.
+pub(super) async fn read_pins(
     connection: &mut SqliteConnection,
-    held: HeldInAll,
-    quota: &Quota,
-    batch: &[&Write],
-) -> sqlx::Result<KnownPins> {
-    let mut known = KnownPins::default();
-    let mailboxes = mailboxes_of(batch);
-    let mut left = mailboxes.as_slice();
+    mailboxes: &[MailboxHash],
+) -> sqlx::Result<HashMap<MailboxHash, Pin>> {
+    let mut pins = HashMap::new();
+    let mut left = mailboxes;
     while let Some((mut query, now, later)) = SELECT_PINS.cut(left) {
         for mailbox in now {
             query = query.bind(mailbox.as_bytes().to_vec());
         }
         for row in query.fetch_all(&mut *connection).await? {
             let (mailbox, pin) = pin(&row)?;
-            known.pins.insert(mailbox, pin);
+            pins.insert(mailbox, pin);
         }
         left = later;
     }
-    let wanted = how_many_may_go(&known, &mailboxes, held, quota);
+    Ok(pins)
+}
+
+/// What a batch asks about pins.
+pub(super) async fn read_known_pins(
+    connection: &mut SqliteConnection,
+    asked: &Asked,
+) -> sqlx::Result<KnownPins> {
+    let mut known = KnownPins {
+        pins: read_pins(connection, &asked.pins).await?,
+        ..KnownPins::default()
+    };
+    let wanted = asked.pins_to_go;
     if wanted > 0 {
         let rows = sqlx::query(SELECT_TO_GO)
             .bind(to_i64(wanted.max(CANDIDATES as u64)))
@@ -106,7 +100,7 @@ fn pin(row: &SqliteRow) -> sqlx::Result<(MailboxHash, Pin)> {
 }
 
 /// Writes what a plan does.
-pub(in crate::store) async fn write_pins(
+pub(super) async fn write_pins(
     connection: &mut SqliteConnection,
     plan: &PinPlan,
 ) -> sqlx::Result<()> {

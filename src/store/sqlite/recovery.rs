@@ -7,16 +7,12 @@ use std::sync::LazyLock;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
-use super::rows::{Sized, fixed, timestamp};
-use super::working_set::{to_i64, to_u64};
+use super::columns::{fixed, timestamp, to_i64, to_u64};
+use super::rows::Sized;
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
-use crate::store::commit::Write;
+use crate::store::engine::{Asked, KnownProofs, ProofPlan, SWEPT_PROOFS_MAX, Slot, Write};
 use crate::store::model::{RECOVERY_KEYS_MAX, RecoveryPage, RecoveryProof, charged_bytes};
-use crate::store::plan::recovery::{KnownProofs, ProofPlan, Slot, keys_of};
-
-/// Expired proofs that one slice of housekeeping deletes.
-pub(in crate::store) const SWEPT_PROOFS_MAX: usize = 256;
 
 static SELECT_SLOTS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
@@ -49,13 +45,13 @@ static SELECT_PROOFS: LazyLock<Sized> = LazyLock::new(|| {
     )
 });
 
-/// Reads the slots that the batch is about, and for a sweep what has expired.
-pub(in crate::store) async fn read_slots(
+/// What a batch asks about recovery proofs.
+pub(super) async fn read_known_proofs(
     connection: &mut SqliteConnection,
-    batch: &[&Write],
+    asked: &Asked,
 ) -> sqlx::Result<KnownProofs> {
     let mut known = KnownProofs::default();
-    let keys = keys_of(batch);
+    let keys = &asked.proofs;
     let mut left = keys.as_slice();
     while let Some((mut query, now, later)) = SELECT_SLOTS.cut(left) {
         for key_hash in now {
@@ -73,12 +69,8 @@ pub(in crate::store) async fn read_slots(
             .await?;
         known.next_number = last.try_get::<i64, _>(0)? + 1;
     }
-    let tidied_at = batch.iter().filter_map(|write| match write {
-        Write::Tidy { expired_by } => Some(*expired_by),
-        _ => None,
-    });
-    if let Some(expired_by) = tidied_at.max() {
-        for (key_hash, slot) in read_expired(connection, expired_by).await? {
+    if let Some(now) = asked.expired_proofs {
+        for (key_hash, slot) in read_expired(connection, now).await? {
             known.expired.push((key_hash, slot.number));
             if keys.binary_search(&key_hash).is_err() {
                 known.slots.entry(key_hash).or_default().push(slot);
@@ -90,14 +82,14 @@ pub(in crate::store) async fn read_slots(
 
 async fn read_expired(
     connection: &mut SqliteConnection,
-    expired_by: Timestamp,
+    now: Timestamp,
 ) -> sqlx::Result<Vec<([u8; 32], Slot)>> {
     let rows = sqlx::query(
         "SELECT n, key_hash, owner, is_proven, expires_at, length(proof) \
          FROM recovery INDEXED BY recovery_by_expiry WHERE expires_at <= ? \
          ORDER BY expires_at LIMIT ?",
     )
-    .bind(to_i64(expired_by.millis()))
+    .bind(to_i64(now.millis()))
     .bind(to_i64(SWEPT_PROOFS_MAX as u64))
     .fetch_all(connection)
     .await?;
@@ -117,7 +109,7 @@ fn slot(row: &SqliteRow) -> sqlx::Result<([u8; 32], Slot)> {
 }
 
 /// Writes what a plan does. The deletes come first: an owner has one row under each key.
-pub(in crate::store) async fn write_proofs(
+pub(super) async fn write_proofs(
     connection: &mut SqliteConnection,
     plan: &ProofPlan,
     batch: &[&Write],
@@ -149,7 +141,7 @@ pub(in crate::store) async fn write_proofs(
 }
 
 /// Reads what is known about these keys, the newest first, as much as fits.
-pub(in crate::store) async fn read_proofs(
+pub(super) async fn read_proofs(
     pool: &SqlitePool,
     key_hashes: &[[u8; 32]],
     bytes_max: u64,

@@ -1,4 +1,4 @@
-//! The SQL of rows: statements over a fixed number of them, and how columns become values.
+//! The SQL of rows: statements over a fixed number of them.
 //!
 //! Every statement is a round trip to the connection's thread, so there are few and large ones. A
 //! statement exists for 1, 10 and 100 rows each, so that the cache of prepared statements hits.
@@ -9,26 +9,25 @@ use std::sync::LazyLock;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 
-use super::blobs::Kind;
-use super::departures::Departure;
+use super::columns::{Kind, Size, fixed, timestamp, to_i64};
 use super::errors::is_damage;
-use super::working_set::{Size, to_i64, to_u64};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};
 use crate::secrets::Secret;
-use crate::store::plan::Header;
+use crate::store::engine::{Departed, Departure, Header};
+use crate::store::model::OrderKey;
 
 /// A query with its arguments.
-pub(in crate::store) type Query = sqlx::query::Query<'static, sqlx::Sqlite, SqliteArguments>;
+pub(super) type Query = sqlx::query::Query<'static, sqlx::Sqlite, SqliteArguments>;
 
 /// One statement in the three sizes.
-pub(in crate::store) struct Sized {
+pub(super) struct Sized {
     texts: [(usize, String); 3],
 }
 
 impl Sized {
     /// `part` once for each row between `head` and `tail`.
-    pub(in crate::store) fn new(head: &str, part: &str, tail: &str) -> Self {
+    pub(super) fn new(head: &str, part: &str, tail: &str) -> Self {
         let texts = [100, 10, 1].map(|rows| {
             let parts = vec![part; rows].join(",");
             (rows, format!("{head}{parts}{tail}"))
@@ -38,16 +37,13 @@ impl Sized {
 
     /// The statement for so many rows.
     #[cfg(test)]
-    pub(in crate::store) fn text(&self, rows: usize) -> &str {
+    pub(super) fn text(&self, rows: usize) -> &str {
         let sized = self.texts.iter().find(|(size, _)| *size == rows);
         sized.map_or("", |(_, text)| text)
     }
 
     /// The first rows of `rows` that one statement takes, exactly as many as it is for.
-    pub(in crate::store) fn cut<'a, T>(
-        &'static self,
-        rows: &'a [T],
-    ) -> Option<(Query, &'a [T], &'a [T])> {
+    pub(super) fn cut<'a, T>(&'static self, rows: &'a [T]) -> Option<(Query, &'a [T], &'a [T])> {
         let (size, text) = self.texts.iter().find(|(size, _)| *size <= rows.len())?;
         let (now, later) = rows.split_at_checked(*size)?;
         Some((sqlx::query(text.as_str()), now, later))
@@ -55,15 +51,12 @@ impl Sized {
 
     /// The same for a list of keys, where the last statement may be for more keys than there are:
     /// what is not bound is NULL and equals nothing.
-    pub(in crate::store) fn cut_keys<'a>(
-        &'static self,
-        keys: &'a [i64],
-    ) -> Option<(Query, &'a [i64])> {
+    pub(super) fn cut_keys<'a>(&'static self, keys: &'a [i64]) -> Option<(Query, &'a [i64])> {
         self.cut_keys_after(&[], keys)
     }
 
     /// The same with arguments that come before the keys.
-    pub(in crate::store) fn cut_keys_after<'a>(
+    pub(super) fn cut_keys_after<'a>(
         &'static self,
         first: &[i64],
         keys: &'a [i64],
@@ -111,15 +104,15 @@ const COPY_CORRUPT_HEADER: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox6
 
 static SELECT_HEADERS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "SELECT seq, mailbox64, id64, size, expires_at, mailbox, id, checksum, owner, kind, \
-         topic64 FROM blob WHERE seq IN (",
+        "SELECT seq, size, expires_at, mailbox, id, checksum, owner, kind, topic64 \
+         FROM blob WHERE seq IN (",
         "?",
         ")",
     )
 });
 
 /// The rows of topics, given with their mailboxes: mailbox64, topic64 and seq.
-pub(in crate::store) static SELECT_TOPICS: LazyLock<Sized> = LazyLock::new(|| {
+pub(super) static SELECT_TOPICS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         "SELECT mailbox64, topic64, seq FROM (VALUES ",
         "(?,?)",
@@ -129,7 +122,7 @@ pub(in crate::store) static SELECT_TOPICS: LazyLock<Sized> = LazyLock::new(|| {
 });
 
 /// The index entries of owners: owner64, size and expires_slot.
-pub(in crate::store) static SELECT_OWNERS: LazyLock<Sized> = LazyLock::new(|| {
+pub(super) static SELECT_OWNERS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         "SELECT owner64, size, expires_slot FROM blob INDEXED BY blob_by_owner \
          WHERE owner64 IN (",
@@ -139,7 +132,7 @@ pub(in crate::store) static SELECT_OWNERS: LazyLock<Sized> = LazyLock::new(|| {
 });
 
 /// The index entries of mailboxes: seq, id64, size, expires_slot and, last, mailbox64.
-pub(in crate::store) static SELECT_SETS: LazyLock<Sized> = LazyLock::new(|| {
+pub(super) static SELECT_SETS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         "SELECT seq, id64, size, expires_slot, mailbox64 FROM blob INDEXED BY blob_by_mailbox \
          WHERE mailbox64 IN (",
@@ -149,15 +142,15 @@ pub(in crate::store) static SELECT_SETS: LazyLock<Sized> = LazyLock::new(|| {
 });
 
 /// Reads the headers of these rows; what is not there is left out.
-pub(in crate::store) async fn read_headers(
+pub(super) async fn read_headers(
     connection: &mut SqliteConnection,
     mut keys: &[i64],
     secret: &Secret,
-) -> sqlx::Result<Vec<(i64, Header)>> {
+) -> sqlx::Result<Vec<(OrderKey, Header)>> {
     let mut headers = Vec::with_capacity(keys.len());
     while let Some((query, later)) = SELECT_HEADERS.cut_keys(keys) {
         for row in query.fetch_all(&mut *connection).await? {
-            headers.push((row.try_get(0)?, header(&row, secret)?));
+            headers.push((OrderKey(row.try_get(0)?), header(&row, secret)?));
         }
         keys = later;
     }
@@ -165,21 +158,21 @@ pub(in crate::store) async fn read_headers(
 }
 
 fn header(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Header> {
-    let kind = Kind::read(row, 9)?;
-    let topic: Option<i64> = row.try_get(10)?;
+    let size = Size(row.try_get(1)?);
+    let kind = Kind::read(row, 7)?;
+    let topic: Option<i64> = row.try_get(8)?;
     let is_asking = kind.wants_receipts();
     Ok(Header {
-        mailbox64: row.try_get(1)?,
-        id64: row.try_get(2)?,
-        size: Size(row.try_get(3)?),
-        expires_at: timestamp(row, 4)?,
-        mailbox: MailboxHash::from_bytes(fixed(row, 5)?),
-        id: BlobId::from_bytes(fixed(row, 6)?),
-        checksum: fixed(row, 7)?,
-        owner: if is_asking { None } else { owner(row, 8)? },
+        mailbox: MailboxHash::from_bytes(fixed(row, 3)?),
+        id: BlobId::from_bytes(fixed(row, 4)?),
+        class: size.class(),
+        bytes: size.bytes(),
+        checksum: fixed(row, 5)?,
+        expires_at: timestamp(row, 2)?,
+        owner: if is_asking { None } else { owner(row, 6)? },
         topic: topic.map(Topic::from_prefix64),
         receipt_to: if is_asking {
-            sealed_receipt_to(row, 8, secret)?
+            sealed_receipt_to(row, 6, secret)?
         } else {
             None
         },
@@ -204,44 +197,18 @@ fn owner(row: &SqliteRow, column: usize) -> sqlx::Result<Option<MailboxHash>> {
     Ok(bytes.map(MailboxHash::from_bytes))
 }
 
-/// A version as SQL has it: minus 2^63, so that all of them fit and sort as they are.
-pub(in crate::store) fn sql_version(version: u64) -> i64 {
-    version.wrapping_sub(1 << 63).cast_signed()
-}
-
-/// The version that SQL has as this.
-pub(in crate::store) fn version_of(sql: i64) -> u64 {
-    sql.cast_unsigned().wrapping_add(1 << 63)
-}
-
-/// A column of exactly `N` bytes. A damaged one of another length reads as zeros, which is
-/// nobody's keyed hash or checksum, so its row matches nothing and can still be set aside.
-pub(in crate::store) fn fixed<const N: usize>(
-    row: &SqliteRow,
-    column: usize,
-) -> sqlx::Result<[u8; N]> {
-    let bytes: &[u8] = row.try_get(column)?;
-    Ok(bytes.try_into().unwrap_or([0; N]))
-}
-
-/// A column of Unix milliseconds.
-pub(in crate::store) fn timestamp(row: &SqliteRow, column: usize) -> sqlx::Result<Timestamp> {
-    let millis = row.try_get(column)?;
-    Ok(Timestamp::from_millis(to_u64(millis)))
-}
-
-/// Reads which rows there are of these topics, given with their mailboxes.
-pub(in crate::store) async fn read_topics(
+/// Reads the keys of the rows of these topics, given with their mailboxes.
+pub(super) async fn read_topics(
     connection: &mut SqliteConnection,
-    mut topics: &[(i64, i64)],
-) -> sqlx::Result<Vec<((i64, i64), i64)>> {
+    mut topics: &[(MailboxHash, Topic)],
+) -> sqlx::Result<Vec<i64>> {
     let mut found = Vec::new();
     while let Some((mut query, now, later)) = SELECT_TOPICS.cut(topics) {
-        for (mailbox64, topic64) in now {
-            query = query.bind(*mailbox64).bind(*topic64);
+        for (mailbox, topic) in now {
+            query = query.bind(mailbox.prefix64()).bind(topic.prefix64());
         }
         for row in query.fetch_all(&mut *connection).await? {
-            found.push(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?));
+            found.push(row.try_get(2)?);
         }
         topics = later;
     }
@@ -249,7 +216,7 @@ pub(in crate::store) async fn read_topics(
 }
 
 /// Deletes these rows.
-pub(in crate::store) async fn delete_blobs(
+pub(super) async fn delete_blobs(
     connection: &mut SqliteConnection,
     mut keys: &[i64],
 ) -> sqlx::Result<()> {
@@ -265,7 +232,7 @@ const CORRUPT_ROWS_MAX: i64 = 100;
 
 /// Which of these rows are on damaged pages. Asked outside of a transaction that writes: such a
 /// failure within one leaves it unfit for anything else.
-pub(in crate::store) async fn damaged(
+pub(super) async fn damaged(
     connection: &mut SqliteConnection,
     keys: &[i64],
 ) -> sqlx::Result<HashSet<i64>> {
@@ -287,7 +254,7 @@ pub(in crate::store) async fn damaged(
 }
 
 /// Moves these rows to the corrupt ones, the `damaged` ones without their bodies.
-pub(in crate::store) async fn set_aside(
+pub(super) async fn set_aside(
     connection: &mut SqliteConnection,
     keys: &[i64],
     damaged: &HashSet<i64>,
@@ -320,7 +287,7 @@ pub(in crate::store) async fn set_aside(
 }
 
 /// Writes down what left; the first gets `first_number`.
-pub(in crate::store) async fn insert_departures(
+pub(super) async fn insert_departures(
     connection: &mut SqliteConnection,
     departures: &[Departure],
     first_number: i64,
@@ -329,13 +296,14 @@ pub(in crate::store) async fn insert_departures(
     let mut rows = rows.as_slice();
     while let Some((mut query, now, later)) = INSERT_DEPARTED.cut(rows) {
         for (number, departure) in now {
+            let departed = &departure.departed;
             query = query
                 .bind(*number)
-                .bind(to_i64(departure.left_at.millis()))
-                .bind(departure.mailbox64)
+                .bind(to_i64(departed.left_at.millis()))
+                .bind(departure.mailbox.prefix64())
                 .bind(departure.id.as_bytes().to_vec())
-                .bind(departure.checksum.to_vec())
-                .bind(to_i64(departure.expires_at.millis()));
+                .bind(departed.checksum.to_vec())
+                .bind(to_i64(departed.expires_at.millis()));
         }
         query.execute(&mut *connection).await?;
         rows = later;
@@ -343,16 +311,15 @@ pub(in crate::store) async fn insert_departures(
     Ok(())
 }
 
-/// A departure as the table has it: n, left_at, mailbox64, id, checksum, expires_at.
-pub(in crate::store) fn departure(row: &SqliteRow) -> sqlx::Result<(i64, Departure)> {
-    let departure = Departure {
+/// A departure as the table has it: left_at, mailbox64, id, checksum, expires_at, after its number.
+pub(super) fn departure(row: &SqliteRow) -> sqlx::Result<((i64, BlobId), Departed)> {
+    let departed = Departed {
         left_at: timestamp(row, 1)?,
-        mailbox64: row.try_get(2)?,
-        id: BlobId::from_bytes(fixed(row, 3)?),
         checksum: fixed(row, 4)?,
         expires_at: timestamp(row, 5)?,
     };
-    Ok((row.try_get(0)?, departure))
+    let id = BlobId::from_bytes(fixed(row, 3)?);
+    Ok(((row.try_get(2)?, id), departed))
 }
 
 #[cfg(test)]
@@ -360,14 +327,6 @@ mod tests {
     use super::*;
 
     static KEYS: LazyLock<Sized> = LazyLock::new(|| Sized::new("x IN (", "?", ")"));
-
-    #[test]
-    fn versions_sort_in_sql_as_they_are() {
-        let versions = [0, 1, u64::MAX / 2, u64::MAX / 2 + 1, u64::MAX];
-        let sql = versions.map(sql_version);
-        assert!(sql.is_sorted());
-        assert_eq!(sql.map(version_of), versions);
-    }
 
     #[test]
     fn rows_are_cut_into_the_sizes_that_there_are() {

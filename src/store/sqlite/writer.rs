@@ -1,36 +1,36 @@
-//! The committer's hands: one batch becomes one SQLite transaction.
+//! The committer's hands: one plan becomes one SQLite transaction.
 //!
-//! Read what the batch needs to know, fold it (`plan`), write what comes out of that, commit, and
-//! only then let the world see it: departures, counters, metrics.
+//! Answer what a fold asks (`known`), write the plan, commit, and only then let the caches follow.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection as _, Row as _};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::blobs::{change_blobs, insert_blobs};
-use super::departures::Departures;
+use super::columns::{Size, to_i64};
 use super::disk::DiskWatch;
 use super::errors::{classify, classify_commit, code, primary_code, words};
-use super::load::{Totals, read_departures, read_known, read_totals};
+use super::known::{Totals, answer, read_departures, read_totals};
+use super::nonces::{Nonces, Over, write_nonces};
 use super::open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
 use super::pins::write_pins;
-use super::recovery::{SWEPT_PROOFS_MAX, write_proofs};
+use super::recovery::write_proofs;
 use super::rows;
-use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets, to_i64};
+use super::working_set::{Entry, WORKING_SETS_BYTES_MAX, WorkingSets};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
-use crate::store::commit::{CommitError, Engine, Outcome, Write};
-use crate::store::plan::quota::Quota;
-use crate::store::plan::{self, Plan, Rules};
-use crate::store::tally::{Tally, as_float};
-use crate::store::{OnStored, StoreError};
+use crate::store::StoreError;
+use crate::store::departures::Departures;
+use crate::store::engine::{
+    Asked, CommitError, Departure, Engine, Header, HeldInAll, Holder, Known, Plan, TookPlace, Write,
+};
+use crate::store::model::OrderKey;
+use crate::store::tally::as_float;
 
 /// Rows of `departed` that one slice of housekeeping deletes.
 const TRIM_ROWS: usize = 1_000;
@@ -39,35 +39,74 @@ const TRIM_ROWS: usize = 1_000;
 const FREE_PAGES_KEPT: i64 = 1_024;
 
 /// The committer's connection and all that it remembers.
-pub(in crate::store) struct SqliteWriter {
+pub(super) struct SqliteWriter {
     path: PathBuf,
     secret: Secret,
-    quota: Quota,
-    receipt_ttl: Duration,
-    on_stored: OnStored,
     /// `None` after a failed write, until it is reopened.
     connection: Option<SqliteConnection>,
-    sets: WorkingSets,
-    departures: Departures,
+    caches: Caches,
     totals: Totals,
     disk: DiskWatch,
-    /// A plan whose commit failed with an unknown end.
-    unsettled: Option<Plan>,
-    /// What became of it, once that is known.
-    settled: Option<Vec<Outcome>>,
-    tally: Arc<Tally>,
+    /// Of a plan whose commit failed with an unknown end.
+    unsettled: Option<Vec<Departure>>,
     metrics: Arc<Metrics>,
     /// Until the connection is closed the data directory stays ours.
     _lock: Arc<DataDirLock>,
 }
 
-/// Housekeeping that a transaction has on top.
-#[derive(Debug, Clone, Copy, Default)]
-struct Chores {
-    /// Departures up to this number go.
-    trim_to: Option<i64>,
-    /// Free pages are given back.
-    vacuums: bool,
+/// Facts that are remembered, because this process is the database's only writer.
+pub(super) struct Caches {
+    pub(super) sets: WorkingSets,
+    pub(super) departures: Departures,
+    pub(super) nonces: Nonces,
+}
+
+impl Caches {
+    /// Nothing of this holder expires before then.
+    pub(super) fn look_again(&mut self, holder: Holder, at: Timestamp) {
+        match holder {
+            Holder::Mailbox(mailbox) => self.sets.set_earliest_expiry(mailbox.prefix64(), at),
+            Holder::Owner(owner) => self.sets.owners.set_earliest_expiry(owner.prefix64(), at),
+        }
+    }
+
+    /// A plan is durable.
+    fn follow(&mut self, batch: &[&Write], plan: &Plan, secret: &Secret) {
+        for row in plan.new_rows(batch) {
+            let envelope = row.envelope;
+            let bytes = envelope.sealed.len() + envelope.body.len();
+            let entry = Entry {
+                key: row.key.0,
+                id64: secret.id64(&envelope.id),
+                size: Size::new(bytes, envelope.class),
+                expires_from: row.expires_at,
+            };
+            self.sets.insert(envelope.mailbox.prefix64(), entry);
+            if let Some(owner) = crate::store::plan::owner_of(envelope) {
+                let charged = envelope.charged_bytes();
+                self.sets.owners.change(owner.hash.prefix64(), |account| {
+                    account.add(envelope.class, charged, row.expires_at);
+                });
+            }
+        }
+        for (key, header) in plan.deletes.iter().chain(&plan.set_aside) {
+            self.leave(*key, header, secret);
+        }
+        self.departures.remember(&plan.departures);
+    }
+
+    fn leave(&mut self, key: OrderKey, header: &Header, secret: &Secret) {
+        let bytes = usize::try_from(header.bytes).unwrap_or(usize::MAX);
+        let size = Size::new(bytes, header.class);
+        let id64 = secret.id64(&header.id);
+        self.sets
+            .remove(header.mailbox.prefix64(), key.0, id64, size);
+        if let Some(owner) = header.owner {
+            self.sets.owners.change(owner.prefix64(), |account| {
+                account.remove(header.class, header.charged_bytes());
+            });
+        }
+    }
 }
 
 /// Where a transaction failed.
@@ -79,107 +118,72 @@ enum Failure {
 }
 
 impl SqliteWriter {
-    /// The writer over a connection that was just opened; reads the counters and the departures.
-    pub(in crate::store) async fn new(
+    /// The writer over a connection that was just opened; reads the counters and what is remembered.
+    pub(super) async fn new(
         options: &SqliteOptions,
         path: PathBuf,
         mut connection: SqliteConnection,
         lock: Arc<DataDirLock>,
-    ) -> Result<(Self, Arc<Tally>), OpenError> {
+    ) -> Result<Self, OpenError> {
         let loaded = async {
             let totals = read_totals(&mut connection).await?;
-            Ok((totals, read_departures(&mut connection, options).await?))
+            let remembered = (options.dedup, options.dedup_max);
+            let departures = read_departures(&mut connection, remembered).await?;
+            Ok((totals, departures, Nonces::read(&mut connection).await?))
         };
-        let (totals, departures) = loaded.await.map_err(|error| describe(&path, &error))?;
-        let metrics = Arc::clone(&options.metrics);
-        let tally = Tally::new(totals.held, Arc::clone(&metrics));
-        let tally = Arc::new(tally);
+        let (totals, departures, nonces) = loaded.await.map_err(|error| describe(&path, &error))?;
         let writer = Self {
             disk: DiskWatch::new(&options.data_dir, options.free_bytes_min),
             path,
             secret: options.secret.clone(),
-            quota: options.quota,
-            receipt_ttl: options.receipt_ttl,
-            on_stored: Arc::clone(&options.on_stored),
             connection: Some(connection),
-            sets: WorkingSets::new(WORKING_SETS_BYTES_MAX),
-            departures,
+            caches: Caches {
+                sets: WorkingSets::new(WORKING_SETS_BYTES_MAX),
+                departures,
+                nonces,
+            },
             totals,
             unsettled: None,
-            settled: None,
-            tally: Arc::clone(&tally),
-            metrics,
+            metrics: Arc::clone(&options.metrics),
             _lock: lock,
         };
         writer.show(options.now);
-        Ok((writer, tally))
+        Ok(writer)
     }
 
-    /// Reads what the batch needs and folds it.
-    async fn plan(&mut self, batch: &[&Write]) -> Result<Plan, CommitError> {
-        let connection = self.connection.as_mut().ok_or_else(not_open)?;
-        let known = read_known(
-            connection,
-            &mut self.sets,
-            &self.secret,
-            (&self.quota, self.totals.held),
-            batch,
-        )
-        .await?;
-        let rules = Rules {
-            secret: &self.secret,
-            quota: self.quota,
-            has_room: self.disk.has_room(),
-            departures: &self.departures,
-            receipt_ttl: self.receipt_ttl,
-        };
-        let Totals { next_key, held, .. } = self.totals;
-        let plan = plan::fold(batch, &rules, known, &mut self.sets, next_key, held);
-        self.forget(plan.expired_by, plan.now);
-        Ok(plan)
+    pub(super) fn held(&self) -> HeldInAll {
+        self.totals.held
     }
 
-    /// What is to be trimmed beside this plan. Departures go in step with those that come, so that
-    /// the table does not grow between two sweeps.
-    async fn chores(&mut self, plan: &Plan) -> sqlx::Result<Chores> {
-        let trim_rows = if plan.tidies {
-            TRIM_ROWS
-        } else {
-            2 * plan.departures.len()
-        };
-        let trim_to = self.departures.trim_to(trim_rows);
-        let vacuums = match &mut self.connection {
-            Some(connection) if plan.tidies => has_much_free(connection).await?,
-            _ => false,
-        };
-        Ok(Chores { trim_to, vacuums })
-    }
-
-    /// Writes a plan in one transaction.
+    /// Writes a plan in one transaction. Departures are trimmed in step with those that come, so that
+    /// the table does not grow between two sweeps; nonces likewise.
     async fn write(
         &mut self,
         batch: &[&Write],
         plan: &Plan,
-        chores: Chores,
+        (trim_to, over): (Option<i64>, &Over),
     ) -> Result<(), Failure> {
         let Some(connection) = &mut self.connection else {
             return Err(Failure::Before(sqlx::Error::WorkerCrashed));
         };
-        let first_departure = self.departures.next_number();
+        let first_departure = self.caches.departures.next_number();
         let commits = self.totals.commits + 1;
+        let deletes: Vec<_> = plan.deletes.iter().map(|(key, _)| key.0).collect();
+        let aside: Vec<_> = plan.set_aside.iter().map(|(key, _)| key.0).collect();
         let body = async {
-            let damaged = rows::damaged(connection, &plan.set_aside).await?;
+            let damaged = rows::damaged(connection, &aside).await?;
             begin(connection, plan, commits).await?;
             insert_blobs(connection, plan, batch, &self.secret).await?;
-            rows::delete_blobs(connection, &plan.deletes).await?;
+            rows::delete_blobs(connection, &deletes).await?;
             change_blobs(connection, plan).await?;
-            if !plan.set_aside.is_empty() {
-                rows::set_aside(connection, &plan.set_aside, &damaged, plan.now).await?;
+            if !aside.is_empty() {
+                rows::set_aside(connection, &aside, &damaged, plan.now).await?;
             }
             rows::insert_departures(connection, &plan.departures, first_departure).await?;
             write_pins(connection, &plan.pins).await?;
             write_proofs(connection, &plan.proofs, batch).await?;
-            do_chores(connection, plan, chores).await
+            write_nonces(connection, &plan.nonces, &over.nonces).await?;
+            trim_departures(connection, trim_to).await
         };
         if let Err(error) = body.await {
             return Err(Failure::Before(error));
@@ -187,155 +191,174 @@ impl SqliteWriter {
         execute(connection, "COMMIT").await.map_err(Failure::At)
     }
 
-    /// Undoes what a failed transaction left, and tells what its failure means.
-    async fn fail(&mut self, plan: Plan, failure: Failure) -> CommitError {
-        self.sets.forget(plan.touched.iter().copied());
-        let owners = plan.touched_owners.iter().copied();
-        self.sets.owners.forget(owners);
+    /// Undoes what a failed transaction left. What its failure means, and whether it failed at its
+    /// COMMIT with an unknown end.
+    async fn fail(&mut self, failure: Failure) -> (CommitError, bool) {
         let (error, was_commit) = match failure {
             Failure::Before(error) => (classify(&error), false),
             Failure::At(error) => (classify_commit(&error), true),
         };
-        let Some(connection) = &mut self.connection else {
-            return error;
+        let (Some(connection), false) = (
+            &mut self.connection,
+            matches!(error, CommitError::Unknown(_)),
+        ) else {
+            return (error, was_commit);
         };
-        let error = match error {
-            unknown @ CommitError::Unknown(_) => unknown,
-            known => match execute(connection, "ROLLBACK").await {
-                Ok(()) => return known,
-                // SQLite has rolled back by itself; it says so with its general code.
-                Err(rollback) if primary_code(&rollback) == Some(code::ERROR) => return known,
-                Err(rollback) => CommitError::Unknown(words(&rollback)),
-            },
-        };
-        self.unsettled = was_commit.then_some(plan);
-        error
-    }
-
-    /// Lets the world see a plan that is durable; returns the answers.
-    fn finish(&mut self, mut plan: Plan, chores: Chores, was_written: bool) -> Vec<Outcome> {
-        if was_written {
-            self.totals = Totals {
-                next_key: plan.next_key(),
-                held: plan.held,
-                commits: self.totals.commits + 1,
-            };
-            self.departures.remember(&plan.departures);
-            if let Some(to) = chores.trim_to {
-                self.departures.trimmed(to);
-            }
-            self.forget(plan.expired_by, plan.now);
-            self.tally.written();
-        }
-        let happened = &plan.happened;
-        let lost = happened.blobs.lost + happened.device_sync.lost + happened.receipts.lost;
-        if lost > 0 {
-            warn!(
-                blobs = lost,
-                "store: {lost} stored blobs did not match their checksum and were set aside; check the disk"
-            );
-        }
-        self.tally.count(plan.happened, plan.held);
-        self.show(plan.now);
-        self.wake_for_receipts(&plan);
-        let more = chores.vacuums
-            || self.departures.trim_to(1).is_some()
-            || plan.proofs.deletes.len() >= SWEPT_PROOFS_MAX;
-        for outcome in &mut plan.outcomes {
-            if let Outcome::Tidied { .. } = outcome {
-                *outcome = Outcome::Tidied { more };
-            }
-        }
-        plan.outcomes
-    }
-
-    /// Wakes those who wait for receipts; blobs are the committer's.
-    fn wake_for_receipts(&self, plan: &Plan) {
-        let mailboxes = plan.receipts.iter().map(|(receipt, _)| receipt.mailbox);
-        for mailbox in mailboxes.collect::<HashSet<_>>() {
-            (self.on_stored)(&mailbox);
+        match execute(connection, "ROLLBACK").await {
+            Ok(()) => (error, false),
+            // SQLite has rolled back by itself; it says so with its general code.
+            Err(rollback) if primary_code(&rollback) == Some(code::ERROR) => (error, false),
+            Err(rollback) => (CommitError::Unknown(words(&rollback)), was_commit),
         }
     }
 
-    fn forget(&mut self, expired_by: Timestamp, now: Timestamp) {
-        let early = self.departures.forget(expired_by, now);
+    fn forget(&mut self, forget_by: Timestamp, now: Timestamp) {
+        let early = self.caches.departures.forget(forget_by, now);
         self.metrics.dedup_forgotten_total.increment(early);
     }
 
     fn show(&self, now: Timestamp) {
-        let metrics = &self.metrics;
+        let (metrics, caches) = (&self.metrics, &self.caches);
         metrics
             .dedup_remembered
-            .set(as_float(self.departures.len() as u64));
+            .set(as_float(caches.departures.len() as u64));
         // Not every batch tells the time.
         if now > Timestamp::default() {
-            let reach = self.departures.reach(now);
+            let reach = caches.departures.reach(now);
             metrics.dedup_memory_seconds.set(reach.as_secs_f64());
         }
-        metrics.working_sets_bytes.set(as_float(self.sets.bytes()));
+        metrics
+            .working_sets_bytes
+            .set(as_float(caches.sets.bytes()));
     }
 
-    /// After a slice of vacuum: what was given back leaves the file with a checkpoint.
-    async fn checkpoint(&mut self) {
-        if let Some(connection) = &mut self.connection
-            && let Err(error) = execute(connection, "PRAGMA wal_checkpoint(PASSIVE)").await
-        {
-            // The next commit does it again by itself.
+    /// A slice of housekeeping in a transaction of its own.
+    async fn do_upkeep(&mut self, expired_by: Timestamp) -> Result<bool, Failure> {
+        self.forget(expired_by, expired_by);
+        let trim_to = self.caches.departures.trim_to(TRIM_ROWS);
+        let over = self.caches.nonces.over(expired_by);
+        let Some(connection) = &mut self.connection else {
+            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
+        };
+        let body = async {
+            let vacuums = has_much_free(connection).await?;
+            let corrupt = has_old_corrupt(connection, expired_by).await?;
+            if trim_to.is_none() && over.count == 0 && !vacuums && !corrupt {
+                return Ok(None);
+            }
+            execute(connection, "BEGIN IMMEDIATE").await?;
+            trim_departures(connection, trim_to).await?;
+            write_nonces(connection, &Default::default(), &over.nonces).await?;
+            sqlx::query("DELETE FROM corrupt WHERE expires_at <= ?")
+                .bind(to_i64(expired_by.millis()))
+                .execute(&mut *connection)
+                .await?;
+            if vacuums {
+                // A slice of 256 pages: 2 MiB.
+                execute(connection, "PRAGMA incremental_vacuum(256)").await?;
+            }
+            Ok::<_, sqlx::Error>(Some(vacuums))
+        };
+        let Some(vacuums) = body.await.map_err(Failure::Before)? else {
+            return Ok(false);
+        };
+        execute(connection, "COMMIT").await.map_err(Failure::At)?;
+        if vacuums && let Err(error) = execute(connection, "PRAGMA wal_checkpoint(PASSIVE)").await {
+            // What was given back leaves the file with a checkpoint. The next commit does it again by
+            // itself.
             warn!("store: a checkpoint failed: {}", words(&error));
         }
+        if let Some(to) = trim_to {
+            self.caches.departures.trimmed(to);
+        }
+        self.caches.nonces.written(&Default::default(), over.count);
+        let departures = &self.caches.departures;
+        let more = vacuums
+            || departures.trim_to(1).is_some()
+            || self.caches.nonces.over(expired_by).count > 0;
+        self.show(expired_by);
+        Ok(more)
     }
 }
 
 #[async_trait]
 impl Engine for SqliteWriter {
-    async fn commit(&mut self, batch: &[&Write]) -> Result<Vec<Outcome>, CommitError> {
+    async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError> {
         self.disk.look().await;
-        self.sets.shrink();
-        let plan = self.plan(batch).await?;
-        let chores = match self.chores(&plan).await {
-            Ok(chores) => chores,
-            Err(error) => return Err(self.fail(plan, Failure::Before(error)).await),
-        };
-        let has_chores = plan.tidies && (chores.trim_to.is_some() || chores.vacuums);
-        let is_written = has_chores || !plan.is_empty();
-        if is_written && let Err(failure) = self.write(batch, &plan, chores).await {
-            return Err(self.fail(plan, failure).await);
-        }
-        if chores.vacuums {
-            self.checkpoint().await;
-        }
-        Ok(self.finish(plan, chores, is_written))
+        self.caches.sets.shrink();
+        let connection = self.connection.as_mut().ok_or_else(not_open)?;
+        let known = answer(connection, &mut self.caches, &self.secret, asked).await?;
+        Ok(Known {
+            next_key: self.totals.next_key,
+            held: self.totals.held,
+            has_room: self.disk.has_room(),
+            ..known
+        })
     }
 
-    async fn reopen(&mut self) -> Result<(), StoreError> {
+    async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {
+        self.forget(plan.forget_by, plan.now);
+        if plan.is_empty() {
+            return Ok(());
+        }
+        let trim_to = self.caches.departures.trim_to(2 * plan.departures.len());
+        let over = match plan.nonces.burnt.is_empty() {
+            true => Over::default(),
+            false => self.caches.nonces.over(plan.forget_by),
+        };
+        if let Err(failure) = self.write(batch, plan, (trim_to, &over)).await {
+            let (error, is_unsettled) = self.fail(failure).await;
+            self.unsettled = is_unsettled.then(|| plan.departures.clone());
+            return Err(error);
+        }
+        self.totals = Totals {
+            next_key: plan.next_key,
+            held: plan.change.applied_to(self.totals.held),
+            commits: self.totals.commits + 1,
+        };
+        self.caches.follow(batch, plan, &self.secret);
+        if let Some(to) = trim_to {
+            self.caches.departures.trimmed(to);
+        }
+        self.caches.nonces.written(&plan.nonces, over.count);
+        self.forget(plan.forget_by, plan.now);
+        self.show(plan.now);
+        Ok(())
+    }
+
+    async fn reopen(&mut self) -> Result<TookPlace, StoreError> {
         if let Some(broken) = self.connection.take() {
             // Whatever it says: it is not used again.
             broken.close_hard().await.ok();
         }
-        self.sets.clear();
+        self.caches.sets.clear();
         let reopened = async {
             let mut connection = reopen_writer(&self.path, &self.secret).await?;
             let totals = make_durable(&mut connection).await?;
-            Ok::<_, String>((connection, totals))
+            let nonces = Nonces::read(&mut connection).await;
+            let nonces = nonces.map_err(|error| words(&error))?;
+            Ok::<_, String>((connection, totals, nonces))
         };
-        let (connection, totals) = reopened.await.map_err(StoreError::unavailable)?;
+        let (connection, totals, nonces) = reopened.await.map_err(StoreError::unavailable)?;
         self.connection = Some(connection);
+        self.caches.nonces = nonces;
         // The number of the last transaction tells whether the unsettled one took place.
-        if let Some(plan) = self.unsettled.take()
-            && totals.commits == self.totals.commits + 1
-        {
-            info!("store: the failed commit had taken place after all");
-            self.settled = Some(self.finish(plan, Chores::default(), true));
-        }
+        let took_place = match self.unsettled.take() {
+            Some(departures) if totals.commits == self.totals.commits + 1 => {
+                self.caches.departures.remember(&departures);
+                TookPlace::Yes
+            }
+            _ => TookPlace::No,
+        };
         self.totals = totals;
-        Ok(())
+        Ok(took_place)
     }
 
-    async fn settle(&mut self, batch: &[&Write]) -> Result<Vec<Option<Outcome>>, StoreError> {
-        Ok(match self.settled.take() {
-            Some(outcomes) => outcomes.into_iter().map(Some).collect(),
-            None => vec![None; batch.len()],
-        })
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
+        match self.do_upkeep(expired_by).await {
+            Ok(more) => Ok(more),
+            Err(failure) => Err(self.fail(failure).await.0),
+        }
     }
 
     async fn close(&mut self) {
@@ -403,26 +426,27 @@ async fn has_much_free(connection: &mut SqliteConnection) -> sqlx::Result<bool> 
     Ok(can_shrink && free > FREE_PAGES_KEPT.max(pages / 10))
 }
 
-async fn do_chores(
+/// Whether corrupt rows are kept that would have expired by then.
+async fn has_old_corrupt(
     connection: &mut SqliteConnection,
-    plan: &Plan,
-    chores: Chores,
+    expired_by: Timestamp,
+) -> sqlx::Result<bool> {
+    let row = sqlx::query("SELECT EXISTS (SELECT 1 FROM corrupt WHERE expires_at <= ?)")
+        .bind(to_i64(expired_by.millis()))
+        .fetch_one(connection)
+        .await?;
+    row.try_get(0)
+}
+
+async fn trim_departures(
+    connection: &mut SqliteConnection,
+    trim_to: Option<i64>,
 ) -> sqlx::Result<()> {
-    if let Some(to) = chores.trim_to {
+    if let Some(to) = trim_to {
         sqlx::query("DELETE FROM departed WHERE n <= ?")
             .bind(to)
-            .execute(&mut *connection)
+            .execute(connection)
             .await?;
-    }
-    if plan.tidies {
-        sqlx::query("DELETE FROM corrupt WHERE expires_at <= ?")
-            .bind(to_i64(plan.expired_by.millis()))
-            .execute(&mut *connection)
-            .await?;
-    }
-    if chores.vacuums {
-        // A slice of 256 pages: 2 MiB.
-        execute(connection, "PRAGMA incremental_vacuum(256)").await?;
     }
     Ok(())
 }
@@ -430,20 +454,22 @@ async fn do_chores(
 /// Begins a transaction with the totals and the high-water mark of the order keys after it: in one
 /// query, because each is a way to the connection's thread and back.
 async fn begin(connection: &mut SqliteConnection, plan: &Plan, commits: i64) -> sqlx::Result<()> {
+    let change = &plan.change;
     sqlx::query(
         "BEGIN IMMEDIATE; \
-         UPDATE usage SET blobs = ?, device_sync = ?, recovery_proofs = ?, pins = ?, bytes = ?, \
-         receipts = ?, commits = ? WHERE one = 1; \
+         UPDATE usage SET blobs = max(0, blobs + ?), device_sync = max(0, device_sync + ?), \
+         recovery_proofs = max(0, recovery_proofs + ?), pins = max(0, pins + ?), \
+         bytes = max(0, bytes + ?), receipts = max(0, receipts + ?), commits = ? WHERE one = 1; \
          UPDATE meta SET value = ? WHERE name = 'high_water'",
     )
-    .bind(to_i64(plan.held.blobs))
-    .bind(to_i64(plan.held.device_sync))
-    .bind(to_i64(plan.held.recovery_proofs))
-    .bind(to_i64(plan.held.pins))
-    .bind(to_i64(plan.held.bytes))
-    .bind(to_i64(plan.held.receipts))
+    .bind(change.blobs)
+    .bind(change.device_sync)
+    .bind(change.recovery_proofs)
+    .bind(change.pins)
+    .bind(change.bytes)
+    .bind(change.receipts)
     .bind(commits)
-    .bind(plan.next_key() - 1)
+    .bind(plan.next_key - 1)
     .execute(connection)
     .await
     .map(drop)

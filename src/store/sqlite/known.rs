@@ -1,5 +1,8 @@
-//! What the committer reads: at the start its counters and the departures, and before each batch
-//! what the batch is about.
+//! What the committer's connection reads: at the start its counters and the departures, and for each
+//! batch what a fold asks.
+//!
+//! Most answers come from the caches: working sets, owners, departures and nonces. What is not in
+//! them is read, and followed from then on.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,38 +11,31 @@ use futures_util::TryStreamExt as _;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
-use super::departures::Departures;
+use super::columns::{Size, expiry_slot, slot_start, to_i64, to_u64};
 use super::errors::classify;
-use super::open::SqliteOptions;
-use super::owners::Owned;
 use super::pages::bad_rows;
-use super::pins::read_pins;
-use super::recovery::read_slots;
-use super::rows::{self as rows, SELECT_OWNERS, SELECT_SETS};
-use super::working_set::{
-    ENTRY_BYTES, Entry, Size, WorkingSet, WorkingSets, expiry_slot, slot_start, to_i64, to_u64,
-};
+use super::pins::read_known_pins;
+use super::recovery::read_known_proofs;
+use super::rows::{self, SELECT_OWNERS, SELECT_SETS};
+use super::working_set::{ENTRY_BYTES, Entry, WorkingSet, WorkingSets};
+use super::writer::Caches;
 use crate::clock::Timestamp;
 use crate::secrets::Secret;
-use crate::store::commit::{CommitError, Write};
-use crate::store::plan::needs;
-use crate::store::plan::quota::{HeldInAll, Quota};
-use crate::store::plan::{Header, Known};
-
-/// Expired rows that a full mailbox loses at once.
-const RELIEF_ROWS_MAX: i64 = 256;
+use crate::store::departures::Departures;
+use crate::store::engine::{
+    Account, Asked, CommitError, Header, HeldInAll, Holder, Known, RELIEF_ROWS_MAX,
+};
+use crate::store::model::OrderKey;
 
 /// The numbers that change with each transaction.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::store) struct Totals {
-    pub(in crate::store) next_key: i64,
-    pub(in crate::store) held: HeldInAll,
-    pub(in crate::store) commits: i64,
+pub(super) struct Totals {
+    pub(super) next_key: i64,
+    pub(super) held: HeldInAll,
+    pub(super) commits: i64,
 }
 
-pub(in crate::store) async fn read_totals(
-    connection: &mut SqliteConnection,
-) -> sqlx::Result<Totals> {
+pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Result<Totals> {
     let row = sqlx::query(
         "SELECT blobs, device_sync, recovery_proofs, pins, bytes, receipts, commits, \
          max((SELECT value FROM meta WHERE name = 'high_water'), \
@@ -65,11 +61,11 @@ pub(in crate::store) async fn read_totals(
 
 /// The departures that are still remembered. Those whose time is over are among them: whether the
 /// clock is right is not known at a start, and they are forgotten when it is.
-pub(in crate::store) async fn read_departures(
+pub(super) async fn read_departures(
     connection: &mut SqliteConnection,
-    options: &SqliteOptions,
+    (dedup, dedup_max): (Duration, u64),
 ) -> sqlx::Result<Departures> {
-    let mut departures = Departures::new(options.dedup, options.dedup_max);
+    let mut departures = Departures::new(dedup, dedup_max);
     let ends = sqlx::query(
         "SELECT coalesce((SELECT min(n) FROM departed), 1), \
          coalesce((SELECT max(n) FROM departed), 0)",
@@ -79,7 +75,7 @@ pub(in crate::store) async fn read_departures(
     let (first, last): (i64, i64) = (ends.try_get(0)?, ends.try_get(1)?);
     departures.set_table_from(first);
     // What is too much for memory is not read at all.
-    let read_from = match options.dedup_max {
+    let read_from = match dedup_max {
         0 => first,
         max => first.max(last - to_i64(max) + 1),
     };
@@ -90,10 +86,73 @@ pub(in crate::store) async fn read_departures(
     .bind(read_from)
     .fetch(connection);
     while let Some(row) = table.try_next().await? {
-        let (number, departure) = rows::departure(&row)?;
-        departures.load(number, departure);
+        let (name, departed) = rows::departure(&row)?;
+        departures.load(row.try_get(0)?, name, departed);
     }
     Ok(departures)
+}
+
+/// Answers what a fold asks, but for what the writer itself knows.
+pub(super) async fn answer(
+    connection: &mut SqliteConnection,
+    caches: &mut Caches,
+    secret: &Secret,
+    asked: &Asked,
+) -> Result<Known, CommitError> {
+    let mut known = Known::default();
+    read_accounts(connection, caches, asked, &mut known).await?;
+    for name in &asked.departed {
+        let departed = caches.departures.find(&name.0, &name.1);
+        known
+            .departed
+            .extend(departed.map(|departed| (*name, departed)));
+    }
+    caches.nonces.answer(&asked.nonces, &mut known.nonces);
+    let read = read_rows(connection, caches, secret, asked, &mut known);
+    read.await.map_err(|error| classify(&error))?;
+    Ok(known)
+}
+
+/// What mailboxes and owners have; reads those that are not in memory.
+async fn read_accounts(
+    connection: &mut SqliteConnection,
+    caches: &mut Caches,
+    asked: &Asked,
+    known: &mut Known,
+) -> Result<(), CommitError> {
+    let of_holders = asked.holders.iter().filter_map(|holder| match holder {
+        Holder::Mailbox(mailbox) => Some(mailbox),
+        Holder::Owner(_) => None,
+    });
+    let of_names = asked.names.iter().map(|(mailbox, _)| mailbox);
+    let mut missing: Vec<_> = of_holders
+        .chain(of_names)
+        .map(|mailbox| mailbox.prefix64())
+        .filter(|mailbox64| caches.sets.get(*mailbox64).is_none())
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    read_sets(connection, &mut caches.sets, &missing, asked.is_smallest).await?;
+    let owners = asked.holders.iter().filter_map(|holder| match holder {
+        Holder::Owner(owner) => Some(owner.prefix64()),
+        Holder::Mailbox(_) => None,
+    });
+    let mut missing: Vec<_> = owners.collect();
+    missing.retain(|owner64| caches.sets.owners.get(*owner64).is_none());
+    read_owners(connection, &mut caches.sets, &missing)
+        .await
+        .map_err(|error| classify(&error))?;
+    for holder in &asked.holders {
+        let account = match holder {
+            Holder::Mailbox(mailbox) => {
+                let set = caches.sets.peek(mailbox.prefix64());
+                set.map(WorkingSet::account)
+            }
+            Holder::Owner(owner) => caches.sets.owners.get(owner.prefix64()),
+        };
+        known.accounts.insert(*holder, account.unwrap_or_default());
+    }
+    Ok(())
 }
 
 /// Reads the working sets of these mailboxes, which are not in memory.
@@ -101,7 +160,7 @@ async fn read_sets(
     connection: &mut SqliteConnection,
     sets: &mut WorkingSets,
     missing: &[i64],
-    batch: &[&Write],
+    is_smallest: bool,
 ) -> Result<(), CommitError> {
     let mut left = missing;
     while let Some((query, later)) = SELECT_SETS.cut_keys(left) {
@@ -115,7 +174,7 @@ async fn read_sets(
             let (mailbox64, entry) = set_entry(&row).map_err(|e| classify(&e))?;
             read.entry(mailbox64).or_default().insert(entry);
             count += 1;
-            if can_be_split(batch) && is_too_wide(sets, count) {
+            if !is_smallest && is_too_wide(sets, count) {
                 return Err(CommitError::TooWide);
             }
         }
@@ -128,16 +187,8 @@ async fn read_sets(
     Ok(())
 }
 
-/// Whether the committer can make smaller batches of this one.
-fn can_be_split(batch: &[&Write]) -> bool {
-    match batch {
-        [Write::Remove { keys, .. }] => keys.len() > 1,
-        _ => batch.len() > 1,
-    }
-}
-
 /// Whether what the batch needs at once goes beyond twice the bound of all working sets. The old
-/// ones are only given up after the batch, hence twice.
+/// ones are only given up before the next questions, hence twice.
 fn is_too_wide(sets: &WorkingSets, entries: u64) -> bool {
     sets.bytes() + entries * ENTRY_BYTES > 2 * sets.bytes_max()
 }
@@ -152,117 +203,64 @@ fn set_entry(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<(i64, Entry)> {
     Ok((row.try_get(4)?, entry))
 }
 
-/// Reads what the owners have to whom the batch brings something and who are not in memory.
+/// Reads what these owners have, who are not in memory.
 async fn read_owners(
     connection: &mut SqliteConnection,
     sets: &mut WorkingSets,
-    batch: &[&Write],
+    missing: &[i64],
 ) -> sqlx::Result<()> {
-    let mut missing: Vec<_> = needs::owners_of(batch).into_iter().collect();
-    missing.retain(|owner64| sets.owners.get(*owner64).is_none());
-    let mut left = missing.as_slice();
-    let mut read: HashMap<i64, Owned> = missing
+    let mut left = missing;
+    let mut read: HashMap<i64, Account> = missing
         .iter()
-        .map(|owner64| (*owner64, Owned::default()))
+        .map(|owner64| (*owner64, Account::default()))
         .collect();
     while let Some((query, later)) = SELECT_OWNERS.cut_keys(left) {
         let mut entries = query.fetch(&mut *connection);
         while let Some(row) = entries.try_next().await? {
             let size = Size(row.try_get(1)?);
-            let owned = read.entry(row.try_get(0)?).or_default();
-            owned.add(size.charged_bytes(), slot_start(row.try_get(2)?));
+            let account = read.entry(row.try_get(0)?).or_default();
+            let expires_from = slot_start(row.try_get(2)?);
+            account.add(size.class(), size.charged_bytes(), expires_from);
         }
         left = later;
     }
-    for (owner64, owned) in read {
-        sets.owners.put(owner64, owned);
+    for (owner64, account) in read {
+        sets.owners.put(owner64, account);
     }
     Ok(())
 }
 
-/// Reads what must be known to fold the batch.
-pub(in crate::store) async fn read_known(
-    connection: &mut SqliteConnection,
-    sets: &mut WorkingSets,
-    secret: &Secret,
-    (quota, held): (&Quota, HeldInAll),
-    batch: &[&Write],
-) -> Result<Known, CommitError> {
-    let missing = needs::mailboxes_to_read(batch, sets);
-    read_sets(connection, sets, &missing, batch).await?;
-    let rows = async {
-        read_owners(connection, sets, batch).await?;
-        read_rows(connection, sets, secret, (quota, held), batch).await
-    };
-    let mut known = rows.await.map_err(|error| classify(&error))?;
-    let missing = needs::receipt_mailboxes_to_read(batch, &known, sets);
-    read_sets(connection, sets, &missing, batch).await?;
-    read_relief(connection, sets, (secret, quota), &mut known, batch)
-        .await
-        .map_err(|error| classify(&error))?;
-    // What goes to make room is told, too.
-    let missing = needs::receipt_mailboxes_to_read(batch, &known, sets);
-    read_sets(connection, sets, &missing, batch).await?;
-    Ok(known)
-}
-
-/// Reads the rows that the batch is about, and proofs and pins.
+/// Reads rows, proofs and pins.
 async fn read_rows(
     connection: &mut SqliteConnection,
-    sets: &WorkingSets,
+    caches: &mut Caches,
     secret: &Secret,
-    (quota, held): (&Quota, HeldInAll),
-    batch: &[&Write],
-) -> sqlx::Result<Known> {
-    let mut known = Known {
-        proofs: read_slots(connection, batch).await?,
-        pins: read_pins(connection, held, quota, batch).await?,
-        ..Known::default()
-    };
-    let mut keys = needs::rows_to_read(batch, sets, secret);
-    for (place, key) in rows::read_topics(connection, &needs::topics_of(batch)).await? {
-        known.topics.entry(place).or_default().push(key);
-        keys.push(key);
+    asked: &Asked,
+    known: &mut Known,
+) -> sqlx::Result<()> {
+    known.proofs = read_known_proofs(connection, asked).await?;
+    known.pins = read_known_pins(connection, asked).await?;
+    let mut keys: Vec<i64> = asked.keys.iter().map(|key| key.0).collect();
+    for (mailbox, id) in &asked.names {
+        if let Some(set) = caches.sets.peek(mailbox.prefix64()) {
+            keys.extend(set.find(secret.id64(id)));
+        }
     }
+    keys.extend(rows::read_topics(connection, &asked.topics).await?);
     keys.sort_unstable();
     keys.dedup();
     let headers = rows::read_headers(connection, &keys, secret).await?;
-    known.headers.extend(headers);
-    let doubtful = needs::rows_to_examine(batch);
-    let bad = bad_rows(connection, &doubtful, secret).await?;
-    let sound = doubtful.iter().filter(|key| !bad.contains(key));
-    known.sound.extend(sound.map(|key| key.0));
-    Ok(known)
-}
-
-/// Reads what has expired of mailboxes and owners that the batch would fill.
-async fn read_relief(
-    connection: &mut SqliteConnection,
-    sets: &mut WorkingSets,
-    (secret, quota): (&Secret, &Quota),
-    known: &mut Known,
-    batch: &[&Write],
-) -> sqlx::Result<()> {
-    for (mailbox64, expired_by) in needs::mailboxes_to_relieve(batch, known, sets, quota) {
-        let holder = (EXPIRED_OF_MAILBOX, mailbox64);
-        let expired = read_expired(connection, holder, secret, expired_by).await?;
+    known.rows.extend(headers);
+    let bad = bad_rows(connection, &asked.doubtful, secret).await?;
+    let sound = asked.doubtful.iter().filter(|key| !bad.contains(key));
+    known.sound.extend(sound);
+    for (holder, expired_by) in &asked.expired {
+        let expired = read_expired(connection, *holder, secret, *expired_by).await?;
         if expired.keys.is_empty() {
-            sets.set_earliest_expiry(mailbox64, expired.look_again_at(expired_by));
-        } else {
-            known.expired.insert(mailbox64, expired.keys);
+            caches.look_again(*holder, expired.look_again_at(*expired_by));
         }
-        known.headers.extend(expired.headers);
-    }
-    for (owner64, expired_by) in needs::owners_to_relieve(batch, sets, quota) {
-        let holder = (EXPIRED_OF_OWNER, owner64);
-        let expired = read_expired(connection, holder, secret, expired_by).await?;
-        if expired.keys.is_empty() {
-            let again = expired.look_again_at(expired_by);
-            sets.owners.set_earliest_expiry(owner64, again);
-        } else {
-            known.expired_of_owners.insert(owner64, expired.keys);
-        }
-        known.headers.extend(expired.headers);
+        known.expired.insert(*holder, expired.keys);
+        known.rows.extend(expired.headers);
     }
     Ok(())
 }
@@ -275,8 +273,8 @@ const EXPIRED_OF_OWNER: &str = "SELECT seq FROM blob INDEXED BY blob_by_owner \
 
 /// What has expired of a full mailbox or owner.
 struct Expired {
-    keys: Vec<i64>,
-    headers: Vec<(i64, Header)>,
+    keys: Vec<OrderKey>,
+    headers: Vec<(OrderKey, Header)>,
     /// Nothing else expires before this moment.
     earliest: Timestamp,
 }
@@ -288,18 +286,22 @@ impl Expired {
     }
 }
 
-/// Reads what has expired of one holder with `sql`, one of the two above.
+/// Reads what has expired of one holder.
 async fn read_expired(
     connection: &mut SqliteConnection,
-    (sql, holder64): (&'static str, i64),
+    holder: Holder,
     secret: &Secret,
     expired_by: Timestamp,
 ) -> sqlx::Result<Expired> {
     let slot = expiry_slot(expired_by);
+    let (sql, holder64) = match holder {
+        Holder::Mailbox(mailbox) => (EXPIRED_OF_MAILBOX, mailbox.prefix64()),
+        Holder::Owner(owner) => (EXPIRED_OF_OWNER, owner.prefix64()),
+    };
     let found = sqlx::query(sql)
         .bind(holder64)
         .bind(slot)
-        .bind(RELIEF_ROWS_MAX)
+        .bind(to_i64(RELIEF_ROWS_MAX as u64))
         .fetch_all(&mut *connection)
         .await?;
     let keys = found
@@ -307,7 +309,7 @@ async fn read_expired(
         .map(|row| row.try_get(0))
         .collect::<sqlx::Result<Vec<i64>>>()?;
     let headers = rows::read_headers(connection, &keys, secret).await?;
-    let is_all = to_i64(keys.len() as u64) < RELIEF_ROWS_MAX;
+    let is_all = keys.len() < RELIEF_ROWS_MAX;
     let mut expired = Expired {
         keys: Vec::new(),
         headers: Vec::new(),

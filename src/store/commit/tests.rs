@@ -6,18 +6,23 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-use super::super::{Pending, StoreError};
+use super::write::Cause;
 use super::*;
-use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
-use crate::store::commit::{Engine, Lane, Pipeline, QUEUE_ITEMS_MAX};
-use crate::store::model::{Class, Envelope, Opener, RecoveryPut, Removed, Tells, View};
+use crate::secrets::Secret;
+use crate::store::engine::{
+    Asked, CommitError, Engine, Header, HeldInAll, Known, Plan, TookPlace, Write,
+};
+use crate::store::memory::{self, MemoryOptions};
+use crate::store::model::{Appended, Class, Envelope, Opener, OrderKey, Removed, Tells, View};
+use crate::store::quota::Quota;
 
 /// What the engine does with the next commits; afterwards it commits everything.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     DiskFull,
     Refused,
+    Raced,
     /// The end is unknown; it did take place.
     UnknownDone,
     /// The end is unknown; it did not take place.
@@ -28,6 +33,8 @@ enum Fault {
 struct Seen {
     batches: Vec<Vec<u8>>,
     stored: HashSet<u8>,
+    next_key: i64,
+    unsettled: Option<TookPlace>,
     faults: VecDeque<Fault>,
     /// Attempts to reopen that fail.
     cannot_reopen: usize,
@@ -61,32 +68,41 @@ fn name(write: &Write) -> u8 {
         Write::Append { envelope, .. } => envelope.body[0],
         Write::Acknowledge { .. } => b'a',
         Write::Remove { .. } => b'r',
-        Write::Tidy { .. } => b't',
         Write::Trial => b'w',
-        Write::Mark => b'm',
         _ => b'o',
-    }
-}
-
-fn outcome(write: &Write) -> Outcome {
-    match write {
-        Write::Append { envelope, .. } => Outcome::Appended(Appended::Stored {
-            expires_at: envelope.expires_at,
-        }),
-        Write::Acknowledge { .. } | Write::Remove { .. } => Outcome::Removed(Removed {
-            blobs: 1,
-            receipts: 0,
-        }),
-        Write::Tidy { .. } => Outcome::Tidied { more: false },
-        Write::RecoveryPut { .. } => Outcome::RecoveryPut(RecoveryPut::Stored),
-        Write::Mark => Outcome::Marked(crate::store::model::OrderKey::START),
-        _ => Outcome::Written,
     }
 }
 
 #[async_trait]
 impl Engine for Fake {
-    async fn commit(&mut self, batch: &[&Write]) -> Result<Vec<Outcome>, CommitError> {
+    async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError> {
+        let seen = self.seen();
+        // What the bench acknowledges.
+        let acknowledged = asked.names.iter().filter(|(_, id)| *id == ACKNOWLEDGED);
+        let rows = acknowledged.map(|(mailbox, id)| {
+            let header = Header {
+                mailbox: *mailbox,
+                id: *id,
+                class: Class::SeenByV1,
+                bytes: 1,
+                checksum: [0; 16],
+                expires_at: Timestamp::from_millis(1),
+                owner: None,
+                topic: None,
+                receipt_to: None,
+                is_delivered_told: false,
+            };
+            (OrderKey(0), header)
+        });
+        Ok(Known {
+            rows: rows.collect(),
+            next_key: seen.next_key + 1,
+            has_room: true,
+            ..Known::default()
+        })
+    }
+
+    async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {
         self.turns.acquire().await.unwrap().forget();
         let mut seen = self.seen();
         let names: Vec<_> = batch.iter().map(|write| name(write)).collect();
@@ -96,34 +112,36 @@ impl Engine for Fake {
         match seen.faults.pop_front() {
             Some(Fault::DiskFull) => Err(CommitError::DiskFull("no space".to_owned())),
             Some(Fault::Refused) => Err(CommitError::Refused("locked".to_owned())),
-            Some(Fault::UnknownLost) => Err(CommitError::Unknown("fsync".to_owned())),
+            Some(Fault::Raced) => Err(CommitError::Raced),
+            Some(Fault::UnknownLost) => {
+                seen.unsettled = Some(TookPlace::No);
+                Err(CommitError::Unknown("fsync".to_owned()))
+            }
             Some(Fault::UnknownDone) => {
                 seen.stored.extend(names);
+                seen.unsettled = Some(TookPlace::Yes);
                 Err(CommitError::Unknown("fsync".to_owned()))
             }
             None => {
                 seen.stored.extend(&names);
                 seen.batches.push(names);
-                Ok(batch.iter().map(|write| outcome(write)).collect())
+                seen.next_key = plan.next_key;
+                Ok(())
             }
         }
     }
 
-    async fn reopen(&mut self) -> Result<(), StoreError> {
+    async fn reopen(&mut self) -> Result<TookPlace, StoreError> {
         let mut seen = self.seen();
         if seen.cannot_reopen > 0 {
             seen.cannot_reopen -= 1;
             return Err(StoreError::unavailable("still broken"));
         }
-        Ok(())
+        Ok(seen.unsettled.take().unwrap_or(TookPlace::No))
     }
 
-    async fn settle(&mut self, batch: &[&Write]) -> Result<Vec<Option<Outcome>>, StoreError> {
-        let seen = self.seen();
-        Ok(batch
-            .iter()
-            .map(|write| seen.stored.contains(&name(write)).then(|| outcome(write)))
-            .collect())
+    async fn upkeep(&mut self, _expired_by: Timestamp) -> Result<bool, CommitError> {
+        Ok(false)
     }
 
     async fn close(&mut self) {
@@ -140,18 +158,40 @@ struct Bench {
 
 const MANY: usize = 1 << 20;
 
+/// A blob that the engine always has.
+const ACKNOWLEDGED: BlobId = BlobId::from_bytes([255; 16]);
+
 fn bench(turns: usize) -> Bench {
     let fake = Fake::new(turns);
     let woken = Arc::<Mutex<Vec<MailboxHash>>>::default();
     let list = Arc::clone(&woken);
-    let on_stored: OnStored = Arc::new(move |mailbox| {
+    let news: OnNews = Arc::new(move |news| {
+        let mailboxes = news.iter().map(|row| row.envelope.mailbox);
         list.lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(*mailbox);
+            .extend(mailboxes);
     });
     let metrics = Arc::new(Metrics::new());
+    // Nothing here reads: an empty database does.
+    let elsewhere = memory::open(MemoryOptions {
+        dedup: Duration::ZERO,
+        dedup_max: 0,
+        metrics: Arc::clone(&metrics),
+    });
+    let ground = Ground {
+        reads: elsewhere.reads,
+        rules: Rules {
+            secret: Secret::from_bytes([1; 32]),
+            quota: Quota::UNBOUNDED,
+            dedup: Duration::ZERO,
+            receipt_ttl: Duration::from_secs(60),
+        },
+        news,
+        tally: Arc::new(Tally::new(HeldInAll::default(), Arc::clone(&metrics))),
+        metrics: Arc::clone(&metrics),
+    };
     Bench {
-        pipeline: Pipeline::start(fake.clone(), on_stored, Arc::clone(&metrics))
+        pipeline: Pipeline::start(Box::new(fake.clone()), ground)
             .with_place_wait_max(Duration::from_millis(50)),
         fake,
         woken,
@@ -167,7 +207,8 @@ impl Bench {
     async fn append_to(&self, to: u8, body: Vec<u8>) -> Result<Pending<Appended>, StoreError> {
         let envelope = Envelope {
             mailbox: MailboxHash::from_bytes([to; 32]),
-            id: BlobId::from_bytes([body[0]; 16]),
+            // Another one for each, or the second would be a repeat of the first.
+            id: BlobId::from_bytes(rand::random()),
             class: Class::SeenByV1,
             owner: None,
             topic: None,
@@ -177,22 +218,29 @@ impl Bench {
             sealed: bytes::Bytes::new(),
             body: body.into(),
         };
-        self.pipeline
-            .append(envelope, [0; 16], Timestamp::default())
-            .await
+        let checksum = [0; 16];
+        let write = Write::Append {
+            envelope,
+            checksum,
+            expired_by: Timestamp::default(),
+        };
+        self.pipeline.queue(Lane::Normal, write).await
     }
 
     async fn acknowledge(&self) -> Pending<Removed> {
         let mailbox = MailboxHash::from_bytes([1; 32]);
-        let ids = vec![BlobId::from_bytes([1; 16])];
+        let ids = vec![ACKNOWLEDGED];
         let by = Opener {
             view: View::Proven,
             tells: Tells::Nobody,
         };
-        self.pipeline
-            .acknowledge(mailbox, ids, by, Timestamp::default())
-            .await
-            .unwrap()
+        let write = Write::Acknowledge {
+            mailbox,
+            ids,
+            by,
+            now: Timestamp::default(),
+        };
+        self.pipeline.queue(Lane::Normal, write).await.unwrap()
     }
 
     /// Holds the committer in a commit of the blob 0, so that what follows gathers.
@@ -249,7 +297,7 @@ async fn what_gathers_during_a_commit_shares_the_next_one_in_order() {
     let batches = bench.fake.seen().batches.clone();
     assert_eq!(batches, [vec![0], (1..=100).collect()]);
     let woken = bench.woken.lock().unwrap().len();
-    assert_eq!(woken, 1 + 3, "once for each mailbox of a batch");
+    assert_eq!(woken, 1 + 100, "each blob is news");
     assert_eq!(bench.value("relay_commit_queue_depth"), 0.0);
     assert_eq!(bench.value("relay_commit_queue_bytes"), 0.0);
 }
@@ -287,6 +335,29 @@ async fn one_bad_write_does_not_fail_its_neighbours() {
     let order = bench.fake.seen().batches.concat();
     assert!(order.is_sorted(), "{order:?}");
     assert_eq!(order.len(), 20);
+}
+
+/// Another instance came first: it is folded again, and a batch that never comes first is split.
+#[tokio::test]
+async fn a_batch_that_is_raced_is_folded_again_and_then_split() {
+    let bench = bench(0);
+    let first = bench.hold().await;
+    let mut pending = Vec::new();
+    for name in 1..=2 {
+        pending.push(bench.append(name).await.unwrap());
+    }
+    bench.fake.turns.add_permits(1);
+    first.await.unwrap();
+    bench.fake.seen().faults.extend([Fault::Raced; 4]);
+    bench.release();
+    for stored in pending {
+        assert_eq!(stored.await.unwrap(), STORED);
+    }
+    assert_eq!(bench.fake.seen().batches, [vec![0], vec![1], vec![2]]);
+    let raced = bench.append(3);
+    bench.fake.seen().faults.extend([Fault::Raced; 3]);
+    let refused = raced.await.unwrap().await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))));
 }
 
 #[tokio::test]
@@ -387,13 +458,12 @@ async fn the_queue_is_bounded_in_bytes_until_they_are_confirmed() {
 async fn the_sweep_joins_when_nothing_waits_or_after_a_second() {
     let bench = bench(0);
     let _first = bench.hold().await;
-    let remove = |lane| {
-        let cause = crate::store::commit::Cause::Expired;
-        bench
-            .pipeline
-            .remove(lane, Vec::new(), cause, Timestamp::default())
+    let remove = Write::Remove {
+        keys: Vec::new(),
+        cause: Cause::Expired,
+        now: Timestamp::default(),
     };
-    let sweep = remove(Lane::Low).await.unwrap();
+    let sweep: Pending<Removed> = bench.pipeline.queue(Lane::Low, remove).await.unwrap();
     for _ in 0..1_200 {
         bench.append(1).await.unwrap();
     }
