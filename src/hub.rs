@@ -60,9 +60,10 @@ pub struct LiveBlob {
     pub body: Bytes,
 }
 
-/// What one session has been woken for. Held by the session and, for each mailbox it joined, by the hub.
+/// What waits for one session: which mailboxes to look at, notices, live blobs. Held by the session and, for
+/// each mailbox it joined, by the hub.
 #[derive(Debug, Default)]
-pub struct Wakes {
+pub struct Inbox {
     /// Mailboxes that have something; bounded by what the session joined. Nothing awaits inside.
     marked: Mutex<HashSet<MailboxHash>>,
     waker: AtomicWaker,
@@ -86,8 +87,8 @@ struct Live {
     bytes: usize,
 }
 
-impl Wakes {
-    /// Those of a session that takes no notices.
+impl Inbox {
+    /// That of a session that takes no notices.
     pub fn without_notices() -> Self {
         Self {
             is_without_notices: true,
@@ -184,7 +185,7 @@ impl Wakes {
     }
 }
 
-type Subscribers = HashMap<MailboxHash, Vec<(ConnectionId, Arc<Wakes>)>>;
+type Subscribers = HashMap<MailboxHash, Vec<(ConnectionId, Arc<Inbox>)>>;
 
 /// The subscriptions of this process.
 #[derive(Debug)]
@@ -204,18 +205,18 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// From now on until the guard is dropped, `wakes` is marked whenever `mailbox` gets something.
+    /// From now on until the guard is dropped, `inbox` is marked whenever `mailbox` gets something.
     pub fn join(
         self: &Arc<Self>,
         mailbox: MailboxHash,
         connection: ConnectionId,
-        wakes: Arc<Wakes>,
+        inbox: Arc<Inbox>,
     ) -> Joined {
         self.shard(&mailbox)
             .entry(mailbox)
             // Nearly always the only one.
             .or_insert_with(|| Vec::with_capacity(1))
-            .push((connection, wakes));
+            .push((connection, inbox));
         Joined {
             hub: Arc::clone(self),
             mailbox,
@@ -226,8 +227,8 @@ impl Hub {
     /// Tells everyone who joined `mailbox` to look.
     pub fn wake(&self, mailbox: &MailboxHash) {
         if let Some(subscribers) = self.shard(mailbox).get(mailbox) {
-            for (_, wakes) in subscribers {
-                wakes.mark(*mailbox);
+            for (_, inbox) in subscribers {
+                inbox.mark(*mailbox);
             }
         }
     }
@@ -238,7 +239,7 @@ impl Hub {
         let shard = self.shard(sender);
         let sessions = shard.get(sender).into_iter().flatten();
         sessions
-            .filter(|(_, wakes)| !wakes.tell(notice.clone()))
+            .filter(|(_, inbox)| !inbox.tell(notice.clone()))
             .count()
     }
 
@@ -246,7 +247,7 @@ impl Hub {
     pub fn hand(&self, blob: &LiveBlob) -> usize {
         let shard = self.shard(&blob.mailbox);
         let sessions = shard.get(&blob.mailbox).into_iter().flatten();
-        sessions.filter(|(_, wakes)| wakes.hand(blob)).count()
+        sessions.filter(|(_, inbox)| inbox.hand(blob)).count()
     }
 
     /// How many subscriptions there are.
@@ -297,8 +298,8 @@ mod tests {
     use super::*;
     use std::task::Waker;
 
-    fn taken(wakes: &Wakes) -> usize {
-        match wakes.poll_take(&mut Context::from_waker(Waker::noop())) {
+    fn taken(inbox: &Inbox) -> usize {
+        match inbox.poll_take(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(marks) => marks.len(),
             Poll::Pending => 0,
         }
@@ -311,7 +312,7 @@ mod tests {
             MailboxHash::from_bytes([1; 32]),
             MailboxHash::from_bytes([2; 32]),
         );
-        let sessions: Vec<Arc<Wakes>> = (0..3).map(|_| Arc::default()).collect();
+        let sessions: Vec<Arc<Inbox>> = (0..3).map(|_| Arc::default()).collect();
         let _one = hub.join(a, ConnectionId::next(), Arc::clone(&sessions[0]));
         let _two = hub.join(a, ConnectionId::next(), Arc::clone(&sessions[1]));
         let _three = hub.join(b, ConnectionId::next(), Arc::clone(&sessions[2]));
@@ -320,7 +321,7 @@ mod tests {
         assert_eq!(
             sessions
                 .iter()
-                .map(|wakes| taken(wakes))
+                .map(|inbox| taken(inbox))
                 .collect::<Vec<_>>(),
             [1, 1, 0]
         );
@@ -331,10 +332,10 @@ mod tests {
     #[test]
     fn nothing_of_a_mailbox_that_was_left_stays_in_the_session() {
         let hub = Arc::new(Hub::default());
-        let wakes = Arc::new(Wakes::without_notices());
+        let inbox = Arc::new(Inbox::without_notices());
         let mailbox = MailboxHash::from_bytes([1; 32]);
-        let joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&wakes));
-        wakes.take_live(mailbox, true);
+        let joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&inbox));
+        inbox.take_live(mailbox, true);
         hub.wake(&mailbox);
         let handed = hub.hand(&LiveBlob {
             mailbox,
@@ -344,9 +345,9 @@ mod tests {
         });
         assert_eq!(handed, 1);
         drop(joined);
-        wakes.forget(&mailbox);
-        assert_eq!(taken(&wakes), 0);
-        let live = lock(&wakes.live);
+        inbox.forget(&mailbox);
+        assert_eq!(taken(&inbox), 0);
+        let live = lock(&inbox.live);
         assert!(live.from.is_empty() && live.blobs.is_empty() && live.bytes == 0);
     }
 
@@ -354,10 +355,10 @@ mod tests {
     fn a_live_blob_goes_to_every_session_that_wants_it_and_has_room() {
         let hub = Arc::new(Hub::default());
         let mailbox = MailboxHash::from_bytes([1; 32]);
-        let sessions: Vec<Arc<Wakes>> = (0..3).map(|_| Arc::default()).collect();
+        let sessions: Vec<Arc<Inbox>> = (0..3).map(|_| Arc::default()).collect();
         let _joined: Vec<_> = sessions
             .iter()
-            .map(|wakes| hub.join(mailbox, ConnectionId::next(), Arc::clone(wakes)))
+            .map(|inbox| hub.join(mailbox, ConnectionId::next(), Arc::clone(inbox)))
             .collect();
         let live = |bytes: usize| LiveBlob {
             mailbox,
@@ -384,21 +385,21 @@ mod tests {
         let hub = Arc::new(Hub::default());
         let mailbox = MailboxHash::from_bytes([1; 32]);
         let old = hub.join(mailbox, ConnectionId::next(), Arc::default());
-        let wakes = Arc::new(Wakes::default());
-        let _new = hub.join(mailbox, ConnectionId::next(), Arc::clone(&wakes));
+        let inbox = Arc::new(Inbox::default());
+        let _new = hub.join(mailbox, ConnectionId::next(), Arc::clone(&inbox));
         drop(old);
         hub.wake(&mailbox);
-        assert_eq!((taken(&wakes), hub.count()), (1, 1));
+        assert_eq!((taken(&inbox), hub.count()), (1, 1));
     }
 
     #[test]
     fn notices_reach_every_session_of_the_sender_and_are_bounded() {
         let hub = Arc::new(Hub::default());
         let sender = MailboxHash::from_bytes([1; 32]);
-        let sessions: Vec<Arc<Wakes>> = (0..2).map(|_| Arc::default()).collect();
+        let sessions: Vec<Arc<Inbox>> = (0..2).map(|_| Arc::default()).collect();
         let _joined: Vec<_> = sessions
             .iter()
-            .map(|wakes| hub.join(sender, ConnectionId::next(), Arc::clone(wakes)))
+            .map(|inbox| hub.join(sender, ConnectionId::next(), Arc::clone(inbox)))
             .collect();
         let notice = |number: u8| Notice {
             name: "a submit".into(),
@@ -406,10 +407,10 @@ mod tests {
             fate: Fate::Delivered,
         };
         assert_eq!(hub.tell(&sender, &notice(1)), 0);
-        for wakes in &sessions {
+        for inbox in &sessions {
             let context = &mut Context::from_waker(Waker::noop());
-            assert_eq!(wakes.poll_notice(context), Poll::Ready(notice(1)));
-            assert_eq!(wakes.poll_notice(context), Poll::Pending);
+            assert_eq!(inbox.poll_notice(context), Poll::Ready(notice(1)));
+            assert_eq!(inbox.poll_notice(context), Poll::Pending);
         }
         for _ in 0..NOTICES_MAX {
             assert_eq!(hub.tell(&sender, &notice(2)), 0);

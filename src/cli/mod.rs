@@ -2,7 +2,7 @@
 //!
 //! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
 //! `preflight`, tries what a start needs; `keygen`, `send`, `receive`, `withdraw` (`cancel` and
-//! `extend`), `purge`, `unpin` and `recovery` talk to `relays`, for scripts and by hand, and what they
+//! `extend`), `purge`, `unpin` and `recovery` `connect` to relays, for scripts and by hand, and what they
 //! collect goes to a `folder`; `healthcheck` is for probes; `manual` makes the manual page and the
 //! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
 //! unfinished files) and `progress` (what a terminal is shown meanwhile). `exit` lists the exit codes,
@@ -13,6 +13,7 @@ mod archive;
 mod backup;
 pub mod banner;
 mod check;
+mod connect;
 mod container;
 pub mod descriptors;
 pub mod exit;
@@ -25,7 +26,6 @@ mod progress;
 mod purge;
 mod receive;
 mod recovery;
-mod relays;
 mod restore;
 mod scratch;
 mod send;

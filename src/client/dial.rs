@@ -19,7 +19,7 @@ use tokio_tungstenite::{
 };
 
 use super::{ClientError, Options};
-use crate::protocol::message::Outgoing;
+use crate::protocol::v2::Answer;
 use crate::protocol::v2::SUBPROTOCOL;
 use crate::protocol::v2::client::{ServerFrame, decode_server_frame};
 use crate::protocol::v2::message::Welcome;
@@ -246,7 +246,10 @@ async fn welcome(socket: &mut Socket) -> Result<Welcome, ClientError> {
         match socket.next().await {
             Some(Ok(Message::Binary(frame))) => {
                 return match decode_server_frame(&frame) {
-                    Ok(ServerFrame::Known(Outgoing::Welcome { welcome, .. })) => Ok(*welcome),
+                    Ok(ServerFrame::Known {
+                        answer: Answer::Welcome(welcome),
+                        ..
+                    }) => Ok(*welcome),
                     Ok(_) => Err(ClientError::Protocol("the first frame is no welcome")),
                     Err(bad) => Err(ClientError::Protocol(bad.0)),
                 };

@@ -6,7 +6,7 @@
 //!
 //! In v2 the relay speaks first, a submit needs no handshake, and one connection opens many mailboxes.
 //!
-//! - [`message`]: the values, the same for every version
+//! - [`message`]: the values that are the same in both
 //! - [`v1`]: Vauchi's length-prefixed JSON
 //! - [`v2`]: protobuf after `proto/relay.proto`
 //! - [`proof`]: the exact bytes that are signed

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Service;
 use super::charge::Client;
 use super::refusal::Refusal;
-use crate::hub::{Joined, Wakes};
+use crate::hub::{Inbox, Joined};
 use crate::ids::{ConnectionId, MailboxHash, MailboxId};
 use crate::store::model::{Burnt, Holding, View};
 
@@ -115,10 +115,10 @@ impl Service {
         mailbox: &MailboxId,
         address: IpAddr,
         connection: ConnectionId,
-        wakes: Arc<Wakes>,
+        inbox: Arc<Inbox>,
     ) -> Subscription {
         let mailbox = self.parts.secret.mailbox(mailbox);
-        let joined = self.parts.hub.join(mailbox, connection, wakes);
+        let joined = self.parts.hub.join(mailbox, connection, inbox);
         Subscription {
             mailbox,
             client: self.client(&mailbox, address),

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::mailboxes::{Cursor, Mailboxes, Turn};
 use crate::clock::Timestamp;
-use crate::hub::Wakes;
+use crate::hub::Inbox;
 use crate::ids::MailboxHash;
 use crate::service::{More, Service, StoreError, StoredBlob};
 
@@ -44,7 +44,7 @@ struct Page {
 pub struct Feed {
     service: Arc<Service>,
     mailboxes: Arc<Mailboxes>,
-    wakes: Arc<Wakes>,
+    inbox: Arc<Inbox>,
     page: VecDeque<StoredBlob>,
     /// When it was read.
     read_at: Timestamp,
@@ -84,12 +84,12 @@ pub enum Fed {
 }
 
 impl Feed {
-    /// A feed of these mailboxes. The caller joins the hub for each of them with `wakes`.
-    pub fn new(service: Arc<Service>, mailboxes: Arc<Mailboxes>, wakes: Arc<Wakes>) -> Self {
+    /// A feed of these mailboxes. The caller joins the hub for each of them with `inbox`.
+    pub fn new(service: Arc<Service>, mailboxes: Arc<Mailboxes>, inbox: Arc<Inbox>) -> Self {
         Self {
             service,
             mailboxes,
-            wakes,
+            inbox,
             page: VecDeque::new(),
             read_at: Timestamp::default(),
             begins: None,
@@ -130,7 +130,7 @@ impl Feed {
                 },
                 Step::Idle => {
                     self.is_caught_up = true;
-                    match self.wakes.poll_take(context) {
+                    match self.inbox.poll_take(context) {
                         Poll::Ready(marked) => self.mailboxes.look_at(marked),
                         // One that has just been opened may have a backlog and no wake.
                         Poll::Pending if self.mailboxes.is_any_queued() => {}

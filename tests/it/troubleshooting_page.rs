@@ -25,7 +25,7 @@ const SENTENCES: [&str; 25] = [
     "cli/receive/mod.rs",
     "cli/receive/v2.rs",
     "cli/recovery.rs",
-    "cli/relays.rs",
+    "cli/connect.rs",
     "cli/restore.rs",
     "cli/scratch.rs",
     "cli/send.rs",

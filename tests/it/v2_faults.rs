@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
 use vauchi_relay::protocol::proof;
-use vauchi_relay::protocol::v2::message::{ReceiptKind, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::message::{Done, ReceiptKind, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::faulty::{Call, Fault, Faults, Stall, faulty_relay};
-use crate::guest::{Guest, Owned, number_of, on_terms, submit};
+use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::Peer;
 
 /// Asks while this call fails, and is refused for now; the session goes on. Then asks again.
@@ -16,7 +17,7 @@ async fn refused_first(
     faulty: &Faults,
     (call, fault): (Call, &Fault),
     request: Request,
-) -> Outgoing {
+) -> Answer {
     faulty.on(call, 1, fault.clone());
     let refused = guest.refusal(request.clone()).await;
     assert_eq!(refused.code, "unavailable", "{call:?}");
@@ -26,8 +27,8 @@ async fn refused_first(
     guest.answer(request).await
 }
 
-fn is_done(answer: &Outgoing, what: Done) -> bool {
-    matches!(answer, Outgoing::Done { done, .. } if *done == what)
+fn is_done(answer: &Answer, what: Done) -> bool {
+    matches!(answer, Answer::Done(done) if *done == what)
 }
 
 const FAULTS: [Fault; 2] = [Fault::Fail, Fault::FailCommit];
@@ -49,7 +50,7 @@ async fn a_submit_that_is_not_stored_is_not_confirmed_and_costs_no_share() {
         let answer = refused_first(&mut sender, &faulty, (Call::Append, fault), request).await;
         assert!(matches!(
             answer,
-            Outgoing::Stored {
+            Answer::Stored {
                 duplicate: false,
                 ..
             }
@@ -73,11 +74,11 @@ async fn of_submits_that_are_under_way_together_each_is_told_its_own_fate() {
     }
     let (mut stored, mut refused) = (Vec::new(), Vec::new());
     for _ in 0..6 {
-        let answer = sender.receive().await;
-        let number = number_of(&answer).unwrap();
+        let (number, answer) = sender.receive_numbered().await;
+        let number = number.unwrap();
         match answer {
-            Outgoing::Stored { .. } => stored.push(number),
-            Outgoing::Refused { .. } => refused.push(number),
+            Answer::Stored { .. } => stored.push(number),
+            Answer::Refused { .. } => refused.push(number),
             other => panic!("{other:?}"),
         }
     }
@@ -101,15 +102,15 @@ async fn a_deletion_that_fails_deletes_nothing_and_the_repeat_deletes() {
         owner.blob().await;
         owner.caught_up().await;
 
-        let request = Request::AcknowledgeEach(vec![(owned.id(), blob.id)]);
+        let request = Request::Acknowledge(vec![(owned.id(), blob.id)]);
         let met = (Call::Acknowledge, fault);
         let answer = refused_first(&mut owner, &faulty, met, request).await;
         assert!(is_done(&answer, Done::Acknowledged));
         assert_eq!(relay.metric("relay_blobs_stored").await, 1.0);
 
-        let request = Request::PurgeMailboxes(vec![owned.id()]);
+        let request = Request::Purge(vec![owned.id()]);
         let answer = refused_first(&mut owner, &faulty, (Call::Purge, fault), request).await;
-        let Outgoing::PurgedMailboxes { mailboxes, .. } = answer else {
+        let Answer::Purged(mailboxes) = answer else {
             panic!("{answer:?}")
         };
         assert_eq!(mailboxes[0].blobs, 1);
@@ -135,7 +136,7 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
     let first = owner.blob().await;
     let both = |owner: &Owned| {
         let unknown = vauchi_relay::ids::BlobId::from_bytes([9; 16]);
-        Request::AcknowledgeEach(vec![(owner.id(), first.id), (owner.id(), unknown)])
+        Request::Acknowledge(vec![(owner.id(), first.id), (owner.id(), unknown)])
     };
     // The client's one request of this minute.
     faulty.take_down();
@@ -151,7 +152,7 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
     relay.metric_becomes("relay_store_up", 1.0).await;
     // It is still in flight, so acknowledging it costs nothing.
     owner
-        .ask(Request::AcknowledgeEach(vec![(owned.id(), first.id)]))
+        .ask(Request::Acknowledge(vec![(owned.id(), first.id)]))
         .await;
     let frames = [owner.receive().await, owner.receive().await];
     assert!(
@@ -159,11 +160,7 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
             .iter()
             .any(|frame| is_done(frame, Done::Acknowledged))
     );
-    assert!(
-        frames
-            .iter()
-            .any(|frame| matches!(frame, Outgoing::Blob(_)))
-    );
+    assert!(frames.iter().any(|frame| matches!(frame, Answer::Blob(_))));
 }
 
 #[tokio::test]
@@ -175,7 +172,7 @@ async fn a_blob_is_taken_back_or_extended_when_storage_works_again() {
             let mut blob = on_terms(submit(&owned.id(), 0, &[secret]), |terms| {
                 terms.ttl = Some(Duration::from_secs(7_200));
             });
-            blob.id = Some(proof::v2_blob_id(&owned.id(), &[secret; 32]));
+            blob.id = proof::v2_blob_id(&owned.id(), &[secret; 32]);
             blob
         };
         let withdraw = |secret: u8, kind| {
@@ -216,7 +213,7 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
     faulty.on(Call::Holdings, 1, Fault::Fail);
     let subscribe = Request::Subscribe(owner.subscribe_to(&[&owned, &Owned::secret(2)], true));
     assert_eq!(owner.refusal(subscribe.clone()).await.code, "unavailable");
-    let purge = Request::PurgeMailboxes(vec![owned.id()]);
+    let purge = Request::Purge(vec![owned.id()]);
     assert_eq!(owner.refusal(purge).await.code, "unauthorized");
     let mut sender = Guest::connect(&relay).await;
     let live = on_terms(submit(&owned.id(), 2, b"x"), |terms| terms.live_only = true);
@@ -228,8 +225,8 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
     let mut caught_up = 0;
     while (blobs, caught_up) != (1, 2) {
         match owner.receive().await {
-            Outgoing::Blob(_) => blobs += 1,
-            Outgoing::CaughtUp { mailboxes } => caught_up += mailboxes.len(),
+            Answer::Blob(_) => blobs += 1,
+            Answer::CaughtUp(mailboxes) => caught_up += mailboxes.len(),
             other => panic!("{other:?}"),
         }
     }
@@ -285,17 +282,16 @@ async fn a_recovery_proof_that_is_not_stored_takes_no_place() {
     faulty.mend(Call::RecoveryPut);
     for _ in 0..2 {
         let kept = owner.answer(put.clone()).await;
-        assert!(matches!(kept, Outgoing::RecoveryKept { .. }), "{kept:?}");
+        assert!(matches!(kept, Answer::RecoveryKept { .. }), "{kept:?}");
     }
     assert_eq!(owner.refusal(put).await.code, "rate_limited");
 
     let get = Request::RecoveryQuery(RecoveryQuery {
         key_hashes: vec![[5; 32]],
-        is_cut: false,
     });
     let met = (Call::RecoveryGet, &Fault::Fail);
     let answer = refused_first(&mut owner, &faulty, met, get).await;
-    let Outgoing::RecoveryFound { proofs, .. } = answer else {
+    let Answer::RecoveryFound { proofs, .. } = answer else {
         panic!("{answer:?}")
     };
     assert_eq!(proofs.len(), 1);
@@ -367,6 +363,7 @@ async fn a_receipt_that_waits_for_the_disk_holds_up_no_answer() {
     for _ in 0..2 {
         owner.blob().await;
     }
+    owner.caught_up().await;
     stall.reached().await;
     assert_eq!(owner.done(Request::Ping).await, Done::Pong);
     stall.release();
@@ -391,5 +388,5 @@ async fn a_refused_subscribe_does_not_change_who_is_told() {
     assert_eq!(refused.code, "not_connected");
     owner.answer(telling).await;
     let handed = sender.answer(Request::Submit(live)).await;
-    assert!(matches!(handed, Outgoing::Handed { .. }));
+    assert!(matches!(handed, Answer::Handed));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vauchi_relay::protocol::message::{Outgoing, Request};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::faulty::{Call, faulty_relay};
 use crate::guest::{Guest, Owned, submit};
@@ -32,9 +32,9 @@ async fn a_full_window_reads_no_page_twice_until_it_opens() {
         guest.expect_nothing().await;
     }
     assert_eq!(faulty.calls(Call::Page), pages);
-    let acknowledge = Request::AcknowledgeEach(vec![(owned.id(), first.id)]);
+    let acknowledge = Request::Acknowledge(vec![(owned.id(), first.id)]);
     guest.ask(acknowledge).await;
-    while !matches!(guest.receive().await, Outgoing::Blob(_)) {}
+    while !matches!(guest.receive().await, Answer::Blob(_)) {}
     assert_eq!(faulty.calls(Call::Page), pages + 1);
 }
 
@@ -57,11 +57,11 @@ async fn good_proofs_at_the_same_time_refuse_each_other_nothing() {
     for guest in &mut guests {
         loop {
             match guest.receive().await {
-                Outgoing::Subscribed { openings, .. } => {
+                Answer::Subscribed(openings) => {
                     assert!(openings.iter().all(Result::is_ok));
                     break;
                 }
-                Outgoing::Refused { refused, .. } => panic!("{refused:?}"),
+                Answer::Refused(refused) => panic!("{refused:?}"),
                 _ => {}
             }
         }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
 
+use super::connect::{Relays, explained, parse_mailbox};
 use super::folder::Folder;
-use super::relays::{Relays, explained, parse_mailbox};
 use super::stop_signal;
 use crate::client::v1::{Client, Delivery, Options};
 use crate::client::{ClientError, MailboxId};
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
     use crate::client::played_relay::{Relay, listen};
     use crate::ids::BlobId;
-    use crate::protocol::message::{Outgoing, Request};
+    use crate::protocol::v1::{Answer, Request};
 
     fn args(relay: &str, more: &[&str]) -> Args {
         let command = Args::augment_args(clap::Command::new("receive"));
@@ -221,7 +221,7 @@ mod tests {
         let play = async {
             let mut relay = accept.await;
             relay.handshake().await;
-            relay.send(Outgoing::HandshakeAccepted).await;
+            relay.send(Answer::HandshakeAccepted).await;
             relay.deliver(1).await;
             relay.deliver(2).await;
             then(&mut relay).await;
@@ -240,7 +240,7 @@ mod tests {
         let out = folder.path().join("new").display().to_string();
         let (outcome, heard) = received(&["--out", &out, "--wait", "0.2"], async |_| {}).await;
         outcome.unwrap();
-        let acknowledged = |n: u8| Request::Acknowledge(Some(BlobId::from_bytes([n; 16])));
+        let acknowledged = |n: u8| Request::Acknowledge(BlobId::from_bytes([n; 16]));
         assert_eq!(heard, [acknowledged(1), acknowledged(2)]);
         for n in [1, 2] {
             let name =

@@ -11,10 +11,10 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 
 use super::{Args, end, interrupted, print};
+use crate::cli::connect::{explained, keys, open};
 use crate::cli::folder::Folder;
 use crate::cli::keygen;
 use crate::cli::progress::Progress;
-use crate::cli::relays::{explained, keys, open};
 use crate::client::{
     Client, ClientError, Delivery, Event, Item, MailboxId, Receipt, ReceiptKind, Receipts,
 };

@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketCon
 use super::{Delivery, Options, fresh_tag};
 use crate::client::ClientError;
 use crate::client::dial::{Socket, closed, connector, is_tls, lost, not_connected, request};
-use crate::protocol::message::Tag;
+use crate::protocol::v1::Tag;
 use crate::protocol::v1::client::{
     ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,
 };

@@ -41,7 +41,7 @@ pub use self::options::Options;
 use super::ClientError;
 use crate::clock::Clock;
 use crate::ids::MailboxId;
-use crate::protocol::message::Tag;
+use crate::protocol::v1::Tag;
 use crate::protocol::v1::client::{ClientRequest, Status, encode_request};
 
 /// One connection to a relay. Dropping it ends the connection without a goodbye; [`Client::close`]
@@ -210,7 +210,7 @@ impl Client {
 
 /// A name that no other request has.
 fn fresh_tag() -> Tag {
-    Tag::Name(uuid::Uuid::new_v4().to_string().into())
+    Tag::new(&uuid::Uuid::new_v4().to_string())
 }
 
 #[cfg(test)]
@@ -225,8 +225,9 @@ mod tests {
     use crate::client::played_relay::{Relay, listen};
     use crate::clock::Timestamp;
     use crate::ids::BlobId;
-    use crate::protocol::message::{self, Outgoing, Refused, Request};
-    use crate::protocol::v1;
+    use crate::protocol::message::Refused;
+    use crate::protocol::v1::message::Delivery as Delivered;
+    use crate::protocol::v1::{self, Answer, Request};
 
     fn mine() -> MailboxId {
         MailboxId::from_bytes([0xAB; 32])
@@ -238,7 +239,7 @@ mod tests {
         let relay = async {
             let mut relay = accept.await;
             relay.handshake().await;
-            relay.send(Outgoing::HandshakeAccepted).await;
+            relay.send(Answer::HandshakeAccepted).await;
             relay
         };
         let (client, relay) = tokio::join!(Client::connect(&url, options), relay);
@@ -256,7 +257,7 @@ mod tests {
         let relay = async {
             let mut relay = accept.await;
             let handshake = relay.handshake().await;
-            relay.send(Outgoing::HandshakeAccepted).await;
+            relay.send(Answer::HandshakeAccepted).await;
             handshake
         };
         let (client, handshake) = tokio::join!(Client::connect(&url, options), relay);
@@ -285,20 +286,11 @@ mod tests {
                     message: "full".into(),
                     retry_after: Some(Duration::from_secs(7)),
                 };
-                let tag_again = Some(tag.clone());
-                relay
-                    .send(match n {
-                        2 => Outgoing::Refused {
-                            tag: tag_again,
-                            refused,
-                        },
-                        _ => Outgoing::Stored {
-                            tag,
-                            expires_at: Timestamp::default(),
-                            duplicate: false,
-                        },
-                    })
-                    .await;
+                let answer = match n {
+                    2 => Answer::Refused(refused),
+                    _ => Answer::Stored,
+                };
+                relay.answer(&tag, answer).await;
             }
         };
         let (answers, ()) = tokio::join!(join_all((1..=3).map(submit)), answer);
@@ -327,7 +319,7 @@ mod tests {
         };
         let (closed, (acknowledged, after)) = tokio::join!(client.close(), heard);
         let id = BlobId::from_bytes([5; 16]);
-        assert_eq!(acknowledged, Request::Acknowledge(Some(id)));
+        assert_eq!(acknowledged, Request::Acknowledge(id));
         assert_eq!((after, closed), (None, Ok(())));
     }
 
@@ -382,13 +374,7 @@ mod tests {
         }
         let answer = async {
             let (tag, _) = relay.request().await.unwrap();
-            relay
-                .send(Outgoing::Stored {
-                    tag,
-                    expires_at: Timestamp::default(),
-                    duplicate: false,
-                })
-                .await;
+            relay.answer(&tag, Answer::Stored).await;
         };
         let (stored, ()) = tokio::join!(client.submit(mine(), Bytes::new()), answer);
         assert!(stored.is_ok(), "{stored:?}");
@@ -403,7 +389,8 @@ mod tests {
         let (mut sink, mut stream) = relay.0.split();
         let body = Bytes::from(vec![200; 250_000]);
         let delivery = v1::encode(
-            &Outgoing::Delivery(message::Delivery {
+            None,
+            &Answer::Delivery(Delivered {
                 id: BlobId::from_bytes([1; 16]),
                 mailbox_as_spelt: mine().to_hex().into(),
                 sender_id: None,
@@ -420,14 +407,7 @@ mod tests {
             for _ in 0..8 {
                 let frame = stream.next().await.unwrap().unwrap().into_data();
                 let tag = v1::tag_of(&frame).unwrap();
-                let answer = v1::encode(
-                    &Outgoing::Stored {
-                        tag,
-                        expires_at: Timestamp::default(),
-                        duplicate: false,
-                    },
-                    Timestamp::default(),
-                );
+                let answer = v1::encode(Some(&tag), &Answer::Stored, Timestamp::default());
                 sink.send(Message::Binary(answer)).await.unwrap();
             }
         };

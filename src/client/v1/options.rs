@@ -7,9 +7,9 @@ use ed25519_dalek::{Signer, SigningKey};
 
 use crate::clock::{Clock, Timestamp};
 use crate::ids::MailboxId;
-use crate::protocol::message::HandshakeProof;
 use crate::protocol::proof;
 use crate::protocol::v1::client::ClientHandshake;
+use crate::protocol::v1::message::HandshakeProof;
 
 /// How to connect. Made by [`Options::unsigned`] or [`Options::signed`]; change what you like.
 #[derive(Clone)]

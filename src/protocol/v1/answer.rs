@@ -4,69 +4,62 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use uuid::Uuid;
 
-use super::frame::{Builder, room_for_bytes};
-use super::{FEATURES, PROTOCOL_VERSION};
+use super::frame::{Builder, VERSION, room_for_bytes};
+use super::message::{Answer, Delivery, DeviceSyncDelivery, NoticeStatus, Tag};
 use crate::clock::Timestamp;
 use crate::ids::BlobId;
-use crate::protocol::message::{
-    Delivery, DeviceSyncDelivery, NoticeStatus, Outgoing, RecoveryProof, Refused, Tag,
-};
+use crate::protocol::message::{RecoveryProof, Refused};
+
+/// What the welcome says that this relay serves, in the order that Vauchi lists it. A feature is
+/// added when the session serves what it stands for; reading its frames is not enough.
+pub const FEATURES: &[&str] = &[
+    "routing_token",
+    "suppress_presence",
+    "purge",
+    "device_sync",
+    "recovery_proof",
+    "account_revoked",
+    "authenticated_handshake",
+];
+
+/// The version that the welcome names.
+pub const PROTOCOL_VERSION: u8 = VERSION;
 
 /// Stands for a request whose name could not be read; one old client can not bear a shorter name.
 const UNKNOWN_MESSAGE_ID: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Writes one frame to a client.
-pub fn encode(outgoing: &Outgoing, now: Timestamp) -> Bytes {
-    match outgoing {
-        Outgoing::HandshakeAccepted => begin(now, "HandshakeAck", 256)
+/// Writes one frame to a client: the answer to the request of this name, `None` when that could not be
+/// read. Deliveries have names of their own.
+pub fn encode(tag: Option<&Tag>, answer: &Answer, now: Timestamp) -> Bytes {
+    let request = tag.map_or(UNKNOWN_MESSAGE_ID, Tag::name);
+    match answer {
+        Answer::HandshakeAccepted => begin(now, "HandshakeAck", 256)
             .raw("protocol_version", PROTOCOL_VERSION)
             .text("server_version", env!("CARGO_PKG_VERSION"))
             .texts("features", FEATURES)
             .finish(),
-        Outgoing::Stored { tag, .. } | Outgoing::RecoveryKept { tag, .. } => {
-            acknowledgment(now, tag.name(), "Stored").finish()
-        }
-        Outgoing::Refused { tag, refused } => {
-            let tag = tag.as_ref().map_or(UNKNOWN_MESSAGE_ID, Tag::name);
-            encode_refused(tag, refused, now)
-        }
-        Outgoing::Delivery(delivery) => encode_delivery(delivery, now),
-        Outgoing::DeviceSync(delivery) => encode_device_sync(delivery, now),
-        Outgoing::Notice {
-            tag,
-            blob_id,
-            status,
-        } => acknowledgment(now, tag.name(), notice_word(*status))
-            .text("blob_id", &spell_blob_id(blob_id))
-            .finish(),
-        Outgoing::RecoveryProofs { proofs } => encode_recovery_proofs(proofs, now),
-        Outgoing::Purged {
-            tag,
+        Answer::Stored => acknowledgment(now, request, "Stored").finish(),
+        Answer::Refused(refused) => encode_refused(request, refused, now),
+        Answer::RecoveryProofs(proofs) => encode_recovery_proofs(proofs, now),
+        Answer::Purged {
             blobs_deleted,
             device_sync_deleted,
             recovery_proofs_deleted,
-        } => Builder::new(tag.name(), now, "PurgeResponse", 256)
+        } => Builder::new(request, now, "PurgeResponse", 256)
             .raw("blobs_deleted", blobs_deleted)
             .raw("device_sync_deleted", device_sync_deleted)
             .raw("recovery_proofs_deleted", recovery_proofs_deleted)
             .finish(),
-        // A v1 session makes none of these; a frame of a type that v1 clients pass over, if one did.
-        Outgoing::Welcome { .. }
-        | Outgoing::Handed { .. }
-        | Outgoing::Subscribed { .. }
-        | Outgoing::Windowed { .. }
-        | Outgoing::Done { .. }
-        | Outgoing::PurgedMailboxes { .. }
-        | Outgoing::RecoveryFound { .. }
-        | Outgoing::Blob(_)
-        | Outgoing::Receipt(_)
-        | Outgoing::CaughtUp { .. }
-        | Outgoing::GoAway(_) => begin(now, "Unknown", 256).finish(),
+        Answer::Delivery(delivery) => encode_delivery(delivery, now),
+        Answer::DeviceSync(delivery) => encode_device_sync(delivery, now),
+        Answer::Notice { blob_id, status } => acknowledgment(now, request, notice_word(*status))
+            .text("blob_id", &spell_blob_id(blob_id))
+            .finish(),
     }
 }
 
-fn encode_refused(tag: &str, refused: &Refused, now: Timestamp) -> Bytes {
-    let frame = acknowledgment(now, tag, "Failed")
+fn encode_refused(request: &str, refused: &Refused, now: Timestamp) -> Bytes {
+    let frame = acknowledgment(now, request, "Failed")
         .text("error", refused.code)
         .text("message", &refused.message);
     match refused.retry_after {
@@ -165,7 +158,7 @@ pub(super) mod tests {
     use super::super::tests::ID;
     use super::*;
     use crate::ids::MailboxId;
-    use crate::protocol::message::{Incoming, Request};
+    use crate::protocol::v1::{Incoming, Request};
 
     pub(in crate::protocol) const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_500);
 
@@ -185,14 +178,8 @@ pub(super) mod tests {
             message: "the mailbox is \"full\"".into(),
             retry_after: Some(Duration::from_millis(1_500)),
         };
-        let tag = Some(Tag::Name("m-1".into()));
-        let answer = parsed(&encode(
-            &Outgoing::Refused {
-                tag,
-                refused: refused.clone(),
-            },
-            NOW,
-        ));
+        let refusal = Answer::Refused(refused.clone());
+        let answer = parsed(&encode(Some(&Tag::new("m-1")), &refusal, NOW));
         assert_eq!(
             answer["payload"],
             json!({
@@ -204,7 +191,7 @@ pub(super) mod tests {
             retry_after: None,
             ..refused
         };
-        let answer = parsed(&encode(&Outgoing::Refused { tag: None, refused }, NOW));
+        let answer = parsed(&encode(None, &Answer::Refused(refused), NOW));
         assert_eq!(answer["payload"]["message_id"], UNKNOWN_MESSAGE_ID);
         assert_eq!(answer["payload"].get("retry_after_ms"), None);
     }
@@ -215,13 +202,12 @@ pub(super) mod tests {
             (NoticeStatus::Delivered, "Delivered"),
             (NoticeStatus::ReceivedByRecipient, "ReceivedByRecipient"),
         ] {
-            let notice = Outgoing::Notice {
-                tag: Tag::Name("m-1".into()),
+            let notice = Answer::Notice {
                 blob_id: BlobId::from_bytes([0xCD; 16]),
                 status,
             };
             assert_eq!(
-                parsed(&encode(&notice, NOW))["payload"],
+                parsed(&encode(Some(&Tag::new("m-1")), &notice, NOW))["payload"],
                 json!({
                     "type": "Acknowledgment", "message_id": "m-1", "status": word,
                     "blob_id": "cdcdcdcd-cdcd-cdcd-cdcd-cdcdcdcdcdcd",
@@ -232,13 +218,12 @@ pub(super) mod tests {
 
     #[test]
     fn a_purge_is_answered_under_its_name() {
-        let purged = Outgoing::Purged {
-            tag: Tag::Name("m-1".into()),
+        let purged = Answer::Purged {
             blobs_deleted: 1,
             device_sync_deleted: 2,
             recovery_proofs_deleted: 3,
         };
-        let answer = parsed(&encode(&purged, NOW));
+        let answer = parsed(&encode(Some(&Tag::new("m-1")), &purged, NOW));
         assert_eq!(answer["message_id"], "m-1");
         assert_eq!(
             answer["payload"],
@@ -258,7 +243,7 @@ pub(super) mod tests {
                 sender_id: sender_id.map(Into::into),
                 body: Bytes::from_static(&[1]),
             };
-            parsed(&encode(&Outgoing::Delivery(delivery), NOW))["payload"].clone()
+            parsed(&encode(None, &Answer::Delivery(delivery), NOW))["payload"].clone()
         };
         assert_eq!(delivered(None).get("sender_id"), None);
         assert_eq!(delivered(Some("a \"b\"\n"))["sender_id"], "a \"b\"\n");
@@ -278,7 +263,7 @@ pub(super) mod tests {
         for bytes_max in [0, 255, 256, 400, 1_000, 4_000, 4_500, 5_000, 10_000] {
             let fitting = proofs_that_fit(&all, bytes_max);
             let proofs = all[..fitting].to_vec();
-            let frame = encode(&Outgoing::RecoveryProofs { proofs }, NOW);
+            let frame = encode(None, &Answer::RecoveryProofs(proofs), NOW);
             assert!(fitting == 0 || frame.len() <= bytes_max, "{bytes_max}");
         }
         assert_eq!(proofs_that_fit(&all, 256), 0);
@@ -313,7 +298,7 @@ pub(super) mod tests {
                 version,
                 body: body.into(),
             };
-            let bytes = encode(&Outgoing::DeviceSync(delivery.clone()), NOW);
+            let bytes = encode(None, &Answer::DeviceSync(delivery.clone()), NOW);
             // A delivery has the form of a request.
             let Incoming::Request { tag, request: Request::DeviceSync(sync) } = decode(&bytes) else {
                 panic!()
@@ -329,7 +314,7 @@ pub(super) mod tests {
         #[test]
         fn found_proofs_are_told_whole(lengths in proptest::collection::vec(0usize..200, 0..5)) {
             let proofs = proofs(&lengths);
-            let answer = parsed(&encode(&Outgoing::RecoveryProofs { proofs: proofs.clone() }, NOW));
+            let answer = parsed(&encode(None, &Answer::RecoveryProofs(proofs.clone()), NOW));
             let told: Vec<Value> = proofs
                 .iter()
                 .map(|found| json!({"key_hash": "ab".repeat(32), "proof_data": found.proof.to_vec()}))
@@ -345,7 +330,7 @@ pub(super) mod tests {
                 sender_id: None,
                 body: body.into(),
             };
-            let bytes = encode(&Outgoing::Delivery(delivery.clone()), NOW);
+            let bytes = encode(None, &Answer::Delivery(delivery.clone()), NOW);
             let value = parsed(&bytes);
             prop_assert_eq!(&value["message_id"], "cdcdcdcd-cdcd-cdcd-cdcd-cdcdcdcdcdcd");
             prop_assert_eq!(&value["payload"], &json!({

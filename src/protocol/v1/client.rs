@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 
-use super::frame::{Builder, Frame, Payload, room_for_bytes, tag};
+use super::frame::{Builder, Frame, Payload, room_for_bytes};
+use super::message::{HandshakeProof, Tag};
 use crate::clock::Timestamp;
 use crate::ids::MailboxId;
-use crate::protocol::message::{HandshakeProof, Tag};
+use crate::protocol::message::BadFrame;
 
 /// What a client asks of a relay.
 #[derive(Debug, Clone, Copy)]
@@ -91,11 +92,6 @@ pub enum Status {
     },
 }
 
-/// A frame from a relay that can not be understood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BadFrame(pub &'static str);
-
 /// Writes a request with the name `tag`.
 pub fn encode_request(tag: &Tag, request: ClientRequest<'_>, now: Timestamp) -> Bytes {
     match request {
@@ -147,7 +143,7 @@ fn encode_handshake(tag: &Tag, handshake: &ClientHandshake, now: Timestamp) -> B
 pub fn decode_server_frame(bytes: &[u8]) -> Result<ServerFrame, BadFrame> {
     let mut frame = Frame::default();
     frame.read(bytes).map_err(BadFrame)?;
-    let name = tag(frame.message_id.as_deref().unwrap_or_default());
+    let name = frame.message_id.as_deref().map(Tag::new);
     let payload = &mut frame.payload;
     let kind = payload
         .text("type")
@@ -159,7 +155,7 @@ pub fn decode_server_frame(bytes: &[u8]) -> Result<ServerFrame, BadFrame> {
         }),
         "Acknowledgment" => read_acknowledgment(payload),
         "EncryptedUpdate" => Ok(ServerFrame::Delivery {
-            delivery: name,
+            delivery: name.ok_or(BadFrame("message_id of the delivery is missing"))?,
             body: payload
                 .take_bytes("ciphertext", "ciphertext is missing")
                 .map_err(BadFrame)?,
@@ -184,7 +180,7 @@ fn read_acknowledgment(payload: &Payload<'_>) -> Result<ServerFrame, BadFrame> {
         _ => return Err(BadFrame("status is unknown")),
     };
     Ok(ServerFrame::Acknowledgment {
-        request: tag(&request),
+        request: Tag::new(&request),
         status,
     })
 }
@@ -200,12 +196,13 @@ mod tests {
 
     use super::super::{FEATURES, decode, encode};
     use super::*;
-    use crate::protocol::message::{Incoming, Outgoing, Refused, Request};
+    use crate::protocol::message::Refused;
+    use crate::protocol::v1::{Answer, Incoming, Request};
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_000);
 
     fn name() -> Tag {
-        Tag::Name("11111111-1111-4111-8111-111111111111".into())
+        Tag::new("11111111-1111-4111-8111-111111111111")
     }
 
     fn asked(request: ClientRequest<'_>) -> Request {
@@ -235,7 +232,8 @@ mod tests {
                     suppress_presence: routing_token.is_some(),
                     proof: proof.clone(),
                 };
-                let Request::Handshake(read) = asked(ClientRequest::Handshake(&sent)) else {
+                let greeting = encode_request(&name(), ClientRequest::Handshake(&sent), NOW);
+                let Incoming::Handshake(read) = decode(&greeting) else {
                     panic!()
                 };
                 assert_eq!(read.client_id, sent.client_id);
@@ -248,9 +246,12 @@ mod tests {
 
     #[test]
     fn the_client_understands_every_answer() {
-        let answer = |outgoing| decode_server_frame(&encode(&outgoing, NOW)).unwrap();
+        let answer = |answer| {
+            let frame = encode(Some(&name()), &answer, NOW);
+            decode_server_frame(&frame).unwrap()
+        };
         assert_eq!(
-            answer(Outgoing::HandshakeAccepted),
+            answer(Answer::HandshakeAccepted),
             ServerFrame::HandshakeAck {
                 server_version: env!("CARGO_PKG_VERSION").to_owned(),
                 features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
@@ -259,11 +260,7 @@ mod tests {
         let request = name();
         let status = Status::Stored;
         assert_eq!(
-            answer(Outgoing::Stored {
-                tag: name(),
-                expires_at: Timestamp::default(),
-                duplicate: false
-            }),
+            answer(Answer::Stored),
             ServerFrame::Acknowledgment { request, status }
         );
         let refused = Refused {
@@ -272,10 +269,7 @@ mod tests {
             retry_after: Some(Duration::from_secs(2)),
         };
         assert_eq!(
-            answer(Outgoing::Refused {
-                tag: Some(name()),
-                refused
-            }),
+            answer(Answer::Refused(refused)),
             ServerFrame::Acknowledgment {
                 request: name(),
                 status: Status::Failed {

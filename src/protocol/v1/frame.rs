@@ -7,7 +7,6 @@ use bytes::Bytes;
 use super::int_array;
 use super::json::{Reader, Why, push_string};
 use crate::clock::Timestamp;
-use crate::protocol::message::Tag;
 
 /// The only version there is.
 pub(super) const VERSION: u8 = 1;
@@ -364,9 +363,4 @@ impl Builder {
 /// How much room a blob takes in a frame.
 pub(super) fn room_for_bytes(bytes: &[u8]) -> usize {
     int_array::written_len(bytes)
-}
-
-/// The name as a tag.
-pub(super) fn tag(message_id: &str) -> Tag {
-    Tag::Name(message_id.into())
 }

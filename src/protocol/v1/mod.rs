@@ -5,7 +5,8 @@
 //! `timestamp`, and a `payload` whose `type` says what it is. Byte strings are arrays of integers, ids
 //! are hexadecimal. Fields that we do not know are skipped.
 //!
-//! - `request`: what each of a client's frames asks; `answer`: what it is told
+//! - [`message`]: what the two say to each other, as values
+//! - `request`: what each of a client's frames asks; `answer`: how the relay's are written
 //! - [`client`]: the client's side
 //! - `frame`: what both sides share; `json`, `int_array`: how frames are read and written without a
 //!   general parser
@@ -15,26 +16,13 @@ pub mod client;
 mod frame;
 mod int_array;
 mod json;
+pub mod message;
 mod request;
 
-pub use self::answer::{encode, proofs_that_fit};
-use self::frame::{Frame, message_id_of, tag};
-use super::message::{Incoming, Tag};
-
-/// What the welcome says that this relay serves, in the order that Vauchi lists it. A feature is
-/// added when the session serves what it stands for; reading its frames is not enough.
-pub const FEATURES: &[&str] = &[
-    "routing_token",
-    "suppress_presence",
-    "purge",
-    "device_sync",
-    "recovery_proof",
-    "account_revoked",
-    "authenticated_handshake",
-];
-
-/// The version that the welcome names.
-pub const PROTOCOL_VERSION: u8 = frame::VERSION;
+pub use self::answer::{FEATURES, PROTOCOL_VERSION, encode, proofs_that_fit};
+use self::frame::{Frame, message_id_of};
+pub use self::message::{Answer, Incoming, Request, Tag};
+use self::request::Asked;
 
 /// Reads one frame from a client. Never fails: what can not be read is a value too.
 pub fn decode(bytes: &[u8]) -> Incoming {
@@ -42,16 +30,17 @@ pub fn decode(bytes: &[u8]) -> Incoming {
     let outcome = frame.read(bytes).and_then(|()| request::read(&mut frame));
     match (outcome, frame.message_id.as_deref()) {
         (Ok(None), _) => Incoming::Ignored,
-        (Ok(Some(request)), Some(message_id)) => Incoming::Request {
-            tag: tag(message_id),
+        (Ok(Some(Asked::Handshake(handshake))), _) => Incoming::Handshake(handshake),
+        (Ok(Some(Asked::Request(request))), Some(message_id)) => Incoming::Request {
+            tag: Tag::new(message_id),
             request,
         },
-        (Ok(Some(_)), None) => Incoming::Garbage {
+        (Ok(Some(Asked::Request(_))), None) => Incoming::Garbage {
             why: "message_id is missing",
         },
         (Err(why), message_id) => {
             // The fault may stand before the name.
-            match message_id.map(tag).or_else(|| tag_of(bytes)) {
+            match message_id.map(Tag::new).or_else(|| tag_of(bytes)) {
                 Some(tag) => Incoming::Invalid { tag, why },
                 None => Incoming::Garbage { why },
             }
@@ -62,7 +51,7 @@ pub fn decode(bytes: &[u8]) -> Incoming {
 /// The name of a frame that is too large to be read whole; stops at the name, which clients write
 /// near the beginning.
 pub fn tag_of(frame: &[u8]) -> Option<Tag> {
-    message_id_of(frame).as_deref().map(tag)
+    message_id_of(frame).as_deref().map(Tag::new)
 }
 
 #[cfg(test)]
@@ -72,12 +61,11 @@ mod tests {
 
     use super::answer::tests::{NOW, parsed};
     use super::*;
-    use crate::clock::Timestamp;
-    use crate::protocol::message::{Outgoing, Request};
 
     pub(in crate::protocol) const ID: &str =
         "ABcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789";
-    fn frame(text: &str) -> Vec<u8> {
+
+    pub(in crate::protocol) fn frame(text: &str) -> Vec<u8> {
         let mut frame = (text.len() as u32).to_be_bytes().to_vec();
         frame.extend_from_slice(text.as_bytes());
         frame
@@ -224,14 +212,7 @@ mod tests {
             };
             assert_eq!(tag.name(), name);
             assert_eq!(tag_of(&frame(&text)), Some(tag.clone()));
-            let answer = parsed(&encode(
-                &Outgoing::Stored {
-                    tag,
-                    expires_at: Timestamp::default(),
-                    duplicate: false,
-                },
-                NOW,
-            ));
+            let answer = parsed(&encode(Some(&tag), &Answer::Stored, NOW));
             assert_eq!(answer["payload"]["message_id"], name);
         }
         let long = json!({"message_id": "x".repeat(1025)}).to_string();
@@ -243,7 +224,7 @@ mod tests {
     fn the_name_of_a_cut_frame_can_be_read() {
         let bytes = envelope(json!({"type": "EncryptedUpdate", "ciphertext": vec![7; 99]}));
         // serde_json sorts the keys, so the name stands first.
-        assert_eq!(tag_of(&bytes[..60]), Some(Tag::Name("m-1".into())));
+        assert_eq!(tag_of(&bytes[..60]), Some(Tag::new("m-1")));
         assert_eq!(tag_of(&bytes[..10]), None);
     }
 

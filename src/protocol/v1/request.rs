@@ -9,12 +9,11 @@ use uuid::Uuid;
 
 use super::frame::{Builder, Frame, Payload, TEXT_BYTES_MAX, room_for_bytes};
 use super::json::Why;
-use crate::ids::{BlobId, MailboxId, parse_hex};
-use crate::protocol::message::{
-    AccountRevoked, DeviceSync, Handshake, HandshakeProof, Purge, RECOVERY_HASHES_MAX,
-    RecoveryProof, RecoveryQuery, Request, Submit,
+use super::message::{
+    AccountRevoked, DeviceSync, Handshake, HandshakeProof, Purge, Request, Submit,
 };
-use crate::protocol::v2::message::SubmitTerms;
+use crate::ids::{BlobId, MailboxId, parse_hex};
+use crate::protocol::message::{RECOVERY_HASHES_MAX, RecoveryProof, RecoveryQuery};
 
 /// What a frame's `type` means to this relay.
 enum Kind {
@@ -51,29 +50,41 @@ const KINDS: [(&str, Kind); 14] = [
     ("OffloadBlob", Kind::NotServed),
 ];
 
-/// What a whole frame asks. `None`: well formed, but not served.
-pub(super) fn read(frame: &mut Frame<'_>) -> Result<Option<Request>, Why> {
+/// What a whole frame asks.
+pub(super) enum Asked {
+    Handshake(Box<Handshake>),
+    Request(Request),
+}
+
+/// Reads what a whole frame asks. `None`: well formed, and nothing is done for it.
+pub(super) fn read(frame: &mut Frame<'_>) -> Result<Option<Asked>, Why> {
     let payload = &mut frame.payload;
     let kind = payload
         .text("type")
         .ok_or("type is missing or not a string")?;
     let kind = KINDS.iter().find(|(name, _)| *name == kind);
     let request = match kind.map_or(&Kind::NotServed, |(_, kind)| kind) {
-        Kind::Handshake => read_handshake(payload),
+        Kind::Handshake => return read_handshake(payload).map(Some),
         Kind::EncryptedUpdate => read_submit(payload),
-        Kind::Acknowledgment => read_acknowledgment(payload),
+        Kind::Acknowledgment => {
+            let blob = read_acknowledgment(payload)?;
+            return Ok(blob.map(Request::Acknowledge).map(Asked::Request));
+        }
         Kind::DeviceSyncMessage => read_device_sync(payload),
-        Kind::DeviceSyncAck => read_device_sync_acknowledgment(payload),
+        Kind::DeviceSyncAck => {
+            let blob = read_device_sync_acknowledgment(payload)?;
+            return Ok(blob.map(Request::DeviceSyncAcknowledge).map(Asked::Request));
+        }
         Kind::RecoveryProofStore => read_recovery_store(payload),
         Kind::RecoveryProofQuery => read_recovery_query(payload),
         Kind::PurgeRequest => read_purge(payload),
         Kind::AccountRevoked => read_account_revoked(frame),
         Kind::NotServed => return Ok(None),
     };
-    request.map(Some)
+    Ok(Some(Asked::Request(request?)))
 }
 
-fn read_handshake(payload: &Payload<'_>) -> Result<Request, Why> {
+fn read_handshake(payload: &Payload<'_>) -> Result<Asked, Why> {
     let client = payload.text("client_id").ok_or("client_id is missing")?;
     let client_id = MailboxId::parse(&client).map_err(|_| "client_id is not 64 hex digits")?;
     let device = optional_id(payload, "device_id", "device_id is not 64 hex digits")?;
@@ -88,7 +99,7 @@ fn read_handshake(payload: &Payload<'_>) -> Result<Request, Why> {
         Some((spelt, id)) => (spelt, Some(id)),
         None => (Arc::clone(&client_as_spelt), None),
     };
-    Ok(Request::Handshake(Box::new(Handshake {
+    Ok(Asked::Handshake(Box::new(Handshake {
         client_id,
         client_as_spelt,
         device_id,
@@ -136,9 +147,7 @@ fn read_signature(payload: &Payload<'_>) -> Option<HandshakeProof> {
 fn read_submit(payload: &mut Payload<'_>) -> Result<Request, Why> {
     Ok(Request::Submit(Submit {
         recipient: read_recipient(payload)?,
-        id: None,
         sender_id: read_sender_id(payload),
-        terms: SubmitTerms::default(),
         body: payload.take_bytes("ciphertext", "ciphertext is missing")?,
     }))
 }
@@ -160,7 +169,8 @@ fn read_sender_id(payload: &Payload<'_>) -> Option<Box<str>> {
         .then(|| sender_id.into())
 }
 
-fn read_acknowledgment(payload: &Payload<'_>) -> Result<Request, Why> {
+/// The blob that has arrived; `None` when its id is none that a relay ever made.
+fn read_acknowledgment(payload: &Payload<'_>) -> Result<Option<BlobId>, Why> {
     let blob = payload
         .text("message_id")
         .ok_or("message_id of the acknowledgment is missing")?;
@@ -169,7 +179,7 @@ fn read_acknowledgment(payload: &Payload<'_>) -> Result<Request, Why> {
     if !["Stored", "Delivered", "ReceivedByRecipient", "Failed"].contains(&&*status) {
         return Err("status is unknown");
     }
-    Ok(Request::Acknowledge(parse_blob_id(&blob)))
+    Ok(parse_blob_id(&blob))
 }
 
 fn read_device_sync(payload: &mut Payload<'_>) -> Result<Request, Why> {
@@ -192,7 +202,7 @@ fn read_device_sync(payload: &mut Payload<'_>) -> Result<Request, Why> {
     }))
 }
 
-fn read_device_sync_acknowledgment(payload: &Payload<'_>) -> Result<Request, Why> {
+fn read_device_sync_acknowledgment(payload: &Payload<'_>) -> Result<Option<BlobId>, Why> {
     let blob = payload
         .text("message_id")
         .ok_or("message_id of the acknowledgment is missing")?;
@@ -200,7 +210,7 @@ fn read_device_sync_acknowledgment(payload: &Payload<'_>) -> Result<Request, Why
     payload
         .number("synced_version")
         .ok_or("synced_version is not an unsigned number")?;
-    Ok(Request::DeviceSyncAcknowledge(parse_blob_id(&blob)))
+    Ok(parse_blob_id(&blob))
 }
 
 fn read_recovery_store(payload: &mut Payload<'_>) -> Result<Request, Why> {
@@ -213,26 +223,18 @@ fn read_recovery_store(payload: &mut Payload<'_>) -> Result<Request, Why> {
 }
 
 fn read_recovery_query(payload: &Payload<'_>) -> Result<Request, Why> {
-    let mut query = RecoveryQuery {
-        key_hashes: Vec::new(),
-        is_cut: false,
-    };
+    let mut key_hashes = Vec::new();
     payload
         .each_text("key_hashes", |text| {
             let Ok(key_hash) = parse_hex(text) else {
                 return;
             };
-            if query.key_hashes.contains(&key_hash) {
-                return;
-            }
-            if query.key_hashes.len() < RECOVERY_HASHES_MAX {
-                query.key_hashes.push(key_hash);
-            } else {
-                query.is_cut = true;
+            if key_hashes.len() < RECOVERY_HASHES_MAX && !key_hashes.contains(&key_hash) {
+                key_hashes.push(key_hash);
             }
         })
         .ok_or("key_hashes is not a list of strings")?;
-    Ok(Request::RecoveryQuery(query))
+    Ok(Request::RecoveryQuery(RecoveryQuery { key_hashes }))
 }
 
 fn read_purge(payload: &Payload<'_>) -> Result<Request, Why> {
@@ -323,13 +325,13 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::decode;
-    use super::super::tests::{ID, envelope, refused_because, request};
+    use super::super::tests::{ID, envelope, frame, refused_because, request};
     use super::*;
-    use crate::protocol::message::{Incoming, Tag};
+    use crate::protocol::v1::{Incoming, Tag};
 
     fn handshake(payload: Value) -> Handshake {
-        match request(payload) {
-            Request::Handshake(handshake) => *handshake,
+        match decode(&envelope(payload)) {
+            Incoming::Handshake(handshake) => *handshake,
             other => panic!("{other:?}"),
         }
     }
@@ -448,16 +450,17 @@ mod tests {
                 json!({"type": "Acknowledgment", "message_id": id, "status": status}),
             ))
         };
-        let expect = |id, blob| {
+        let expect = |id, expected: Incoming| {
             for status in ["Stored", "Delivered", "ReceivedByRecipient", "Failed"] {
-                let request = Request::Acknowledge(blob);
-                let tag = Tag::Name("m-1".into());
-                assert_eq!(acknowledged(id, status), Incoming::Request { tag, request });
+                assert_eq!(acknowledged(id, status), expected);
             }
         };
-        let blob = BlobId::from_bytes([0xab; 16]);
-        expect("abababab-abab-abab-abab-abababababab", Some(blob));
-        expect("ABABABAB-abab-ABAB-abab-abababababab", Some(blob));
+        let blob = Incoming::Request {
+            tag: Tag::new("m-1"),
+            request: Request::Acknowledge(BlobId::from_bytes([0xab; 16])),
+        };
+        expect("abababab-abab-abab-abab-abababababab", blob.clone());
+        expect("ABABABAB-abab-ABAB-abab-abababababab", blob);
         for other in [
             "",
             "abababababababababababababababab",
@@ -466,8 +469,10 @@ mod tests {
             "abababababab-abab-abab-abab-abababab",
             "gbababab-abab-abab-abab-abababababab",
         ] {
-            expect(other, None);
+            expect(other, Incoming::Ignored);
         }
+        let unnamed = r#"{"version":1,"timestamp":5,"payload":{"type":"Acknowledgment","message_id":"x","status":"Stored"}}"#;
+        assert!(matches!(decode(&frame(unnamed)), Incoming::Garbage { .. }));
         assert!(matches!(
             acknowledged("x", "Expired"),
             Incoming::Invalid { .. }
@@ -555,12 +560,9 @@ mod tests {
         let blob = "abababab-abab-abab-abab-abababababab";
         assert_eq!(
             request(acknowledged(blob)),
-            Request::DeviceSyncAcknowledge(Some(BlobId::from_bytes([0xab; 16])))
+            Request::DeviceSyncAcknowledge(BlobId::from_bytes([0xab; 16]))
         );
-        assert_eq!(
-            request(acknowledged("m-1")),
-            Request::DeviceSyncAcknowledge(None)
-        );
+        assert_eq!(decode(&envelope(acknowledged("m-1"))), Incoming::Ignored);
         needs(&acknowledged(blob), "message_id", &[json!(7)]);
         needs(
             &acknowledged(blob),
@@ -601,13 +603,14 @@ mod tests {
             query.key_hashes,
             [1, 2].map(|n| parse_hex(&hash(n)).unwrap())
         );
-        assert!(!query.is_cut);
 
         let fifty: Vec<String> = (0..50).map(hash).collect();
-        assert!(!recovery_query(&[&fifty[..], &fifty[..]].concat()).is_cut);
-        let query = recovery_query(&[&fifty[..], &[hash(50)]].concat());
-        assert_eq!(query.key_hashes.len(), RECOVERY_HASHES_MAX);
-        assert!(query.is_cut);
+        let all = recovery_query(&fifty);
+        assert_eq!(all.key_hashes.len(), RECOVERY_HASHES_MAX);
+        for more in [&fifty[..], &[hash(50)]] {
+            let query = recovery_query(&[&fifty[..], more].concat());
+            assert_eq!(query, all);
+        }
 
         let none = json!({"type": "RecoveryProofQuery", "key_hashes": []});
         needs(

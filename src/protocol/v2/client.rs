@@ -8,45 +8,47 @@ use prost::Message as _;
 
 use super::code::word_of;
 use super::message::{
-    BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
-    PurgedMailbox, ReceiptDelivery, ReceiptKind, Subscribe, Welcome, Withdrawal, WithdrawalKind,
+    Answer, BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening,
+    OpeningProof, PurgedMailbox, ReceiptDelivery, ReceiptKind, Request, Submit, Subscribe, Tag,
+    Welcome, Withdrawal, WithdrawalKind,
 };
 use super::request::{blob_id, mailbox, mailboxes};
 use super::schema::server_frame::Frame;
-use super::schema::{self, client_frame, exactly, field, opening};
-use super::seconds;
+use super::schema::{self, client_frame, exactly, field, opening, seconds};
 use super::wire::{MALFORMED, check_server_frame};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
-use crate::protocol::message::{Done, Outgoing, Refused, Request, Submit, Tag};
-use crate::protocol::v1::client::BadFrame;
+use crate::protocol::message::{BadFrame, Refused};
 
 /// A frame from a relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerFrame {
-    /// One that this version knows. Its tag is [`Tag::Number`], the number of the request.
-    Known(Outgoing),
+    /// One that this version knows.
+    Known {
+        /// The request that it answers; `None` when nobody asked.
+        answers: Option<Tag>,
+        /// What it says.
+        answer: Answer,
+    },
     /// One of a later version; a client passes over it.
     Unknown {
-        /// The request that it answers; zero when nobody asked.
-        answers: u32,
+        /// The request that it answers; `None` when nobody asked.
+        answers: Option<Tag>,
     },
 }
 
-/// Writes a request under the number of `tag`.
-///
-/// What only v1 asks becomes a frame that asks for nothing, which the relay refuses.
-pub fn encode_request(tag: &Tag, request: &Request) -> Bytes {
+/// Writes a request under a number, or one that shall not be answered.
+pub fn encode_request(tag: Option<Tag>, request: &Request) -> Bytes {
     let frame = schema::ClientFrame {
-        request: tag.number(),
-        frame: spell(request),
+        request: tag.map_or(0, Tag::number),
+        frame: Some(spell(request)),
     };
     frame.encode_to_vec().into()
 }
 
-fn spell(request: &Request) -> Option<client_frame::Frame> {
+fn spell(request: &Request) -> client_frame::Frame {
     use client_frame::Frame;
-    Some(match request {
+    match request {
         Request::Hello => Frame::Hello(schema::Hello::default()),
         Request::Submit(submit) => Frame::Submit(spell_submit(submit)),
         Request::Subscribe(subscribe) => Frame::Subscribe(spell_subscribe(subscribe)),
@@ -57,11 +59,11 @@ fn spell(request: &Request) -> Option<client_frame::Frame> {
             blobs: *blobs,
             bytes: *bytes,
         }),
-        Request::AcknowledgeEach(items) => Frame::Acknowledge(schema::Acknowledge {
+        Request::Acknowledge(items) => Frame::Acknowledge(schema::Acknowledge {
             items: items.iter().map(spell_item).collect(),
         }),
         Request::Withdraw(withdrawal) => spell_withdrawal(withdrawal),
-        Request::PurgeMailboxes(mailboxes) => Frame::Purge(schema::Purge {
+        Request::Purge(mailboxes) => Frame::Purge(schema::Purge {
             mailboxes: ids(mailboxes),
         }),
         Request::Unpin(mailbox) => Frame::Unpin(schema::Unpin {
@@ -75,13 +77,7 @@ fn spell(request: &Request) -> Option<client_frame::Frame> {
             key_hashes: query.key_hashes.iter().map(|hash| field(hash)).collect(),
         }),
         Request::Ping => Frame::Ping(schema::Ping {}),
-        Request::Handshake(_)
-        | Request::Acknowledge(_)
-        | Request::DeviceSync(_)
-        | Request::DeviceSyncAcknowledge(_)
-        | Request::Purge(_)
-        | Request::AccountRevoked(_) => return None,
-    })
+    }
 }
 
 fn ids(mailboxes: &[MailboxId]) -> Vec<Bytes> {
@@ -99,7 +95,7 @@ fn spell_submit(submit: &Submit) -> schema::Submit {
     let terms = &submit.terms;
     let optional = |bytes: Option<&[u8; 32]>| bytes.map(|bytes| field(bytes)).unwrap_or_default();
     schema::Submit {
-        id: submit.id.map(|id| field(id.as_bytes())).unwrap_or_default(),
+        id: field(submit.id.as_bytes()),
         mailbox: field(submit.recipient.as_bytes()),
         ttl_seconds: terms.ttl.map_or(0, at_least_a_second),
         topic: optional(terms.topic.as_ref()),
@@ -157,69 +153,49 @@ fn at_least_a_second(span: Duration) -> u32 {
 pub fn decode_server_frame(frame: &Bytes) -> Result<ServerFrame, BadFrame> {
     check_server_frame(frame).map_err(BadFrame)?;
     let decoded = schema::ServerFrame::decode(frame.clone()).map_err(|_| BadFrame(MALFORMED))?;
-    let answers = decoded.answers;
+    let answers = Tag::new(decoded.answers);
     let known = match decoded.frame {
-        Some(frame) => read(answers, frame).map_err(BadFrame)?,
+        Some(frame) => read(frame).map_err(BadFrame)?,
         None => None,
     };
-    Ok(known.map_or(ServerFrame::Unknown { answers }, ServerFrame::Known))
+    Ok(match known {
+        Some(answer) => ServerFrame::Known { answers, answer },
+        None => ServerFrame::Unknown { answers },
+    })
 }
 
 /// What the relay says; `None` for what a later version may mean by it.
-fn read(answers: u32, frame: Frame) -> Result<Option<Outgoing>, &'static str> {
-    let tag = Tag::Number(answers);
-    let asked = (answers != 0).then(|| tag.clone());
-    let done = |done| Outgoing::Done {
-        tag: tag.clone(),
-        done,
-    };
+fn read(frame: Frame) -> Result<Option<Answer>, &'static str> {
     Ok(Some(match frame {
-        Frame::Welcome(welcome) => Outgoing::Welcome {
-            tag: asked,
-            welcome: Box::new(read_welcome(welcome)?),
-        },
-        Frame::Refused(refused) => Outgoing::Refused {
-            tag: asked,
-            refused: read_refused(refused),
-        },
-        Frame::Stored(stored) => Outgoing::Stored {
-            tag,
+        Frame::Welcome(welcome) => Answer::Welcome(Box::new(read_welcome(welcome)?)),
+        Frame::Refused(refused) => Answer::Refused(read_refused(refused)),
+        Frame::Stored(stored) => Answer::Stored {
             expires_at: Timestamp::from_millis(stored.expires_at),
             duplicate: stored.duplicate,
         },
-        Frame::Handed(_) => Outgoing::Handed { tag },
-        Frame::Subscribed(subscribed) => Outgoing::Subscribed {
-            tag,
-            openings: subscribed.openings.iter().map(read_opened).collect(),
-        },
-        Frame::Windowed(schema::Windowed { blobs, bytes }) => {
-            Outgoing::Windowed { tag, blobs, bytes }
+        Frame::Handed(_) => Answer::Handed,
+        Frame::Subscribed(subscribed) => {
+            Answer::Subscribed(subscribed.openings.iter().map(read_opened).collect())
         }
-        Frame::Unsubscribed(_) => done(Done::Unsubscribed),
-        Frame::Acknowledged(_) => done(Done::Acknowledged),
-        Frame::Extended(_) => done(Done::Extended),
-        Frame::Cancelled(_) => done(Done::Cancelled),
-        Frame::Unpinned(_) => done(Done::Unpinned),
-        Frame::Pong(_) => done(Done::Pong),
-        Frame::Purged(purged) => Outgoing::PurgedMailboxes {
-            tag,
-            mailboxes: each(&purged.mailboxes, read_purged)?,
-        },
-        Frame::RecoveryStored(stored) => Outgoing::RecoveryKept {
-            tag,
+        Frame::Windowed(schema::Windowed { blobs, bytes }) => Answer::Windowed { blobs, bytes },
+        Frame::Unsubscribed(_) => Answer::Done(Done::Unsubscribed),
+        Frame::Acknowledged(_) => Answer::Done(Done::Acknowledged),
+        Frame::Extended(_) => Answer::Done(Done::Extended),
+        Frame::Cancelled(_) => Answer::Done(Done::Cancelled),
+        Frame::Unpinned(_) => Answer::Done(Done::Unpinned),
+        Frame::Pong(_) => Answer::Done(Done::Pong),
+        Frame::Purged(purged) => Answer::Purged(each(&purged.mailboxes, read_purged)?),
+        Frame::RecoveryStored(stored) => Answer::RecoveryKept {
             expires_at: Timestamp::from_millis(stored.expires_at),
         },
-        Frame::RecoveryProofs(found) => Outgoing::RecoveryFound {
-            tag,
+        Frame::RecoveryProofs(found) => Answer::RecoveryFound {
             proofs: each(&found.proofs, read_proof)?,
             more: found.more,
         },
-        Frame::Delivery(delivery) => Outgoing::Blob(read_delivery(delivery)?),
-        Frame::Receipt(receipt) => return Ok(read_receipt(&receipt)?.map(Outgoing::Receipt)),
-        Frame::CaughtUp(caught_up) => Outgoing::CaughtUp {
-            mailboxes: mailboxes(&caught_up.mailboxes)?,
-        },
-        Frame::GoAway(go_away) => Outgoing::GoAway(read_go_away(&go_away)),
+        Frame::Delivery(delivery) => Answer::Blob(read_delivery(delivery)?),
+        Frame::Receipt(receipt) => return Ok(read_receipt(&receipt)?.map(Answer::Receipt)),
+        Frame::CaughtUp(caught_up) => Answer::CaughtUp(mailboxes(&caught_up.mailboxes)?),
+        Frame::GoAway(go_away) => Answer::GoAway(read_go_away(&go_away)),
     }))
 }
 
@@ -297,7 +273,7 @@ fn read_delivery(delivery: schema::Delivery) -> Result<BlobDelivery, &'static st
         id: blob_id(&delivery.id)?,
         mailbox: mailbox(&delivery.mailbox)?,
         stored_at: Timestamp::from_millis(delivery.stored_at),
-        expires_at: Timestamp::from_millis(delivery.expires_at),
+        expires_at: (delivery.expires_at != 0).then(|| Timestamp::from_millis(delivery.expires_at)),
         redelivered: delivery.redelivered,
         body: delivery.blob,
     })

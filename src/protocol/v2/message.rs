@@ -1,16 +1,126 @@
-//! What only v2 says: the parts of its requests, answers and pushes, as values.
+//! What a v2 client and a relay say to each other, as values.
 //!
 //! Lengths are checked by the codec; what is of the wrong length never becomes one of these.
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
+use crate::protocol::message::{RecoveryProof, RecoveryQuery, Refused};
 
-/// What a submit asks beside storing the blob. v1 asks nothing: [`SubmitTerms::default`].
+/// The number a client gave to its request; the answer carries it back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag(NonZeroU32);
+
+impl Tag {
+    /// The tag of a number; zero is none.
+    pub const fn new(number: u32) -> Option<Self> {
+        match NonZeroU32::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+
+    /// As it stands in the frames.
+    pub fn number(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl std::fmt::Debug for Tag {
+    // A client may put anything here, so it is never printed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tag(…)")
+    }
+}
+
+/// One frame from a client, as far as it could be read. Without a tag no answer is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Incoming {
+    /// A request, understood. Only some may be without a tag.
+    Request {
+        /// Its number.
+        tag: Option<Tag>,
+        /// What is asked.
+        request: Request,
+    },
+    /// The frame can be read and says nothing that can be done.
+    Invalid {
+        /// Its number.
+        tag: Option<Tag>,
+        /// What is wrong, in words that quote nothing of the frame.
+        why: &'static str,
+    },
+    /// It can not be read, or has no number although it needs an answer.
+    Garbage {
+        /// What is wrong, in words that quote nothing of the frame.
+        why: &'static str,
+    },
+    /// Well formed, and asks for something that this build does not know.
+    Unsupported {
+        /// Its number.
+        tag: Option<Tag>,
+    },
+}
+
+/// What a client may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Who is there and what it understands; the welcome is said again.
+    Hello,
+    /// Take this blob.
+    Submit(Submit),
+    /// Open these mailboxes.
+    Subscribe(Subscribe),
+    /// Close these mailboxes.
+    Unsubscribe(Vec<MailboxId>),
+    /// How much may be in flight on this connection.
+    Window {
+        /// Blobs.
+        blobs: u32,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// These blobs and receipts have arrived.
+    Acknowledge(Vec<(MailboxId, BlobId)>),
+    /// Keep a blob for longer, or take it back.
+    Withdraw(Withdrawal),
+    /// Delete what these mailboxes hold.
+    Purge(Vec<MailboxId>),
+    /// This mailbox may be opened without a proof again.
+    Unpin(MailboxId),
+    /// Keep this recovery proof.
+    RecoveryStore(RecoveryProof),
+    /// Say which recovery proofs are kept under these hashes.
+    RecoveryQuery(RecoveryQuery),
+    /// Are you there?
+    Ping,
+}
+
+/// A blob handed in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Submit {
+    /// Whose mailbox.
+    pub recipient: MailboxId,
+    /// Its id, which the sender chooses.
+    pub id: BlobId,
+    /// What is asked beside storing it.
+    pub terms: SubmitTerms,
+    /// The blob.
+    pub body: Bytes,
+}
+
+impl std::fmt::Debug for Submit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Submit({} bytes)", self.body.len())
+    }
+}
+
+/// What a submit asks beside storing the blob.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct SubmitTerms {
     /// How long it shall be kept; `None` for the relay's default.
@@ -108,6 +218,74 @@ pub enum WithdrawalKind {
     Cancel,
 }
 
+/// What a relay says: the answers to requests, then what comes without being asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Who we are and what we serve: the first frame of a connection, and the answer to a hello.
+    Welcome(Box<Welcome>),
+    /// The request was refused.
+    Refused(Refused),
+    /// The blob of this request is durable.
+    Stored {
+        /// From then on it is not delivered any more.
+        expires_at: Timestamp,
+        /// It was stored before; nothing was added.
+        duplicate: bool,
+    },
+    /// A live-only blob was handed to a subscriber's queue.
+    Handed,
+    /// What became of each opening, in the order asked.
+    Subscribed(Vec<Result<Opened, &'static str>>),
+    /// The window that is in force.
+    Windowed {
+        /// Blobs.
+        blobs: u32,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// The request is done, and there is nothing to say about it.
+    Done(Done),
+    /// What was deleted in each mailbox, in the order asked.
+    Purged(Vec<PurgedMailbox>),
+    /// The recovery proof of this request is durable.
+    RecoveryKept {
+        /// From then on it is not shown any more.
+        expires_at: Timestamp,
+    },
+    /// The recovery proofs that were found.
+    RecoveryFound {
+        /// The newest first.
+        proofs: Vec<FoundProof>,
+        /// Whether some were left out because the frame would be too large.
+        more: bool,
+    },
+    /// A blob for the client.
+    Blob(BlobDelivery),
+    /// A receipt for the client.
+    Receipt(ReceiptDelivery),
+    /// Everything stored in these mailboxes before now has been delivered.
+    CaughtUp(Vec<MailboxId>),
+    /// The relay is about to stop.
+    GoAway(GoAway),
+}
+
+/// Requests whose answer says only that they are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// The mailboxes are closed.
+    Unsubscribed,
+    /// The deletion is durable.
+    Acknowledged,
+    /// Durable, whether or not the blob was still there.
+    Extended,
+    /// Durable, whether or not the blob was still there.
+    Cancelled,
+    /// The pin is off.
+    Unpinned,
+    /// Here we are.
+    Pong,
+}
+
 /// Who the relay is and what it serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Welcome {
@@ -196,8 +374,8 @@ pub struct BlobDelivery {
     pub mailbox: MailboxId,
     /// When it was stored.
     pub stored_at: Timestamp,
-    /// From then on it is not delivered any more; zero for a live-only blob, which is not stored.
-    pub expires_at: Timestamp,
+    /// From then on it is not delivered any more; `None` for a live-only blob, which is not stored.
+    pub expires_at: Option<Timestamp>,
     /// Whether this process knows that it was delivered before.
     pub redelivered: bool,
     /// The blob.

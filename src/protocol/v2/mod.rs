@@ -5,7 +5,7 @@
 //! that is mostly something else, and is copied once into the frame it leaves in. Fields that we do
 //! not know are skipped.
 //!
-//! - [`message`]: the parts of requests and answers that only v2 has
+//! - [`message`]: what the two say to each other, as values
 //! - `request`: what each of a client's frames asks; `wire`: a look at a frame before it costs
 //!   anything; `code`: the words for refusals; `schema`: the types made from the schema
 //! - [`client`]: the client's side
@@ -21,20 +21,20 @@ mod rules_tests;
 mod schema;
 mod wire;
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use prost::Message as _;
 
 use self::code::{code_of, words};
+pub use self::message::{Answer, Incoming, Request, Tag};
 use self::message::{
-    BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, PurgedMailbox, ReceiptDelivery,
-    ReceiptKind, Welcome,
+    BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Limits, Opened, PurgedMailbox,
+    ReceiptDelivery, ReceiptKind, Welcome,
 };
-use self::schema::field;
 use self::schema::server_frame::Frame;
+use self::schema::{count, field, millis, seconds};
 use self::wire::{Fault, MALFORMED, Outline, request_of};
-use super::message::{Done, Incoming, Outgoing, Refused, Request, Tag};
+use super::message::Refused;
+use crate::clock::Timestamp;
 use crate::ids::MailboxId;
 
 /// The name of the WebSocket subprotocol.
@@ -45,19 +45,18 @@ pub const FRAME_BYTES_AROUND_A_BLOB: usize = 1024;
 
 /// Reads one frame from a client. Never fails: what can not be read is a value too.
 ///
-/// A request without a number that needs an answer is [`Incoming::Garbage`]. What is
-/// [`Incoming::Invalid`] under the number zero gets no answer.
+/// A request without a number that needs an answer is [`Incoming::Garbage`].
 pub fn decode(frame: &Bytes) -> Incoming {
     let outline = match Outline::of(frame) {
         Ok(outline) => outline,
         Err(why) => return Incoming::Garbage { why },
     };
-    if outline.request == 0 && !outline.may_be_unanswered() {
+    let tag = Tag::new(outline.request);
+    if tag.is_none() && !outline.may_be_unanswered() {
         return Incoming::Garbage {
             why: "request 0 is for Acknowledge and Unsubscribe only",
         };
     }
-    let tag = Tag::Number(outline.request);
     match outline.check_lists() {
         Ok(()) => {}
         Err(Fault::Refused(why)) => return Incoming::Invalid { tag, why },
@@ -88,7 +87,7 @@ fn take_out_of_padding(request: &mut Request, frame_bytes: usize) {
 
 /// The number of a frame that is too large to be read whole; `None` when it does not begin with one.
 pub fn tag_of(frame: &[u8]) -> Option<Tag> {
-    request_of(frame).map(Tag::Number)
+    request_of(frame).and_then(Tag::new)
 }
 
 /// Every word that a [`Refused`] can carry.
@@ -96,12 +95,13 @@ pub fn codes() -> impl Iterator<Item = &'static str> {
     words()
 }
 
-/// Writes one frame to a client.
-pub fn encode(outgoing: &Outgoing) -> Bytes {
-    let (answers, frame) = spell(outgoing);
-    schema::ServerFrame { answers, frame }
-        .encode_to_vec()
-        .into()
+/// Writes one frame to a client: the answer to the request of this number, or what nobody asked for.
+pub fn encode(answers: Option<Tag>, answer: &Answer) -> Bytes {
+    let frame = schema::ServerFrame {
+        answers: answers.map_or(0, Tag::number),
+        frame: Some(spell(answer)),
+    };
+    frame.encode_to_vec().into()
 }
 
 /// How many of `proofs`, from the first on, fit into one answer of at most `frame_bytes_max`.
@@ -123,67 +123,42 @@ pub fn proofs_that_fit(proofs: &[FoundProof], frame_bytes_max: usize) -> usize {
         .count()
 }
 
-/// The frame in the schema's types, with the number that it answers.
-fn spell(outgoing: &Outgoing) -> (u32, Option<Frame>) {
-    let (answers, frame) = match outgoing {
-        Outgoing::Welcome { tag, welcome } => (number(tag.as_ref()), spell_welcome(welcome)),
-        Outgoing::Refused { tag, refused } => (number(tag.as_ref()), spell_refused(refused)),
-        Outgoing::Stored {
-            tag,
+/// The answer in the schema's types.
+fn spell(answer: &Answer) -> Frame {
+    match answer {
+        Answer::Welcome(welcome) => spell_welcome(welcome),
+        Answer::Refused(refused) => spell_refused(refused),
+        Answer::Stored {
             expires_at,
             duplicate,
-        } => {
-            let stored = schema::Stored {
-                expires_at: expires_at.millis(),
-                duplicate: *duplicate,
-            };
-            (tag.number(), Frame::Stored(stored))
-        }
-        Outgoing::Handed { tag } => (tag.number(), Frame::Handed(schema::Handed {})),
-        Outgoing::Subscribed { tag, openings } => {
-            let openings = openings.iter().map(spell_opened).collect();
-            let subscribed = schema::Subscribed { openings };
-            (tag.number(), Frame::Subscribed(subscribed))
-        }
-        Outgoing::Windowed { tag, blobs, bytes } => {
-            let (blobs, bytes) = (*blobs, *bytes);
-            let windowed = schema::Windowed { blobs, bytes };
-            (tag.number(), Frame::Windowed(windowed))
-        }
-        Outgoing::Done { tag, done } => (tag.number(), spell_done(*done)),
-        Outgoing::PurgedMailboxes { tag, mailboxes } => {
-            let mailboxes = mailboxes.iter().map(spell_purged).collect();
-            (tag.number(), Frame::Purged(schema::Purged { mailboxes }))
-        }
-        Outgoing::RecoveryKept { tag, expires_at } => {
-            let expires_at = expires_at.millis();
-            let stored = schema::RecoveryStored { expires_at };
-            (tag.number(), Frame::RecoveryStored(stored))
-        }
-        Outgoing::RecoveryFound { tag, proofs, more } => {
-            let found = schema::RecoveryProofs {
-                proofs: proofs.iter().map(spell_proof).collect(),
-                more: *more,
-            };
-            (tag.number(), Frame::RecoveryProofs(found))
-        }
-        Outgoing::Blob(delivery) => (0, spell_delivery(delivery)),
-        Outgoing::Receipt(receipt) => (0, spell_receipt(receipt)),
-        Outgoing::CaughtUp { mailboxes } => (0, spell_caught_up(mailboxes)),
-        Outgoing::GoAway(go_away) => (0, spell_go_away(go_away)),
-        // A v2 session makes none of these; a frame that clients pass over, if one did.
-        Outgoing::HandshakeAccepted
-        | Outgoing::Delivery(_)
-        | Outgoing::DeviceSync(_)
-        | Outgoing::Notice { .. }
-        | Outgoing::RecoveryProofs { .. }
-        | Outgoing::Purged { .. } => return (0, None),
-    };
-    (answers, Some(frame))
-}
-
-fn number(tag: Option<&Tag>) -> u32 {
-    tag.map_or(0, Tag::number)
+        } => Frame::Stored(schema::Stored {
+            expires_at: expires_at.millis(),
+            duplicate: *duplicate,
+        }),
+        Answer::Handed => Frame::Handed(schema::Handed {}),
+        Answer::Subscribed(openings) => Frame::Subscribed(schema::Subscribed {
+            openings: openings.iter().map(spell_opened).collect(),
+        }),
+        Answer::Windowed { blobs, bytes } => Frame::Windowed(schema::Windowed {
+            blobs: *blobs,
+            bytes: *bytes,
+        }),
+        Answer::Done(done) => spell_done(*done),
+        Answer::Purged(mailboxes) => Frame::Purged(schema::Purged {
+            mailboxes: mailboxes.iter().map(spell_purged).collect(),
+        }),
+        Answer::RecoveryKept { expires_at } => Frame::RecoveryStored(schema::RecoveryStored {
+            expires_at: expires_at.millis(),
+        }),
+        Answer::RecoveryFound { proofs, more } => Frame::RecoveryProofs(schema::RecoveryProofs {
+            proofs: proofs.iter().map(spell_proof).collect(),
+            more: *more,
+        }),
+        Answer::Blob(delivery) => spell_delivery(delivery),
+        Answer::Receipt(receipt) => spell_receipt(receipt),
+        Answer::CaughtUp(mailboxes) => spell_caught_up(mailboxes),
+        Answer::GoAway(go_away) => spell_go_away(go_away),
+    }
 }
 
 fn spell_welcome(welcome: &Welcome) -> Frame {
@@ -274,7 +249,7 @@ fn spell_delivery(delivery: &BlobDelivery) -> Frame {
         id: field(delivery.id.as_bytes()),
         mailbox: field(delivery.mailbox.as_bytes()),
         stored_at: delivery.stored_at.millis(),
-        expires_at: delivery.expires_at.millis(),
+        expires_at: delivery.expires_at.map_or(0, Timestamp::millis),
         redelivered: delivery.redelivered,
         blob: delivery.body.clone(),
     })
@@ -313,18 +288,4 @@ fn spell_go_away(go_away: &GoAway) -> Frame {
         reconnect_after_ms: millis(go_away.reconnect_after),
         alternates: go_away.alternates.to_vec(),
     })
-}
-
-/// A count as the wire has it: the largest one when there are more.
-fn count(number: u64) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-/// Whole seconds as the wire has them.
-fn seconds(span: Duration) -> u32 {
-    count(span.as_secs())
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

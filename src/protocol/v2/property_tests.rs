@@ -8,16 +8,14 @@ use proptest::prelude::*;
 
 use super::client::{ServerFrame, decode_server_frame, encode_request};
 use super::message::{
-    BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
-    PurgedMailbox, ReceiptDelivery, ReceiptKind, SubmitTerms, Subscribe, Welcome, Withdrawal,
-    WithdrawalKind,
+    BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
+    PurgedMailbox, ReceiptDelivery, ReceiptKind, Submit, SubmitTerms, Subscribe, Welcome,
+    Withdrawal, WithdrawalKind,
 };
-use super::{codes, decode, encode, tag_of};
+use super::{Answer, Incoming, Request, Tag, codes, decode, encode, tag_of};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
-use crate::protocol::message::{
-    Done, Incoming, Outgoing, RecoveryProof, RecoveryQuery, Refused, Request, Submit, Tag,
-};
+use crate::protocol::message::{RecoveryProof, RecoveryQuery, Refused};
 
 fn mailbox() -> impl Strategy<Value = MailboxId> {
     any::<[u8; 32]>().prop_map(MailboxId::from_bytes)
@@ -78,8 +76,7 @@ fn terms() -> impl Strategy<Value = SubmitTerms> {
 fn submit() -> impl Strategy<Value = Submit> {
     (mailbox(), blob_id(), terms(), body()).prop_map(|(recipient, id, terms, body)| Submit {
         recipient,
-        id: Some(id),
-        sender_id: None,
+        id,
         terms,
         body,
     })
@@ -123,7 +120,6 @@ fn withdrawal() -> impl Strategy<Value = Withdrawal> {
 fn query() -> impl Strategy<Value = RecoveryQuery> {
     proptest::collection::hash_set(any::<[u8; 32]>(), 0..5).prop_map(|hashes| RecoveryQuery {
         key_hashes: hashes.into_iter().collect(),
-        is_cut: false,
     })
 }
 
@@ -134,9 +130,9 @@ fn request() -> impl Strategy<Value = Request> {
         submit().prop_map(Request::Submit),
         subscribe().prop_map(Request::Subscribe),
         vec(mailbox(), 0..5).prop_map(Request::Unsubscribe),
-        vec(mailbox(), 0..5).prop_map(Request::PurgeMailboxes),
+        vec(mailbox(), 0..5).prop_map(Request::Purge),
         (any::<u32>(), any::<u64>()).prop_map(|(blobs, bytes)| Request::Window { blobs, bytes }),
-        vec((mailbox(), blob_id()), 0..5).prop_map(Request::AcknowledgeEach),
+        vec((mailbox(), blob_id()), 0..5).prop_map(Request::Acknowledge),
         withdrawal().prop_map(Request::Withdraw),
         mailbox().prop_map(Request::Unpin),
         (any::<[u8; 32]>(), body()).prop_map(|(key_hash, proof)| {
@@ -223,8 +219,7 @@ fn found() -> impl Strategy<Value = FoundProof> {
     })
 }
 
-fn answer() -> impl Strategy<Value = Outgoing> {
-    let tag = || (1..=u32::MAX).prop_map(Tag::Number);
+fn answer() -> impl Strategy<Value = Answer> {
     let done = proptest::sample::select(vec![
         Done::Unsubscribed,
         Done::Acknowledged,
@@ -234,29 +229,19 @@ fn answer() -> impl Strategy<Value = Outgoing> {
         Done::Pong,
     ]);
     prop_oneof![
-        (tag(), time(), any::<bool>()).prop_map(|(tag, expires_at, duplicate)| {
-            Outgoing::Stored {
-                tag,
-                expires_at,
-                duplicate,
-            }
+        (time(), any::<bool>()).prop_map(|(expires_at, duplicate)| Answer::Stored {
+            expires_at,
+            duplicate,
         }),
-        (proptest::option::of(tag()), refused())
-            .prop_map(|(tag, refused)| Outgoing::Refused { tag, refused }),
-        tag().prop_map(|tag| Outgoing::Handed { tag }),
-        (tag(), vec(opened(), 0..5))
-            .prop_map(|(tag, openings)| Outgoing::Subscribed { tag, openings }),
-        (tag(), any::<u32>(), any::<u64>()).prop_map(|(tag, blobs, bytes)| Outgoing::Windowed {
-            tag,
-            blobs,
-            bytes
-        }),
-        (tag(), done).prop_map(|(tag, done)| Outgoing::Done { tag, done }),
-        (tag(), vec(purged(), 0..5))
-            .prop_map(|(tag, mailboxes)| Outgoing::PurgedMailboxes { tag, mailboxes }),
-        (tag(), time()).prop_map(|(tag, expires_at)| Outgoing::RecoveryKept { tag, expires_at }),
-        (tag(), vec(found(), 0..5), any::<bool>())
-            .prop_map(|(tag, proofs, more)| Outgoing::RecoveryFound { tag, proofs, more }),
+        refused().prop_map(Answer::Refused),
+        Just(Answer::Handed),
+        vec(opened(), 0..5).prop_map(Answer::Subscribed),
+        (any::<u32>(), any::<u64>()).prop_map(|(blobs, bytes)| Answer::Windowed { blobs, bytes }),
+        done.prop_map(Answer::Done),
+        vec(purged(), 0..5).prop_map(Answer::Purged),
+        time().prop_map(|expires_at| Answer::RecoveryKept { expires_at }),
+        (vec(found(), 0..5), any::<bool>())
+            .prop_map(|(proofs, more)| Answer::RecoveryFound { proofs, more }),
     ]
 }
 
@@ -288,27 +273,32 @@ fn go_away() -> impl Strategy<Value = GoAway> {
     })
 }
 
-fn push() -> impl Strategy<Value = Outgoing> {
-    let tag = proptest::option::of((1..=u32::MAX).prop_map(Tag::Number));
-    let delivery = (blob_id(), mailbox(), time(), time(), any::<bool>(), body()).prop_map(
-        |(id, mailbox, stored_at, expires_at, redelivered, body)| BlobDelivery {
-            id,
-            mailbox,
-            stored_at,
-            expires_at,
-            redelivered,
-            body,
-        },
-    );
+fn push() -> impl Strategy<Value = Answer> {
+    let expires_at = proptest::option::of((1..=u64::MAX).prop_map(Timestamp::from_millis));
+    let delivery = (
+        blob_id(),
+        mailbox(),
+        time(),
+        expires_at,
+        any::<bool>(),
+        body(),
+    )
+        .prop_map(
+            |(id, mailbox, stored_at, expires_at, redelivered, body)| BlobDelivery {
+                id,
+                mailbox,
+                stored_at,
+                expires_at,
+                redelivered,
+                body,
+            },
+        );
     prop_oneof![
-        (tag, welcome()).prop_map(|(tag, welcome)| Outgoing::Welcome {
-            tag,
-            welcome: Box::new(welcome)
-        }),
-        delivery.prop_map(Outgoing::Blob),
-        receipt().prop_map(Outgoing::Receipt),
-        vec(mailbox(), 0..5).prop_map(|mailboxes| Outgoing::CaughtUp { mailboxes }),
-        go_away().prop_map(Outgoing::GoAway),
+        welcome().prop_map(|welcome| Answer::Welcome(Box::new(welcome))),
+        delivery.prop_map(Answer::Blob),
+        receipt().prop_map(Answer::Receipt),
+        vec(mailbox(), 0..5).prop_map(Answer::CaughtUp),
+        go_away().prop_map(Answer::GoAway),
     ]
 }
 
@@ -328,15 +318,22 @@ fn damaged(frame: &Bytes, at: usize, byte: u8, cut: bool) -> Bytes {
 proptest! {
     #[test]
     fn the_relay_reads_what_a_client_asks(number in 1..=u32::MAX, request in request()) {
-        let tag = Tag::Number(number);
-        let frame = encode_request(&tag, &request);
-        prop_assert_eq!(tag_of(&frame), Some(tag.clone()));
+        let tag = Tag::new(number);
+        let frame = encode_request(tag, &request);
+        prop_assert_eq!(tag_of(&frame), tag);
         prop_assert_eq!(decode(&frame), Incoming::Request { tag, request });
     }
 
     #[test]
-    fn a_client_reads_what_the_relay_says(outgoing in prop_oneof![answer(), push()]) {
-        prop_assert_eq!(decode_server_frame(&encode(&outgoing)), Ok(ServerFrame::Known(outgoing)));
+    fn a_client_reads_what_the_relay_says(
+        number in any::<u32>(),
+        answer in prop_oneof![answer(), push()],
+    ) {
+        for answers in [None, Tag::new(number)] {
+            let read = decode_server_frame(&encode(answers, &answer));
+            let answer = answer.clone();
+            prop_assert_eq!(read, Ok(ServerFrame::Known { answers, answer }));
+        }
     }
 
     #[test]
@@ -355,12 +352,12 @@ proptest! {
         byte in any::<u8>(),
         cut in any::<bool>(),
     ) {
-        let frame = damaged(&encode_request(&Tag::Number(7), &request), at, byte, cut);
+        let frame = damaged(&encode_request(Tag::new(7), &request), at, byte, cut);
         let read = decode(&frame);
         // What is understood in spite of the damage is understood the same when it is said again.
         if let Incoming::Request { tag, request } = &read {
-            prop_assert_eq!(&decode(&encode_request(tag, request)), &read);
+            prop_assert_eq!(&decode(&encode_request(*tag, request)), &read);
         }
-        drop(decode_server_frame(&damaged(&encode(&said), at, byte, cut)));
+        drop(decode_server_frame(&damaged(&encode(None, &said), at, byte, cut)));
     }
 }

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::message::{Opening, OpeningProof, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind};
+use super::message::{
+    Opening, OpeningProof, Request, Submit, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind,
+};
 use super::schema::client_frame::Frame;
 use super::schema::{self, exactly, opening, optional};
 use crate::ids::{BlobId, MailboxId};
-use crate::protocol::message::{RecoveryProof, RecoveryQuery, Request, Submit};
+use crate::protocol::message::{RecoveryProof, RecoveryQuery};
 
 /// Bytes of an origin: a host name has at most 253, and is never near that with a port.
 const ORIGIN_BYTES_MAX: usize = 255;
@@ -31,7 +33,7 @@ pub(super) fn read(frame: Frame) -> Result<Request, &'static str> {
             blobs: window.blobs,
             bytes: window.bytes,
         },
-        Frame::Acknowledge(acknowledge) => Request::AcknowledgeEach(
+        Frame::Acknowledge(acknowledge) => Request::Acknowledge(
             acknowledge
                 .items
                 .iter()
@@ -44,7 +46,7 @@ pub(super) fn read(frame: Frame) -> Result<Request, &'static str> {
             secret: exactly(&cancel.secret, SECRET)?,
             kind: WithdrawalKind::Cancel,
         }),
-        Frame::Purge(purge) => Request::PurgeMailboxes(mailboxes(&purge.mailboxes)?),
+        Frame::Purge(purge) => Request::Purge(mailboxes(&purge.mailboxes)?),
         Frame::Unpin(unpin) => Request::Unpin(mailbox(&unpin.mailbox)?),
         Frame::RecoveryPut(put) => Request::RecoveryStore(RecoveryProof {
             key_hash: exactly(&put.key_hash, KEY_HASH)?,
@@ -78,8 +80,7 @@ fn read_submit(submit: schema::Submit) -> Result<Submit, &'static str> {
     }
     Ok(Submit {
         recipient: mailbox(&submit.mailbox)?,
-        id: Some(blob_id(&submit.id)?),
-        sender_id: None,
+        id: blob_id(&submit.id)?,
         terms,
         body: submit.blob,
     })
@@ -144,11 +145,8 @@ fn read_query(get: &schema::RecoveryGet) -> Result<RecoveryQuery, &'static str> 
             key_hashes.push(hash);
         }
     }
-    Ok(RecoveryQuery {
-        key_hashes,
-        // More than may be asked for are refused before they are read.
-        is_cut: false,
-    })
+    // More than may be asked for are refused before they are read.
+    Ok(RecoveryQuery { key_hashes })
 }
 
 pub(super) fn mailbox(field: &Bytes) -> Result<MailboxId, &'static str> {

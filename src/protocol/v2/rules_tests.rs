@@ -10,9 +10,9 @@ use super::message::{FoundProof, OpeningProof};
 use super::schema::client_frame::Frame;
 use super::schema::{self, field, opening, server_frame};
 use super::wire::{ACKNOWLEDGEMENTS_MAX, Fault, Outline};
-use super::{decode, encode, proofs_that_fit, tag_of};
+use super::{Answer, Incoming, Request, Tag, decode, encode, proofs_that_fit, tag_of};
 use crate::clock::Timestamp;
-use crate::protocol::message::{Incoming, Outgoing, Refused, Request, Tag};
+use crate::protocol::message::{BadFrame, Refused};
 
 fn client_frame(request: u32, frame: Option<Frame>) -> Bytes {
     schema::ClientFrame { request, frame }
@@ -27,7 +27,7 @@ fn asked(frame: Frame) -> Incoming {
 fn understood(frame: Frame) -> Request {
     match asked(frame) {
         Incoming::Request { tag, request } => {
-            assert_eq!(tag, Tag::Number(7));
+            assert_eq!(tag, Tag::new(7));
             request
         }
         other => panic!("{other:?}"),
@@ -37,7 +37,7 @@ fn understood(frame: Frame) -> Request {
 fn refused_because(frame: Frame) -> &'static str {
     match asked(frame) {
         Incoming::Invalid { tag, why } => {
-            assert_eq!(tag, Tag::Number(7));
+            assert_eq!(tag, Tag::new(7));
             why
         }
         other => panic!("{other:?}"),
@@ -140,10 +140,7 @@ fn number_zero_is_for_acknowledge_and_unsubscribe_only() {
         let frame = client_frame(0, Some(frame));
         assert!(matches!(
             decode(&frame),
-            Incoming::Request {
-                tag: Tag::Number(0),
-                ..
-            }
+            Incoming::Request { tag: None, .. }
         ));
     }
     for frame in [
@@ -166,9 +163,7 @@ fn number_zero_is_for_acknowledge_and_unsubscribe_only() {
 
 #[test]
 fn a_frame_that_asks_for_nothing_known_is_answered() {
-    let unsupported = Incoming::Unsupported {
-        tag: Tag::Number(7),
-    };
+    let unsupported = Incoming::Unsupported { tag: Tag::new(7) };
     assert_eq!(decode(&client_frame(7, None)), unsupported);
     // Field 15 of a later version: its key, one byte.
     let later = [&client_frame(7, None)[..], &[15 << 3 | 2, 1, 0xff]].concat();
@@ -359,7 +354,6 @@ fn a_key_hash_asked_for_twice_is_asked_once() {
         panic!()
     };
     assert_eq!(query.key_hashes, [[9; 32], [1; 32]]);
-    assert!(!query.is_cut);
 }
 
 /// Two bytes on the wire would become a hundred in memory, were they decoded first.
@@ -390,9 +384,7 @@ fn lists_of_nothing_are_refused_before_they_are_decoded() {
     let frame = [&[0x08, 7][..], &unknown].concat();
     assert_eq!(
         decode(&frame.into()),
-        Incoming::Unsupported {
-            tag: Tag::Number(7)
-        }
+        Incoming::Unsupported { tag: Tag::new(7) }
     );
 }
 
@@ -408,25 +400,23 @@ fn a_client_does_not_decode_endless_lists_either() {
 #[test]
 fn the_number_of_a_frame_that_is_too_large_is_found_at_its_beginning() {
     let frame = client_frame(300, Some(Frame::Submit(submit())));
-    assert_eq!(tag_of(&frame), Some(Tag::Number(300)));
-    assert_eq!(tag_of(&frame[..20]), Some(Tag::Number(300)));
+    assert_eq!(tag_of(&frame), Tag::new(300));
+    assert_eq!(tag_of(&frame[..20]), Tag::new(300));
     for nameless in [&b"\x08\x00"[..], b"", b"\x12\x05", b"\xff\xff"] {
         assert_eq!(tag_of(nameless), None);
     }
 }
 
+fn known(answers: Option<Tag>, answer: Answer) -> Result<ServerFrame, BadFrame> {
+    Ok(ServerFrame::Known { answers, answer })
+}
+
 #[test]
 fn an_opening_that_was_refused_never_looks_open() {
     let openings = vec![Err("a word of a later rule")];
-    let frame = encode(&Outgoing::Subscribed {
-        tag: Tag::Number(7),
-        openings,
-    });
-    let Ok(ServerFrame::Known(Outgoing::Subscribed { openings, .. })) = decode_server_frame(&frame)
-    else {
-        panic!()
-    };
-    assert_eq!(openings, [Err("unavailable")]);
+    let frame = encode(Tag::new(7), &Answer::Subscribed(openings));
+    let answer = Answer::Subscribed(vec![Err("unavailable")]);
+    assert_eq!(decode_server_frame(&frame), known(Tag::new(7), answer));
 }
 
 #[test]
@@ -436,13 +426,12 @@ fn a_short_wait_is_not_forever() {
         message: "".into(),
         retry_after: Some(Duration::from_micros(1)),
     };
-    let frame = encode(&Outgoing::Refused { tag: None, refused });
-    let Ok(ServerFrame::Known(Outgoing::Refused { refused, tag })) = decode_server_frame(&frame)
-    else {
-        panic!()
-    };
-    assert_eq!(refused.retry_after, Some(Duration::from_millis(1)));
-    assert_eq!(tag, None);
+    let frame = encode(None, &Answer::Refused(refused.clone()));
+    let answer = Answer::Refused(Refused {
+        retry_after: Some(Duration::from_millis(1)),
+        ..refused
+    });
+    assert_eq!(decode_server_frame(&frame), known(None, answer));
 }
 
 #[test]
@@ -458,7 +447,10 @@ fn what_a_later_relay_says_is_passed_over() {
         answers: 0,
         frame: Some(server_frame::Frame::Receipt(receipt)),
     };
-    let unknown = |answers| Ok(ServerFrame::Unknown { answers });
+    let unknown = |number| {
+        let answers = Tag::new(number);
+        Ok(ServerFrame::Unknown { answers })
+    };
     assert_eq!(
         decode_server_frame(&frame.encode_to_vec().into()),
         unknown(0)
@@ -480,12 +472,11 @@ fn proofs_that_are_said_to_fit_do() {
     let all = vec![found; 50];
     for frame_bytes_max in [0, 500, 1_500, 10_000, 30_000, 60_000] {
         let fits = proofs_that_fit(&all, frame_bytes_max);
-        let answer = Outgoing::RecoveryFound {
-            tag: Tag::Number(u32::MAX),
+        let answer = Answer::RecoveryFound {
             proofs: all[..fits].to_vec(),
             more: true,
         };
-        assert!(fits == 0 || encode(&answer).len() <= frame_bytes_max);
+        assert!(fits == 0 || encode(Tag::new(u32::MAX), &answer).len() <= frame_bytes_max);
         assert!(fits == 50 || fits + 2 > frame_bytes_max / 1_100);
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! They do not leave this folder: the values that travel further have their lengths checked.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 pub(super) use generated::*;
@@ -36,4 +38,19 @@ pub(super) fn optional<const N: usize>(
 /// A field of its own from the bytes of an id or a key.
 pub(super) fn field(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(bytes)
+}
+
+/// A count as the wire has it: the largest one when there are more.
+pub(super) fn count(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// Whole seconds as the wire has them.
+pub(super) fn seconds(span: Duration) -> u32 {
+    count(span.as_secs())
+}
+
+/// Whole milliseconds as the wire has them.
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -10,7 +10,10 @@ use crate::protocol::message::RECOVERY_HASHES_MAX;
 pub(super) const ACKNOWLEDGEMENTS_MAX: usize = 1_000;
 /// Entries in the lists of one frame from a relay, at the most.
 const ENTRIES_MAX: usize = 65_536;
-/// The first and the last number of a kind of frame in `ClientFrame`.
+/// The field of `ClientFrame` with the number of the request. A test compares these numbers with the
+/// schema.
+const REQUEST: u32 = 1;
+/// The first and the last number of a kind of request there.
 const FIRST_KIND: u32 = 2;
 const LAST_KIND: u32 = 14;
 /// Those kinds that need no number, or have a list.
@@ -39,7 +42,7 @@ impl<'a> Outline<'a> {
         };
         for field in Fields(frame) {
             match field? {
-                (1, Value::Number(number)) => outline.request = truncated(number),
+                (REQUEST, Value::Number(number)) => outline.request = truncated(number),
                 (kind @ FIRST_KIND..=LAST_KIND, Value::Bytes(body)) => outline.ask(kind, body)?,
                 _ => {}
             }
@@ -65,49 +68,54 @@ impl<'a> Outline<'a> {
         let Some((kind, body)) = self.asked else {
             return Ok(());
         };
-        let list = match kind {
-            ACKNOWLEDGE => List {
-                field: 1,
-                entries_max: ACKNOWLEDGEMENTS_MAX,
-                // Each field has two bytes before it: 2 + 32 + 2 + 16.
-                entry_bytes: (52, usize::MAX),
-                too_many: "at most 1,000 acknowledgements in one request",
-                wrong: "an acknowledged item has a mailbox of 32 bytes and an id of 16",
-            },
-            // How many a connection may open is a setting, and the session refuses those beyond. The least
-            // entry takes 36 bytes of the frame and, while lists grow, about 350 of memory.
-            SUBSCRIBE => List {
-                field: 2,
-                entries_max: usize::MAX,
-                entry_bytes: (34, usize::MAX),
-                too_many: "",
-                wrong: "a mailbox has 32 bytes",
-            },
-            UNSUBSCRIBE | PURGE => List {
-                field: 1,
-                entries_max: usize::MAX,
-                entry_bytes: (32, 32),
-                too_many: "",
-                wrong: "a mailbox has 32 bytes",
-            },
-            RECOVERY_GET => List {
-                field: 1,
-                entries_max: RECOVERY_HASHES_MAX,
-                entry_bytes: (32, 32),
-                too_many: "at most 50 key hashes in one request",
-                wrong: "a key hash has 32 bytes",
-            },
-            HELLO => List {
-                field: 2,
-                entries_max: 64,
-                entry_bytes: (0, 64),
-                too_many: "at most 64 features",
-                wrong: "a feature has at most 64 bytes",
-            },
-            _ => return Ok(()),
-        };
-        list.check(body)
+        list_of(kind).map_or(Ok(()), |list| list.check(body))
     }
+}
+
+/// The list that a kind of request has.
+fn list_of(kind: u32) -> Option<List> {
+    let list = match kind {
+        ACKNOWLEDGE => List {
+            field: 1,
+            entries_max: ACKNOWLEDGEMENTS_MAX,
+            // Each field has two bytes before it: 2 + 32 + 2 + 16.
+            entry_bytes: (52, usize::MAX),
+            too_many: "at most 1,000 acknowledgements in one request",
+            wrong: "an acknowledged item has a mailbox of 32 bytes and an id of 16",
+        },
+        // How many a connection may open is a setting, and the session refuses those beyond. The least
+        // entry takes 36 bytes of the frame and, while lists grow, about 350 of memory.
+        SUBSCRIBE => List {
+            field: 2,
+            entries_max: usize::MAX,
+            entry_bytes: (34, usize::MAX),
+            too_many: "",
+            wrong: "a mailbox has 32 bytes",
+        },
+        UNSUBSCRIBE | PURGE => List {
+            field: 1,
+            entries_max: usize::MAX,
+            entry_bytes: (32, 32),
+            too_many: "",
+            wrong: "a mailbox has 32 bytes",
+        },
+        RECOVERY_GET => List {
+            field: 1,
+            entries_max: RECOVERY_HASHES_MAX,
+            entry_bytes: (32, 32),
+            too_many: "at most 50 key hashes in one request",
+            wrong: "a key hash has 32 bytes",
+        },
+        HELLO => List {
+            field: 2,
+            entries_max: 64,
+            entry_bytes: (0, 64),
+            too_many: "at most 64 features",
+            wrong: "a feature has at most 64 bytes",
+        },
+        _ => return None,
+    };
+    Some(list)
 }
 
 /// What is wrong with a list.
@@ -159,7 +167,7 @@ impl List {
 pub(super) fn request_of(frame: &[u8]) -> Option<u32> {
     for field in Fields(frame) {
         match field {
-            Ok((1, Value::Number(number))) => {
+            Ok((REQUEST, Value::Number(number))) => {
                 return Some(truncated(number)).filter(|number| *number != 0);
             }
             Ok(_) => {}
@@ -257,4 +265,73 @@ impl<'a> Iterator for Fields<'a> {
 )]
 fn truncated(number: u64) -> u32 {
     number as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
+
+    use super::*;
+
+    fn client_frame() -> MessageDescriptor {
+        let descriptors = include_bytes!(concat!(env!("OUT_DIR"), "/relay.descriptors"));
+        let pool = DescriptorPool::decode(descriptors.as_slice()).unwrap();
+        pool.get_message_by_name("vauchi.relay.v2.ClientFrame")
+            .unwrap()
+    }
+
+    /// What a client may ask for.
+    fn kinds() -> Vec<FieldDescriptor> {
+        let kinds = client_frame().oneofs().next().unwrap();
+        kinds.fields().collect()
+    }
+
+    fn message_of(field: &FieldDescriptor) -> Option<MessageDescriptor> {
+        match field.kind() {
+            Kind::Message(message) => Some(message),
+            _ => None,
+        }
+    }
+
+    /// The numbers of the lists in a message.
+    fn lists(message: &MessageDescriptor) -> Vec<u32> {
+        let lists = message.fields().filter(FieldDescriptor::is_list);
+        lists.map(|field| field.number()).collect()
+    }
+
+    #[test]
+    fn the_numbers_of_requests_are_those_of_the_schema() {
+        let request = client_frame().get_field_by_name("request").unwrap();
+        assert_eq!(request.number(), REQUEST);
+        let mut numbers: Vec<_> = kinds().iter().map(FieldDescriptor::number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, (FIRST_KIND..=LAST_KIND).collect::<Vec<_>>());
+        for (name, number) in [
+            ("acknowledge", ACKNOWLEDGE),
+            ("subscribe", SUBSCRIBE),
+            ("unsubscribe", UNSUBSCRIBE),
+            ("hello", HELLO),
+            ("purge", PURGE),
+            ("recovery_get", RECOVERY_GET),
+        ] {
+            let kind = client_frame().get_field_by_name(name).unwrap();
+            assert_eq!(kind.number(), number, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_list_of_a_request_is_judged_before_it_is_decoded() {
+        for kind in kinds() {
+            let message = message_of(&kind).unwrap();
+            let judged = list_of(kind.number()).map(|list| list.field);
+            let judged: Vec<_> = judged.into_iter().collect();
+            assert_eq!(lists(&message), judged, "{}", kind.name());
+            // Only the outermost lists are looked at, so there are no others.
+            for inner in message.fields().filter_map(|field| message_of(&field)) {
+                assert!(lists(&inner).is_empty(), "{}", inner.name());
+                let innermost = inner.fields().filter_map(|field| message_of(&field));
+                assert_eq!(innermost.count(), 0, "{}", inner.name());
+            }
+        }
+    }
 }

@@ -1,101 +1,132 @@
 //! What a v1 session does for its client: each request that the state machine lets through.
 //!
-//! It begins with a handshake: `open`.
+//! It begins with a handshake: `open`. What comes from its mailbox goes out by `deliver`, and each
+//! request is answered by a `reply`.
 
+mod deliver;
 pub(super) mod open;
+mod reply;
 
 use bytes::Bytes;
 
 use self::open::Opened;
+use self::reply::Reply;
 use super::Parts;
-use super::answers::Answers;
-use super::state::{ANY_MAILBOX, Step};
-use crate::clock::Timestamp;
+use super::answers::{Answers, Asker as _};
+use super::reader::{Heard, TEXT};
+use super::state::{Charge, Said};
+use super::window::Slot;
 use crate::ids::BlobId;
-use crate::protocol::message::{
-    AccountRevoked, DeviceSync, Outgoing, Purge, RecoveryProof, RecoveryQuery, Submit, Tag,
-};
-use crate::protocol::v1;
+use crate::protocol::message::{RecoveryProof, RecoveryQuery};
+use crate::protocol::v1::message::{AccountRevoked, DeviceSync, Purge, Submit};
+use crate::protocol::v1::{self, Answer, Incoming, Request, Tag};
 use crate::service::device_sync::DeviceMessage;
-use crate::service::give_back::GiveBack;
 use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
+use crate::service::sealed::Sealed;
 use crate::service::submit::{NoticeTo, Submission, Submitted, Terms};
 use crate::service::{Class, Opener, Tells, View};
 
 /// A frame with a 64-byte signature has less than 1 KiB; delivered, each of its bytes takes up to 4.
 const REVOKED_BYTES_MAX: usize = 64 * 1024;
 
+/// The answer to a handshake that opened a mailbox.
+pub(super) fn welcome(parts: &Parts) -> Bytes {
+    v1::encode(None, &Answer::HandshakeAccepted, parts.clock.now())
+}
+
 impl Opened {
-    /// Carries a request out, and answers it where v1 answers.
-    pub(super) async fn carry_out(&self, step: Step, answers: Answers<'_>) {
-        let parts = answers.parts;
-        match step {
-            Step::Submit(tag, submit) => {
-                let outcome = self.submit(parts, &tag, submit).await;
-                answers.stored(tag, outcome);
-            }
-            Step::DeviceSync(tag, message) => {
-                let outcome = self.submit_device_sync(parts, &tag, message).await;
-                answers.stored(tag, outcome);
-            }
-            Step::AccountRevoked(tag, revoked) => {
-                let outcome = self.revoke(parts, &tag, revoked).await;
-                answers.stored(tag, outcome);
-            }
-            Step::Acknowledge { tag, id, charged } => {
-                if let Err(refusal) = self.acknowledge(parts, id, charged).await {
-                    answers.refuse(Some(tag), refusal);
+    /// Judges what the client has said, and does what it asks.
+    pub(super) async fn hear(&self, heard: Heard, answers: Answers<'_>) {
+        let (tag, said) = match read(heard, answers.parts) {
+            Read::Request { tag, request } => {
+                let reply = self.reply(Some(&tag), answers);
+                if answers.admits(self.said(&request), &reply).await {
+                    self.serve(request, &tag, reply).await;
                 }
+                return;
             }
-            Step::AcknowledgeDeviceSync { tag, id, charged } => {
-                if let Err(refusal) = self.acknowledge_device_sync(parts, id, charged).await {
-                    answers.refuse(Some(tag), refusal);
-                }
-            }
-            Step::PutRecovery(tag, proof) => {
-                let kept = self.put_recovery(parts, proof).await;
-                let answer = kept.map(|expires_at| Outgoing::RecoveryKept {
-                    tag: tag.clone(),
-                    expires_at,
-                });
-                answers.done(tag, answer);
-            }
-            Step::GetRecovery(tag, query) => {
-                answers.done(tag, self.get_recovery(parts, query).await);
-            }
-            Step::Purge(tag, purge) => {
-                let purged = self.purge(answers, &tag, purge).await;
-                answers.done(tag, purged);
-            }
-            // The first frame greets, and was read before; the rest is v2's, or the reader's.
-            _ => {}
+            Read::Other { tag, said } => (tag, said),
+        };
+        let reply = self.reply(tag.as_ref(), answers);
+        answers.admits(said, &reply).await;
+    }
+
+    fn reply<'a>(&'a self, tag: Option<&'a Tag>, answers: Answers<'a>) -> Reply<'a> {
+        let opened = self;
+        Reply {
+            opened,
+            tag,
+            answers,
         }
     }
 
-    /// Charges a request to the client.
-    pub(super) fn charge(&self, parts: &Parts) -> Result<(), Refusal> {
-        parts.service.charge(&self.subscription.client)
+    /// What the state machine is told of a request.
+    fn said(&self, request: &Request) -> Said {
+        match request {
+            Request::Submit(_) => Said::New(Charge::Request),
+            Request::RecoveryStore(_) => Said::New(Charge::Recovery),
+            Request::DeviceSync(_) | Request::AccountRevoked(_) | Request::Purge(_) => {
+                Said::Request(Charge::Request)
+            }
+            Request::RecoveryQuery(_) => Said::Request(Charge::Recovery),
+            Request::Acknowledge(id) | Request::DeviceSyncAcknowledge(id) => {
+                Said::Arrived(vec![self.slot(*id)])
+            }
+        }
+    }
+
+    /// Where a blob that was delivered here is in flight.
+    fn slot(&self, id: BlobId) -> Slot {
+        (self.subscription.mailbox, id)
+    }
+
+    /// Carries a request out that is paid for, and answers it where v1 answers.
+    async fn serve(&self, request: Request, tag: &Tag, reply: Reply<'_>) {
+        let parts = reply.answers.parts;
+        match request {
+            Request::Submit(submit) => reply.stored(self.submit(parts, tag, submit).await),
+            Request::DeviceSync(message) => {
+                reply.stored(self.submit_device_sync(parts, tag, message).await);
+            }
+            Request::AccountRevoked(revoked) => {
+                reply.stored(self.revoke(parts, tag, revoked).await);
+            }
+            Request::Acknowledge(id) => {
+                if let Err(refusal) = self.acknowledge(id, reply.answers).await {
+                    reply.refuse(refusal);
+                }
+            }
+            Request::DeviceSyncAcknowledge(id) => {
+                if let Err(refusal) = self.acknowledge_device_sync(id, reply.answers).await {
+                    reply.refuse(refusal);
+                }
+            }
+            Request::RecoveryStore(proof) => {
+                let kept = self.put_recovery(parts, proof).await;
+                reply.done(kept.map(|()| Answer::Stored));
+            }
+            Request::RecoveryQuery(query) => reply.done(self.get_recovery(parts, query).await),
+            Request::Purge(purge) => reply.done(self.purge(purge, reply.answers).await),
+        }
     }
 
     async fn submit(&self, parts: &Parts, tag: &Tag, submit: Submit) -> Result<Submitted, Refusal> {
-        self.charge(parts)?;
         let service = &parts.service;
         let id = service.v1_blob_id(tag.name(), &self.client_id, &submit.recipient, &submit.body);
         let Submit {
             recipient,
             sender_id,
             body,
-            ..
         } = submit;
         let subscription = &self.subscription;
         let submission = Submission {
             recipient,
             id,
             class: Class::SeenByV1,
-            give_back: sender_id
+            sealed: sender_id
                 .filter(|_| service.v1_keeps_sender_id())
-                .map(GiveBack::SenderId),
+                .map(Sealed::SenderId),
             notice: Some(NoticeTo {
                 sender: subscription.mailbox,
                 name: tag.name().into(),
@@ -114,7 +145,6 @@ impl Opened {
         tag: &Tag,
         revoked: AccountRevoked,
     ) -> Result<Submitted, Refusal> {
-        self.charge(parts)?;
         let AccountRevoked { recipient, frame } = revoked;
         if frame.len() > REVOKED_BYTES_MAX {
             return Err(Refusal::Invalid(
@@ -127,7 +157,7 @@ impl Opened {
             recipient,
             id,
             class: Class::SeenByV1,
-            give_back: Some(GiveBack::Frame(frame)),
+            sealed: Some(Sealed::Frame(frame)),
             notice: None,
             terms: Terms::default(),
             body: Bytes::new(),
@@ -142,7 +172,6 @@ impl Opened {
         tag: &Tag,
         message: DeviceSync,
     ) -> Result<Submitted, Refusal> {
-        self.charge(parts)?;
         if message.identity != self.client_id {
             return Err(Refusal::Invalid(
                 "identity_id is not the client_id of this connection",
@@ -171,20 +200,18 @@ impl Opened {
 
     async fn acknowledge_device_sync(
         &self,
-        parts: &Parts,
         id: BlobId,
-        charged: bool,
+        answers: Answers<'_>,
     ) -> Result<(), Refusal> {
-        if charged {
-            self.charge(parts)?;
-        }
+        answers.shared.state().acknowledged(self.slot(id));
         // Without a device nothing of the kind was delivered here.
         let Some(device) = &self.device else {
             return Ok(());
         };
         let mailbox = device.subscription.mailbox;
         drop(
-            parts
+            answers
+                .parts
                 .service
                 .acknowledge(mailbox, vec![id], seen(View::DeviceSync))
                 .await?,
@@ -196,19 +223,18 @@ impl Opened {
         &self,
         parts: &Parts,
         RecoveryProof { key_hash, proof }: RecoveryProof,
-    ) -> Result<Timestamp, Refusal> {
+    ) -> Result<(), Refusal> {
         let (service, opened) = (&parts.service, self);
         let client = &opened.subscription.client;
-        service.charge_recovery(client)?;
         let proof = Proof { key_hash, proof };
-        service
-            .put_recovery(client, &opened.client_id, opened.is_proven, proof)
-            .await
+        let owner = &opened.client_id;
+        let kept = service.put_recovery(client, owner, opened.is_proven, proof);
+        // v1 has no word for how long.
+        kept.await.map(drop)
     }
 
-    async fn get_recovery(&self, parts: &Parts, query: RecoveryQuery) -> Result<Outgoing, Refusal> {
+    async fn get_recovery(&self, parts: &Parts, query: RecoveryQuery) -> Result<Answer, Refusal> {
         let service = &parts.service;
-        service.charge_recovery(&self.subscription.client)?;
         let frame_bytes_max = parts.settings.message_bytes_max;
         let found = service
             .get_recovery(&query.key_hashes, frame_bytes_max as u64)
@@ -220,24 +246,18 @@ impl Opened {
             .collect();
         // v1 can not say that there is more; what does not fit is left out.
         proofs.truncate(v1::proofs_that_fit(&proofs, frame_bytes_max));
-        Ok(Outgoing::RecoveryProofs { proofs })
+        Ok(Answer::RecoveryProofs(proofs))
     }
 
-    async fn purge(
-        &self,
-        answers: Answers<'_>,
-        tag: &Tag,
-        purge: Purge,
-    ) -> Result<Outgoing, Refusal> {
+    async fn purge(&self, purge: Purge, answers: Answers<'_>) -> Result<Answer, Refusal> {
         let parts = answers.parts;
-        self.charge(parts)?;
         let (service, opened) = (&parts.service, self);
         let mailbox = opened.subscription.mailbox;
         let purged = service.purge(mailbox, View::V1, Tells::Nobody).await;
         // What was read and not handed out is gone; some of it also when the purge failed.
         opened.mailboxes.read_again(&mailbox);
         let purged = purged?;
-        answers.shared.state().forget(&ANY_MAILBOX);
+        answers.shared.state().forget(&mailbox);
         let device_sync_deleted = match purge.device_sync {
             true => service.purge_devices(&opened.client_id).await?,
             false => 0,
@@ -253,31 +273,59 @@ impl Opened {
         if opened.is_proven {
             service.unpin(&opened.client_id).await?;
         }
-        Ok(Outgoing::Purged {
-            tag: tag.clone(),
+        Ok(Answer::Purged {
             blobs_deleted: purged.blobs,
             device_sync_deleted,
             recovery_proofs_deleted,
         })
     }
 
-    async fn acknowledge(&self, parts: &Parts, id: BlobId, charged: bool) -> Result<(), Refusal> {
-        if charged {
-            self.charge(parts)?;
-        }
-        if !charged && self.tells_senders {
-            parts.service.tell_acknowledged(&id);
+    async fn acknowledge(&self, id: BlobId, answers: Answers<'_>) -> Result<(), Refusal> {
+        let service = &answers.parts.service;
+        let was_in_flight = answers.shared.state().acknowledged(self.slot(id));
+        if was_in_flight && self.tells_senders {
+            service.tell_acknowledged(&id);
         }
         // v1 acknowledgements are not answered: the deletion goes on without anybody waiting, and
         // should it fail, the blob comes again.
         drop(
-            parts
-                .service
+            service
                 .acknowledge(self.subscription.mailbox, vec![id], seen(View::V1))
                 .await?,
         );
         Ok(())
     }
+}
+
+/// What was read, and what the state machine is told of anything but a request.
+enum Read {
+    Request { tag: Tag, request: Request },
+    Other { tag: Option<Tag>, said: Said },
+}
+
+fn read(heard: Heard, parts: &Parts) -> Read {
+    let bytes_max = parts.settings.message_bytes_max;
+    let incoming = match heard {
+        Heard::Text => Incoming::Garbage { why: TEXT },
+        Heard::Frame(frame) if frame.len() > bytes_max => {
+            let refusal = Refusal::TooLarge { bytes_max };
+            let tag = v1::tag_of(&frame);
+            let said = match tag {
+                Some(_) => Said::Refused(refusal),
+                None => Said::Garbage(refusal),
+            };
+            return Read::Other { tag, said };
+        }
+        Heard::Frame(frame) => v1::decode(&frame),
+    };
+    let (tag, said) = match incoming {
+        Incoming::Request { tag, request } => return Read::Request { tag, request },
+        Incoming::Invalid { tag, why } => (Some(tag), Said::Refused(Refusal::Invalid(why))),
+        Incoming::Garbage { why } => (None, Said::Garbage(Refusal::Invalid(why))),
+        // A second handshake is ignored as by the relays that v1 clients know.
+        Incoming::Handshake(_) | Incoming::Ignored => (None, Said::Nothing),
+    };
+    Read::Other { tag, said }
 }
 
 /// A v1 session takes what it can see, and nobody gets a receipt of that.

@@ -6,17 +6,16 @@ use std::sync::Arc;
 use futures_util::stream::SplitStream;
 
 use crate::auth;
-use crate::hub::Wakes;
+use crate::hub::Inbox;
 use crate::ids::{ConnectionId, MailboxId};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Handshake, HandshakeProof, Incoming};
-use crate::protocol::v1;
+use crate::protocol::v1::message::{Handshake, HandshakeProof};
+use crate::protocol::v1::{self, Incoming};
 use crate::service::device_sync::DeviceSubscription;
 use crate::service::subscribe::{NonceRefused, Subscription};
 use crate::service::{OrderKey, Service, View};
 use crate::session::mailboxes::{Cursor, Mailboxes};
-use crate::session::reader::{Received, receive};
-use crate::session::state::{State, Step};
+use crate::session::reader::{Heard, Received, TEXT, receive};
 use crate::session::{Ended, Parts, only};
 use crate::socket::Socket;
 
@@ -40,50 +39,57 @@ pub(in crate::session) struct Device {
     pub(in crate::session) id_as_spelt: Arc<str>,
     pub(in crate::session) client_as_spelt: Arc<str>,
     pub(in crate::session) subscription: DeviceSubscription,
-    pub(in crate::session) wakes: Arc<Wakes>,
+    pub(in crate::session) inbox: Arc<Inbox>,
 }
+
+/// Whom messages of other devices go to.
+#[derive(Clone, Copy)]
+pub(in crate::session) struct ToDevice<'a> {
+    pub(in crate::session) opened: &'a Opened,
+    pub(in crate::session) device: &'a Device,
+}
+
 /// Waits for the first frame, which must be a handshake.
 pub(in crate::session) async fn first_frame(
     stream: &mut SplitStream<Socket>,
-    state: &mut State,
     parts: &Parts,
 ) -> Result<Box<Handshake>, Ended> {
     let reading = async {
         loop {
             match receive(stream).await {
                 Received::Sign => {}
-                other => return other,
+                Received::Message(heard) => return Ok(heard),
+                Received::Over(ended) => return Err(ended),
             }
         }
     };
-    let received = tokio::select! {
-        received = reading => received,
+    let heard = tokio::select! {
+        heard = reading => heard?,
         () = tokio::time::sleep(parts.settings.first_frame_timeout) => return Err(Ended::ByRelay(Close::FirstFrameLate)),
         () = parts.shutdown.draining() => return Err(Ended::ByRelay(Close::Drain)),
     };
-    let step = match received {
-        Received::Over(ended) => return Err(ended),
-        Received::Frame(frame) if is_noise(&frame) => {
-            return Err(Ended::ByRelay(Close::NotOffered));
-        }
-        Received::Frame(frame) => {
-            parts.metrics.messages_received_total.increment(1);
-            if frame.len() > parts.settings.message_bytes_max {
-                state.on_oversize(None, parts.settings.message_bytes_max)
-            } else {
-                state.on_frame(v1::decode(&frame))
-            }
-        }
-        Received::Text | Received::Sign => state.on_frame(Incoming::Garbage {
-            why: "a text message",
-        }),
+    if matches!(&heard, Heard::Frame(frame) if !is_noise(frame)) {
+        parts.metrics.messages_received_total.increment(1);
+    }
+    handshake(heard, parts.settings.message_bytes_max).map_err(Ended::ByRelay)
+}
+
+/// The handshake that a session begins with, or how it ends.
+fn handshake(first: Heard, bytes_max: usize) -> Result<Box<Handshake>, Close> {
+    let incoming = match first {
+        Heard::Frame(frame) if is_noise(&frame) => return Err(Close::NotOffered),
+        Heard::Frame(frame) if frame.len() > bytes_max => return Err(Close::TooLarge),
+        Heard::Frame(frame) => v1::decode(&frame),
+        Heard::Text => Incoming::Garbage { why: TEXT },
     };
-    match step {
-        Step::Greet(handshake) => Ok(handshake),
-        Step::Close(_, close) => Err(Ended::ByRelay(close)),
-        _ => Err(Ended::ByRelay(Close::Protocol(
-            "the first frame must be a Handshake",
-        ))),
+    match incoming {
+        Incoming::Handshake(handshake) => Ok(handshake),
+        Incoming::Request { .. }
+        | Incoming::Invalid { .. }
+        | Incoming::Garbage { .. }
+        | Incoming::Ignored => Err(Close::Protocol(
+            "the first frame must be a Handshake with a client_id of 64 hex digits",
+        )),
     }
 }
 
@@ -96,7 +102,7 @@ fn is_noise(frame: &[u8]) -> bool {
 pub(in crate::session) async fn open(
     handshake: &Handshake,
     address: IpAddr,
-    wakes: Arc<Wakes>,
+    inbox: Arc<Inbox>,
     parts: &Parts,
 ) -> Result<Opened, Close> {
     let (service, connection) = (&parts.service, ConnectionId::next());
@@ -108,7 +114,7 @@ pub(in crate::session) async fn open(
         .await
         .map_err(|refusal| refusal.unwrap_or(Close::Slow("storage does not answer; try again")))?;
     let mailbox = handshake.mailbox();
-    let subscription = service.subscribe(&mailbox, address, connection, wakes);
+    let subscription = service.subscribe(&mailbox, address, connection, inbox);
     let from = Cursor::After(OrderKey::START);
     Ok(Opened {
         client_id: handshake.client_id,
@@ -117,7 +123,7 @@ pub(in crate::session) async fn open(
         tells_senders: !handshake.suppress_presence,
         device: device(handshake, connection, service),
         mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
-        mailboxes: only(subscription.mailbox, View::V1, from),
+        mailboxes: only((subscription.mailbox, mailbox), View::V1, from),
         subscription,
     })
 }
@@ -153,14 +159,14 @@ async fn may_open(
 
 fn device(handshake: &Handshake, connection: ConnectionId, service: &Service) -> Option<Device> {
     let id = handshake.device_id?;
-    let wakes = Arc::new(Wakes::default());
+    let inbox = Arc::new(Inbox::default());
     let client = &handshake.client_id;
     Some(Device {
         id,
         id_as_spelt: Arc::clone(handshake.device_as_spelt.as_ref()?),
         client_as_spelt: Arc::clone(&handshake.client_as_spelt),
-        subscription: service.subscribe_device(client, &id, connection, Arc::clone(&wakes)),
-        wakes,
+        subscription: service.subscribe_device(client, &id, connection, Arc::clone(&inbox)),
+        inbox,
     })
 }
 
@@ -204,4 +210,49 @@ async fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result
     }
     attempt.succeeded();
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::protocol::v1::Tag;
+    use crate::protocol::v1::client::{ClientHandshake, ClientRequest, encode_request};
+    use bytes::Bytes;
+
+    fn frame(request: ClientRequest<'_>) -> Heard {
+        let tag = Tag::new("a request");
+        Heard::Frame(encode_request(&tag, request, Timestamp::default()))
+    }
+
+    #[test]
+    fn a_session_begins_with_a_handshake_or_not_at_all() {
+        let client_id = MailboxId::from_bytes([1; 32]);
+        let greeting = ClientHandshake {
+            client_id,
+            routing_token: None,
+            suppress_presence: false,
+            proof: HandshakeProof::Unsigned,
+        };
+        let greeting = || frame(ClientRequest::Handshake(&greeting));
+        assert_eq!(handshake(greeting(), 10_000).unwrap().client_id, client_id);
+        assert_eq!(handshake(greeting(), 100).unwrap_err(), Close::TooLarge);
+        let submit = ClientRequest::Submit {
+            recipient: client_id,
+            body: b"blob",
+        };
+        let ignored = br#"{"version":1,"message_id":"x","timestamp":1,"payload":{"type":"Later"}}"#;
+        let length = u32::try_from(ignored.len()).unwrap().to_be_bytes();
+        for first in [
+            frame(submit),
+            Heard::Frame([&length, &ignored[..]].concat().into()),
+            Heard::Frame(Bytes::from_static(b"no JSON")),
+            Heard::Text,
+        ] {
+            let closed = handshake(first, 10_000);
+            assert!(matches!(closed, Err(Close::Protocol(_))), "{closed:?}");
+        }
+        let noise = Heard::Frame(Bytes::from_static(&[0x00, 0x56, 0x32, 1]));
+        assert_eq!(handshake(noise, 2).unwrap_err(), Close::NotOffered);
+    }
 }

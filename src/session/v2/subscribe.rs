@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::Guest;
+use super::guest::Guest;
 use crate::auth::{self, Asked};
 use crate::ids::MailboxHash;
 use crate::protocol::v2::message::{Opened, Opening, OpeningProof, Subscribe};
@@ -152,7 +152,7 @@ impl Guest {
         for ((opening, _), mailbox) in good().zip(&hashes) {
             let tells = opening.tells_senders;
             if self.mailboxes.tell_senders(mailbox, tells) {
-                self.wakes.take_live(*mailbox, tells);
+                self.inbox.take_live(*mailbox, tells);
             }
         }
         let held = hashes.iter().zip(&holdings);
@@ -172,9 +172,9 @@ impl Guest {
         opening: &Opening,
         parts: &Parts,
     ) -> (ToBegin, Client) {
-        let (id, wakes) = (opening.mailbox, Arc::clone(&self.wakes));
+        let (id, inbox) = (opening.mailbox, Arc::clone(&self.inbox));
         let service = &parts.service;
-        let subscription = service.subscribe(&id, self.address, self.connection, wakes);
+        let subscription = service.subscribe(&id, self.address, self.connection, inbox);
         let from = (View::Proven, Cursor::After(OrderKey::START));
         let is_by_key = matches!(opening.proof, OpeningProof::Signature(_));
         let number = self
@@ -192,7 +192,7 @@ impl Guest {
     pub(super) fn close(&self, mailbox: &MailboxHash) {
         self.mailboxes.close(mailbox);
         // It has left the hub: no mark comes any more.
-        self.wakes.forget(mailbox);
+        self.inbox.forget(mailbox);
     }
 }
 

@@ -10,9 +10,10 @@ use super::ClientError;
 use super::key::MailboxKey;
 use super::pad::pad;
 use crate::ids::MailboxId;
-use crate::protocol::message::{Outgoing, Refused, Request, Submit, Tag};
+use crate::protocol::message::Refused;
 use crate::protocol::v2::client::encode_request;
-use crate::protocol::v2::message::{Opened, Subscribe, Welcome};
+use crate::protocol::v2::message::{Opened, Submit, Subscribe, Welcome};
+use crate::protocol::v2::{Answer, Request, Tag};
 
 /// What a frame has beside the blob, at the most: names, terms, lengths.
 pub(super) const FRAME_SPARE_BYTES: usize = 4 << 10;
@@ -29,17 +30,17 @@ pub(super) const SHUTTING_DOWN: &str = "shutting_down";
 /// The word of a relay that is asked too much; what is asked of it then is begun slowly again.
 pub(super) const RATE_LIMITED: &str = "rate_limited";
 
-/// The answer to a request.
-pub(super) type Answer = Result<Outgoing, ClientError>;
+/// What became of a request: its answer, or why there is none.
+pub(super) type Outcome = Result<Answer, ClientError>;
 
 /// Who waits for an answer; gives its room back when it is dropped.
 pub(super) struct Waiter {
-    pub(super) tell: oneshot::Sender<Answer>,
+    pub(super) tell: oneshot::Sender<Outcome>,
     pub(super) room: Vec<OwnedSemaphorePermit>,
 }
 
 impl Waiter {
-    pub(super) fn tell(self, answer: Answer) {
+    pub(super) fn tell(self, answer: Outcome) {
         drop(self.room);
         // Whoever gave up waiting does not want it.
         self.tell.send(answer).ok();
@@ -102,10 +103,7 @@ impl Asked {
         let since = *self.refused_since.get_or_insert(now);
         let is_ours = matches!(
             self.ask,
-            Ask::Reopen(_)
-                | Ask::Window(..)
-                | Ask::Ping
-                | Ask::Request(Request::AcknowledgeEach(_))
+            Ask::Reopen(_) | Ask::Window(..) | Ask::Ping | Ask::Request(Request::Acknowledge(_))
         );
         let last = since.checked_add(repeat_for).filter(|_| !is_ours);
         if last.is_some_and(|last| now + wait >= last) {
@@ -148,17 +146,15 @@ impl Ask {
     /// The frame for this connection, of a size that relay and client take.
     pub(super) fn encode(
         &mut self,
-        number: u32,
+        tag: Tag,
         live: &Live,
         frame_bytes_max: usize,
     ) -> Result<Bytes, ClientError> {
-        let tag = Tag::Number(number);
+        let tag = Some(tag);
         let frame = match self {
-            Self::Request(request) => encode_request(&tag, request),
-            Self::Leave(mailboxes) => {
-                encode_request(&tag, &Request::Unsubscribe(mailboxes.clone()))
-            }
-            Self::Ping => encode_request(&tag, &Request::Ping),
+            Self::Request(request) => encode_request(tag, request),
+            Self::Leave(mailboxes) => encode_request(tag, &Request::Unsubscribe(mailboxes.clone())),
+            Self::Ping => encode_request(tag, &Request::Ping),
             Self::Submit { submit, pads } => {
                 let bytes_max = live.blob_bytes_max().min(frame_bytes_max);
                 fits(submit.body.len(), bytes_max)?;
@@ -167,7 +163,7 @@ impl Ask {
                     submit.body = pad(submit.body, bytes_max);
                 }
                 let request = Request::Submit(submit);
-                return Ok(encode_request(&tag, &request));
+                return Ok(encode_request(tag, &request));
             }
             Self::Open(keys) | Self::Reopen(keys) => {
                 keys.iter_mut().for_each(|key| key.bind(live));
@@ -175,10 +171,10 @@ impl Ask {
                 if fitting.is_empty() && !keys.is_empty() {
                     return Err(ClientError::OtherRelay);
                 }
-                encode_request(&tag, &live.subscribe(&fitting))
+                encode_request(tag, &live.subscribe(&fitting))
             }
             Self::Window(blobs, bytes) => encode_request(
-                &tag,
+                tag,
                 &Request::Window {
                     blobs: *blobs,
                     bytes: *bytes,
@@ -269,8 +265,8 @@ impl Live {
     }
 
     /// The answer to [`Live::subscribe`], with those that were left out in their places.
-    pub(super) fn subscribed(&self, keys: &[Key], answer: Answer) -> Answer {
-        let Ok(Outgoing::Subscribed { tag, openings }) = answer else {
+    pub(super) fn subscribed(&self, keys: &[Key], answer: Outcome) -> Outcome {
+        let Ok(Answer::Subscribed(openings)) = answer else {
             return answer;
         };
         let mut told = openings.into_iter();
@@ -278,19 +274,14 @@ impl Live {
             true => told.next(),
             false => Some(Err(OTHER_RELAY)),
         });
-        Ok(Outgoing::Subscribed {
-            tag,
-            openings: openings.collect(),
-        })
+        Ok(Answer::Subscribed(openings.collect()))
     }
 }
 
 /// What became of each mailbox that was to be opened.
-pub(super) fn each_opened(
-    answer: Outgoing,
-) -> Result<Vec<Result<Opened, ClientError>>, ClientError> {
+pub(super) fn each_opened(answer: Answer) -> Result<Vec<Result<Opened, ClientError>>, ClientError> {
     match answer {
-        Outgoing::Subscribed { openings, .. } => Ok(openings
+        Answer::Subscribed(openings) => Ok(openings
             .into_iter()
             .map(|opened| opened.map_err(not_opened))
             .collect()),
@@ -306,20 +297,5 @@ pub(super) fn not_opened(code: &str) -> ClientError {
             message: "the relay does not open this mailbox".to_owned(),
             retry_after: None,
         },
-    }
-}
-
-/// Which request this answers.
-pub(super) fn number_of(answer: &Outgoing) -> Option<u32> {
-    match answer {
-        Outgoing::Stored { tag, .. }
-        | Outgoing::Handed { tag }
-        | Outgoing::Subscribed { tag, .. }
-        | Outgoing::Windowed { tag, .. }
-        | Outgoing::Done { tag, .. }
-        | Outgoing::PurgedMailboxes { tag, .. }
-        | Outgoing::RecoveryKept { tag, .. }
-        | Outgoing::RecoveryFound { tag, .. } => Some(tag.number()),
-        _ => None,
     }
 }

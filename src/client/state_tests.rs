@@ -1,4 +1,4 @@
-//! The book, with a relay that is played by hand.
+//! The client's state, with a relay that is played by hand.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,25 +7,25 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::ask::{Answer, Ask, Key, Live, Waiter};
-use super::book::Book;
-use super::turns::Next;
+use super::request::{Ask, Key, Live, Outcome, Waiter};
+use super::send_order::Next;
+use super::state::State;
 use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
-use crate::protocol::message::{Done, Incoming, Outgoing, Refused, Request, Submit, Tag};
-use crate::protocol::v2;
+use crate::protocol::message::Refused;
 use crate::protocol::v2::client::ServerFrame;
-use crate::protocol::v2::message::{BlobDelivery, Limits, Opened, Welcome};
+use crate::protocol::v2::message::{BlobDelivery, Done, Limits, Opened, Submit, Welcome};
+use crate::protocol::v2::{self, Answer, Incoming, Request, Tag};
 
 const WINDOW: (u32, u64) = (64, 4 << 20);
 
-/// A book and the clock that it is read by.
-pub(super) struct Played(pub(super) Book, pub(super) Instant);
+/// A client's state and the clock that it is read by.
+pub(super) struct Played(pub(super) State, pub(super) Instant);
 
 impl Played {
     pub(super) fn new() -> Self {
-        Self(Book::new(&Options::new(["ws://relay"])), Instant::now())
+        Self(State::new(&Options::new(["ws://relay"])), Instant::now())
     }
 
     pub(super) fn connected_to(&mut self, relay: u8) {
@@ -58,7 +58,7 @@ impl Played {
     }
 
     /// What is written next, as the relay reads it.
-    pub(super) fn written(&mut self) -> Option<(Tag, Request)> {
+    pub(super) fn written(&mut self) -> Option<(Option<Tag>, Request)> {
         match self.0.next(self.1) {
             Next::Write(frame) => match v2::decode(&frame) {
                 Incoming::Request { tag, request } => Some((tag, request)),
@@ -68,20 +68,19 @@ impl Played {
         }
     }
 
-    pub(super) fn hear(&mut self, outgoing: Outgoing) {
-        self.0.hear(ServerFrame::Known(outgoing), self.1);
+    pub(super) fn hear(&mut self, answers: Option<Tag>, answer: Answer) {
+        self.0.hear(ServerFrame::Known { answers, answer }, self.1);
     }
 
-    pub(super) fn submit(&mut self, n: u8) -> oneshot::Receiver<Answer> {
+    pub(super) fn submit(&mut self, n: u8) -> oneshot::Receiver<Outcome> {
         self.submit_numbered(n).1
     }
 
-    fn submit_numbered(&mut self, n: u8) -> (u32, oneshot::Receiver<Answer>) {
+    fn submit_numbered(&mut self, n: u8) -> (Option<Tag>, oneshot::Receiver<Outcome>) {
         let (waiter, told) = waiter();
         let submit = Submit {
             recipient: MailboxId::from_bytes([n; 32]),
-            id: Some(BlobId::from_bytes([n; 16])),
-            sender_id: None,
+            id: BlobId::from_bytes([n; 16]),
             terms: Default::default(),
             body: Bytes::new(),
         };
@@ -98,24 +97,27 @@ impl Played {
         let (waiter, _) = waiter();
         self.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
         let (tag, _) = self.written().unwrap();
-        self.hear(subscribed(tag, Ok(())));
+        self.hear(tag, subscribed(Ok(())));
         mailbox
     }
 
     pub(super) fn deliver(&mut self, mailbox: MailboxId, n: u8) -> Item {
         let id = BlobId::from_bytes([n; 16]);
-        self.hear(Outgoing::Blob(BlobDelivery {
-            id,
-            mailbox,
-            stored_at: Timestamp::from_millis(1),
-            expires_at: Timestamp::from_millis(2),
-            redelivered: false,
-            body: Bytes::new(),
-        }));
+        self.hear(
+            None,
+            Answer::Blob(BlobDelivery {
+                id,
+                mailbox,
+                stored_at: Timestamp::from_millis(1),
+                expires_at: Some(Timestamp::from_millis(2)),
+                redelivered: false,
+                body: Bytes::new(),
+            }),
+        );
         Item { mailbox, id }
     }
 
-    pub(super) fn acknowledge(&mut self, item: Item) -> oneshot::Receiver<Answer> {
+    pub(super) fn acknowledge(&mut self, item: Item) -> oneshot::Receiver<Outcome> {
         let (waiter, told) = waiter();
         self.0.acknowledge(item, waiter);
         told
@@ -130,41 +132,34 @@ impl Played {
     }
 }
 
-pub(super) fn waiter() -> (Waiter, oneshot::Receiver<Answer>) {
+pub(super) fn waiter() -> (Waiter, oneshot::Receiver<Outcome>) {
     let (tell, told) = oneshot::channel();
     let room = Vec::new();
     (Waiter { tell, room }, told)
 }
 
-pub(super) fn subscribed(tag: Tag, outcome: Result<(), &'static str>) -> Outgoing {
+pub(super) fn subscribed(outcome: Result<(), &'static str>) -> Answer {
     let opened = outcome.map(|()| Opened {
         pending: 0,
         blobs: 0,
         bytes: 0,
     });
-    Outgoing::Subscribed {
-        tag,
-        openings: vec![opened],
-    }
+    Answer::Subscribed(vec![opened])
 }
 
-fn stored(tag: Tag) -> Outgoing {
-    Outgoing::Stored {
-        tag,
+fn stored() -> Answer {
+    Answer::Stored {
         expires_at: Timestamp::from_millis(1),
         duplicate: false,
     }
 }
 
-fn refused(tag: Tag, code: &'static str, retry_after: Option<Duration>) -> Outgoing {
-    Outgoing::Refused {
-        tag: Some(tag),
-        refused: Refused {
-            code,
-            message: "".into(),
-            retry_after,
-        },
-    }
+fn refused(code: &'static str, retry_after: Option<Duration>) -> Answer {
+    Answer::Refused(Refused {
+        code,
+        message: "".into(),
+        retry_after,
+    })
 }
 
 #[test]
@@ -178,7 +173,7 @@ fn what_is_unanswered_goes_out_again_after_the_mailboxes_are_open_and_under_the_
     let mut acknowledged = played.acknowledge(item);
     assert!(matches!(
         played.written(),
-        Some((_, Request::AcknowledgeEach(_)))
+        Some((_, Request::Acknowledge(_)))
     ));
     played.0.disconnected();
     assert!(played.written().is_none());
@@ -191,17 +186,16 @@ fn what_is_unanswered_goes_out_again_after_the_mailboxes_are_open_and_under_the_
     assert_eq!(played.came(), 1);
     played.deliver(mailbox, 1);
     assert_eq!(played.came(), 0);
-    played.hear(subscribed(tag, Ok(())));
+    played.hear(tag, subscribed(Ok(())));
     let mut rest: Vec<_> = std::iter::from_fn(|| played.written()).collect();
     let again = rest.remove(0);
-    assert!(again.0.number() == 0 && matches!(again.1, Request::AcknowledgeEach(_)));
+    assert!(again.0.is_none() && matches!(again.1, Request::Acknowledge(_)));
     let (tag, submit) = rest.remove(0);
     assert_eq!(submit, before);
-    played.hear(stored(tag));
+    played.hear(tag, stored());
     assert!(told.try_recv().unwrap().is_ok());
     let (tag, _) = rest.remove(0);
-    let done = Done::Acknowledged;
-    played.hear(Outgoing::Done { tag, done });
+    played.hear(tag, Answer::Done(Done::Acknowledged));
     assert!(acknowledged.try_recv().unwrap().is_ok());
     assert!(rest.is_empty() && played.written().is_none());
 }
@@ -212,12 +206,12 @@ fn a_submit_that_a_stopping_relay_refuses_is_kept_for_the_next() {
     played.connected_to(1);
     let mut kept = played.submit(1);
     let (tag, _) = played.written().unwrap();
-    played.hear(refused(tag, "shutting_down", Some(Duration::from_secs(1))));
+    played.hear(tag, refused("shutting_down", Some(Duration::from_secs(1))));
     assert!(kept.try_recv().is_err() && played.written().is_none());
     played.0.disconnected();
     played.connected_to(2);
     let (tag, _) = played.written().unwrap();
-    played.hear(stored(tag));
+    played.hear(tag, stored());
     assert!(kept.try_recv().unwrap().is_ok());
 }
 
@@ -231,14 +225,14 @@ fn a_refusal_for_now_is_repeated_until_the_patience_ends_and_a_final_one_is_told
     let why = loop {
         let (tag, _) = played.written().unwrap();
         times += 1;
-        played.hear(refused(tag, "unavailable", Some(Duration::from_secs(5))));
+        played.hear(tag, refused("unavailable", Some(Duration::from_secs(5))));
         if let Ok(answer) = told.try_recv() {
             break answer.err().unwrap();
         }
         if times == 1 {
             // Another goes meanwhile.
             let (tag, _) = played.written().unwrap();
-            played.hear(refused(tag, "id_reused", None));
+            played.hear(tag, refused("id_reused", None));
         }
         let Next::Idle(Some(due)) = played.0.next(played.1) else {
             panic!("it comes back")
@@ -260,7 +254,7 @@ fn a_full_mailbox_and_an_absent_recipient_are_told_at_once() {
     for (code, wait) in [("mailbox_full", 60), ("not_connected", 1)] {
         let mut told = played.submit(1);
         let (tag, _) = played.written().unwrap();
-        played.hear(refused(tag, code, Some(Duration::from_secs(wait))));
+        played.hear(tag, refused(code, Some(Duration::from_secs(wait))));
         assert!(told.try_recv().unwrap().is_err(), "{code}");
     }
 }
@@ -271,7 +265,7 @@ fn a_wait_holds_over_a_reconnect_to_the_same_relay_and_not_to_another() {
     played.connected_to(1);
     let _told = played.submit(1);
     let (tag, _) = played.written().unwrap();
-    played.hear(refused(tag, "rate_limited", Some(Duration::from_secs(9))));
+    played.hear(tag, refused("rate_limited", Some(Duration::from_secs(9))));
     played.0.disconnected();
     played.connected_to(1);
     assert!(matches!(played.0.next(played.1), Next::Idle(Some(at)) if at > played.1));
@@ -287,10 +281,10 @@ fn who_is_too_fast_begins_slowly_again() {
     let _told: Vec<_> = (0..20).map(|n| played.submit(n)).collect();
     let (first, _) = played.written().unwrap();
     let sent: Vec<_> = std::iter::from_fn(|| played.written()).collect();
-    played.hear(refused(first, "rate_limited", Some(Duration::from_secs(1))));
+    played.hear(first, refused("rate_limited", Some(Duration::from_secs(1))));
     assert!(played.written().is_none());
     for (tag, _) in sent {
-        played.hear(stored(tag));
+        played.hear(tag, stored());
     }
     // One, and one more for each of the three answers.
     assert_eq!(std::iter::from_fn(|| played.written()).count(), 4);
@@ -305,7 +299,7 @@ fn what_nobody_waits_for_any_more_is_not_asked_again() {
         .ask(Ask::Request(Request::Unpin(MailboxId::random())), waiter);
     played.connected_to(1);
     played.written().unwrap();
-    played.0.abandon(number);
+    played.0.abandon(number.unwrap());
     played.0.disconnected();
     played.connected_to(1);
     assert!(played.written().is_none());
@@ -317,8 +311,7 @@ fn what_no_connection_could_carry_is_told_and_holds_nothing_up() {
     let (waiter, mut told) = waiter();
     let submit = Submit {
         recipient: MailboxId::from_bytes([1; 32]),
-        id: Some(BlobId::from_bytes([1; 16])),
-        sender_id: None,
+        id: BlobId::from_bytes([1; 16]),
         terms: Default::default(),
         body: vec![0; (1 << 20) + 1].into(),
     };
@@ -344,15 +337,14 @@ fn an_acknowledgement_that_comes_too_fast_is_repeated_when_the_relay_says() {
     let item = played.deliver(mailbox, 1);
     let mut told = played.acknowledge(item);
     let (tag, _) = played.written().unwrap();
-    played.hear(refused(tag, "rate_limited", Some(Duration::from_secs(3))));
+    played.hear(tag, refused("rate_limited", Some(Duration::from_secs(3))));
     let Next::Idle(Some(due)) = played.0.next(played.1) else {
         panic!("it comes back")
     };
     assert!(due >= played.1 + Duration::from_secs(3) && due < played.1 + Duration::from_secs(4));
     played.1 = due;
     let (tag, _) = played.written().unwrap();
-    let done = Done::Acknowledged;
-    played.hear(Outgoing::Done { tag, done });
+    played.hear(tag, Answer::Done(Done::Acknowledged));
     assert!(told.try_recv().unwrap().is_ok());
 }
 
@@ -368,7 +360,7 @@ fn a_new_connection_is_filled_as_answers_come() {
         let before = out.len();
         for (tag, _) in out.drain(..) {
             all += 1;
-            played.hear(stored(tag));
+            played.hear(tag, stored());
         }
         out = std::iter::from_fn(|| played.written()).collect();
         assert!(out.len() == 2 * before || all + out.len() == 100);
@@ -388,8 +380,7 @@ fn whoever_is_sent_away_leaves_when_nothing_is_in_hand() {
     let _told = played.acknowledge(item);
     let (tag, _) = played.written().unwrap();
     assert!(matches!(played.0.next(played.1), Next::Idle(None)));
-    let done = Done::Acknowledged;
-    played.hear(Outgoing::Done { tag, done });
+    played.hear(tag, Answer::Done(Done::Acknowledged));
     assert!(matches!(played.0.next(played.1), Next::Leave));
 }
 
@@ -410,16 +401,16 @@ fn who_loses_patience_over_a_refusal_is_told_the_refusal_unless_it_is_asked_agai
     played.connected_to(1);
     let (number, _told) = played.submit_numbered(1);
     let (tag, _) = played.written().unwrap();
-    played.hear(refused(tag, "unavailable", Some(Duration::from_secs(5))));
-    let Some(ClientError::Refused { code, .. }) = played.0.abandon(number) else {
+    played.hear(tag, refused("unavailable", Some(Duration::from_secs(5))));
+    let Some(ClientError::Refused { code, .. }) = played.0.abandon(number.unwrap()) else {
         panic!("it is known that it was not done")
     };
     assert_eq!(code, "unavailable");
 
     let (number, _told) = played.submit_numbered(2);
     let (tag, _) = played.written().unwrap();
-    played.hear(refused(tag, "unavailable", Some(Duration::from_secs(5))));
+    played.hear(tag, refused("unavailable", Some(Duration::from_secs(5))));
     played.1 += Duration::from_secs(10);
     played.written().unwrap();
-    assert_eq!(played.0.abandon(number), None);
+    assert_eq!(played.0.abandon(number.unwrap()), None);
 }

@@ -12,7 +12,7 @@ use crate::secrets::Secret;
 /// Kept with a blob, for its delivery. The first byte tells which; it is stored and never given
 /// another meaning.
 #[derive(Clone, PartialEq, Eq)]
-pub enum GiveBack {
+pub enum Sealed {
     /// The `sender_id` of the submitting frame, as it stood there.
     SenderId(Box<str>),
     /// A whole frame that is delivered as the body: word that an account is no more.
@@ -25,7 +25,7 @@ const SENDER_ID: u8 = 1;
 const FRAME: u8 = 2;
 const SENDER_DEVICE: u8 = 3;
 
-impl GiveBack {
+impl Sealed {
     /// Sealed for this mailbox.
     pub(super) fn seal(&self, secret: &Secret, mailbox: &MailboxId) -> Bytes {
         let (kind, content) = match self {
@@ -48,22 +48,22 @@ impl GiveBack {
     }
 }
 
-impl std::fmt::Debug for GiveBack {
+impl std::fmt::Debug for Sealed {
     // Who sent what is nobody's business.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("GiveBack(…)")
+        f.write_str("Sealed(…)")
     }
 }
 
 impl Service {
     /// What was kept beside a blob of this mailbox; `None` when nothing was, or when it does not
     /// open, which is logged: the blob itself is whole all the same.
-    pub fn give_back(&self, mailbox: &MailboxId, sealed: &[u8]) -> Option<GiveBack> {
+    pub fn unseal(&self, mailbox: &MailboxId, sealed: &[u8]) -> Option<Sealed> {
         if sealed.is_empty() {
             return None;
         }
         let plain = self.parts.secret.unseal(mailbox.as_bytes(), sealed).ok();
-        let given = plain.as_deref().and_then(GiveBack::unsealed);
+        let given = plain.as_deref().and_then(Sealed::unsealed);
         if given.is_none() {
             tracing::warn!("what was kept beside a blob does not open; it is delivered without");
         }
@@ -80,15 +80,15 @@ mod tests {
         let secret = Secret::from_bytes([7; 32]);
         let mailbox = MailboxId::from_bytes([1; 32]);
         for kept in [
-            GiveBack::SenderId("a sender".into()),
-            GiveBack::Frame(Bytes::from_static(b"\0\0\0\x02{}")),
-            GiveBack::SenderDevice("".into()),
+            Sealed::SenderId("a sender".into()),
+            Sealed::Frame(Bytes::from_static(b"\0\0\0\x02{}")),
+            Sealed::SenderDevice("".into()),
         ] {
             let sealed = kept.seal(&secret, &mailbox);
             let plain = secret.unseal(mailbox.as_bytes(), &sealed).unwrap();
-            assert_eq!(GiveBack::unsealed(&plain), Some(kept));
+            assert_eq!(Sealed::unsealed(&plain), Some(kept));
         }
-        assert_eq!(GiveBack::unsealed(&[]), None);
-        assert_eq!(GiveBack::unsealed(&[9, 1]), None);
+        assert_eq!(Sealed::unsealed(&[]), None);
+        assert_eq!(Sealed::unsealed(&[9, 1]), None);
     }
 }

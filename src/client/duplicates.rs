@@ -48,12 +48,12 @@ pub(super) enum Acknowledging {
 ///
 /// What another relay has under the same name counts as new, too: only within one relay can nobody
 /// hand in another blob under it first.
-pub(super) struct Seen {
+pub(super) struct Duplicates {
     known: LruCache<Item, Known>,
     relay: [u8; 32],
 }
 
-impl Default for Seen {
+impl Default for Duplicates {
     fn default() -> Self {
         Self {
             // Grows as it is needed; few clients need much.
@@ -63,7 +63,7 @@ impl Default for Seen {
     }
 }
 
-impl Seen {
+impl Duplicates {
     /// What comes from now on comes from this relay.
     pub(super) fn at(&mut self, relay: [u8; 32]) {
         self.relay = relay;
@@ -160,49 +160,49 @@ mod tests {
 
     #[test]
     fn the_oldest_is_forgotten_first_and_no_more_than_the_bound_are_kept() {
-        let mut seen = Seen::default();
+        let mut duplicates = Duplicates::default();
         for n in 0..=SEEN_MAX {
-            assert_eq!(seen.comes(item(n)), Coming::New);
+            assert_eq!(duplicates.comes(item(n)), Coming::New);
         }
-        assert_eq!(seen.known.len(), SEEN_MAX);
-        assert_eq!(seen.comes(item(SEEN_MAX)), Coming::InHand);
-        assert_eq!(seen.acknowledged(item(SEEN_MAX)), Acknowledging::Here);
-        assert_eq!(seen.comes(item(SEEN_MAX)), Coming::Acknowledged);
-        assert_eq!(seen.comes(item(0)), Coming::New);
+        assert_eq!(duplicates.known.len(), SEEN_MAX);
+        assert_eq!(duplicates.comes(item(SEEN_MAX)), Coming::InHand);
+        assert_eq!(duplicates.acknowledged(item(SEEN_MAX)), Acknowledging::Here);
+        assert_eq!(duplicates.comes(item(SEEN_MAX)), Coming::Acknowledged);
+        assert_eq!(duplicates.comes(item(0)), Coming::New);
     }
 
     #[test]
     fn what_was_kept_from_one_relay_is_known_there_and_new_elsewhere() {
-        let mut seen = Seen::default();
+        let mut duplicates = Duplicates::default();
         for n in 1..=2 {
-            assert_eq!(seen.comes(item(n)), Coming::New);
+            assert_eq!(duplicates.comes(item(n)), Coming::New);
         }
-        seen.at([7; 32]);
-        assert!(!seen.is_any_in_hand());
-        assert_eq!(seen.comes(item(1)), Coming::New);
-        assert_eq!(seen.acknowledged(item(1)), Acknowledging::Here);
-        assert_eq!(seen.acknowledged(item(2)), Acknowledging::Elsewhere);
-        seen.at([0; 32]);
-        assert_eq!(seen.comes(item(2)), Coming::Acknowledged);
+        duplicates.at([7; 32]);
+        assert!(!duplicates.is_any_in_hand());
+        assert_eq!(duplicates.comes(item(1)), Coming::New);
+        assert_eq!(duplicates.acknowledged(item(1)), Acknowledging::Here);
+        assert_eq!(duplicates.acknowledged(item(2)), Acknowledging::Elsewhere);
+        duplicates.at([0; 32]);
+        assert_eq!(duplicates.comes(item(2)), Coming::Acknowledged);
     }
 
     #[test]
     fn what_is_not_stored_comes_once_and_needs_no_acknowledgement() {
-        let mut seen = Seen::default();
-        assert_eq!(seen.comes_live(item(1)), Coming::New);
-        assert_eq!(seen.comes_live(item(1)), Coming::InHand);
-        assert_eq!(seen.acknowledged(item(1)), Acknowledging::Nothing);
-        assert!(!seen.is_any_in_hand());
+        let mut duplicates = Duplicates::default();
+        assert_eq!(duplicates.comes_live(item(1)), Coming::New);
+        assert_eq!(duplicates.comes_live(item(1)), Coming::InHand);
+        assert_eq!(duplicates.acknowledged(item(1)), Acknowledging::Nothing);
+        assert!(!duplicates.is_any_in_hand());
     }
 
     #[test]
     fn a_closed_mailbox_is_forgotten_except_what_was_acknowledged() {
-        let mut seen = Seen::default();
-        seen.comes(item(1));
-        seen.comes(item(2));
-        seen.acknowledged(item(2));
-        seen.closed(&item(0).mailbox);
-        assert_eq!(seen.comes(item(1)), Coming::New);
-        assert_eq!(seen.comes(item(2)), Coming::Acknowledged);
+        let mut duplicates = Duplicates::default();
+        duplicates.comes(item(1));
+        duplicates.comes(item(2));
+        duplicates.acknowledged(item(2));
+        duplicates.closed(&item(0).mailbox);
+        assert_eq!(duplicates.comes(item(1)), Coming::New);
+        assert_eq!(duplicates.comes(item(2)), Coming::Acknowledged);
     }
 }

@@ -1,16 +1,16 @@
-//! The book's mailboxes and what comes from them, with a relay that is played by hand.
+//! The client's mailboxes and what comes from them, with a relay that is played by hand.
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::ask::{Ask, Key};
-use super::book::Book;
-use super::book_tests::{Played, subscribed, waiter};
+use super::request::{Ask, Key};
+use super::state::State;
+use super::state_tests::{Played, subscribed, waiter};
 use super::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
-use crate::protocol::message::{Done, Outgoing, Request};
-use crate::protocol::v2::message::{BlobDelivery, Opened};
+use crate::protocol::v2::message::{BlobDelivery, Done, Opened};
+use crate::protocol::v2::{Answer, Request};
 
 #[test]
 fn a_mailbox_that_does_not_open_again_is_told_and_its_acknowledgements_spoil_no_other() {
@@ -22,7 +22,7 @@ fn a_mailbox_that_does_not_open_again_is_told_and_its_acknowledgements_spoil_no_
     let mut acknowledged = played.acknowledge(item);
     played.connected_to(1);
     let (tag, _) = played.written().unwrap();
-    played.hear(subscribed(tag, Err("unauthorized")));
+    played.hear(tag, subscribed(Err("unauthorized")));
     assert!(played.written().is_none());
     assert_eq!(
         acknowledged.try_recv().unwrap().err(),
@@ -61,7 +61,7 @@ fn at_another_relay_nothing_of_the_first_is_acknowledged() {
 fn the_window_goes_before_the_mailboxes_and_these_in_the_order_of_their_opening() {
     let mut options = Options::new(["ws://relay"]);
     options.window_blobs = 1;
-    let mut played = Played(Book::new(&options), Instant::now());
+    let mut played = Played(State::new(&options), Instant::now());
     played.connected_to(1);
     played.written().unwrap();
     let mailboxes: Vec<_> = (0..20)
@@ -111,12 +111,11 @@ fn many_openings_and_acknowledgements_fit_into_the_frames_of_a_small_relay() {
         };
         let openings = vec![Ok(opened); subscribe.openings.len()];
         assert!(told.iter_mut().all(|told| told.try_recv().is_err()));
-        played.hear(Outgoing::Subscribed { tag, openings });
+        played.hear(tag, Answer::Subscribed(openings));
     }
     assert_eq!(again, mailboxes);
     while let Some((tag, _)) = played.written() {
-        let done = Done::Acknowledged;
-        played.hear(Outgoing::Done { tag, done });
+        played.hear(tag, Answer::Done(Done::Acknowledged));
     }
     assert!(told.iter_mut().all(|told| told.try_recv().unwrap().is_ok()));
     assert!(played.took().is_none(), "all are open");
@@ -136,7 +135,7 @@ fn a_secret_is_shown_to_one_relay_only() {
     assert_eq!(why, Some(ClientError::OtherRelay));
     // Shown, though the answer is lost.
     let key = MailboxKey::secret([2; 32]);
-    let (waiter, mut told) = super::book_tests::waiter();
+    let (waiter, mut told) = super::state_tests::waiter();
     played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
     played.written().unwrap();
     played.0.disconnected();
@@ -148,7 +147,7 @@ fn a_secret_is_shown_to_one_relay_only() {
     assert!(subscribe.openings[0].mailbox == free);
     let (mailbox, why) = (bound, ClientError::OtherRelay);
     assert_eq!(played.took(), Some(Event::Closed { mailbox, why }));
-    played.hear(subscribed(tag, Ok(())));
+    played.hear(tag, subscribed(Ok(())));
     assert!(played.written().is_none());
     assert_eq!(
         told.try_recv().unwrap().err(),
@@ -160,7 +159,7 @@ fn a_secret_is_shown_to_one_relay_only() {
 fn what_finds_no_room_holds_nothing_up_and_comes_once_there_is_some() {
     let mut options = Options::new(["ws://relay"]);
     options.window_blobs = 1;
-    let mut played = Played(Book::new(&options), Instant::now());
+    let mut played = Played(State::new(&options), Instant::now());
     played.connected_to(1);
     played.written().unwrap();
     let mailbox = played.opened();
@@ -170,12 +169,10 @@ fn what_finds_no_room_holds_nothing_up_and_comes_once_there_is_some() {
     played.connected_to(1);
     played.written().unwrap();
     let (tag, _) = played.written().unwrap();
-    played.hear(subscribed(tag, Ok(())));
+    played.hear(tag, subscribed(Ok(())));
     played.deliver(mailbox, 2);
-    let caught_up = Outgoing::CaughtUp {
-        mailboxes: vec![mailbox],
-    };
-    played.hear(caught_up.clone());
+    let caught_up = Answer::CaughtUp(vec![mailbox]);
+    played.hear(None, caught_up.clone());
     assert!(played.written().is_none(), "there is no room yet");
     assert_eq!(played.came(), 1, "and nobody has caught up");
     let (tag, unsubscribe) = played.written().unwrap();
@@ -184,14 +181,13 @@ fn what_finds_no_room_holds_nothing_up_and_comes_once_there_is_some() {
     assert!(matches!(again, Request::Subscribe(_)));
     // Under way before the relay had read that, and after the one that was missed.
     played.deliver(mailbox, 3);
-    let done = Done::Unsubscribed;
-    played.hear(Outgoing::Done { tag, done });
+    played.hear(tag, Answer::Done(Done::Unsubscribed));
     assert_eq!(played.came(), 0, "a mailbox has an order");
-    played.hear(subscribed(again_tag, Ok(())));
+    played.hear(again_tag, subscribed(Ok(())));
     for n in [1, 2] {
         played.deliver(mailbox, n);
     }
-    played.hear(caught_up);
+    played.hear(None, caught_up);
     assert_eq!(played.came(), 2, "the second blob, and that was all");
 }
 
@@ -208,7 +204,7 @@ fn a_closed_mailbox_is_silent_and_gives_again_what_was_not_acknowledged_when_it_
     played.deliver(mailbox, 3);
     assert_eq!(played.came(), 0);
     let asked: Vec<_> = std::iter::from_fn(|| played.written()).collect();
-    assert!(matches!(asked[0].1, Request::AcknowledgeEach(_)));
+    assert!(matches!(asked[0].1, Request::Acknowledge(_)));
     assert!(matches!(asked[1].1, Request::Unsubscribe(_)));
     played.opened();
     for n in 1..=3 {
@@ -219,14 +215,17 @@ fn a_closed_mailbox_is_silent_and_gives_again_what_was_not_acknowledged_when_it_
 
 /// Hands over a blob that is not stored.
 fn hand_over(played: &mut Played, mailbox: MailboxId, n: u8) {
-    played.hear(Outgoing::Blob(BlobDelivery {
-        id: BlobId::from_bytes([n; 16]),
-        mailbox,
-        stored_at: Timestamp::from_millis(1),
-        expires_at: Timestamp::default(),
-        redelivered: false,
-        body: Bytes::new(),
-    }));
+    played.hear(
+        None,
+        Answer::Blob(BlobDelivery {
+            id: BlobId::from_bytes([n; 16]),
+            mailbox,
+            stored_at: Timestamp::from_millis(1),
+            expires_at: None,
+            redelivered: false,
+            body: Bytes::new(),
+        }),
+    );
 }
 
 #[test]
@@ -250,7 +249,7 @@ fn a_stored_blob_under_the_name_of_a_live_one_comes_and_can_be_acknowledged() {
     assert_eq!(played.came(), 2);
     let _told = played.acknowledge(item);
     let (_, acknowledged) = played.written().unwrap();
-    assert!(matches!(acknowledged, Request::AcknowledgeEach(_)));
+    assert!(matches!(acknowledged, Request::Acknowledge(_)));
 }
 
 #[test]
@@ -263,11 +262,11 @@ fn an_opening_that_nobody_waits_for_any_more_leaves_nothing_open_at_the_relay() 
     let number = played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
     let (tag, _) = played.written().unwrap();
     played.deliver(mailbox, 1);
-    played.0.abandon(number);
+    played.0.abandon(number.unwrap());
     assert_eq!(played.came(), 0);
     let (of_nobody, unsubscribe) = played.written().unwrap();
-    assert!(of_nobody.number() == 0 && unsubscribe == Request::Unsubscribe(vec![mailbox]));
-    played.hear(subscribed(tag, Ok(())));
+    assert!(of_nobody.is_none() && unsubscribe == Request::Unsubscribe(vec![mailbox]));
+    played.hear(tag, subscribed(Ok(())));
     assert!(played.written().is_none());
     played.opened();
     played.deliver(mailbox, 1);
@@ -281,7 +280,7 @@ fn a_mailbox_is_closed_though_nobody_waits_for_it_any_more() {
     let mailbox = played.opened();
     let (waiter, _) = waiter();
     let number = played.0.unsubscribe(vec![mailbox], waiter);
-    played.0.abandon(number);
+    played.0.abandon(number.unwrap());
     let (_, unsubscribe) = played.written().unwrap();
     assert_eq!(unsubscribe, Request::Unsubscribe(vec![mailbox]));
 }
@@ -315,11 +314,10 @@ fn a_mailbox_that_is_closed_before_its_opening_is_answered_stays_closed() {
     let (closing, _) = waiter();
     played.0.unsubscribe(vec![mailbox], closing);
     played.deliver(mailbox, 1);
-    played.hear(subscribed(tag, Ok(())));
+    played.hear(tag, subscribed(Ok(())));
     assert_eq!(played.came(), 0);
     let (tag, _) = played.written().unwrap();
-    let done = Done::Unsubscribed;
-    played.hear(Outgoing::Done { tag, done });
+    played.hear(tag, Answer::Done(Done::Unsubscribed));
     played.0.disconnected();
     played.connected_to(1);
     assert!(played.written().is_none(), "it is not opened again");

@@ -13,19 +13,20 @@ use tokio::time::Instant;
 use super::ClientError;
 use super::acknowledgements::Acknowledgements;
 use super::arrivals::Arrivals;
-use super::ask::{
-    Answer, Ask, Asked, FRAME_SPARE_BYTES, Key, Live, RATE_LIMITED, SHUTTING_DOWN, Waiter,
-    number_of, refused_for,
-};
 use super::blob::Item;
+use super::duplicates::Acknowledging;
 use super::keyring::Keyring;
 use super::options::Options;
-use super::seen::Acknowledging;
-use super::turns::{Next, Turns};
+use super::request::{
+    Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Outcome, RATE_LIMITED, SHUTTING_DOWN, Waiter,
+    refused_for,
+};
+use super::send_order::{Next, SendOrder};
 use crate::ids::MailboxId;
-use crate::protocol::message::{Done, Outgoing, Refused, Request, Tag};
+use crate::protocol::message::Refused;
 use crate::protocol::v2::client::{ServerFrame, encode_request};
-use crate::protocol::v2::message::GoAway;
+use crate::protocol::v2::message::{Done, GoAway};
+use crate::protocol::v2::{Answer, Request, Tag};
 
 /// Items in one acknowledgement, as relays take them.
 const ACKNOWLEDGE_MAX: usize = 1_000;
@@ -43,7 +44,7 @@ pub(super) enum Heard {
     GoAway(GoAway),
 }
 
-pub(super) struct Book {
+pub(super) struct State {
     live: Option<Live>,
     /// What the last connection was to.
     relay_id: Option<[u8; 32]>,
@@ -52,13 +53,13 @@ pub(super) struct Book {
     repeat_for: Duration,
     last_number: u32,
     /// By number, and so in the order asked.
-    asked: BTreeMap<u32, Asked>,
+    asked: BTreeMap<Tag, Asked>,
     /// Whose turn it is on this connection.
-    turns: Turns,
+    send_order: SendOrder,
     acknowledged: Acknowledgements,
     keyring: Keyring,
     /// Mailboxes are being opened again; what needs them waits.
-    reopening: BTreeSet<u32>,
+    reopening: BTreeSet<Tag>,
     /// Open at the relay and wanted by nobody. Written before anything else, so that there are no more
     /// than in the openings that were unanswered at that time.
     strays: Vec<MailboxId>,
@@ -70,7 +71,7 @@ pub(super) struct Book {
     pub(super) arrivals: Arrivals,
 }
 
-impl Book {
+impl State {
     pub(super) fn new(options: &Options) -> Self {
         let window = (options.window_blobs.max(1), options.window_bytes.max(1));
         Self {
@@ -81,7 +82,7 @@ impl Book {
             repeat_for: options.repeat_for,
             last_number: 0,
             asked: BTreeMap::new(),
-            turns: Turns::default(),
+            send_order: SendOrder::default(),
             acknowledged: Acknowledgements::default(),
             keyring: Keyring::default(),
             reopening: BTreeSet::new(),
@@ -111,27 +112,27 @@ impl Book {
         self.is_closing = true;
     }
 
-    /// Notes a request; its number, for who comes to lose patience.
-    pub(super) fn ask(&mut self, ask: Ask, waiter: Waiter) -> u32 {
+    /// Notes a request; its number, for who comes to lose patience. `None` when all is over.
+    pub(super) fn ask(&mut self, ask: Ask, waiter: Waiter) -> Option<Tag> {
         if let Some(why) = &self.ended {
             waiter.tell(Err(why.clone()));
-            return 0;
+            return None;
         }
         let number = self.note(ask, vec![waiter]);
-        self.turns.put(number);
-        number
+        self.send_order.put(number);
+        Some(number)
     }
 
     /// Nobody waits for the answer any more, and it is not asked again. What closes mailboxes is: what
     /// comes from them would hold the window, and nobody could acknowledge it.
     ///
     /// The last refusal, if it was not written again since: then it is known that it was not done.
-    pub(super) fn abandon(&mut self, number: u32) -> Option<ClientError> {
+    pub(super) fn abandon(&mut self, number: Tag) -> Option<ClientError> {
         let closes = |asked: &Asked| matches!(asked.ask, Ask::Request(Request::Unsubscribe(_)));
         if self.asked.get(&number).is_some_and(closes) {
             return None;
         }
-        let is_sent = self.turns.remove(number);
+        let is_sent = self.send_order.remove(number);
         let Asked { ask, refusal, .. } = self.asked.remove(&number)?;
         if let (Ask::Open(keys), true) = (ask, is_sent) {
             self.close_strays(&keys);
@@ -145,8 +146,9 @@ impl Book {
             let mut asked = self.asked.iter();
             // An opening that is written after they are closed opens them.
             let is_wanted = self.keyring.is_open(&mailbox)
-                || asked
-                    .any(|(number, asked)| self.turns.is_sent(*number) && asked.opens(&mailbox));
+                || asked.any(|(number, asked)| {
+                    self.send_order.is_sent(*number) && asked.opens(&mailbox)
+                });
             if !is_wanted {
                 self.arrivals.unsubscribed(&mailbox);
                 self.strays.push(mailbox);
@@ -162,8 +164,7 @@ impl Book {
             Acknowledging::Here => self.acknowledged.push(item, waiter),
             Acknowledging::Elsewhere => waiter.tell(Err(ClientError::OtherRelay)),
             Acknowledging::Nothing => {
-                let (tag, done) = (Tag::Number(0), Done::Acknowledged);
-                waiter.tell(Ok(Outgoing::Done { tag, done }));
+                waiter.tell(Ok(Answer::Done(Done::Acknowledged)));
             }
         }
     }
@@ -171,7 +172,7 @@ impl Book {
     /// What was acknowledged before goes first; then the mailboxes are not opened again.
     /// Without a connection nobody knows which mailboxes will be open on the next, and where that is: who
     /// has acknowledged in these is told that they are closed.
-    pub(super) fn unsubscribe(&mut self, mailboxes: Vec<MailboxId>, waiter: Waiter) -> u32 {
+    pub(super) fn unsubscribe(&mut self, mailboxes: Vec<MailboxId>, waiter: Waiter) -> Option<Tag> {
         if self.live.is_some() && self.reopening.is_empty() {
             self.gather_acknowledgements();
         }
@@ -182,12 +183,13 @@ impl Book {
         self.ask(Ask::Request(Request::Unsubscribe(mailboxes)), waiter)
     }
 
-    fn note(&mut self, ask: Ask, waiters: Vec<Waiter>) -> u32 {
+    fn note(&mut self, ask: Ask, waiters: Vec<Waiter>) -> Tag {
         loop {
             self.last_number = self.last_number.wrapping_add(1);
-            let number = self.last_number;
-            // Zero means that no answer is wanted; after a round of numbers one may be in use.
-            if number != 0 && !self.asked.contains_key(&number) {
+            // Zero is no number; after a round of them one may be in use.
+            if let Some(number) = Tag::new(self.last_number)
+                && !self.asked.contains_key(&number)
+            {
                 self.asked.insert(number, Asked::new(ask, waiters));
                 return number;
             }
@@ -207,13 +209,13 @@ impl Book {
         for (number, asked) in &self.asked {
             // What is due comes back with the first look.
             let until = asked.not_before.unwrap_or(now);
-            self.turns.put_off(*number, until);
+            self.send_order.put_off(*number, until);
         }
         if live.welcome.limits.window_default != self.window {
             // Before the mailboxes, whose deliveries it bounds.
             let (blobs, bytes) = self.window;
             let number = self.note(Ask::Window(blobs, bytes), Vec::new());
-            self.turns.put_first(number);
+            self.send_order.put_first(number);
         }
         self.live = Some(live);
         self.reopen(&self.keyring.all());
@@ -233,7 +235,7 @@ impl Book {
     fn reopen(&mut self, keys: &[Key]) {
         for part in keys.chunks(self.items_max(OPENING_BYTES)) {
             let number = self.note(Ask::Reopen(part.to_vec()), Vec::new());
-            self.turns.put_first(number);
+            self.send_order.put_first(number);
             self.reopening.insert(number);
         }
     }
@@ -242,7 +244,7 @@ impl Book {
     pub(super) fn disconnected(&mut self) {
         self.live = None;
         self.reopening.clear();
-        self.turns = Turns::default();
+        self.send_order = SendOrder::default();
         self.strays.clear();
         self.arrivals.disconnected();
         // Acknowledgements go back into the queue: a mailbox may not open again, and one that is not
@@ -250,7 +252,7 @@ impl Book {
         let mut back = Vec::new();
         self.asked.retain(|_, asked| match &mut asked.ask {
             Ask::Reopen(_) | Ask::Leave(_) | Ask::Window(..) | Ask::Ping => false,
-            Ask::Request(Request::AcknowledgeEach(items)) => {
+            Ask::Request(Request::Acknowledge(items)) => {
                 let items = items.drain(..).map(|(mailbox, id)| Item { mailbox, id });
                 back.extend(items.zip(asked.waiters.drain(..)));
                 false
@@ -274,7 +276,7 @@ impl Book {
     /// Asks the relay whether it is there.
     pub(super) fn ping(&mut self) {
         let number = self.note(Ask::Ping, Vec::new());
-        self.turns.put_first(number);
+        self.send_order.put_first(number);
     }
 
     /// The relay wants us to go. It answers what it has read and takes acknowledgements.
@@ -289,7 +291,7 @@ impl Book {
         if let Some(frame) = self.unsubscribe_strays() {
             return Next::Write(frame);
         }
-        self.turns.bring_back(now);
+        self.send_order.bring_back(now);
         if self.reopening.is_empty() {
             self.gather_acknowledgements();
             if let Some(frame) = self.acknowledge_again() {
@@ -300,7 +302,7 @@ impl Book {
         while let Some(number) = self.take_next() {
             match self.encode(number) {
                 Some(Ok(frame)) => {
-                    self.turns.sent(number);
+                    self.send_order.sent(number);
                     return Next::Write(frame);
                 }
                 Some(Err(why)) => {
@@ -312,7 +314,7 @@ impl Book {
         if self.is_finished() || (self.is_sent_away && self.owes_nothing_here()) {
             return Next::Leave;
         }
-        Next::Idle(self.turns.due())
+        Next::Idle(self.send_order.due())
     }
 
     fn gather_acknowledgements(&mut self) {
@@ -322,7 +324,7 @@ impl Book {
             .gather(count_max, |mailbox| self.keyring.is_open(mailbox))
         {
             let number = self.note(ask, waiters);
-            self.turns.put(number);
+            self.send_order.put(number);
         }
     }
 
@@ -337,7 +339,7 @@ impl Book {
         let count = self.strays.len().min(self.items_max(ITEM_BYTES));
         let mailboxes: Vec<_> = self.strays.drain(..count).collect();
         let request = Request::Unsubscribe(mailboxes);
-        (count > 0).then(|| encode_request(&Tag::Number(0), &request))
+        (count > 0).then(|| encode_request(None, &request))
     }
 
     fn acknowledge_again(&mut self) -> Option<Bytes> {
@@ -347,9 +349,9 @@ impl Book {
             return None;
         }
         let items = items.into_iter().map(|item| (item.mailbox, item.id));
-        let request = Request::AcknowledgeEach(items.collect());
-        // Zero: whoever acknowledged it has had an answer, or waits for one.
-        Some(encode_request(&Tag::Number(0), &request))
+        let request = Request::Acknowledge(items.collect());
+        // Without a number: whoever acknowledged it has had an answer, or waits for one.
+        Some(encode_request(None, &request))
     }
 
     /// What there was no room for is delivered again to a new subscription.
@@ -363,24 +365,24 @@ impl Book {
         let keys = self.keyring.each_of(&missed);
         if !keys.is_empty() {
             let number = self.note(Ask::Leave(missed), Vec::new());
-            self.turns.put_first(number);
+            self.send_order.put_first(number);
             self.reopen(&keys);
         }
     }
 
-    fn take_next(&mut self) -> Option<u32> {
-        let others_may = self.reopening.is_empty() && self.turns.has_room();
+    fn take_next(&mut self) -> Option<Tag> {
+        let others_may = self.reopening.is_empty() && self.send_order.has_room();
         let (asked, is_sent_away) = (&self.asked, self.is_sent_away);
         let may_go = |ask: &Ask| match ask {
             Ask::Reopen(_) | Ask::Leave(_) | Ask::Window(..) | Ask::Ping => true,
-            Ask::Request(Request::AcknowledgeEach(_)) => others_may,
+            Ask::Request(Request::Acknowledge(_)) => others_may,
             Ask::Request(_) | Ask::Submit { .. } | Ask::Open(_) => others_may && !is_sent_away,
         };
-        self.turns
+        self.send_order
             .take(|number| asked.get(&number).is_some_and(|asked| may_go(&asked.ask)))
     }
 
-    fn encode(&mut self, number: u32) -> Option<Result<Bytes, ClientError>> {
+    fn encode(&mut self, number: Tag) -> Option<Result<Bytes, ClientError>> {
         let asked = self.asked.get_mut(&number)?;
         let live = self.live.as_ref()?;
         asked.refusal = None;
@@ -389,37 +391,48 @@ impl Book {
 
     /// Whoever has blobs in hand may still acknowledge them, until the relay closes.
     fn owes_nothing_here(&self) -> bool {
-        !self.turns.is_any_sent() && self.acknowledged.is_empty() && !self.arrivals.is_any_in_hand()
+        !self.send_order.is_any_sent()
+            && self.acknowledged.is_empty()
+            && !self.arrivals.is_any_in_hand()
     }
 
     /// Takes in what the relay says.
     pub(super) fn hear(&mut self, frame: ServerFrame, now: Instant) -> Heard {
-        let frame = match frame {
-            ServerFrame::Known(frame) => frame,
-            ServerFrame::Unknown { answers: 0 } => return Heard::Nothing,
-            ServerFrame::Unknown { answers } => {
+        let (answers, answer) = match frame {
+            ServerFrame::Known { answers, answer } => (answers, answer),
+            ServerFrame::Unknown { answers: None } => return Heard::Nothing,
+            ServerFrame::Unknown {
+                answers: Some(number),
+            } => {
                 let why = ClientError::Protocol("the answer is one of a later version");
-                return self.answer(answers, Err(why));
+                return self.answer(number, Err(why));
             }
         };
-        let is_event = match frame {
-            Outgoing::Blob(blob) => self.is_open(&blob.mailbox) && self.arrivals.blob(blob),
-            Outgoing::Receipt(receipt) => {
+        let is_event = match answer {
+            Answer::Blob(blob) => self.is_open(&blob.mailbox) && self.arrivals.blob(blob),
+            Answer::Receipt(receipt) => {
                 self.is_open(&receipt.mailbox) && self.arrivals.receipt(&receipt)
             }
-            Outgoing::CaughtUp { mut mailboxes } => {
+            Answer::CaughtUp(mut mailboxes) => {
                 mailboxes.retain(|mailbox| self.is_open(mailbox));
                 self.arrivals.caught_up(mailboxes)
             }
-            Outgoing::GoAway(go_away) => return Heard::GoAway(go_away),
-            Outgoing::Refused { tag, refused } => {
-                let number = tag.map_or(0, |tag| tag.number());
-                return self.refused(number, refused, now);
+            Answer::GoAway(go_away) => return Heard::GoAway(go_away),
+            // Nobody says hello.
+            Answer::Welcome(_) => false,
+            Answer::Refused(refused) => {
+                return answers.map_or(Heard::Nothing, |number| self.refused(number, refused, now));
             }
-            answer => match number_of(&answer) {
-                Some(number) => return self.answer(number, Ok(answer)),
-                None => false,
-            },
+            Answer::Stored { .. }
+            | Answer::Handed
+            | Answer::Subscribed(_)
+            | Answer::Windowed { .. }
+            | Answer::Done(_)
+            | Answer::Purged(_)
+            | Answer::RecoveryKept { .. }
+            | Answer::RecoveryFound { .. } => {
+                return answers.map_or(Heard::Nothing, |number| self.answer(number, Ok(answer)));
+            }
         };
         match is_event {
             true => Heard::Event,
@@ -437,35 +450,35 @@ impl Book {
     }
 
     /// Whether this mailbox is to be closed by a later request.
-    fn closes_after(&self, number: u32, mailbox: &MailboxId) -> bool {
+    fn closes_after(&self, number: Tag, mailbox: &MailboxId) -> bool {
         let mut later = self.asked.range(number..);
         later.any(|(_, asked)| asked.closes(mailbox))
     }
 
-    fn refused(&mut self, number: u32, refused: Refused, now: Instant) -> Heard {
+    fn refused(&mut self, number: Tag, refused: Refused, now: Instant) -> Heard {
         let Some(asked) = self.asked.get_mut(&number) else {
             return Heard::Nothing;
         };
         if refused.code == SHUTTING_DOWN {
             // Asked again on the next connection.
-            self.turns.remove(number);
+            self.send_order.remove(number);
             return Heard::Nothing;
         }
         if let Some(at) = asked.again_at(now, &refused, self.repeat_for) {
             if refused.code == RATE_LIMITED {
-                self.turns.begin_slowly();
+                self.send_order.begin_slowly();
             }
-            self.turns.put_off(number, at);
+            self.send_order.put_off(number, at);
             return Heard::Nothing;
         }
         self.answer(number, Err(refused_for(&refused)))
     }
 
-    fn answer(&mut self, number: u32, answer: Answer) -> Heard {
+    fn answer(&mut self, number: Tag, answer: Outcome) -> Heard {
         let Some(asked) = self.asked.remove(&number) else {
             return Heard::Nothing;
         };
-        self.turns.answered(number);
+        self.send_order.answered(number);
         let has_served = answer.is_ok();
         let answer = match (asked.ask, self.live.as_ref()) {
             (Ask::Open(keys), Some(live)) => {

@@ -5,6 +5,8 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::protocol::v2::Tag;
+
 /// How many requests go out on a new connection before the first answer; each answer lets one more
 /// go. Were everything sent at once, a network that breaks after a few kilobytes would carry the same
 /// requests over and over, and never an answer.
@@ -19,21 +21,21 @@ pub(super) enum Next {
     Leave,
 }
 
-/// The numbers of requests. Each is one that the book keeps, so there are no more than there.
-pub(super) struct Turns {
+/// The numbers of requests. Each is one that the client's state keeps, so there are no more than there.
+pub(super) struct SendOrder {
     /// What the client itself needs of this connection: the window, its mailboxes. Goes before the rest.
-    first: VecDeque<u32>,
+    first: VecDeque<Tag>,
     /// To be written on this connection.
-    unsent: BTreeSet<u32>,
+    unsent: BTreeSet<Tag>,
     /// Written on this connection.
-    sent: BTreeSet<u32>,
+    sent: BTreeSet<Tag>,
     /// How many may be written and not answered now.
     sent_max: usize,
     /// To be written again at a time that the relay named.
-    later: Vec<(Instant, u32)>,
+    later: Vec<(Instant, Tag)>,
 }
 
-impl Default for Turns {
+impl Default for SendOrder {
     fn default() -> Self {
         Self {
             first: VecDeque::new(),
@@ -45,31 +47,31 @@ impl Default for Turns {
     }
 }
 
-impl Turns {
+impl SendOrder {
     /// Goes before what is asked by others.
-    pub(super) fn put_first(&mut self, number: u32) {
+    pub(super) fn put_first(&mut self, number: Tag) {
         self.first.push_back(number);
     }
 
-    pub(super) fn put(&mut self, number: u32) {
+    pub(super) fn put(&mut self, number: Tag) {
         self.unsent.insert(number);
     }
 
     /// Goes when its time comes.
-    pub(super) fn put_off(&mut self, number: u32, until: Instant) {
+    pub(super) fn put_off(&mut self, number: Tag, until: Instant) {
         self.sent.remove(&number);
         self.later.push((until, number));
     }
 
     /// Goes no more on this connection; whether it had gone and was not answered.
-    pub(super) fn remove(&mut self, number: u32) -> bool {
+    pub(super) fn remove(&mut self, number: Tag) -> bool {
         self.unsent.remove(&number);
         self.later.retain(|(_, later)| *later != number);
         self.sent.remove(&number)
     }
 
     /// Every answer lets one more go.
-    pub(super) fn answered(&mut self, number: u32) {
+    pub(super) fn answered(&mut self, number: Tag) {
         self.sent.remove(&number);
         self.sent_max = self.sent_max.saturating_add(1);
     }
@@ -97,7 +99,7 @@ impl Turns {
     }
 
     /// The next to be written, of those that may go.
-    pub(super) fn take(&mut self, may_go: impl Fn(u32) -> bool) -> Option<u32> {
+    pub(super) fn take(&mut self, may_go: impl Fn(Tag) -> bool) -> Option<Tag> {
         if let Some(number) = self.first.pop_front() {
             return Some(number);
         }
@@ -107,11 +109,11 @@ impl Turns {
     }
 
     /// It is written.
-    pub(super) fn sent(&mut self, number: u32) {
+    pub(super) fn sent(&mut self, number: Tag) {
         self.sent.insert(number);
     }
 
-    pub(super) fn is_sent(&self, number: u32) -> bool {
+    pub(super) fn is_sent(&self, number: Tag) -> bool {
         self.sent.contains(&number)
     }
 
