@@ -90,17 +90,13 @@ pub(super) async fn open_store(
             .await?
         }
     };
-    let waking = Arc::clone(hub);
+    let hub = Arc::clone(hub);
     let options = StoreOptions {
         secret: secret.clone(),
         quota: quota(config),
         dedup: config.dedup,
         receipt_ttl: config.blob_ttl,
-        news: Arc::new(move |news| {
-            for row in news {
-                waking.wake(&row.envelope.mailbox);
-            }
-        }),
+        news: Arc::new(move |rows| hub.news(rows)),
         metrics: Arc::clone(metrics),
     };
     Ok(Store::start(wrap(opened), options))

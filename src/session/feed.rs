@@ -1,7 +1,7 @@
 //! The delivery lane: pages of the open mailboxes, one blob after the other.
 //!
-//! The store is the only source: a wake says "look", and looking is reading the next page after the
-//! cursor. Mailboxes take turns by the page, so that a full one does not keep the others waiting. At
+//! The store is the truth: a wake says "look", and looking is reading the next page after the cursor.
+//! A blob that was just committed and follows the cursor directly is handed out from memory. Mailboxes take turns by the page, so that a full one does not keep the others waiting. At
 //! most one page is in memory. The session joins the hub before the first look, so nothing is
 //! missed between the two.
 
@@ -15,9 +15,9 @@ use std::time::Duration;
 use tokio::time::Sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::mailboxes::{Cursor, Mailboxes, Turn};
+use super::mailboxes::{Cursor, Hinted, Mailboxes, Turn};
 use crate::clock::Timestamp;
-use crate::hub::Inbox;
+use crate::hub::{Hint, Inbox, Woken};
 use crate::ids::MailboxHash;
 use crate::service::{More, Service, StoreError, StoredBlob};
 
@@ -131,7 +131,11 @@ impl Feed {
                 Step::Idle => {
                     self.is_caught_up = true;
                     match self.inbox.poll_take(context) {
-                        Poll::Ready(marked) => self.mailboxes.look_at(marked),
+                        Poll::Ready(Woken::Marks(marked)) => self.mailboxes.look_at(marked),
+                        Poll::Ready(Woken::Hint(hint)) => match self.hinted(*hint, &admits) {
+                            Some(fed) => return Poll::Ready(fed),
+                            None => continue,
+                        },
                         // One that has just been opened may have a backlog and no wake.
                         Poll::Pending if self.mailboxes.is_any_queued() => {}
                         Poll::Pending => return Poll::Pending,
@@ -186,6 +190,22 @@ impl Feed {
             self.page.clear();
             self.mailboxes.put_back_from(turn, begins);
         }
+    }
+
+    /// The blob of a hint, when it is the next one and the window has room for it.
+    fn hinted(&self, hint: Hint, admits: &impl Fn(u64) -> bool) -> Option<Fed> {
+        let Hint {
+            mailbox,
+            previous,
+            blob,
+        } = hint;
+        let is_alive = blob.expires_at > self.service.now();
+        let has_room = is_alive && admits(delivered_bytes(&blob));
+        let keys = (previous, blob.key);
+        let hinted = self
+            .mailboxes
+            .hinted(&mailbox, keys, (blob.class, has_room));
+        (hinted == Hinted::Deliver).then_some(Fed::Blob(mailbox, blob))
     }
 
     fn look(&mut self) -> Step {

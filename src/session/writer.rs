@@ -174,7 +174,7 @@ impl<'a> Writer<'a> {
         let shared = self.shared;
         loop {
             if self.may_be_caught_up() {
-                let caught_up = self.take_caught_up(context);
+                let caught_up = self.take_caught_up();
                 if !caught_up.is_empty() {
                     return Poll::Ready(Next::CaughtUp(caught_up));
                 }
@@ -196,10 +196,8 @@ impl<'a> Writer<'a> {
 
     /// Mailboxes of which all that was stored before now has been delivered. The feed is to be asked
     /// again: what has come since it last looked comes first, and is in its queue.
-    fn take_caught_up(&self, context: &mut Context<'_>) -> Vec<MailboxId> {
-        if let Poll::Ready(marked) = self.inbox.poll_take(context) {
-            self.mailboxes.look_at(marked);
-        }
+    fn take_caught_up(&self) -> Vec<MailboxId> {
+        self.mailboxes.look_at(self.inbox.take_marks());
         self.mailboxes.take_caught_up()
     }
 

@@ -95,6 +95,8 @@ struct Lots {
     broken: HashMap<Call, Fault>,
     /// The next commit ends unknown, and nothing is reopened.
     is_down: bool,
+    /// No blob follows what any session has read.
+    hides_hints: bool,
 }
 
 impl Faults {
@@ -138,6 +140,12 @@ impl Faults {
     /// [`Faults::bring_up`] it cannot be reopened, so that what comes is refused at once.
     pub(crate) fn take_down(&self) {
         self.lots.lock().unwrap().is_down = true;
+    }
+
+    /// From now on no session is handed a blob from memory: the key before it seems to be the largest
+    /// there is.
+    pub(crate) fn hide_hints(&self) {
+        self.lots.lock().unwrap().hides_hints = true;
     }
 
     /// It can be reopened.
@@ -242,7 +250,13 @@ struct FaultyEngine {
 #[async_trait]
 impl Engine for FaultyEngine {
     async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError> {
-        self.inner.known(asked).await
+        let mut known = self.inner.known(asked).await?;
+        if self.faults.lots.lock().unwrap().hides_hints {
+            for account in known.accounts.values_mut() {
+                account.last_key = OrderKey(i64::MAX);
+            }
+        }
+        Ok(known)
     }
 
     async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {

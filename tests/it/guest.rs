@@ -55,7 +55,7 @@ impl Owned {
         }
     }
 
-    fn proof(&self, welcome: &Welcome, origin: &str) -> OpeningProof {
+    pub(crate) fn proof(&self, welcome: &Welcome, origin: &str) -> OpeningProof {
         match self {
             Self::Key(key) => {
                 let (relay, challenge) = (&welcome.relay_id, &welcome.challenge);

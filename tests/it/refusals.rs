@@ -352,6 +352,28 @@ async fn a_good_signature_is_welcome_and_a_bad_or_partial_one_is_shown_out() {
     }
 }
 
+/// A bad `device_id` was closed with words about `client_id`, which was right.
+#[tokio::test]
+async fn a_handshake_with_a_bad_field_is_closed_with_the_name_of_that_field() {
+    let relay = Relay::start(&[]).await;
+    for field in [
+        "client_id",
+        "device_id",
+        "routing_token",
+        "suppress_presence",
+    ] {
+        let mut handshake = json!({ "type": "Handshake", "client_id": id(1) });
+        handshake[field] = "0123".into();
+        let mut peer = Peer::connect(relay.running.clients).await;
+        peer.send(&envelope("a bad field", handshake)).await;
+        let reason = peer.expect_close(4400).await;
+        assert!(
+            reason.starts_with(&format!("the Handshake's {field} ")),
+            "{reason}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_first_frame_that_is_no_handshake_closes_with_a_reason() {
     let relay = Relay::start(&[]).await;

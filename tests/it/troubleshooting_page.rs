@@ -8,8 +8,8 @@ const ERRORS: [&str; 5] = [
     "cli/archive.rs",
     "secrets.rs",
     "server/start_error.rs",
-    "store/sqlite_backup.rs",
-    "store/sqlite_open.rs",
+    "store/sqlite/backup.rs",
+    "store/sqlite/open.rs",
 ];
 
 /// Files that have hardly any sentences but messages.

@@ -38,6 +38,66 @@ async fn a_full_window_reads_no_page_twice_until_it_opens() {
     assert_eq!(faulty.calls(Call::Page), pages + 1);
 }
 
+/// A blob that comes for a connected recipient goes out from memory; its mailbox is read only when it
+/// is opened, or when something stands between.
+#[tokio::test]
+async fn what_comes_for_a_connected_recipient_is_not_read_back() {
+    let (relay, faulty) = faulty_relay(&[]).await;
+    let owned = Owned::secret(1);
+    let (mut sender, mut owner) = (Guest::connect(&relay).await, Guest::connect(&relay).await);
+    owner.open_empty(&owned).await;
+    let opened = faulty.calls(Call::Page);
+    for number in 1..=20 {
+        sender.store(submit(&owned.id(), number, b"x")).await;
+        let id = owner.blob().await.id;
+        let acknowledge = Request::Acknowledge(vec![(owned.id(), id)]);
+        owner.done(acknowledge).await;
+    }
+    assert_eq!(faulty.calls(Call::Page), opened);
+    // Without room in the window they wait in the store, and are read in order.
+    let window = Request::Window {
+        blobs: 1,
+        bytes: 100,
+    };
+    owner.answer(window).await;
+    for number in 21..=23 {
+        sender.store(submit(&owned.id(), number, b"x")).await;
+    }
+    for number in 21..=23 {
+        let id = owner.blob().await.id;
+        assert_eq!(id, submit(&owned.id(), number, b"x").id);
+        owner
+            .ask(Request::Acknowledge(vec![(owned.id(), id)]))
+            .await;
+        if number == 23 {
+            break;
+        }
+    }
+    assert!(faulty.calls(Call::Page) > opened);
+}
+
+/// What was committed before a purge waits in memory for room in the window, and is not delivered after it.
+#[tokio::test]
+async fn a_purge_takes_what_waits_in_memory_too() {
+    let (relay, _) = faulty_relay(&[]).await;
+    let owned = Owned::secret(1);
+    let (mut sender, mut owner) = (Guest::connect(&relay).await, Guest::connect(&relay).await);
+    let window = Request::Window {
+        blobs: 1,
+        bytes: 100,
+    };
+    owner.answer(window).await;
+    owner.open_empty(&owned).await;
+    for number in 1..=5 {
+        sender.store(submit(&owned.id(), number, b"x")).await;
+    }
+    owner.blob().await;
+    let purged = owner.answer(Request::Purge(vec![owned.id()])).await;
+    assert!(matches!(purged, Answer::Purged { .. }));
+    sender.store(submit(&owned.id(), 9, b"after")).await;
+    assert_eq!(&*owner.blob().await.body, b"after");
+}
+
 /// Each attempt counted as failed for as long as it was looked at: many good ones of one address at one time were refused,
 /// and their connections closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -73,6 +73,41 @@ async fn with_public_origins_a_signature_for_another_host_opens_nothing() {
     assert_ne!(ORIGIN, "relay.example.net");
 }
 
+#[tokio::test]
+async fn an_origin_of_another_shape_is_invalid_also_without_public_origins() {
+    let relay = Relay::start(&[]).await;
+    let mut guest = Guest::connect(&relay).await;
+    let by_key = Owned::key(1);
+    for bad in [
+        "",
+        "ws://relay.example.com",
+        "relay.example.com/",
+        "relay.example.com/path",
+        "relay.example.com:443",
+        "relay.example.com:80",
+        "relay.example.com:",
+        "::1",
+        "[::1",
+    ] {
+        let mut subscribe = guest.subscribe_to(&[&by_key], false);
+        subscribe.origin = bad.into();
+        let OpeningProof::Signature(signature) = &mut subscribe.openings[0].proof else {
+            unreachable!()
+        };
+        // Signed as it is sent, so that only its shape is wrong.
+        *signature = match by_key.proof(&guest.welcome, bad) {
+            OpeningProof::Signature(signature) => signature,
+            _ => unreachable!(),
+        };
+        let refused = guest.refusal(Request::Subscribe(subscribe)).await;
+        assert_eq!(refused.code, "invalid", "{bad:?}");
+    }
+    // Secrets are bound to no host, so they need no origin.
+    let mut subscribe = guest.subscribe_to(&[&Owned::secret(2)], false);
+    subscribe.origin = "".into();
+    assert!(guest.try_subscribe(subscribe).await[0].is_ok());
+}
+
 /// What a stranger is answered to everything it may try with the id of a mailbox, one by one.
 async fn answers_to_a_stranger(relay: &Relay, id: MailboxId) -> Vec<String> {
     let mut stranger = Guest::connect(relay).await;

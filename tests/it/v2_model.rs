@@ -9,6 +9,7 @@ use vauchi_relay::ids::MailboxId;
 use vauchi_relay::protocol::v2::message::Done;
 use vauchi_relay::protocol::v2::{Answer, Request};
 
+use crate::faulty::faulty_relay;
 use crate::guest::{Guest, Owned, submit};
 use crate::harness::Relay;
 
@@ -211,8 +212,23 @@ async fn settle(guest: &mut Guest, model: &mut Model) {
     assert!(model.in_flight.len() <= WINDOW);
 }
 
-async fn run(operations: Vec<Operation>) {
-    let relay = Relay::start(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
+/// Whether blobs may be delivered from memory: what a client sees is the same.
+#[derive(Debug, Clone, Copy)]
+enum Hints {
+    Given,
+    Hidden,
+}
+
+async fn relay(hints: Hints) -> Relay {
+    let (relay, faults) = faulty_relay(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
+    if let Hints::Hidden = hints {
+        faults.hide_hints();
+    }
+    relay
+}
+
+async fn run(operations: Vec<Operation>, hints: Hints) {
+    let relay = relay(hints).await;
     let (mut guest, mut model) = (connect(&relay).await, Model::default());
     for operation in &operations {
         carry_out(&relay, &mut guest, &mut model, operation).await;
@@ -229,8 +245,8 @@ async fn run(operations: Vec<Operation>) {
 
 /// Asks for everything at once. Then answers come in the order asked, a mailbox is delivered from its first
 /// `Subscribed` to its `Unsubscribed`, and each frame finds the model as the frames before it left it.
-async fn run_at_once(operations: Vec<Operation>) {
-    let relay = Relay::start(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
+async fn run_at_once(operations: Vec<Operation>, hints: Hints) {
+    let relay = relay(hints).await;
     let (mut guest, mut model) = (connect(&relay).await, Model::default());
     let mut asked = Vec::new();
     for operation in &operations {
@@ -296,11 +312,13 @@ proptest! {
 
     #[test]
     fn any_order_of_requests_delivers_what_a_tiny_model_says(operations in operations()) {
-        block_on(run(operations));
+        block_on(run(operations.clone(), Hints::Hidden));
+        block_on(run(operations, Hints::Given));
     }
 
     #[test]
     fn requests_that_do_not_wait_for_answers_find_the_same_order(operations in operations()) {
-        block_on(run_at_once(operations));
+        block_on(run_at_once(operations.clone(), Hints::Hidden));
+        block_on(run_at_once(operations, Hints::Given));
     }
 }

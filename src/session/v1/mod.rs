@@ -255,6 +255,7 @@ impl Opened {
         let mailbox = opened.subscription.mailbox;
         let purged = service.purge(mailbox, View::V1, Tells::Nobody).await;
         // What was read and not handed out is gone; some of it also when the purge failed.
+        opened.inbox.drop_hints(&mailbox);
         opened.mailboxes.read_again(&mailbox);
         let purged = purged?;
         answers.shared.state().forget(&mailbox);

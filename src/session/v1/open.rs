@@ -31,6 +31,7 @@ pub(in crate::session) struct Opened {
     pub(in crate::session) subscription: Subscription,
     /// The one that it reads.
     pub(in crate::session) mailboxes: Arc<Mailboxes>,
+    pub(in crate::session) inbox: Arc<Inbox>,
 }
 
 /// A device that receives messages from the others of its identity.
@@ -84,12 +85,12 @@ fn handshake(first: Heard, bytes_max: usize) -> Result<Box<Handshake>, Close> {
     };
     match incoming {
         Incoming::Handshake(handshake) => Ok(handshake),
-        Incoming::Request { .. }
-        | Incoming::Invalid { .. }
-        | Incoming::Garbage { .. }
-        | Incoming::Ignored => Err(Close::Protocol(
-            "the first frame must be a Handshake with a client_id of 64 hex digits",
-        )),
+        Incoming::Invalid { why, .. } => Err(Close::Protocol(why)),
+        Incoming::Request { .. } | Incoming::Garbage { .. } | Incoming::Ignored => {
+            Err(Close::Protocol(
+                "the first frame must be a Handshake with a client_id of 64 hex digits",
+            ))
+        }
     }
 }
 
@@ -114,7 +115,7 @@ pub(in crate::session) async fn open(
         .await
         .map_err(|refusal| refusal.unwrap_or(Close::Slow("storage does not answer; try again")))?;
     let mailbox = handshake.mailbox();
-    let subscription = service.subscribe(&mailbox, address, connection, inbox);
+    let subscription = service.subscribe(&mailbox, address, connection, Arc::clone(&inbox));
     let from = Cursor::After(OrderKey::START);
     Ok(Opened {
         client_id: handshake.client_id,
@@ -125,6 +126,7 @@ pub(in crate::session) async fn open(
         mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
         mailboxes: only((subscription.mailbox, mailbox), View::V1, from),
         subscription,
+        inbox,
     })
 }
 

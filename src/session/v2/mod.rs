@@ -244,6 +244,7 @@ impl Guest {
             let service = &parts.service;
             let removed = service.purge(mailbox, View::Proven, tells(named)).await;
             // Also when it failed: some may be gone.
+            self.inbox.drop_hints(&mailbox);
             self.mailboxes.read_again(&mailbox);
             let removed = removed?;
             answers.shared.state().forget(&mailbox);

@@ -24,11 +24,8 @@ pub(super) const BATCH_BYTES_MAX: usize = 4 << 20;
 const LOW_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// One thing for the committer to do.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are writes")]
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every job is a write; a box would be an allocation for each"
-)]
 pub(super) enum Job {
     /// Commit this and tell what became of it.
     Write(Write, Reply),
