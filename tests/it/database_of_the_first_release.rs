@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use vauchi_relay::clock::Timestamp;
+use vauchi_relay::clock::steady::STEADY_AFTER;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
 use vauchi_relay::protocol::v2::message::{
@@ -49,14 +50,18 @@ impl Fixture {
         Self { folder, expected }
     }
 
-    /// A relay on the copy, at the moment when the fixture was finished.
+    /// A relay on the copy that trusts its clock, at the moment when the fixture was finished.
     async fn start(&self, changes: &[(&str, &str)]) -> Relay {
         let folder = self.folder.path().display().to_string();
         let mut settings = SETTINGS.to_vec();
         settings.push(("RELAY_DATA_DIR", &folder));
+        settings.push(("RELAY_CLEANUP_INTERVAL_SECS", "1"));
         settings.extend(changes);
         let now = self.expected["opened_at_ms"].as_u64().unwrap();
-        Relay::start_at(Timestamp::from_millis(now), &settings).await
+        let began = Timestamp::from_millis(now).minus(STEADY_AFTER);
+        let relay = Relay::start_at(began, &settings).await;
+        relay.time.advance(STEADY_AFTER);
+        relay
     }
 
     fn list(&self, name: &str) -> &[Value] {
@@ -334,7 +339,7 @@ async fn everything_is_there_after_the_first_start_and_after_the_second() {
 #[tokio::test]
 async fn everything_can_leave_and_nothing_is_counted_that_is_not_there() {
     let fixture = Fixture::copied();
-    let relay = fixture.start(&[("RELAY_CLEANUP_INTERVAL_SECS", "1")]).await;
+    let relay = fixture.start(&[]).await;
     let mut v1 = relay.client(text(&fixture.expected["v1_mailbox"])).await;
     for _ in fixture.list("v1_blobs") {
         let id = v1.delivery().await.id;

@@ -12,7 +12,8 @@ use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::MailboxHash;
 use vauchi_relay::store::StoreError;
 use vauchi_relay::store::engine::{
-    Asked, CommitError, Engine, KeysOf, Known, Opened, Pin, Plan, Reads, TookPlace, Write,
+    Asked, CommitError, Engine, ExpiryCursor, KeysOf, Known, Opened, Pin, Plan, Reads, TookPlace,
+    Write,
 };
 use vauchi_relay::store::model::{
     BacklogCursor, Holding, OrderKey, Page, PageBounds, RecoveryPage, View,
@@ -208,7 +209,7 @@ fn call_of(write: &Write) -> Option<Call> {
         Write::Delivered { .. } => Call::Delivered,
         Write::Extend { .. } => Call::Extend,
         Write::Cancel { .. } => Call::Cancel,
-        Write::RecoveryPut(_) => Call::RecoveryPut,
+        Write::RecoveryPut { .. } => Call::RecoveryPut,
         Write::RecoveryRemove { .. } => Call::RecoveryRemove,
         Write::Pin { .. } => Call::Pin,
         Write::Unpin { .. } => Call::Unpin,
@@ -285,8 +286,8 @@ impl Engine for FaultyEngine {
         }
     }
 
-    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, CommitError> {
-        self.inner.upkeep(now).await
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
+        self.inner.upkeep(expired_by).await
     }
 
     async fn close(&mut self) {
@@ -363,10 +364,20 @@ impl Reads for FaultyReads {
     async fn expired(
         &self,
         limit: u32,
-        now: Timestamp,
+        expired_by: Timestamp,
     ) -> Result<(Vec<OrderKey>, bool), StoreError> {
         self.faults.meet(Call::Expire).await?;
-        self.inner.expired(limit, now).await
+        self.inner.expired(limit, expired_by).await
+    }
+
+    async fn expired_asking(
+        &self,
+        from: ExpiryCursor,
+        limit: u32,
+        expired_by: Timestamp,
+    ) -> Result<(Vec<OrderKey>, Option<ExpiryCursor>), StoreError> {
+        self.faults.meet(Call::Expire).await?;
+        self.inner.expired_asking(from, limit, expired_by).await
     }
 
     async fn next_expiry(&self) -> Result<Option<Timestamp>, StoreError> {
@@ -406,7 +417,7 @@ mod tests {
     }
 
     async fn append(store: &Store, id: u32) -> Result<Appended, StoreError> {
-        store.append(blob(1, id)).await?.await
+        store.append(blob(1, id), NOW).await?.await
     }
 
     #[tokio::test]
@@ -443,7 +454,7 @@ mod tests {
         faults.on(Call::Append, 2, Fault::FailCommit);
         let mut pending = Vec::new();
         for id in 1..=3 {
-            pending.push(store.append(blob(1, id)).await.unwrap());
+            pending.push(store.append(blob(1, id), NOW).await.unwrap());
         }
         let mut are_stored = Vec::new();
         for pending in pending {
@@ -477,7 +488,7 @@ mod tests {
         let (faults, store) = faulty();
         let stall = Stall::default();
         faults.on(Call::Append, 1, Fault::StallCommit(stall.clone()));
-        let first = store.append(blob(1, 1)).await.unwrap();
+        let first = store.append(blob(1, 1), NOW).await.unwrap();
         stall.reached().await;
         let held = store.holdings(vec![mailbox(1)], View::Proven, NOW).await;
         assert_eq!(held.unwrap()[0].blobs, 1);

@@ -230,6 +230,9 @@ async fn the_detailed_health_tells_what_is_kept_and_by_whom_nothing() {
         ("/sessions/max", json!(7)),
         ("/commits/waiting_writes", json!(0)),
         ("/departed/remembered", json!(1)),
+        // For ten minutes after the start.
+        ("/clock/steady", json!(false)),
+        ("/clock/steps", json!(0)),
     ] {
         assert_eq!(
             told.pointer(pointer),

@@ -94,7 +94,9 @@ fn envelope(to: u8, number: u32) -> Envelope {
 }
 
 async fn append(store: &Store, envelope: Envelope) -> Appended {
-    store.append(envelope).await.unwrap().await.unwrap()
+    let expired_by = envelope.stored_at;
+    let appended = store.append(envelope, expired_by).await;
+    appended.unwrap().await.unwrap()
 }
 
 async fn acknowledge(store: &Store, of: u8, numbers: &[u32]) -> u64 {
@@ -258,7 +260,7 @@ async fn the_files_are_private_and_one_file_is_left_after_closing() {
     }
     store.close().await;
     assert!(!folder.path().join("relay.db-wal").exists());
-    let refused = store.append(envelope(1, 2)).await;
+    let refused = store.append(envelope(1, 2), at(NOW)).await;
     assert!(matches!(refused, Err(StoreError::Closed)));
 }
 
@@ -330,6 +332,22 @@ async fn no_more_departures_are_remembered_than_the_bound_across_a_restart() {
     store.close().await;
     let mut file = direct(folder.path()).await;
     assert_eq!(number(&mut file, "SELECT count(*) FROM departed").await, 2);
+}
+
+/// Once, one start with the clock ahead forgot them all.
+#[tokio::test]
+async fn a_start_with_the_clock_a_year_ahead_forgets_no_departure() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    append(&store, envelope(1, 1)).await;
+    acknowledge(&store, 1, &[1]).await;
+    store.close().await;
+    let ahead = SqliteOptions {
+        now: at(NOW + 365 * 24 * HOUR),
+        ..options(folder.path())
+    };
+    let store = open_with(ahead, |_| {}).await;
+    assert_eq!(append(&store, envelope(1, 1)).await, DUPLICATE);
 }
 
 #[tokio::test]
@@ -429,7 +447,7 @@ async fn a_corrupt_row_is_told_to_the_sender_who_asked() {
             body: vec![b'x'; bytes].into(),
             ..envelope(1, number)
         };
-        store.append(asking).await.unwrap().await.unwrap();
+        store.append(asking, at(NOW)).await.unwrap().await.unwrap();
     }
     store.close().await;
     drop(store);
@@ -466,7 +484,12 @@ async fn a_corrupt_row_is_told_to_the_sender_who_asked() {
 async fn a_database_from_before_receipts_is_brought_up_to_date() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
-    store.append(envelope(1, 1)).await.unwrap().await.unwrap();
+    store
+        .append(envelope(1, 1), at(NOW))
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     store.close().await;
     drop(store);
     let mut file = direct(folder.path()).await;
@@ -478,7 +501,7 @@ async fn a_database_from_before_receipts_is_brought_up_to_date() {
         receipt_to: Some(mailbox(9)),
         ..envelope(1, 2)
     };
-    store.append(asking).await.unwrap().await.unwrap();
+    store.append(asking, at(NOW)).await.unwrap().await.unwrap();
     let cancelled = store.cancel(mailbox(1), envelope(1, 2).id, at(NOW)).await;
     cancelled.unwrap().await.unwrap();
     let usage = store.usage();
@@ -536,9 +559,9 @@ async fn a_page_over_many_hidden_and_expired_rows_is_bounded_and_goes_on() {
             1 => hidden.expires_at = at(NOW + 1),
             _ => hidden.expires_at = at(NOW + 900_000),
         }
-        pending.push(store.append(hidden).await.unwrap());
+        pending.push(store.append(hidden, at(NOW)).await.unwrap());
     }
-    pending.push(store.append(envelope(1, 9_999)).await.unwrap());
+    pending.push(store.append(envelope(1, 9_999), at(NOW)).await.unwrap());
     for stored in pending {
         stored.await.unwrap();
     }
@@ -593,7 +616,7 @@ async fn space_is_given_back_to_the_disk() {
     for number in 0..600 {
         let mut large = envelope(1, number);
         large.body = Bytes::from(vec![1; 64 << 10]);
-        pending.push(store.append(large).await.unwrap());
+        pending.push(store.append(large, at(NOW)).await.unwrap());
     }
     for stored in pending {
         stored.await.unwrap();

@@ -215,7 +215,7 @@ impl Rig {
     pub(crate) async fn stores_all(&self, mailbox: u8, ids: impl IntoIterator<Item = u32>) {
         let mut pending = Vec::new();
         for id in ids {
-            pending.push(self.store.append(blob(mailbox, id)).await.unwrap());
+            pending.push(self.store.append(blob(mailbox, id), NOW).await.unwrap());
         }
         for outcome in pending {
             assert!(matches!(outcome.await, Ok(Appended::Stored { .. })));
@@ -341,7 +341,9 @@ async fn open(
 }
 
 pub(crate) async fn append(store: &Store, envelope: Envelope) -> Appended {
-    store.append(envelope).await.unwrap().await.unwrap()
+    let expired_by = envelope.stored_at;
+    let appended = store.append(envelope, expired_by).await;
+    appended.unwrap().await.unwrap()
 }
 
 /// Mailboxes spread over the engine's prefixes like hashes do.
@@ -506,7 +508,7 @@ async fn pending_appends_of_one_caller_keep_the_order_of_its_calls() {
         let order: Vec<u32> = (0..40).map(|n| n * 17 % 40).collect();
         let mut pending = Vec::new();
         for number in &order {
-            pending.push(rig.store.append(blob(1, *number)).await.unwrap());
+            pending.push(rig.store.append(blob(1, *number), NOW).await.unwrap());
         }
         for outcome in pending.into_iter().rev() {
             assert!(matches!(outcome.await, Ok(Appended::Stored { .. })));
@@ -576,7 +578,7 @@ async fn concurrent_appends_have_one_order_and_no_reader_passes_one_over() {
 async fn dropping_a_pending_does_not_lose_the_write() {
     for engine in ENGINES {
         let rig = Rig::open(engine, Settings::default()).await;
-        drop(rig.store.append(blob(1, 1)).await.unwrap());
+        drop(rig.store.append(blob(1, 1), NOW).await.unwrap());
         rig.stores(blob(1, 2)).await;
         assert_eq!(rig.ids(1, View::Proven, NOW).await, [1, 2]);
         let acknowledgement = rig
@@ -1303,7 +1305,7 @@ async fn a_repeat_handed_in_before_the_first_is_durable_is_a_duplicate() {
             blob(1, 2),
             blob(1, 3),
         ] {
-            pending.push(rig.store.append(envelope).await.unwrap());
+            pending.push(rig.store.append(envelope, NOW).await.unwrap());
         }
         let mut answers = Vec::new();
         for outcome in pending {
@@ -1507,12 +1509,12 @@ async fn a_closed_store_has_finished_its_writes_and_refuses_later_ones() {
     for engine in ENGINES {
         let rig = Rig::open(engine, Settings::default()).await;
         rig.store.probe().await.unwrap();
-        let pending = rig.store.append(blob(1, 1)).await.unwrap();
+        let pending = rig.store.append(blob(1, 1), NOW).await.unwrap();
         rig.store.close().await;
         assert!(matches!(pending.await, Ok(Appended::Stored { .. })));
 
         let later = async {
-            let pending = rig.store.append(blob(1, 2)).await?;
+            let pending = rig.store.append(blob(1, 2), NOW).await?;
             pending.await
         };
         assert!(matches!(later.await, Err(StoreError::Closed)));

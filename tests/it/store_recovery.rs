@@ -33,7 +33,8 @@ fn proven(proof: RecoveryProof) -> RecoveryProof {
 }
 
 async fn put(rig: &Rig, proof: RecoveryProof) -> RecoveryPut {
-    rig.store.recovery_put(proof).await.unwrap()
+    let expired_by = proof.stored_at;
+    rig.store.recovery_put(proof, expired_by).await.unwrap()
 }
 
 async fn stores(rig: &Rig, proof: RecoveryProof) {
@@ -207,7 +208,7 @@ async fn many_expired_proofs_are_all_swept() {
             let mut one = proof(0, 1);
             one.key_hash[..2].copy_from_slice(&number.to_be_bytes());
             one.expires_at = NOW.plus(HOUR);
-            writers.spawn(async move { store.recovery_put(one).await.unwrap() });
+            writers.spawn(async move { store.recovery_put(one, NOW).await.unwrap() });
         }
         writers.join_all().await;
         assert_eq!(rig.usage().recovery_proofs, 600);
@@ -276,7 +277,7 @@ async fn of_concurrent_owners_eight_are_kept() {
                 0 => proven(proof(1, owner)),
                 _ => proof(1, owner),
             };
-            writers.spawn(async move { store.recovery_put(proof).await.unwrap() });
+            writers.spawn(async move { store.recovery_put(proof, NOW).await.unwrap() });
         }
         let answers = writers.join_all().await;
         let full = answers.iter().filter(|put| **put == RecoveryPut::Full);
@@ -330,7 +331,7 @@ async fn a_closed_store_refuses_proofs() {
         let rig = Rig::open(engine, Settings::default()).await;
         rig.store.close().await;
         let closed = |error| assert!(matches!(error, Some(StoreError::Closed)));
-        closed(rig.store.recovery_put(proof(1, 1)).await.err());
+        closed(rig.store.recovery_put(proof(1, 1), NOW).await.err());
         closed(rig.store.recovery_get(vec![[1; 32]], 1, NOW).await.err());
         closed(rig.store.recovery_remove([1; 32], mailbox(1)).await.err());
     }

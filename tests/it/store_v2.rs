@@ -122,6 +122,40 @@ fn wakes() -> (Arc<Mutex<Vec<MailboxHash>>>, Settings) {
 // Topics
 
 #[tokio::test]
+async fn what_asked_for_receipts_may_be_swept_before_the_rest() {
+    for engine in ENGINES {
+        let rig = Rig::open(engine, Settings::default()).await;
+        // More than a slice, in the slots before and after a full ten minutes.
+        let end = Timestamp::from_millis(NOW.millis() / 600_000 * 600_000).plus(HOUR);
+        let second = Duration::from_secs(1);
+        for number in 0..300 {
+            rig.stores(expiring(blob(1, number), end)).await;
+        }
+        for (number, expires_at) in [
+            (301, end.minus(second)),
+            (302, end.plus(second)),
+            (303, end.plus(3 * second)),
+        ] {
+            rig.stores(expiring(asking(blob(2, number)), expires_at))
+                .await;
+        }
+        let store = &rig.store;
+        assert_eq!(store.expire_asking(NOW).await.unwrap(), 0);
+        let untrusted = Timestamp::default();
+        assert_eq!(store.expire_asking(untrusted).await.unwrap(), 0);
+        let by = end.plus(2 * second);
+        assert_eq!(store.expire_asking(by).await.unwrap(), 2);
+        let mut told = rig.receipts().await;
+        told.sort_unstable_by_key(|(number, _)| *number);
+        let expired = ReceiptKind::Expired;
+        assert_eq!(told, [(301, expired), (302, expired)]);
+        assert_eq!(store.expire_asking(by).await.unwrap(), 0);
+        assert_eq!(rig.sweep(256, by).await, 300);
+        assert_eq!(rig.ids(2, View::V1, NOW).await, [303]);
+    }
+}
+
+#[tokio::test]
 async fn a_blob_replaces_the_last_one_of_its_topic_at_the_end_of_the_queue() {
     for rig in rigs(Settings::default()).await {
         rig.stores(about(1, blob(1, 1))).await;
@@ -158,7 +192,12 @@ async fn of_a_topic_handed_in_many_times_at_once_the_last_one_stays() {
     for rig in rigs(Settings::default()).await {
         let mut pending = Vec::new();
         for number in 1..=50 {
-            pending.push(rig.store.append(about(1, blob(1, number))).await.unwrap());
+            pending.push(
+                rig.store
+                    .append(about(1, blob(1, number)), NOW)
+                    .await
+                    .unwrap(),
+            );
         }
         for appended in pending {
             assert!(matches!(appended.await, Ok(Appended::Stored { .. })));
@@ -349,7 +388,11 @@ async fn what_is_handed_in_extended_and_cancelled_at_once_comes_out_right() {
         let mut rig = Rig::open(engine, Settings::default()).await;
         let late = NOW.plus(60 * DAY);
         for number in 1..=20 {
-            let appended = rig.store.append(asking(blob(1, number))).await.unwrap();
+            let appended = rig
+                .store
+                .append(asking(blob(1, number)), NOW)
+                .await
+                .unwrap();
             let extended = rig.store.extend(mailbox(1), id(number), late, NOW).await;
             let told = rig.store.delivered(mailbox(1), vec![id(number)], NOW).await;
             let cancelled = match number % 2 {

@@ -2,9 +2,12 @@
 //!
 //! Everything that lets a blob expire or a limit refill asks a [`Clock`], so that ninety days pass
 //! in a test within a millisecond. Timeouts of sockets are tokio's business, not this file's.
+//! `steady` says whether the clock may decide what is deleted for good.
+
+pub mod steady;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A moment as Unix milliseconds.
@@ -58,8 +61,17 @@ enum Source {
     System {
         started: Instant,
     },
-    /// Milliseconds since the epoch, moved by [`ManualClock`].
-    Manual(Arc<AtomicU64>),
+    /// Moved by [`ManualClock`].
+    Manual(Arc<Hands>),
+}
+
+/// Where a manual clock stands.
+#[derive(Debug)]
+struct Hands {
+    /// What has passed, in milliseconds, counted from the epoch.
+    passed: AtomicU64,
+    /// How far the wall clock was set away from that, in milliseconds.
+    set: AtomicI64,
 }
 
 impl Clock {
@@ -72,11 +84,12 @@ impl Clock {
 
     /// A clock that stands still until its [`ManualClock`] moves it.
     pub fn manual(start: Timestamp) -> (Self, ManualClock) {
-        let millis = Arc::new(AtomicU64::new(start.millis()));
-        (
-            Self(Source::Manual(Arc::clone(&millis))),
-            ManualClock { start, millis },
-        )
+        let hands = Arc::new(Hands {
+            passed: AtomicU64::new(start.millis()),
+            set: AtomicI64::new(0),
+        });
+        let clock = Self(Source::Manual(Arc::clone(&hands)));
+        (clock, ManualClock { start, hands })
     }
 
     /// The wall clock's time. May step backwards when the system's clock is set.
@@ -92,7 +105,10 @@ impl Clock {
                     .unwrap_or_default();
                 Timestamp::default().plus(since_epoch)
             }
-            Source::Manual(millis) => Timestamp(millis.load(Ordering::SeqCst)),
+            Source::Manual(hands) => {
+                let passed = hands.passed.load(Ordering::SeqCst);
+                Timestamp(passed.saturating_add_signed(hands.set.load(Ordering::SeqCst)))
+            }
         }
     }
 
@@ -100,7 +116,7 @@ impl Clock {
     pub fn monotonic(&self) -> Duration {
         match &self.0 {
             Source::System { started } => started.elapsed(),
-            Source::Manual(millis) => Duration::from_millis(millis.load(Ordering::SeqCst)),
+            Source::Manual(hands) => Duration::from_millis(hands.passed.load(Ordering::SeqCst)),
         }
     }
 }
@@ -109,18 +125,30 @@ impl Clock {
 #[derive(Debug, Clone)]
 pub struct ManualClock {
     start: Timestamp,
-    millis: Arc<AtomicU64>,
+    hands: Arc<Hands>,
 }
 
 impl ManualClock {
     /// Lets `span` pass at once.
     pub fn advance(&self, span: Duration) {
         let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-        self.millis.fetch_add(millis, Ordering::SeqCst);
+        self.hands.passed.fetch_add(millis, Ordering::SeqCst);
     }
 
-    /// How far the clock has been moved since it was made.
+    /// Sets the wall clock forward; no time passes.
+    pub fn step_forward(&self, span: Duration) {
+        let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        self.hands.set.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    /// Sets the wall clock back; no time passes.
+    pub fn step_back(&self, span: Duration) {
+        let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        self.hands.set.fetch_sub(millis, Ordering::SeqCst);
+    }
+
+    /// How much time has passed since the clock was made.
     pub fn elapsed(&self) -> Duration {
-        Timestamp(self.millis.load(Ordering::SeqCst)).since(self.start)
+        Timestamp(self.hands.passed.load(Ordering::SeqCst)).since(self.start)
     }
 }
