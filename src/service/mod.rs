@@ -10,8 +10,6 @@ pub mod deliver;
 pub mod device_sync;
 pub mod expire;
 pub mod live;
-mod nonces;
-mod notices;
 pub mod readiness;
 pub mod recovery;
 pub mod refusal;
@@ -27,6 +25,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::clock::{Clock, Timestamp};
+use crate::commons::Commons;
 use crate::hub::Hub;
 use crate::ids::BlobId;
 use crate::limits::budgets::Budgets;
@@ -34,8 +33,6 @@ use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::Store;
 use lru::LruCache;
-use nonces::Nonces;
-use notices::Notices;
 use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
@@ -50,8 +47,10 @@ pub use crate::store::model::{
 pub struct Parts {
     /// Where blobs are kept.
     pub store: Arc<Store>,
-    /// Who is to be woken.
+    /// Which sessions of this process have opened which mailbox.
     pub hub: Arc<Hub>,
+    /// What they share with each other beside the store.
+    pub commons: Arc<dyn Commons>,
     /// Hashes mailboxes.
     pub secret: Secret,
     /// The time.
@@ -62,7 +61,7 @@ pub struct Parts {
     pub blob_ttl: Duration,
     /// The shortest life of a blob that asks for receipts (`RELAY_RECEIPT_MIN_TTL_SECS`).
     pub receipt_min_ttl: Duration,
-    /// How fast clients and addresses may be.
+    /// How fast clients and addresses may be, here.
     pub budgets: Arc<Budgets>,
     /// Whether a v1 client may open a mailbox without a proof (`RELAY_V1_UNVERIFIED`).
     pub v1_allows_unverified: bool,
@@ -73,8 +72,6 @@ pub struct Parts {
 /// The relay as clients see it, without wire and socket.
 pub struct Service {
     parts: Parts,
-    notices: Notices,
-    nonces: Nonces,
     relay_id: [u8; 32],
     /// What was delivered lately, by the first bits of the mailbox. Nothing awaits inside.
     delivered: Mutex<LruCache<(i64, BlobId), ()>>,
@@ -93,11 +90,8 @@ impl Service {
             .iter()
             .for_each(|code| parts.metrics.refusals(code).absolute(0));
         let relay_id = parts.secret.relay_id();
-        let notices = Notices::new(Arc::clone(&parts.hub), Arc::clone(&parts.metrics));
         let service = Self {
             parts,
-            notices,
-            nonces: Nonces::default(),
             relay_id,
             delivered: Mutex::new(LruCache::new(DELIVERED_MAX)),
             probed: Mutex::new(Instant::now()),

@@ -41,6 +41,7 @@ mod tests {
 
     use super::*;
     use crate::clock::{Clock, Timestamp};
+    use crate::commons::Alone;
     use crate::config::Config;
     use crate::hub::Hub;
     use crate::limits::budgets::Budgets;
@@ -70,14 +71,18 @@ mod tests {
         };
         let store = Arc::new(Store::start(opened, options));
         let config = Config::default();
+        let hub = Arc::new(Hub::default());
+        let budgets = Arc::new(Budgets::new(&config, clock.clone(), &metrics));
+        let commons = Alone::new(Arc::clone(&hub), Arc::clone(&budgets), Arc::clone(&metrics));
         let service = Service::new(Parts {
             receipt_min_ttl: Duration::from_secs(3_600),
             v1_allows_unverified: true,
             v1_keeps_sender_id: true,
             store: Arc::clone(&store),
-            hub: Arc::new(Hub::default()),
+            hub,
+            commons: Arc::new(commons),
             secret,
-            budgets: Arc::new(Budgets::new(&config, clock.clone(), &metrics)),
+            budgets,
             clock,
             metrics: Arc::clone(&metrics),
             blob_ttl: config.blob_ttl,
