@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
+use crate::commons::{Alone, Commons};
 use crate::config::{Config, StorageBackend};
 use crate::filesystem;
 use crate::http::{Detailed, Health, health, operator_routes};
@@ -119,8 +120,11 @@ pub async fn start_with(
 ) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new());
     let hub = Arc::new(Hub::default());
+    let budgets = Arc::new(Budgets::new(config, clock.clone(), &metrics));
+    let commons = Alone::new(Arc::clone(&hub), Arc::clone(&budgets), Arc::clone(&metrics));
+    let commons: Arc<dyn Commons> = Arc::new(commons);
     let secret = load_secret(config)?;
-    let store = open_store(config, &clock, &secret, (&hub, &metrics), wrap).await?;
+    let store = open_store(config, &clock, &secret, (&commons, &metrics), wrap).await?;
     let store = Arc::new(store);
 
     let clients = bind("RELAY_LISTEN_ADDR", config.listen_addr);
@@ -133,10 +137,10 @@ pub async fn start_with(
         }
     };
 
-    let budgets = Arc::new(Budgets::new(config, clock.clone(), &metrics));
     let service = Arc::new(Service::new(service::Parts {
         store: Arc::clone(&store),
         hub,
+        commons,
         secret,
         clock: clock.clone(),
         metrics: Arc::clone(&metrics),

@@ -10,8 +10,6 @@ pub mod deliver;
 pub mod device_sync;
 pub mod expire;
 pub mod live;
-mod nonces;
-mod notices;
 pub mod readiness;
 pub mod recovery;
 pub mod refusal;
@@ -28,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::clock::steady::SteadyClock;
 use crate::clock::{Clock, Timestamp};
+use crate::commons::Commons;
 use crate::hub::Hub;
 use crate::ids::BlobId;
 use crate::limits::budgets::Budgets;
@@ -35,8 +34,6 @@ use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::Store;
 use lru::LruCache;
-use nonces::Nonces;
-use notices::Notices;
 use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
@@ -51,8 +48,10 @@ pub use crate::store::model::{
 pub struct Parts {
     /// Where blobs are kept.
     pub store: Arc<Store>,
-    /// Who is to be woken.
+    /// Which sessions of this process have opened which mailbox.
     pub hub: Arc<Hub>,
+    /// What they share with each other beside the store.
+    pub commons: Arc<dyn Commons>,
     /// Hashes mailboxes.
     pub secret: Secret,
     /// The time.
@@ -63,7 +62,7 @@ pub struct Parts {
     pub blob_ttl: Duration,
     /// The shortest life of a blob that asks for receipts (`RELAY_RECEIPT_MIN_TTL_SECS`).
     pub receipt_min_ttl: Duration,
-    /// How fast clients and addresses may be.
+    /// How fast clients and addresses may be, here.
     pub budgets: Arc<Budgets>,
     /// Whether a v1 client may open a mailbox without a proof (`RELAY_V1_UNVERIFIED`).
     pub v1_allows_unverified: bool,
@@ -74,8 +73,6 @@ pub struct Parts {
 /// The relay as clients see it, without wire and socket.
 pub struct Service {
     parts: Parts,
-    notices: Notices,
-    nonces: Nonces,
     /// Says up to when things may be deleted for good.
     steady_clock: SteadyClock,
     relay_id: [u8; 32],
@@ -96,12 +93,9 @@ impl Service {
             .iter()
             .for_each(|code| parts.metrics.refusals(code).absolute(0));
         let relay_id = parts.secret.relay_id();
-        let notices = Notices::new(Arc::clone(&parts.hub), Arc::clone(&parts.metrics));
         let service = Self {
             steady_clock: SteadyClock::new(parts.clock.clone()),
             parts,
-            notices,
-            nonces: Nonces::default(),
             relay_id,
             delivered: Mutex::new(LruCache::new(DELIVERED_MAX)),
             probed: Mutex::new(Instant::now()),
@@ -139,6 +133,7 @@ impl Service {
 impl Service {
     /// One over a memory store without bounds, and what it counts.
     pub(crate) fn in_memory(clock: Clock) -> (Self, Arc<Metrics>) {
+        use crate::commons::Alone;
         use crate::config::Config;
         use crate::store::StoreOptions;
         use crate::store::memory::{self, MemoryOptions};
@@ -159,14 +154,18 @@ impl Service {
             metrics: Arc::clone(&metrics),
         };
         let config = Config::default();
+        let hub = Arc::new(Hub::default());
+        let budgets = Arc::new(Budgets::new(&config, clock.clone(), &metrics));
+        let commons = Alone::new(Arc::clone(&hub), Arc::clone(&budgets), Arc::clone(&metrics));
         let service = Self::new(Parts {
+            commons: Arc::new(commons),
             receipt_min_ttl: Duration::from_secs(3_600),
             v1_allows_unverified: true,
             v1_keeps_sender_id: true,
             store: Arc::new(Store::start(opened, options)),
-            hub: Arc::new(Hub::default()),
+            hub,
             secret,
-            budgets: Arc::new(Budgets::new(&config, clock.clone(), &metrics)),
+            budgets,
             clock,
             metrics: Arc::clone(&metrics),
             blob_ttl: config.blob_ttl,

@@ -128,7 +128,8 @@ impl Service {
         };
         let room = self.charge_room(client, &envelope)?;
         if let Some(NoticeTo { sender, name }) = submission.notice {
-            self.notices.await_fate(envelope.id, sender, &name);
+            let commons = &self.parts.commons;
+            commons.await_fate(envelope.id, sender, &name);
         }
         self.hand_in(envelope, room).await
     }

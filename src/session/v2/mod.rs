@@ -128,7 +128,7 @@ impl Guest {
         if submit.terms.live_only {
             let service = &parts.service;
             let handed = service.hand(&submit.recipient, submit.id, submit.body);
-            return reply.done(handed.map(|()| Answer::Handed));
+            return reply.done(handed.await.map(|()| Answer::Handed));
         }
         reply.stored(self.store(submit, parts).await);
     }

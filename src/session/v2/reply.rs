@@ -110,12 +110,12 @@ impl Reply<'_> {
 }
 
 impl Asker for Reply<'_> {
-    fn charge(&self, charge: Charge) -> Result<(), Refusal> {
+    async fn charge(&self, charge: Charge) -> Result<(), Refusal> {
         let service = &self.answers.parts.service;
         match charge {
             Charge::Nothing | Charge::Later => Ok(()),
-            Charge::Request => service.charge(&self.guest.client()),
-            Charge::Recovery => service.charge_recovery(&self.guest.client()),
+            Charge::Request => service.charge(&self.guest.client()).await,
+            Charge::Recovery => service.charge_recovery(&self.guest.client()).await,
         }
     }
 

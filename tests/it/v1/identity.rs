@@ -2,9 +2,13 @@
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use vauchi_relay::clock::{Clock, Timestamp};
+
 use crate::harness::{Peer, Relay, id};
+use crate::process::Process;
 
 fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
@@ -29,7 +33,11 @@ fn signed(key: &SigningKey, nonce: [u8; 32], secs: u64) -> Value {
 const NOW: u64 = 1_795_220_095;
 
 async fn try_open(relay: &Relay, fields: Value) -> Result<(), u16> {
-    let mut peer = Peer::connect(relay.running.clients).await;
+    try_open_at(relay.running.clients, fields).await
+}
+
+async fn try_open_at(clients: SocketAddr, fields: Value) -> Result<(), u16> {
+    let mut peer = Peer::connect(clients).await;
     peer.say_hello(fields).await;
     match peer.next().await {
         Ok(_) => Ok(()),
@@ -48,6 +56,28 @@ async fn a_recorded_handshake_opens_nothing_a_second_time() {
         try_open(&relay, signed(&key(1), [2; 32], NOW)).await,
         Ok(())
     );
+}
+
+/// It was good again after a restart, while the nonces were in memory only.
+#[tokio::test]
+async fn a_recorded_handshake_opens_nothing_after_a_kill_or_a_restart_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let now = Clock::system().now().since(Timestamp::default()).as_secs();
+    let recorded = || signed(&key(1), [1; 32], now);
+    let relay = Process::start(folder.path()).await;
+    assert_eq!(try_open_at(relay.clients, recorded()).await, Ok(()));
+    relay.kill().await;
+
+    let relay = Process::start(folder.path()).await;
+    assert_eq!(try_open_at(relay.clients, recorded()).await, Err(4401));
+    relay.signal("TERM").await;
+    let (status, log) = relay.ended().await;
+    assert!(status.success(), "{log}");
+
+    let relay = Process::start(folder.path()).await;
+    assert_eq!(try_open_at(relay.clients, recorded()).await, Err(4401));
+    let fresh = signed(&key(1), [2; 32], now);
+    assert_eq!(try_open_at(relay.clients, fresh).await, Ok(()));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::subscribe::NonceRefused;
+use super::NonceRefused;
 use crate::clock::Timestamp;
 
 /// How long a nonce is remembered: a signature is good for 60 s before and after its time, counted in

@@ -42,9 +42,7 @@ impl Notices {
         }
     }
 
-    /// From now on, `sender` is told what becomes of `blob` under the name it gave its submit.
-    /// Called before the blob is stored, because a recipient may have it before its sender is told;
-    /// if it is not stored after all, nothing ever becomes of it and the bound forgets it.
+    /// If the blob is not stored after all, nothing ever becomes of it and the bound forgets it.
     pub(super) fn await_fate(&self, blob: BlobId, sender: MailboxHash, name: &str) {
         if name.len() > NAME_BYTES_MAX {
             return;
