@@ -174,16 +174,6 @@ impl Inbox {
         }
     }
 
-    fn mark(&self, mailbox: MailboxHash) {
-        let mut wakes = lock(&self.wakes);
-        let is_first = wakes.is_empty();
-        wakes.marked.insert(mailbox);
-        drop(wakes);
-        if is_first {
-            self.waker.wake();
-        }
-    }
-
     /// Hands a committed row to the session, or tells it to look.
     fn bring(&self, row: &NewRow<'_>) {
         let mailbox = row.envelope.mailbox;
@@ -342,15 +332,6 @@ impl Hub {
         }
     }
 
-    /// Tells everyone who joined `mailbox` to look.
-    pub fn wake(&self, mailbox: &MailboxHash) {
-        if let Some(subscribers) = self.shard(mailbox).get(mailbox) {
-            for (_, inbox) in subscribers {
-                inbox.mark(*mailbox);
-            }
-        }
-    }
-
     /// Tells everyone who joined the mailboxes of these rows, which were just committed: by a hint
     /// where it may be of use.
     pub fn news(&self, rows: &[NewRow<'_>]) {
@@ -449,8 +430,8 @@ mod tests {
         let _one = hub.join(a, ConnectionId::next(), Arc::clone(&sessions[0]));
         let _two = hub.join(a, ConnectionId::next(), Arc::clone(&sessions[1]));
         let _three = hub.join(b, ConnectionId::next(), Arc::clone(&sessions[2]));
-        hub.wake(&a);
-        hub.wake(&a);
+        wake(&hub);
+        wake(&hub);
         assert_eq!(
             sessions
                 .iter()
@@ -470,6 +451,11 @@ mod tests {
             expires_at: envelope.expires_at,
             is_delivered_told: false,
         }
+    }
+
+    /// Brings a blob that fits into no hint to mailbox 1.
+    fn wake(hub: &Hub) {
+        hub.news(&[row(&envelope(vec![1; HINT_BYTES_MAX + 1]), 0, 1)]);
     }
 
     fn envelope(body: Vec<u8>) -> Envelope {
@@ -529,7 +515,7 @@ mod tests {
         let mailbox = MailboxHash::from_bytes([1; 32]);
         let joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&inbox));
         inbox.take_live(mailbox, true);
-        hub.wake(&mailbox);
+        wake(&hub);
         let handed = hub.hand(&LiveBlob {
             mailbox,
             id: BlobId::from_bytes([9; 16]),
@@ -581,7 +567,7 @@ mod tests {
         let inbox = Arc::new(Inbox::default());
         let _new = hub.join(mailbox, ConnectionId::next(), Arc::clone(&inbox));
         drop(old);
-        hub.wake(&mailbox);
+        wake(&hub);
         assert_eq!((taken(&inbox), hub.count()), (1, 1));
     }
 

@@ -19,6 +19,9 @@ pub mod session;
 pub mod service;
 
 #[cfg(feature = "server")]
+pub mod commons;
+
+#[cfg(feature = "server")]
 pub mod store;
 
 #[cfg(feature = "server")]

@@ -43,8 +43,8 @@ use crate::config::Config;
 
 /// A store-and-forward relay for end-to-end encrypted blobs.
 ///
-/// Without a command it serves. Settings come from RELAY_* variables; README and vauchi-relay(1)
-/// list them.
+/// Without a command it serves. Settings come from RELAY_* variables; docs/configuration.md and
+/// vauchi-relay(1) list them.
 ///
 /// Exit codes: 0 done, or drained and stopped; 1 could not start, or what was asked failed;
 /// 2 settings or arguments wrong; 3 stopped before the drain was complete.

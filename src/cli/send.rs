@@ -29,7 +29,7 @@ const AT_ONCE: usize = 8;
 /// its disk, or `handed` with --live.
 ///
 /// The blob is not encrypted here: that is up to you. What v1 clients can not collect is padded, so
-/// that its size tells little. What the relay refuses for now is tried again for a minute.
+/// that its size tells little. What the relay refuses for now is tried again for 50 seconds.
 ///
 /// Exit codes: 0 all are stored, or handed over; 1 not all, with the reason on stderr; 2 arguments wrong.
 #[derive(Debug, clap::Args)]

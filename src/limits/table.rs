@@ -167,7 +167,7 @@ pub const TABLE: [Row; 12] = [
     Row {
         budget: Budget::FailedProofs,
         label: "failed_proofs",
-        charged: "proofs that are not good",
+        charged: "failed proofs",
         whose: "address",
         period: MINUTE,
         setting: "RELAY_FAILED_PROOFS_PER_MIN",

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::StartError;
 use crate::clock::Clock;
+use crate::commons::Commons;
 use crate::config::{Config, StorageBackend};
-use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::engine::Opened;
@@ -55,13 +55,13 @@ fn look_at_data_dir(config: &Config) -> Result<(), StartError> {
     })
 }
 
-/// The store that the settings ask for; tells the hub of what it has stored. `wrap` may change the
+/// The store that the settings ask for; wakes sessions for what it has stored. `wrap` may change the
 /// database beneath.
 pub(super) async fn open_store(
     config: &Config,
     clock: &Clock,
     secret: &Secret,
-    (hub, metrics): (&Arc<Hub>, &Arc<Metrics>),
+    (commons, metrics): (&Arc<dyn Commons>, &Arc<Metrics>),
     wrap: impl FnOnce(Opened) -> Opened,
 ) -> Result<Store, StartError> {
     metrics
@@ -90,13 +90,13 @@ pub(super) async fn open_store(
             .await?
         }
     };
-    let hub = Arc::clone(hub);
+    let commons = Arc::clone(commons);
     let options = StoreOptions {
         secret: secret.clone(),
         quota: quota(config),
         dedup: config.dedup,
         receipt_ttl: config.blob_ttl,
-        news: Arc::new(move |rows| hub.news(rows)),
+        news: Arc::new(move |rows| commons.woke(rows)),
         metrics: Arc::clone(metrics),
     };
     Ok(Store::start(wrap(opened), options))

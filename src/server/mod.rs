@@ -5,10 +5,12 @@
 //! at the deadline is cut → pending commits finish, the store closes → the operators' port, which
 //! has answered all the while, closes last.
 //!
-//! `keeping` opens what the relay keeps; `start_error` says why it did not start.
+//! `keeping` opens what the relay keeps; `start_error` says why it did not start; `sweep` says when what
+//! has expired is deleted.
 
 mod keeping;
 mod start_error;
+mod sweep;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
+use crate::commons::{Alone, Commons};
 use crate::config::{Config, StorageBackend};
 use crate::filesystem;
 use crate::http::{Detailed, Health, health, operator_routes};
@@ -46,6 +49,7 @@ use crate::store::engine::Opened;
 pub use keeping::is_secret_gone;
 use keeping::{load_secret, open_store};
 pub use start_error::StartError;
+use sweep::sweep_for_ever;
 
 /// Connections on the clients' port that are not sessions yet: as many as may become one, but never
 /// fewer than this, so that a small relay still answers probes while strangers knock.
@@ -116,8 +120,11 @@ pub async fn start_with(
 ) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new());
     let hub = Arc::new(Hub::default());
+    let budgets = Arc::new(Budgets::new(config, clock.clone(), &metrics));
+    let commons = Alone::new(Arc::clone(&hub), Arc::clone(&budgets), Arc::clone(&metrics));
+    let commons: Arc<dyn Commons> = Arc::new(commons);
     let secret = load_secret(config)?;
-    let store = open_store(config, &clock, &secret, (&hub, &metrics), wrap).await?;
+    let store = open_store(config, &clock, &secret, (&commons, &metrics), wrap).await?;
     let store = Arc::new(store);
 
     let clients = bind("RELAY_LISTEN_ADDR", config.listen_addr);
@@ -130,10 +137,10 @@ pub async fn start_with(
         }
     };
 
-    let budgets = Arc::new(Budgets::new(config, clock.clone(), &metrics));
     let service = Arc::new(Service::new(service::Parts {
         store: Arc::clone(&store),
         hub,
+        commons,
         secret,
         clock: clock.clone(),
         metrics: Arc::clone(&metrics),
@@ -359,19 +366,6 @@ impl Running {
 
 fn lobby_max(config: &Config) -> usize {
     LOBBY_MIN.max(config.connections_max as usize)
-}
-
-async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
-    loop {
-        match service.sweep().await {
-            Ok(0) => {}
-            Ok(blobs) => tracing::info!(blobs, "deleted {blobs} expired blobs"),
-            Err(error) => {
-                tracing::warn!(%error, "the sweep of expired blobs stopped; it goes on at the next interval")
-            }
-        }
-        tokio::time::sleep(interval).await;
-    }
 }
 
 fn bind(

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use super::Service;
 use super::refusal::Refusal;
+use crate::hub::Fate;
 use crate::ids::{BlobId, MailboxHash};
 use crate::store::Pending;
 use crate::store::model::{Opener, Removed};
@@ -11,12 +12,12 @@ use crate::store::model::{Opener, Removed};
 impl Service {
     /// A blob was written to a recipient that lets its sender know.
     pub fn tell_delivered(&self, id: &BlobId) {
-        self.notices.delivered(id);
+        self.parts.commons.tell(id, Fate::Delivered);
     }
 
     /// A blob was acknowledged by a recipient that lets its sender know.
     pub fn tell_acknowledged(&self, id: &BlobId) {
-        self.notices.acknowledged(id);
+        self.parts.commons.tell(id, Fate::Acknowledged);
     }
 
     /// Hands the deletion of acknowledged blobs to the store. It is durable when the answer

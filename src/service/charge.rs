@@ -5,6 +5,11 @@
 //! it takes as well: to its address's share of that mailbox and of the relay. That is charged only
 //! when the blob goes to the store, and given back when it is not stored after all, because it is a
 //! duplicate, there is no room, or the store fails.
+//!
+//! A client has one rate whichever session it uses, so requests are leased from [`Commons`]. The room
+//! of blobs and the other limits of an address are counted in this process alone.
+//!
+//! [`Commons`]: crate::commons::Commons
 
 use std::fmt;
 use std::net::IpAddr;
@@ -50,15 +55,17 @@ impl Service {
     }
 
     /// Charges one request to the client and its address: to both, or to none when one refuses.
-    pub fn charge(&self, client: &Client) -> Result<(), Refusal> {
-        Ok(self.parts.budgets.take(&client.request, client.address)?)
+    pub async fn charge(&self, client: &Client) -> Result<(), Refusal> {
+        let commons = &self.parts.commons;
+        Ok(commons.lease(&client.request, client.address).await?)
     }
 
     /// Charges one recovery request, which has its own rate in place of the client's.
-    pub fn charge_recovery(&self, client: &Client) -> Result<(), Refusal> {
+    pub async fn charge_recovery(&self, client: &Client) -> Result<(), Refusal> {
         let [_, of_address] = client.request;
         let charges = [client.recovery, of_address];
-        Ok(self.parts.budgets.take(&charges, client.address)?)
+        let commons = &self.parts.commons;
+        Ok(commons.lease(&charges, client.address).await?)
     }
 
     /// Charges the opening of `mailboxes` to the connection and its address.
@@ -178,8 +185,11 @@ impl fmt::Debug for Room {
 mod tests {
     use std::time::Duration;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::clock::{Clock, ManualClock, Timestamp};
+    use crate::commons::Alone;
     use crate::config::Config;
     use crate::hub::Hub;
     use crate::metrics::Metrics;
@@ -208,14 +218,18 @@ mod tests {
             metrics: Arc::clone(&metrics),
         };
         let store = Store::start(opened, options);
+        let hub = Arc::new(Hub::default());
+        let budgets = Arc::new(Budgets::new(config, clock.clone(), &metrics));
+        let commons = Alone::new(Arc::clone(&hub), Arc::clone(&budgets), Arc::clone(&metrics));
         let service = Service::new(Parts {
             receipt_min_ttl: Duration::from_secs(3_600),
             v1_allows_unverified: true,
             v1_keeps_sender_id: true,
             store: Arc::new(store),
-            hub: Arc::new(Hub::default()),
+            hub,
+            commons: Arc::new(commons),
             secret,
-            budgets: Arc::new(Budgets::new(config, clock.clone(), &metrics)),
+            budgets,
             clock,
             metrics,
             blob_ttl: config.blob_ttl,
@@ -230,6 +244,11 @@ mod tests {
         }
     }
 
+    /// In one process a charge is there at the first look.
+    fn now(charge: impl Future<Output = Result<(), Refusal>>) -> Result<(), Refusal> {
+        charge.now_or_never().expect("it waits")
+    }
+
     #[tokio::test]
     async fn recovery_has_a_rate_of_its_own_and_its_address_pays_too() {
         let (service, time) = service(&Config {
@@ -239,16 +258,19 @@ mod tests {
         });
         let mailbox = |byte| MailboxHash::from_bytes([byte; 32]);
         let client = service.client(&mailbox(1), HOME);
-        assert!((0..10).all(|_| service.charge_recovery(&client).is_ok()));
-        assert_eq!(spent(service.charge_recovery(&client)), Budget::Recovery);
+        assert!((0..10).all(|_| now(service.charge_recovery(&client)).is_ok()));
+        assert_eq!(
+            spent(now(service.charge_recovery(&client))),
+            Budget::Recovery
+        );
         // Ten of the address's fifteen are gone, and none of the client's two.
-        assert!((0..2).all(|_| service.charge(&client).is_ok()));
-        assert_eq!(spent(service.charge(&client)), Budget::Client);
+        assert!((0..2).all(|_| now(service.charge(&client)).is_ok()));
+        assert_eq!(spent(now(service.charge(&client))), Budget::Client);
         let other = service.client(&mailbox(2), HOME);
-        assert!((0..3).all(|_| service.charge_recovery(&other).is_ok()));
-        assert_eq!(spent(service.charge_recovery(&other)), Budget::Address);
+        assert!((0..3).all(|_| now(service.charge_recovery(&other)).is_ok()));
+        assert_eq!(spent(now(service.charge_recovery(&other))), Budget::Address);
         time.advance(Duration::from_secs(6));
-        assert_eq!(service.charge_recovery(&client), Ok(()));
+        assert_eq!(now(service.charge_recovery(&client)), Ok(()));
     }
 
     #[tokio::test]
@@ -276,8 +298,8 @@ mod tests {
         });
         let mailbox = MailboxHash::from_bytes([1; 32]);
         let stranger = service.client(&mailbox, [10, 0, 0, 1].into());
-        assert_eq!(service.charge(&stranger), Ok(()));
-        assert_eq!(spent(service.charge(&stranger)), Budget::Client);
-        assert_eq!(service.charge(&service.client(&mailbox, HOME)), Ok(()));
+        assert_eq!(now(service.charge(&stranger)), Ok(()));
+        assert_eq!(spent(now(service.charge(&stranger))), Budget::Client);
+        assert_eq!(now(service.charge(&service.client(&mailbox, HOME))), Ok(()));
     }
 }

@@ -10,8 +10,6 @@ pub mod deliver;
 pub mod device_sync;
 pub mod expire;
 pub mod live;
-mod nonces;
-mod notices;
 pub mod readiness;
 pub mod recovery;
 pub mod refusal;
@@ -26,7 +24,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::clock::steady::SteadyClock;
 use crate::clock::{Clock, Timestamp};
+use crate::commons::Commons;
 use crate::hub::Hub;
 use crate::ids::BlobId;
 use crate::limits::budgets::Budgets;
@@ -34,8 +34,6 @@ use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::Store;
 use lru::LruCache;
-use nonces::Nonces;
-use notices::Notices;
 use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
@@ -50,8 +48,10 @@ pub use crate::store::model::{
 pub struct Parts {
     /// Where blobs are kept.
     pub store: Arc<Store>,
-    /// Who is to be woken.
+    /// Which sessions of this process have opened which mailbox.
     pub hub: Arc<Hub>,
+    /// What they share with each other beside the store.
+    pub commons: Arc<dyn Commons>,
     /// Hashes mailboxes.
     pub secret: Secret,
     /// The time.
@@ -62,7 +62,7 @@ pub struct Parts {
     pub blob_ttl: Duration,
     /// The shortest life of a blob that asks for receipts (`RELAY_RECEIPT_MIN_TTL_SECS`).
     pub receipt_min_ttl: Duration,
-    /// How fast clients and addresses may be.
+    /// How fast clients and addresses may be, here.
     pub budgets: Arc<Budgets>,
     /// Whether a v1 client may open a mailbox without a proof (`RELAY_V1_UNVERIFIED`).
     pub v1_allows_unverified: bool,
@@ -73,8 +73,8 @@ pub struct Parts {
 /// The relay as clients see it, without wire and socket.
 pub struct Service {
     parts: Parts,
-    notices: Notices,
-    nonces: Nonces,
+    /// Says up to when things may be deleted for good.
+    steady_clock: SteadyClock,
     relay_id: [u8; 32],
     /// What was delivered lately, by the first bits of the mailbox. Nothing awaits inside.
     delivered: Mutex<LruCache<(i64, BlobId), ()>>,
@@ -93,11 +93,9 @@ impl Service {
             .iter()
             .for_each(|code| parts.metrics.refusals(code).absolute(0));
         let relay_id = parts.secret.relay_id();
-        let notices = Notices::new(Arc::clone(&parts.hub), Arc::clone(&parts.metrics));
         let service = Self {
+            steady_clock: SteadyClock::new(parts.clock.clone()),
             parts,
-            notices,
-            nonces: Nonces::default(),
             relay_id,
             delivered: Mutex::new(LruCache::new(DELIVERED_MAX)),
             probed: Mutex::new(Instant::now()),
@@ -123,8 +121,55 @@ impl Service {
         self.parts.metrics.refusals(refusal.code()).increment(1);
     }
 
-    /// Housekeeping that keeps bounded memory small; called every few seconds.
+    /// Housekeeping that keeps bounded memory small, and a look at the clock; called every few
+    /// seconds.
     pub fn tidy(&self) {
         self.parts.budgets.tidy();
+        self.watch_clock();
+    }
+}
+
+#[cfg(test)]
+impl Service {
+    /// One over a memory store without bounds, and what it counts.
+    pub(crate) fn in_memory(clock: Clock) -> (Self, Arc<Metrics>) {
+        use crate::commons::Alone;
+        use crate::config::Config;
+        use crate::store::StoreOptions;
+        use crate::store::memory::{self, MemoryOptions};
+        use crate::store::quota::Quota;
+
+        let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
+        let opened = memory::open(MemoryOptions {
+            dedup: Duration::ZERO,
+            dedup_max: 1,
+            metrics: Arc::clone(&metrics),
+        });
+        let options = StoreOptions {
+            secret: secret.clone(),
+            quota: Quota::UNBOUNDED,
+            dedup: Duration::ZERO,
+            receipt_ttl: Duration::from_secs(86_400),
+            news: Arc::new(|_| {}),
+            metrics: Arc::clone(&metrics),
+        };
+        let config = Config::default();
+        let hub = Arc::new(Hub::default());
+        let budgets = Arc::new(Budgets::new(&config, clock.clone(), &metrics));
+        let commons = Alone::new(Arc::clone(&hub), Arc::clone(&budgets), Arc::clone(&metrics));
+        let service = Self::new(Parts {
+            commons: Arc::new(commons),
+            receipt_min_ttl: Duration::from_secs(3_600),
+            v1_allows_unverified: true,
+            v1_keeps_sender_id: true,
+            store: Arc::new(Store::start(opened, options)),
+            hub,
+            secret,
+            budgets,
+            clock,
+            metrics: Arc::clone(&metrics),
+            blob_ttl: config.blob_ttl,
+        });
+        (service, metrics)
     }
 }

@@ -128,7 +128,8 @@ impl Service {
         };
         let room = self.charge_room(client, &envelope)?;
         if let Some(NoticeTo { sender, name }) = submission.notice {
-            self.notices.await_fate(envelope.id, sender, &name);
+            let commons = &self.parts.commons;
+            commons.await_fate(envelope.id, sender, &name);
         }
         self.hand_in(envelope, room).await
     }
@@ -150,7 +151,8 @@ impl Service {
         envelope: Envelope,
         room: Room,
     ) -> Result<Submitted, Refusal> {
-        match self.parts.store.append(envelope).await {
+        let expired_by = self.expired_by();
+        match self.parts.store.append(envelope, expired_by).await {
             Ok(appended) => Ok(Submitted { appended, room }),
             Err(error) => {
                 room.give_back();

@@ -10,6 +10,8 @@ use crate::hub::{Inbox, Joined};
 use crate::ids::{ConnectionId, MailboxHash, MailboxId};
 use crate::store::model::{Burnt, Holding, View};
 
+pub use crate::commons::NonceRefused;
+
 /// An opened mailbox; closing it is dropping it.
 #[derive(Debug)]
 pub struct Subscription {
@@ -19,15 +21,6 @@ pub struct Subscription {
     pub client: Client,
     /// Keeps the hub's wakes coming.
     pub joined: Joined,
-}
-
-/// Why a proven handshake opens nothing all the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NonceRefused {
-    /// It was used before: somebody recorded it.
-    Used,
-    /// Too many are remembered; try again within two minutes.
-    Full,
 }
 
 impl Service {
@@ -95,9 +88,9 @@ impl Service {
     /// after a restart either. While nothing can be written, as on a full disk, it is burnt in memory:
     /// whoever proves itself can still fetch and acknowledge, which makes room.
     pub async fn burn_nonce(&self, nonce: [u8; 32]) -> Result<(), NonceRefused> {
-        let now = self.parts.clock.now();
-        self.nonces.burn(nonce, now)?;
-        match self.parts.store.burn(nonce, now).await {
+        let (expired_by, now) = (self.expired_by(), self.parts.clock.now());
+        self.parts.commons.burn(nonce, expired_by, now).await?;
+        match self.parts.store.burn(nonce, expired_by, now).await {
             Ok(Burnt::First) => Ok(()),
             Ok(Burnt::Used) => Err(NonceRefused::Used),
             Ok(Burnt::Full) => Err(NonceRefused::Full),

@@ -11,6 +11,7 @@ use super::mailboxes::ToBegin;
 use super::outbox::Owed;
 use super::state::{Charge, Said, Verdict};
 use super::{Parts, Shared};
+use crate::ids::MailboxHash;
 use crate::protocol::close::Close;
 use crate::protocol::message::Refused;
 use crate::service::refusal::Refusal;
@@ -18,7 +19,7 @@ use crate::service::refusal::Refusal;
 /// Whoever sent a frame: each protocol knows whom to charge, and words its refusals.
 pub(super) trait Asker {
     /// Charges what a request costs.
-    fn charge(&self, charge: Charge) -> Result<(), Refusal>;
+    fn charge(&self, charge: Charge) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Answers with a refusal, where an answer is wanted.
     fn refuse(&self, refusal: Refusal);
@@ -38,19 +39,19 @@ impl Answers<'_> {
     pub(super) async fn admits(self, said: Said, asker: &impl Asker) -> bool {
         let verdict = self.shared.state().judge(said);
         match verdict {
-            Verdict::Serve(charge) => match asker.charge(charge) {
+            Verdict::Serve(charge) => match asker.charge(charge).await {
                 Ok(()) => return true,
                 Err(refusal) => asker.refuse(refusal),
             },
             Verdict::Refuse(refusal) => {
                 // It is refused already; the charge only makes the next ones dearer.
-                let spent = asker.charge(Charge::Request).err();
+                let spent = asker.charge(Charge::Request).await.err();
                 asker.refuse(spent.unwrap_or(refusal));
             }
             Verdict::Ignore => {
                 self.parts.metrics.messages_ignored_total.increment(1);
                 // v1 clients expect no answer here, so a spent rate shows at their next request.
-                drop(asker.charge(Charge::Request));
+                drop(asker.charge(Charge::Request).await);
             }
             Verdict::Close(refusal, close) => {
                 asker.refuse(refusal);
@@ -70,6 +71,13 @@ impl Answers<'_> {
     pub(super) fn opened(self, answer: Bytes, to_begin: Vec<ToBegin>) {
         record(self.parts, self.read_at);
         self.shared.outbox.push(Owed::Opened { answer, to_begin });
+    }
+
+    /// The answer that mailboxes are closed; when it has left the window forgets what is in flight of
+    /// them.
+    pub(super) fn closed(self, answer: Bytes, closed: Vec<MailboxHash>) {
+        record(self.parts, self.read_at);
+        self.shared.outbox.push(Owed::Closed { answer, closed });
     }
 
     /// The answer to something that is being written; it resolves when that is durable, and repeats

@@ -5,9 +5,11 @@
 //! the same under the same numbers.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::engine::{Departed, Departure, Name};
+use super::plan::Departure;
+use super::plan::known::{Departed, Name};
 use super::tally::as_float;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
@@ -39,11 +41,12 @@ pub struct Departures {
     forgotten_to: i64,
     /// The table has no smaller number than this one.
     table_from: i64,
+    metrics: Arc<Metrics>,
 }
 
 impl Departures {
     /// Remembers each for `span`, and at most `count_max` of them; zero means no bound.
-    pub fn new(span: Duration, count_max: u64) -> Self {
+    pub fn new(span: Duration, count_max: u64, metrics: Arc<Metrics>) -> Self {
         Self {
             span,
             count_max,
@@ -53,6 +56,7 @@ impl Departures {
             next_number: 1,
             forgotten_to: 0,
             table_from: 1,
+            metrics,
         }
     }
 
@@ -113,26 +117,34 @@ impl Departures {
             .collect()
     }
 
-    /// Forgets what is past its time and what is too much, and counts it.
-    pub fn forget(&mut self, now: Timestamp, metrics: &Metrics) {
-        let early = self.drop_old(now);
-        metrics.dedup_forgotten_total.increment(early);
-        let remembered = as_float(self.by_age.len() as u64);
-        metrics.dedup_remembered.set(remembered);
-        let reach = self.reach(now).as_secs_f64();
-        metrics.dedup_memory_seconds.set(reach);
+    /// Forgets what was past its time by `forget_by` and what is too much, and counts it. Not every
+    /// batch tells the time: `now` may be zero.
+    pub fn forget(&mut self, forget_by: Timestamp, now: Timestamp) {
+        let early = self.drop_old(forget_by, now);
+        self.metrics.dedup_forgotten_total.increment(early);
+        self.show(now);
     }
 
-    /// Forgets the same, uncounted; returns how many went before their time.
-    fn drop_old(&mut self, now: Timestamp) -> u64 {
+    /// Shows in the metrics what is remembered.
+    pub(super) fn show(&self, now: Timestamp) {
+        let remembered = as_float(self.by_age.len() as u64);
+        self.metrics.dedup_remembered.set(remembered);
+        if now > Timestamp::default() {
+            let reach = self.reach(now).as_secs_f64();
+            self.metrics.dedup_memory_seconds.set(reach);
+        }
+    }
+
+    /// Returns how many went before their time, which is over by `now`.
+    fn drop_old(&mut self, forget_by: Timestamp, now: Timestamp) -> u64 {
         let mut early = 0;
         while let Some(oldest) = self.by_age.front() {
-            let is_over = self.is_over(&oldest.departed, now);
+            let is_over = self.is_over(&oldest.departed, forget_by);
             let is_too_much = self.count_max != 0 && self.by_age.len() as u64 > self.count_max;
             if !is_over && !is_too_much {
                 break;
             }
-            early += u64::from(!is_over);
+            early += u64::from(!self.is_over(&oldest.departed, now));
             self.forgotten_to = oldest.number;
             let mixed = mix(oldest.mailbox64, &oldest.id);
             if self.places.get(&mixed) == Some(&self.forgotten) {
@@ -187,6 +199,10 @@ mod tests {
 
     const MAILBOX: MailboxHash = MailboxHash::from_bytes([1; 32]);
 
+    fn remembering(span: Duration, count_max: u64) -> Departures {
+        Departures::new(span, count_max, Arc::new(Metrics::new()))
+    }
+
     fn departed(id: u8, left_at: u64) -> Departed {
         Departed {
             left_at: Timestamp::from_millis(left_at),
@@ -214,11 +230,11 @@ mod tests {
 
     #[test]
     fn a_departure_is_remembered_for_its_span() {
-        let mut departures = Departures::new(Duration::from_millis(100), 0);
+        let mut departures = remembering(Duration::from_millis(100), 0);
         departures.remember(&[departure(1, 1000), departure(2, 1050)]);
-        assert_eq!(departures.drop_old(at(1099)), 0);
+        assert_eq!(departures.drop_old(at(1099), at(1099)), 0);
         assert_eq!(found(&departures, 1), Some(1000));
-        assert_eq!(departures.drop_old(at(1100)), 0);
+        assert_eq!(departures.drop_old(at(1100), at(1100)), 0);
         assert_eq!(found(&departures, 1), None);
         assert_eq!(found(&departures, 2), Some(1050));
         assert_eq!(found(&departures, 3), None);
@@ -227,32 +243,43 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_not_trusted_makes_nothing_forgotten() {
+        let mut departures = remembering(Duration::from_millis(100), 2);
+        departures.remember(&[departure(1, 1000), departure(2, 1050)]);
+        assert_eq!(departures.drop_old(at(0), at(9000)), 0);
+        assert_eq!(found(&departures, 1), Some(1000));
+        departures.remember(&[departure(3, 9000)]);
+        assert_eq!(departures.drop_old(at(0), at(9000)), 0, "its time was over");
+        assert_eq!(departures.by_age.len(), 2);
+    }
+
+    #[test]
     fn the_oldest_is_forgotten_when_there_are_too_many() {
-        let mut departures = Departures::new(Duration::from_secs(100), 2);
+        let mut departures = remembering(Duration::from_secs(100), 2);
         departures.remember(&[departure(1, 1), departure(2, 2), departure(3, 3)]);
-        assert_eq!(departures.drop_old(at(3)), 1);
+        assert_eq!(departures.drop_old(at(3), at(3)), 1);
         assert_eq!(found(&departures, 1), None);
         assert!(found(&departures, 2).is_some() && found(&departures, 3).is_some());
     }
 
     #[test]
     fn a_second_departure_of_the_same_id_outlives_the_first() {
-        let mut departures = Departures::new(Duration::from_millis(100), 0);
+        let mut departures = remembering(Duration::from_millis(100), 0);
         departures.remember(&[departure(1, 1000), departure(1, 1080)]);
-        departures.drop_old(at(1100));
+        departures.drop_old(at(1100), at(1100));
         assert_eq!(found(&departures, 1), Some(1080));
     }
 
     #[test]
     fn the_table_is_trimmed_in_slices_up_to_what_is_forgotten() {
-        let mut departures = Departures::new(Duration::from_millis(100), 0);
+        let mut departures = remembering(Duration::from_millis(100), 0);
         departures.set_table_from(5);
         for number in 5..10 {
             let name = (1, BlobId::from_bytes([number as u8; 16]));
             departures.load(number, name, departed(number as u8, number as u64));
         }
         assert_eq!(departures.trim_to(2), None);
-        departures.drop_old(at(107));
+        departures.drop_old(at(107), at(107));
         assert_eq!(departures.trim_to(2), Some(6));
         departures.trimmed(6);
         assert_eq!(departures.trim_to(2), Some(7));

@@ -219,7 +219,7 @@ pub struct PageBounds {
 
 /// Where a reader stands in what waited for a device when it connected: by version, then by
 /// arrival.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct BacklogCursor {
     /// The last message that belongs to the backlog. The first page sets it; when there are no more
     /// pages, what came later is read with [`super::Store::page`] after this key.
@@ -237,6 +237,15 @@ impl BacklogCursor {
         version: 0,
         key: OrderKey::START,
     };
+
+    /// In the same backlog, at the message with this version and key.
+    pub fn at(self, version: u64, key: OrderKey) -> Self {
+        Self {
+            version,
+            key,
+            ..self
+        }
+    }
 }
 
 /// The next blobs of a mailbox; `C` is where a reader stands in it.

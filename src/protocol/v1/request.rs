@@ -85,14 +85,15 @@ pub(super) fn read(frame: &mut Frame<'_>) -> Result<Option<Asked>, Why> {
 }
 
 fn read_handshake(payload: &Payload<'_>) -> Result<Asked, Why> {
-    let client = payload.text("client_id").ok_or("client_id is missing")?;
-    let client_id = MailboxId::parse(&client).map_err(|_| "client_id is not 64 hex digits")?;
-    let device = optional_id(payload, "device_id", "device_id is not 64 hex digits")?;
-    let routing = optional_id(
-        payload,
-        "routing_token",
-        "routing_token is not 64 hex digits",
-    )?;
+    // A connection that begins with one of these faults ends with these words alone, so they say
+    // which frame they are about.
+    const CLIENT: Why = "the Handshake's client_id is not 64 hex digits";
+    const DEVICE: Why = "the Handshake's device_id is not 64 hex digits";
+    const ROUTING: Why = "the Handshake's routing_token is not 64 hex digits";
+    let client = payload.text("client_id").ok_or(CLIENT)?;
+    let client_id = MailboxId::parse(&client).map_err(|_| CLIENT)?;
+    let device = optional_id(payload, "device_id", DEVICE)?;
+    let routing = optional_id(payload, "routing_token", ROUTING)?;
     let client_as_spelt: Arc<str> = client.into();
     let (device_as_spelt, device_id) = device.unzip();
     let (mailbox_as_spelt, routing_token) = match routing {
@@ -108,7 +109,7 @@ fn read_handshake(payload: &Payload<'_>) -> Result<Asked, Why> {
         mailbox_as_spelt,
         suppress_presence: payload
             .flag("suppress_presence")
-            .ok_or("suppress_presence is neither true nor false")?,
+            .ok_or("the Handshake's suppress_presence is neither true nor false")?,
         proof: read_proof(payload),
     })))
 }

@@ -8,11 +8,13 @@
 //! - [`message`]: what the two say to each other, as values
 //! - `request`: what each of a client's frames asks; `wire`: a look at a frame before it costs
 //!   anything; `code`: the words for refusals; `schema`: the types made from the schema
+//! - `origin`: the host that a client dialled, spelt in one way only
 //! - [`client`]: the client's side
 
 pub mod client;
 mod code;
 pub mod message;
+mod origin;
 #[cfg(test)]
 mod property_tests;
 mod request;

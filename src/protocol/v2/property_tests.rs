@@ -99,7 +99,9 @@ fn opening() -> impl Strategy<Value = Opening> {
 }
 
 fn subscribe() -> impl Strategy<Value = Subscribe> {
-    ("[a-z0-9.:\\-]{0,60}", vec(opening(), 0..5)).prop_map(|(origin, openings)| Subscribe {
+    // A signature needs an origin, so none is left empty.
+    let origin = "[a-z0-9.\\-]{1,50}(:8[1-9][0-9]{0,2})?";
+    (origin, vec(opening(), 0..5)).prop_map(|(origin, openings)| Subscribe {
         origin: origin.into(),
         openings,
     })

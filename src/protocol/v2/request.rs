@@ -7,13 +7,12 @@ use bytes::Bytes;
 use super::message::{
     Opening, OpeningProof, Request, Submit, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind,
 };
+use super::origin;
 use super::schema::client_frame::Frame;
 use super::schema::{self, exactly, opening, optional};
 use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{RecoveryProof, RecoveryQuery};
 
-/// Bytes of an origin: a host name has at most 253, and is never near that with a port.
-const ORIGIN_BYTES_MAX: usize = 255;
 /// Bytes of a client's name.
 const CLIENT_BYTES_MAX: usize = 255;
 
@@ -87,12 +86,11 @@ fn read_submit(submit: schema::Submit) -> Result<Submit, &'static str> {
 }
 
 fn read_subscribe(subscribe: &schema::Subscribe) -> Result<Subscribe, &'static str> {
-    if subscribe.origin.len() > ORIGIN_BYTES_MAX {
-        return Err("an origin has at most 255 bytes");
-    }
-    let is_host = |byte: u8| byte.is_ascii_graphic() && !byte.is_ascii_uppercase();
-    if !subscribe.origin.bytes().all(is_host) {
-        return Err("an origin is a host in lower case ASCII");
+    let mut proofs = subscribe.openings.iter().map(|opening| &opening.proof);
+    if !subscribe.origin.is_empty() {
+        origin::check(&subscribe.origin)?;
+    } else if proofs.any(|proof| matches!(proof, Some(opening::Proof::Signature(_)))) {
+        return Err("a signature needs an origin, the host that was dialled");
     }
     Ok(Subscribe {
         origin: subscribe.origin.as_str().into(),

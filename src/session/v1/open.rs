@@ -85,12 +85,12 @@ fn handshake(first: Heard, bytes_max: usize) -> Result<Box<Handshake>, Close> {
     };
     match incoming {
         Incoming::Handshake(handshake) => Ok(handshake),
-        Incoming::Request { .. }
-        | Incoming::Invalid { .. }
-        | Incoming::Garbage { .. }
-        | Incoming::Ignored => Err(Close::Protocol(
-            "the first frame must be a Handshake with a client_id of 64 hex digits",
-        )),
+        Incoming::Invalid { why, .. } => Err(Close::Protocol(why)),
+        Incoming::Request { .. } | Incoming::Garbage { .. } | Incoming::Ignored => {
+            Err(Close::Protocol(
+                "the first frame must be a Handshake with a client_id of 64 hex digits",
+            ))
+        }
     }
 }
 

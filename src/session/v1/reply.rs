@@ -51,13 +51,13 @@ impl Reply<'_> {
 }
 
 impl Asker for Reply<'_> {
-    fn charge(&self, charge: Charge) -> Result<(), Refusal> {
+    async fn charge(&self, charge: Charge) -> Result<(), Refusal> {
         let service = &self.answers.parts.service;
         let client = &self.opened.subscription.client;
         match charge {
             Charge::Nothing | Charge::Later => Ok(()),
-            Charge::Request => service.charge(client),
-            Charge::Recovery => service.charge_recovery(client),
+            Charge::Request => service.charge(client).await,
+            Charge::Recovery => service.charge_recovery(client).await,
         }
     }
 

@@ -43,8 +43,8 @@ impl Guest {
     }
 
     /// Charges a request to the client.
-    pub(super) fn charge(&self, parts: &Parts) -> Result<(), Refusal> {
-        parts.service.charge(&self.client())
+    pub(super) async fn charge(&self, parts: &Parts) -> Result<(), Refusal> {
+        parts.service.charge(&self.client()).await
     }
 
     /// The relay speaks first.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 
 use super::guest::Guest;
+use crate::ids::MailboxHash;
 use crate::protocol::v2::{self, Answer, Tag};
 use crate::service::refusal::Refusal;
 use crate::service::submit::Submitted;
@@ -68,6 +69,14 @@ impl Reply<'_> {
         }
     }
 
+    /// The answer that mailboxes are closed.
+    pub(super) fn closed(self, answer: &Answer, closed: Vec<MailboxHash>) {
+        match self.to.frame(answer) {
+            Some(frame) => self.answers.closed(frame, closed),
+            None => self.answers.shared.forget(&closed),
+        }
+    }
+
     /// The answer to a blob that is being stored, or was refused before.
     pub(super) fn stored(self, outcome: Result<Submitted, Refusal>) {
         match outcome {
@@ -101,12 +110,12 @@ impl Reply<'_> {
 }
 
 impl Asker for Reply<'_> {
-    fn charge(&self, charge: Charge) -> Result<(), Refusal> {
+    async fn charge(&self, charge: Charge) -> Result<(), Refusal> {
         let service = &self.answers.parts.service;
         match charge {
             Charge::Nothing | Charge::Later => Ok(()),
-            Charge::Request => service.charge(&self.guest.client()),
-            Charge::Recovery => service.charge_recovery(&self.guest.client()),
+            Charge::Request => service.charge(&self.guest.client()).await,
+            Charge::Recovery => service.charge_recovery(&self.guest.client()).await,
         }
     }
 

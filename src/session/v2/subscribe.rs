@@ -30,7 +30,7 @@ impl Guest {
         let openings = subscribe.openings;
         if self.would_exceed(&openings, parts) {
             // No opening is charged, so the request is: it was read all the same.
-            self.charge(parts)?;
+            self.charge(parts).await?;
             return Err(Refusal::TooManyMailboxes);
         }
         // It asks storage even when it names none.

@@ -15,7 +15,6 @@ use tracing::{error, info, warn};
 
 use super::batch::Batch;
 use super::queues::{Item, Job, Queues};
-use super::write::{Outcome, Write};
 use super::{Gate, Ground, being_reopened};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
@@ -24,6 +23,7 @@ use crate::store::engine::{Asked, CommitError, Engine, TookPlace};
 use crate::store::model::Removed;
 use crate::store::plan::known::Learnt;
 use crate::store::plan::{self, Folded, NewRow, PLAN_ROWS_MAX, Plan, RELIEFS_MAX};
+use crate::store::write::{Outcome, Write};
 
 /// How long the senders of a batch with an unknown end wait for the truth.
 const SETTLE_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -112,8 +112,8 @@ impl Committer {
         }
         for job in others {
             match job {
-                Job::Upkeep(now, reply) => {
-                    let done = self.upkeep(now).await;
+                Job::Upkeep(expired_by, reply) => {
+                    let done = self.upkeep(expired_by).await;
                     // Whoever asked may have gone.
                     reply.send(done).ok();
                 }
@@ -125,8 +125,8 @@ impl Committer {
         }
     }
 
-    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, StoreError> {
-        let error = match self.engine.upkeep(now).await {
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, StoreError> {
+        let error = match self.engine.upkeep(expired_by).await {
             Ok(more) => return Ok(more),
             Err(error) => error,
         };
@@ -318,7 +318,7 @@ impl Committer {
                 Folded::Asks(more) if more.expired.len() > RELIEFS_MAX && is_splittable => {
                     return Err(CommitError::TooWide);
                 }
-                Folded::Asks(more) => more,
+                Folded::Asks(more) => *more,
             };
         }
         Err(CommitError::Refused("the batch asks without end".into()))

@@ -6,7 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-use super::write::Cause;
 use super::*;
 use crate::ids::{BlobId, MailboxHash};
 use crate::secrets::Secret;
@@ -16,6 +15,7 @@ use crate::store::engine::{
 use crate::store::memory::{self, MemoryOptions};
 use crate::store::model::{Appended, Class, Envelope, Opener, OrderKey, Removed, Tells, View};
 use crate::store::quota::Quota;
+use crate::store::write::Cause;
 
 /// What the engine does with the next commits; afterwards it commits everything.
 #[derive(Debug, Clone, Copy)]
@@ -140,7 +140,7 @@ impl Engine for Fake {
         Ok(seen.unsettled.take().unwrap_or(TookPlace::No))
     }
 
-    async fn upkeep(&mut self, _now: Timestamp) -> Result<bool, CommitError> {
+    async fn upkeep(&mut self, _expired_by: Timestamp) -> Result<bool, CommitError> {
         Ok(false)
     }
 
@@ -219,7 +219,11 @@ impl Bench {
             body: body.into(),
         };
         let checksum = [0; 16];
-        let write = Write::Append { envelope, checksum };
+        let write = Write::Append {
+            envelope,
+            checksum,
+            expired_by: Timestamp::default(),
+        };
         self.pipeline.queue(Lane::Normal, write).await
     }
 

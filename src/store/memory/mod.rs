@@ -15,9 +15,9 @@ use async_trait::async_trait;
 use super::StoreError;
 use super::departures::Departures;
 use super::engine::{
-    Asked, CANDIDATES, CommitError, Engine, HeldInAll, KeysOf, Known, KnownNonces, KnownPins,
-    KnownProofs, Opened, Pin, Plan, Reads, SWEPT_PROOFS_MAX, Slot, TookPlace, Write, is_nonce_over,
-    rank,
+    Asked, CANDIDATES, CommitError, Engine, ExpiryCursor, HeldInAll, KeysOf, Known, KnownNonces,
+    KnownPins, KnownProofs, Opened, Pin, Plan, Reads, SWEPT_PROOFS_MAX, Slot, TookPlace, Write,
+    is_nonce_over, rank,
 };
 use super::model::{
     BacklogCursor, Holding, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof, View,
@@ -43,9 +43,8 @@ pub fn open(options: MemoryOptions) -> Opened {
     Opened {
         engine: Box::new(Writer {
             state: Arc::clone(&state),
-            departures: Departures::new(options.dedup, options.dedup_max),
+            departures: Departures::new(options.dedup, options.dedup_max, options.metrics),
             nonces: Nonces::default(),
-            metrics: options.metrics,
         }),
         reads: Arc::new(MemoryReads { state }),
         held: HeldInAll::default(),
@@ -84,11 +83,11 @@ impl State {
         for key_hash in &asked.proofs {
             known.slots.insert(*key_hash, self.slots(key_hash));
         }
-        let Some(now) = asked.expired_proofs else {
+        let Some(expired_by) = asked.expired_proofs else {
             return known;
         };
         let over = self.proof_expiries.iter().take(SWEPT_PROOFS_MAX);
-        for (_, number) in over.take_while(|(expires_at, _)| *expires_at <= now) {
+        for (_, number) in over.take_while(|(expires_at, _)| *expires_at <= expired_by) {
             if let Some(proof) = self.proofs.get(number) {
                 known.expired.push((proof.key_hash, *number));
                 let slots = || self.slots(&proof.key_hash);
@@ -211,9 +210,9 @@ impl Nonces {
         }
     }
 
-    fn forget(&mut self, now: Timestamp) {
+    fn forget(&mut self, forget_by: Timestamp) {
         while let Some((burnt_at, nonce)) = self.order.front().copied()
-            && is_nonce_over(burnt_at, now)
+            && is_nonce_over(burnt_at, forget_by)
         {
             self.order.pop_front();
             // It may have been burnt again since.
@@ -229,13 +228,6 @@ struct Writer {
     state: Arc<RwLock<State>>,
     departures: Departures,
     nonces: Nonces,
-    metrics: Arc<Metrics>,
-}
-
-impl Writer {
-    fn forget(&mut self, now: Timestamp) {
-        self.departures.forget(now, &self.metrics);
-    }
 }
 
 #[async_trait]
@@ -265,8 +257,8 @@ impl Engine for Writer {
         for holder in &asked.holders {
             known.accounts.insert(*holder, state.rows.account(holder));
         }
-        for (holder, now) in &asked.expired {
-            let keys = state.rows.expired_of(holder, *now);
+        for (holder, expired_by) in &asked.expired {
+            let keys = state.rows.expired_of(holder, *expired_by);
             for key in &keys {
                 let header = state.rows.header(*key);
                 known.rows.extend(header.map(|header| (*key, header)));
@@ -277,18 +269,18 @@ impl Engine for Writer {
     }
 
     async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {
-        self.forget(plan.now);
+        self.departures.forget(plan.forget_by, plan.now);
         if plan.is_empty() {
             return Ok(());
         }
         write(&self.state).apply(batch, plan);
         self.departures.remember(&plan.departures);
-        self.nonces.forget(plan.now);
+        self.nonces.forget(plan.forget_by);
         for (nonce, burnt_at) in &plan.nonces.burnt {
             self.nonces.burnt.insert(*nonce, *burnt_at);
             self.nonces.order.push_back((*burnt_at, *nonce));
         }
-        self.forget(plan.now);
+        self.departures.forget(plan.forget_by, plan.now);
         Ok(())
     }
 
@@ -296,9 +288,9 @@ impl Engine for Writer {
         Ok(TookPlace::No)
     }
 
-    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, CommitError> {
-        self.forget(now);
-        self.nonces.forget(now);
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
+        self.departures.forget(expired_by, expired_by);
+        self.nonces.forget(expired_by);
         Ok(false)
     }
 
@@ -382,13 +374,24 @@ impl Reads for MemoryReads {
     async fn expired(
         &self,
         limit: u32,
-        now: Timestamp,
+        expired_by: Timestamp,
     ) -> Result<(Vec<OrderKey>, bool), StoreError> {
         let limit = limit as usize;
-        let mut keys = read(&self.state).rows.expired(limit.saturating_add(1), now);
+        let rows = &read(&self.state).rows;
+        let mut keys = rows.expired(limit.saturating_add(1), expired_by);
         let more = keys.len() > limit;
         keys.truncate(limit);
         Ok((keys, more))
+    }
+
+    async fn expired_asking(
+        &self,
+        from: ExpiryCursor,
+        limit: u32,
+        expired_by: Timestamp,
+    ) -> Result<(Vec<OrderKey>, Option<ExpiryCursor>), StoreError> {
+        let rows = &read(&self.state).rows;
+        Ok(rows.expired_asking(from, limit as usize, expired_by))
     }
 
     async fn next_expiry(&self) -> Result<Option<Timestamp>, StoreError> {

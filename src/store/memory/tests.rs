@@ -10,11 +10,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::ids::{BlobId, Topic};
 use crate::secrets::Secret;
-use crate::store::commit::write::{Cause, Outcome};
+
 use crate::store::model::{Class, Envelope, Opener, Owner, Tells};
 use crate::store::plan::known::Learnt;
 use crate::store::plan::{Folded, Rules, fold};
 use crate::store::quota::Quota;
+use crate::store::write::{Cause, Outcome};
 
 /// So many mailboxes, and owners, and recovery keys, and nonces.
 const PLACES: u8 = 4;
@@ -58,7 +59,7 @@ impl Bare {
             learnt.learn(asked, answer);
             match fold(&batch, &self.rules, &learnt) {
                 Folded::Plan(plan) => break plan,
-                Folded::Asks(more) => asked = more,
+                Folded::Asks(more) => asked = *more,
             }
         };
         let done = self.opened.engine.commit(&batch, &plan).now_or_never();
@@ -156,6 +157,7 @@ fn append(kind: u8, (to, id, parameter): (u8, u8, u8), now: u64) -> Write {
     Write::Append {
         envelope,
         checksum: [parameter % 2; 16],
+        expired_by: Timestamp::from_millis(now),
     }
 }
 
@@ -215,21 +217,25 @@ fn other(kind: u8, (to, id, parameter): (u8, u8, u8), millis: u64) -> Write {
         },
         3 => Write::Burn {
             nonce: [to; 32],
+            expired_by: now,
             now,
         },
-        4 | 5 => Write::RecoveryPut(RecoveryProof {
-            key_hash: [to; 32],
-            owner: mailbox(id),
-            is_proven: parameter % 2 == 0,
-            sealed_proof: vec![parameter; 4].into(),
-            stored_at: now,
-            expires_at: Timestamp::from_millis(millis + 400),
-        }),
+        4 | 5 => Write::RecoveryPut {
+            expired_by: now,
+            proof: RecoveryProof {
+                key_hash: [to; 32],
+                owner: mailbox(id),
+                is_proven: parameter % 2 == 0,
+                sealed_proof: vec![parameter; 4].into(),
+                stored_at: now,
+                expires_at: Timestamp::from_millis(millis + 400),
+            },
+        },
         6 => Write::RecoveryRemove {
             key_hash: [to; 32],
             owner: mailbox(id),
         },
-        _ => Write::ExpireProofs { now },
+        _ => Write::ExpireProofs { expired_by: now },
     }
 }
 

@@ -13,9 +13,9 @@ use super::recovery::KnownProofs;
 use super::{owner_of, receipt_to, topic_of};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};
-use crate::store::commit::write::{Cause, Checksum, Write};
 use crate::store::model::{Class, Envelope, OrderKey, charged_bytes};
 use crate::store::plan::leaving::Leaving;
+use crate::store::write::{Cause, Checksum, Write};
 
 /// A blob within the relay.
 pub type Name = (MailboxHash, BlobId);
@@ -132,6 +132,16 @@ impl Account {
         held_beside(class, &self.held)
     }
 
+    /// Of a holder with these rows.
+    pub fn of<'a>(rows: impl Iterator<Item = (OrderKey, &'a Header)>) -> Self {
+        let mut account = Self::default();
+        for (key, row) in rows {
+            account.add(row.class, row.charged_bytes(), row.expires_at);
+            account.last_key = account.last_key.max(key);
+        }
+        account
+    }
+
     /// One row more.
     pub fn add(&mut self, class: Class, charged_bytes: u64, expires_at: Timestamp) {
         self.held[class as usize].add(charged_bytes);
@@ -228,10 +238,10 @@ impl Asked {
                     self.doubtful.extend(keys);
                 }
             }
-            Write::RecoveryPut(proof) => self.proofs.push(proof.key_hash),
+            Write::RecoveryPut { proof, .. } => self.proofs.push(proof.key_hash),
             Write::RecoveryRemove { key_hash, .. } => self.proofs.push(*key_hash),
-            Write::ExpireProofs { now } => {
-                self.expired_proofs = Some(self.expired_proofs.map_or(*now, |at| at.max(*now)));
+            Write::ExpireProofs { expired_by } => {
+                self.expired_proofs = self.expired_proofs.max(Some(*expired_by));
             }
             Write::Pin { mailboxes, .. } => self.pins.extend(mailboxes),
             Write::Unpin { mailbox } => self.pins.push(*mailbox),

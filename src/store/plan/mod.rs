@@ -21,10 +21,10 @@ pub(super) mod recovery;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::commit::write::{Checksum, Outcome, Write};
 use super::model::{
     Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, StoredBlob,
 };
+use super::write::{Checksum, Outcome, Write};
 use crate::clock::Timestamp;
 use crate::ids::{MailboxHash, Topic};
 use crate::secrets::Secret;
@@ -160,6 +160,9 @@ pub struct Plan {
     pub is_trial: bool,
     /// The latest time that a write was handed in.
     pub now: Timestamp,
+    /// What was over by then may be forgotten for good: the epoch when no write says so. Not `now`,
+    /// because the clock may be wrong for a while.
+    pub forget_by: Timestamp,
     /// One for each write.
     pub(super) outcomes: Vec<Outcome>,
     pub(super) happened: Happened,
@@ -175,7 +178,9 @@ impl Plan {
                     (envelope, checksum)
                 }
                 Source::Write(index) => match batch.get(index)? {
-                    Write::Append { envelope, checksum } => (envelope, checksum),
+                    Write::Append {
+                        envelope, checksum, ..
+                    } => (envelope, checksum),
                     _ => return None,
                 },
             };
@@ -194,7 +199,7 @@ impl Plan {
     pub fn new_proofs(&self, batch: &[&Write]) -> impl Iterator<Item = (i64, RecoveryProof)> {
         let inserts = self.proofs.inserts.iter();
         inserts.filter_map(|(number, index, is_proven)| match batch.get(*index)? {
-            Write::RecoveryPut(proof) => Some((
+            Write::RecoveryPut { proof, .. } => Some((
                 *number,
                 RecoveryProof {
                     is_proven: *is_proven,
@@ -252,7 +257,7 @@ pub(super) enum Folded {
     /// This is to be done.
     Plan(Box<Plan>),
     /// More must be known first.
-    Asks(Asked),
+    Asks(Box<Asked>),
 }
 
 /// Folds a batch with what is known.
@@ -323,10 +328,15 @@ impl<'a> Folding<'a> {
         if let Some(now) = write.now() {
             self.plan.now = self.plan.now.max(now);
         }
+        if let Some(expired_by) = write.expired_by() {
+            self.plan.forget_by = self.plan.forget_by.max(expired_by);
+        }
         match write {
-            Write::Append { envelope, checksum } => {
-                Outcome::Appended(self.append(index, envelope, checksum))
-            }
+            Write::Append {
+                envelope,
+                checksum,
+                expired_by,
+            } => Outcome::Appended(self.append(index, (envelope, checksum), *expired_by)),
             Write::Acknowledge {
                 mailbox,
                 ids,
@@ -351,15 +361,22 @@ impl<'a> Folding<'a> {
                 Outcome::Written
             }
             Write::Remove { keys, cause, now } => Outcome::Removed(self.remove(keys, cause, *now)),
-            Write::RecoveryPut(proof) => Outcome::RecoveryPut(self.recovery_put(index, proof)),
+            Write::RecoveryPut { proof, expired_by } => {
+                Outcome::RecoveryPut(self.recovery_put(index, proof, *expired_by))
+            }
             Write::RecoveryRemove { key_hash, owner } => {
                 Outcome::Removed(self.recovery_remove(key_hash, owner))
             }
             Write::ExpireProofs { .. } => Outcome::Removed(self.expire_proofs()),
             Write::Pin { mailboxes, now } => self.pin(mailboxes, *now),
             Write::Unpin { mailbox } => self.unpin(mailbox),
-            Write::Burn { nonce, now } => {
-                let burnt = self.plan.nonces.burn(&self.known.nonces, nonce, *now);
+            Write::Burn {
+                nonce,
+                expired_by,
+                now,
+            } => {
+                let times = (*expired_by, *now);
+                let burnt = self.plan.nonces.burn(&self.known.nonces, nonce, times);
                 Outcome::Burnt(burnt)
             }
             Write::Trial => {
@@ -369,7 +386,12 @@ impl<'a> Folding<'a> {
         }
     }
 
-    fn recovery_put(&mut self, index: usize, proof: &RecoveryProof) -> RecoveryPut {
+    fn recovery_put(
+        &mut self,
+        index: usize,
+        proof: &RecoveryProof,
+        expired_by: Timestamp,
+    ) -> RecoveryPut {
         if !self.known.has_room {
             return RecoveryPut::RelayFull;
         }
@@ -378,7 +400,7 @@ impl<'a> Folding<'a> {
         proofs.put(
             &mut self.known_proofs,
             &mut self.held,
-            (index, proof),
+            (index, proof, expired_by),
             quota,
         )
     }
@@ -493,7 +515,7 @@ impl<'a> Folding<'a> {
         if !self.asks.is_empty() {
             self.asks.tidy();
             self.asks.is_smallest = self.learnt.is_smallest;
-            return Folded::Asks(self.asks);
+            return Folded::Asks(Box::new(self.asks));
         }
         let rows = &self.rows;
         // Rows that came and left are not written; the others as they are to be.

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::known::{Departed, RELIEF_ROWS_MAX};
 use super::*;
 use crate::ids::BlobId;
-use crate::store::commit::write::Cause;
 use crate::store::model::{Appended, Opener, Tells, View};
+use crate::store::write::Cause;
 
 /// Rows in memory and everything that a plan needs, instead of a database.
 struct Engine {
@@ -49,7 +49,7 @@ impl Engine {
             learnt.learn(asked, answer);
             match fold(&batch, &self.rules, &learnt) {
                 Folded::Plan(plan) => break plan,
-                Folded::Asks(more) => asked = more,
+                Folded::Asks(more) => asked = *more,
             }
         };
         self.apply(&batch, &plan);
@@ -79,11 +79,8 @@ impl Engine {
                 .extend(departed.map(|departed| (*name, *departed)));
         }
         for holder in &asked.holders {
-            let mut account = Account::default();
-            for (key, row) in self.rows_of(holder) {
-                account.add(row.class, row.charged_bytes(), row.expires_at);
-                account.last_key = account.last_key.max(key);
-            }
+            let rows: Vec<_> = self.rows_of(holder).collect();
+            let account = Account::of(rows.iter().map(|(key, row)| (*key, row)));
             known.accounts.insert(*holder, account);
         }
         for (holder, now) in &asked.expired {
@@ -170,6 +167,7 @@ fn append(to: u8, id: u8, checksum: u8, now: u64) -> Write {
             body: bytes::Bytes::from_static(b"body"),
         },
         checksum: [checksum; 16],
+        expired_by: at(now),
     }
 }
 

@@ -11,6 +11,7 @@ use futures_util::TryStreamExt as _;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
+use super::caches::Caches;
 use super::columns::{Size, expiry_slot, slot_start, to_i64, to_u64};
 use super::errors::classify;
 use super::pages::bad_rows;
@@ -18,7 +19,6 @@ use super::pins::read_known_pins;
 use super::recovery::read_known_proofs;
 use super::rows::{self, SELECT_OWNERS, SELECT_SETS};
 use super::working_set::{ENTRY_BYTES, Entry, WorkingSet, WorkingSets};
-use super::writer::Caches;
 use crate::clock::Timestamp;
 use crate::secrets::Secret;
 use crate::store::departures::Departures;
@@ -59,12 +59,13 @@ pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Resu
     })
 }
 
-/// The departures, those that are past their time among them.
+/// The departures that are still remembered. Those whose time is over are among them: whether the
+/// clock is right is not known at a start, and they are forgotten when it is.
 pub(super) async fn read_departures(
     connection: &mut SqliteConnection,
-    (dedup, dedup_max): (Duration, u64),
+    mut departures: Departures,
+    dedup_max: u64,
 ) -> sqlx::Result<Departures> {
-    let mut departures = Departures::new(dedup, dedup_max);
     let ends = sqlx::query(
         "SELECT coalesce((SELECT min(n) FROM departed), 1), \
          coalesce((SELECT max(n) FROM departed), 0)",
@@ -88,7 +89,6 @@ pub(super) async fn read_departures(
         let (name, departed) = rows::departure(&row)?;
         departures.load(row.try_get(0)?, name, departed);
     }
-    drop(table);
     Ok(departures)
 }
 
@@ -249,10 +249,10 @@ async fn read_rows(
     let bad = bad_rows(connection, &asked.doubtful, secret).await?;
     let sound = asked.doubtful.iter().filter(|key| !bad.contains(key));
     known.sound.extend(sound);
-    for (holder, now) in &asked.expired {
-        let expired = read_expired(connection, *holder, secret, *now).await?;
+    for (holder, expired_by) in &asked.expired {
+        let expired = read_expired(connection, *holder, secret, *expired_by).await?;
         if expired.keys.is_empty() {
-            caches.look_again(*holder, expired.look_again_at(*now));
+            caches.look_again(*holder, expired.look_again_at(*expired_by));
         }
         known.expired.insert(*holder, expired.keys);
         known.rows.extend(expired.headers);
@@ -276,8 +276,8 @@ struct Expired {
 
 impl Expired {
     /// A second later at the soonest, so that a full mailbox is not searched at every append.
-    fn look_again_at(&self, now: Timestamp) -> Timestamp {
-        self.earliest.max(now.plus(Duration::from_secs(1)))
+    fn look_again_at(&self, expired_by: Timestamp) -> Timestamp {
+        self.earliest.max(expired_by.plus(Duration::from_secs(1)))
     }
 }
 
@@ -286,9 +286,9 @@ async fn read_expired(
     connection: &mut SqliteConnection,
     holder: Holder,
     secret: &Secret,
-    now: Timestamp,
+    expired_by: Timestamp,
 ) -> sqlx::Result<Expired> {
-    let slot = expiry_slot(now);
+    let slot = expiry_slot(expired_by);
     let (sql, holder64) = match holder {
         Holder::Mailbox(mailbox) => (EXPIRED_OF_MAILBOX, mailbox.prefix64()),
         Holder::Owner(owner) => (EXPIRED_OF_OWNER, owner.prefix64()),
@@ -308,10 +308,14 @@ async fn read_expired(
     let mut expired = Expired {
         keys: Vec::new(),
         headers: Vec::new(),
-        earliest: if is_all { slot_start(slot + 1) } else { now },
+        earliest: if is_all {
+            slot_start(slot + 1)
+        } else {
+            expired_by
+        },
     };
     for (key, header) in &headers {
-        if header.expires_at <= now {
+        if header.expires_at <= expired_by {
             expired.keys.push(*key);
         } else {
             expired.earliest = expired.earliest.min(header.expires_at);

@@ -226,11 +226,7 @@ impl Readers {
         let entries = rows.iter().map(|row| {
             let key = row.try_get(0)?;
             Ok(Entry {
-                cursor: BacklogCursor {
-                    up_to: after.up_to,
-                    version: version_of(row.try_get(3)?),
-                    key: OrderKey(key),
-                },
+                cursor: after.at(version_of(row.try_get(3)?), OrderKey(key)),
                 key,
                 size: Size(row.try_get(1)?),
                 slot: row.try_get(2)?,
@@ -420,15 +416,15 @@ impl Readers {
         row.map(|row| timestamp(&row, 0)).transpose()
     }
 
-    /// Rows of one slot behind a key, with their expiries.
+    /// Rows of one slot behind a key.
     pub(super) async fn of_slot(
         &self,
         slot: i64,
         after: OrderKey,
         limit: u32,
-    ) -> sqlx::Result<Vec<(OrderKey, Timestamp)>> {
+    ) -> sqlx::Result<Vec<RowOfSlot>> {
         let rows = sqlx::query(
-            "SELECT seq, expires_at FROM blob INDEXED BY blob_by_expiry \
+            "SELECT seq, expires_at, kind FROM blob INDEXED BY blob_by_expiry \
              WHERE expires_slot = ? AND seq > ? ORDER BY seq LIMIT ?",
         )
         .bind(slot)
@@ -436,10 +432,23 @@ impl Readers {
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| Ok((OrderKey(row.try_get(0)?), timestamp(row, 1)?)))
-            .collect()
+        let of_slot = |row: &SqliteRow| {
+            Ok(RowOfSlot {
+                key: OrderKey(row.try_get(0)?),
+                expires_at: timestamp(row, 1)?,
+                is_asking: Kind::read(row, 2)?.wants_receipts(),
+            })
+        };
+        rows.iter().map(of_slot).collect()
     }
+}
+
+/// What the sweep must know of a row.
+pub(super) struct RowOfSlot {
+    pub(super) key: OrderKey,
+    pub(super) expires_at: Timestamp,
+    /// Whether its sender asked for receipts.
+    pub(super) is_asking: bool,
 }
 
 /// One bit for each class that is shown.

@@ -11,7 +11,8 @@ use sqlx::{Connection as _, Row as _};
 use tracing::warn;
 
 use super::blobs::{change_blobs, insert_blobs};
-use super::columns::{Size, to_i64};
+use super::caches::Caches;
+use super::columns::to_i64;
 use super::disk::DiskWatch;
 use super::errors::{classify, classify_commit, code, primary_code, words};
 use super::known::{Totals, answer, read_departures, read_totals};
@@ -20,16 +21,15 @@ use super::open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer
 use super::pins::write_pins;
 use super::recovery::write_proofs;
 use super::rows;
-use super::working_set::{Entry, WORKING_SETS_BYTES_MAX, WorkingSets};
+use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::StoreError;
 use crate::store::departures::Departures;
 use crate::store::engine::{
-    Asked, CommitError, Departure, Engine, Header, HeldInAll, Holder, Known, Plan, TookPlace, Write,
+    Asked, CommitError, Departure, Engine, HeldInAll, Known, Plan, TookPlace, Write,
 };
-use crate::store::model::OrderKey;
 use crate::store::tally::as_float;
 
 /// Rows of `departed` that one slice of housekeeping deletes.
@@ -54,61 +54,6 @@ pub(super) struct SqliteWriter {
     _lock: Arc<DataDirLock>,
 }
 
-/// Facts that are remembered, because this process is the database's only writer.
-pub(super) struct Caches {
-    pub(super) sets: WorkingSets,
-    pub(super) departures: Departures,
-    pub(super) nonces: Nonces,
-}
-
-impl Caches {
-    /// Nothing of this holder expires before then.
-    pub(super) fn look_again(&mut self, holder: Holder, at: Timestamp) {
-        match holder {
-            Holder::Mailbox(mailbox) => self.sets.set_earliest_expiry(mailbox.prefix64(), at),
-            Holder::Owner(owner) => self.sets.owners.set_earliest_expiry(owner.prefix64(), at),
-        }
-    }
-
-    /// A plan is durable.
-    fn follow(&mut self, batch: &[&Write], plan: &Plan, secret: &Secret) {
-        for row in plan.new_rows(batch) {
-            let envelope = row.envelope;
-            let bytes = envelope.sealed.len() + envelope.body.len();
-            let entry = Entry {
-                key: row.key.0,
-                id64: secret.id64(&envelope.id),
-                size: Size::new(bytes, envelope.class),
-                expires_from: row.expires_at,
-            };
-            self.sets.insert(envelope.mailbox.prefix64(), entry);
-            if let Some(owner) = crate::store::plan::owner_of(envelope) {
-                let charged = envelope.charged_bytes();
-                self.sets.owners.change(owner.hash.prefix64(), |account| {
-                    account.add(envelope.class, charged, row.expires_at);
-                });
-            }
-        }
-        for (key, header) in plan.deletes.iter().chain(&plan.set_aside) {
-            self.leave(*key, header, secret);
-        }
-        self.departures.remember(&plan.departures);
-    }
-
-    fn leave(&mut self, key: OrderKey, header: &Header, secret: &Secret) {
-        let bytes = usize::try_from(header.bytes).unwrap_or(usize::MAX);
-        let size = Size::new(bytes, header.class);
-        let id64 = secret.id64(&header.id);
-        self.sets
-            .remove(header.mailbox.prefix64(), key.0, id64, size);
-        if let Some(owner) = header.owner {
-            self.sets.owners.change(owner.prefix64(), |account| {
-                account.remove(header.class, header.charged_bytes());
-            });
-        }
-    }
-}
-
 /// Where a transaction failed.
 enum Failure {
     /// Before its COMMIT: it did not happen.
@@ -127,12 +72,14 @@ impl SqliteWriter {
     ) -> Result<Self, OpenError> {
         let loaded = async {
             let totals = read_totals(&mut connection).await?;
-            let remembered = (options.dedup, options.dedup_max);
-            let departures = read_departures(&mut connection, remembered).await?;
+            let (dedup, metrics) = (options.dedup, Arc::clone(&options.metrics));
+            let departures = Departures::new(dedup, options.dedup_max, metrics);
+            let departures =
+                read_departures(&mut connection, departures, options.dedup_max).await?;
             Ok((totals, departures, Nonces::read(&mut connection).await?))
         };
         let (totals, departures, nonces) = loaded.await.map_err(|error| describe(&path, &error))?;
-        let mut writer = Self {
+        let writer = Self {
             disk: DiskWatch::new(&options.data_dir, options.free_bytes_min),
             path,
             secret: options.secret.clone(),
@@ -147,7 +94,7 @@ impl SqliteWriter {
             metrics: Arc::clone(&options.metrics),
             _lock: lock,
         };
-        writer.forget(options.now);
+        writer.caches.departures.show(options.now);
         writer.show();
         Ok(writer)
     }
@@ -213,26 +160,22 @@ impl SqliteWriter {
         }
     }
 
-    fn forget(&mut self, now: Timestamp) {
-        self.caches.departures.forget(now, &self.metrics);
-    }
-
     fn show(&self) {
         let bytes = as_float(self.caches.sets.bytes());
         self.metrics.working_sets_bytes.set(bytes);
     }
 
     /// A slice of housekeeping in a transaction of its own.
-    async fn do_upkeep(&mut self, now: Timestamp) -> Result<bool, Failure> {
-        self.forget(now);
+    async fn do_upkeep(&mut self, expired_by: Timestamp) -> Result<bool, Failure> {
+        self.caches.departures.forget(expired_by, expired_by);
         let trim_to = self.caches.departures.trim_to(TRIM_ROWS);
-        let over = self.caches.nonces.over(now);
+        let over = self.caches.nonces.over(expired_by);
         let Some(connection) = &mut self.connection else {
             return Err(Failure::Before(sqlx::Error::WorkerCrashed));
         };
         let body = async {
             let vacuums = has_much_free(connection).await?;
-            let corrupt = has_old_corrupt(connection, now).await?;
+            let corrupt = has_old_corrupt(connection, expired_by).await?;
             if trim_to.is_none() && over.count == 0 && !vacuums && !corrupt {
                 return Ok(None);
             }
@@ -240,7 +183,7 @@ impl SqliteWriter {
             trim_departures(connection, trim_to).await?;
             write_nonces(connection, &Default::default(), &over.nonces).await?;
             sqlx::query("DELETE FROM corrupt WHERE expires_at <= ?")
-                .bind(to_i64(now.millis()))
+                .bind(to_i64(expired_by.millis()))
                 .execute(&mut *connection)
                 .await?;
             if vacuums {
@@ -263,8 +206,9 @@ impl SqliteWriter {
         }
         self.caches.nonces.written(&Default::default(), over.count);
         let departures = &self.caches.departures;
-        let more =
-            vacuums || departures.trim_to(1).is_some() || self.caches.nonces.over(now).count > 0;
+        let more = vacuums
+            || departures.trim_to(1).is_some()
+            || self.caches.nonces.over(expired_by).count > 0;
         self.show();
         Ok(more)
     }
@@ -286,14 +230,14 @@ impl Engine for SqliteWriter {
     }
 
     async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {
-        self.forget(plan.now);
+        self.caches.departures.forget(plan.forget_by, plan.now);
         if plan.is_empty() {
             return Ok(());
         }
         let trim_to = self.caches.departures.trim_to(2 * plan.departures.len());
         let over = match plan.nonces.burnt.is_empty() {
             true => Over::default(),
-            false => self.caches.nonces.over(plan.now),
+            false => self.caches.nonces.over(plan.forget_by),
         };
         if let Err(failure) = self.write(batch, plan, (trim_to, &over)).await {
             let (error, is_unsettled) = self.fail(failure).await;
@@ -310,7 +254,7 @@ impl Engine for SqliteWriter {
             self.caches.departures.trimmed(to);
         }
         self.caches.nonces.written(&plan.nonces, over.count);
-        self.forget(plan.now);
+        self.caches.departures.forget(plan.forget_by, plan.now);
         self.show();
         Ok(())
     }
@@ -343,8 +287,8 @@ impl Engine for SqliteWriter {
         Ok(took_place)
     }
 
-    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, CommitError> {
-        match self.do_upkeep(now).await {
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
+        match self.do_upkeep(expired_by).await {
             Ok(more) => Ok(more),
             Err(failure) => Err(self.fail(failure).await.0),
         }
@@ -415,10 +359,13 @@ async fn has_much_free(connection: &mut SqliteConnection) -> sqlx::Result<bool> 
     Ok(can_shrink && free > FREE_PAGES_KEPT.max(pages / 10))
 }
 
-/// Whether corrupt rows are kept that would have expired by now.
-async fn has_old_corrupt(connection: &mut SqliteConnection, now: Timestamp) -> sqlx::Result<bool> {
+/// Whether corrupt rows are kept that would have expired by then.
+async fn has_old_corrupt(
+    connection: &mut SqliteConnection,
+    expired_by: Timestamp,
+) -> sqlx::Result<bool> {
     let row = sqlx::query("SELECT EXISTS (SELECT 1 FROM corrupt WHERE expires_at <= ?)")
-        .bind(to_i64(now.millis()))
+        .bind(to_i64(expired_by.millis()))
         .fetch_one(connection)
         .await?;
     row.try_get(0)

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::*;
 use crate::ids::{BlobId, MailboxHash};
-use crate::store::commit::write::{Cause, Outcome};
 use crate::store::model::{Appended, Burnt, Class, Envelope, Opener, OrderKey, Tells, View};
 use crate::store::plan::known::Learnt;
 use crate::store::plan::{Folded, Rules, fold};
 use crate::store::quota::Quota;
 use crate::store::sqlite::open::{DATABASE_FILE, open_writer, take_data_dir};
 use crate::store::tally::Tally;
+use crate::store::write::{Cause, Outcome};
 
 /// A writer and what the committer does with it.
 struct Bench {
@@ -28,7 +28,7 @@ impl Bench {
             learnt.learn(asked, answer);
             match fold(batch, &self.rules, &learnt) {
                 Folded::Plan(plan) => return Ok(plan),
-                Folded::Asks(more) => asked = more,
+                Folded::Asks(more) => asked = *more,
             }
         }
     }
@@ -98,6 +98,7 @@ fn append(id: u8, now: u64, expires_at: u64) -> Write {
             body: bytes::Bytes::from_static(b"body"),
         },
         checksum: [id; 16],
+        expired_by: Timestamp::from_millis(now),
     }
 }
 
@@ -356,6 +357,7 @@ async fn nonces_outlive_the_process_and_not_their_time() {
     let folder = tempfile::tempdir().unwrap();
     let burn = |number: u8, now: u64| Write::Burn {
         nonce: [number; 32],
+        expired_by: Timestamp::from_millis(now),
         now: Timestamp::from_millis(now),
     };
     let mut bench = writer(folder.path(), 0).await;

@@ -1,0 +1,104 @@
+//! A relay of one process: its sessions share the memory of that process.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::nonces::Nonces;
+use super::notices::Notices;
+use super::{Commons, NonceRefused};
+use crate::clock::Timestamp;
+use crate::hub::{Fate, Hub, LiveBlob};
+use crate::ids::{BlobId, MailboxHash};
+use crate::limits::address::Address;
+use crate::limits::budgets::{Budgets, Charge, Spent};
+use crate::metrics::Metrics;
+use crate::store::engine::NewRow;
+
+/// The sessions of one process. Nothing in here ever waits.
+pub struct Alone {
+    hub: Arc<Hub>,
+    budgets: Arc<Budgets>,
+    nonces: Nonces,
+    notices: Notices,
+}
+
+impl Alone {
+    /// Among the sessions that join this hub and live off these budgets.
+    pub fn new(hub: Arc<Hub>, budgets: Arc<Budgets>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            notices: Notices::new(Arc::clone(&hub), metrics),
+            nonces: Nonces::default(),
+            hub,
+            budgets,
+        }
+    }
+}
+
+#[async_trait]
+impl Commons for Alone {
+    async fn burn(
+        &self,
+        nonce: [u8; 32],
+        expired_by: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), NonceRefused> {
+        self.nonces.burn(nonce, expired_by, now)
+    }
+
+    async fn lease(&self, charges: &[Charge], address: Address) -> Result<(), Spent> {
+        self.budgets.take(charges, address)
+    }
+
+    async fn hand(&self, blob: &LiveBlob) -> usize {
+        self.hub.hand(blob)
+    }
+
+    fn woke(&self, rows: &[NewRow<'_>]) {
+        self.hub.news(rows);
+    }
+
+    fn await_fate(&self, blob: BlobId, sender: MailboxHash, name: &str) {
+        self.notices.await_fate(blob, sender, name);
+    }
+
+    fn tell(&self, blob: &BlobId, fate: Fate) {
+        match fate {
+            Fate::Delivered => self.notices.delivered(blob),
+            Fate::Acknowledged => self.notices.acknowledged(blob),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::limits::table::Budget;
+
+    #[test]
+    fn nobody_waits_where_there_is_nobody_else_to_ask() {
+        let (clock, _) = Clock::manual(Timestamp::from_millis(0));
+        let (config, metrics) = (Config::default(), Arc::new(Metrics::new()));
+        let budgets = Arc::new(Budgets::new(&config, clock, &metrics));
+        let charge = [budgets.key(Budget::Client, 1).costs(1)];
+        let commons: Box<dyn Commons> = Box::new(Alone::new(Arc::default(), budgets, metrics));
+        let address = Address::of([192, 0, 2, 1].into());
+        assert_eq!(commons.lease(&charge, address).now_or_never(), Some(Ok(())));
+        let now = Timestamp::default();
+        let burn = || commons.burn([1; 32], now, now).now_or_never();
+        assert_eq!(burn(), Some(Ok(())));
+        assert_eq!(burn(), Some(Err(NonceRefused::Used)));
+        let blob = LiveBlob {
+            mailbox: MailboxHash::from_bytes([1; 32]),
+            id: BlobId::from_bytes([1; 16]),
+            handed_at: Timestamp::default(),
+            body: Bytes::new(),
+        };
+        assert_eq!(commons.hand(&blob).now_or_never(), Some(0));
+    }
+}
