@@ -39,7 +39,7 @@ pub fn decode(frame: &Bytes) -> Incoming {
     };
     if outline.request == 0 && !outline.may_be_unanswered() {
         return Incoming::Garbage {
-            why: "request 0 is for Acknowledge and Unsubscribe only",
+            why: "request number 0 is allowed for Acknowledge and Unsubscribe only",
         };
     }
     let tag = Tag::Number(outline.request);

@@ -20,7 +20,7 @@ use crate::service::refusal::Refusal;
 use crate::socket::{Message, Socket};
 
 /// Bytes that are no WebSocket.
-const BROKEN: Close = Close::Protocol("the WebSocket frames are not as RFC 6455 has them");
+const BROKEN: Close = Close::Protocol("invalid WebSocket frames (RFC 6455)");
 
 /// The reading half of a session.
 pub(super) struct Reader<'a> {
@@ -94,7 +94,7 @@ impl Reader<'_> {
                 Received::Over(ended) => return ended,
                 Received::Frame(frame) => self.judge(&frame),
                 Received::Text => self.shared.state().on_frame(Incoming::Garbage {
-                    why: "this is a text message; the relay's protocols speak in binary ones",
+                    why: "text messages are not supported; send binary messages",
                 }),
             };
             // A request that waits for a place in a queue is owed an answer, too.

@@ -307,16 +307,14 @@ impl State {
     fn on_garbage(&mut self, refusal: Refusal) -> Step {
         self.garbage += 1;
         if self.version == Version::V2 {
-            let why = "a frame could not be read as vauchi.relay.v2, or had no request number";
+            let why =
+                "invalid vauchi.relay.v2 frame, or request number 0 where an answer is required";
             return self.close(Some(refusal), Close::Protocol(why));
         }
         if self.garbage < GARBAGE_MAX {
             return Step::Refuse(None, refusal);
         }
-        self.close(
-            Some(refusal),
-            Close::Protocol("ten frames could not be read"),
-        )
+        self.close(Some(refusal), Close::Protocol("ten frames were invalid"))
     }
 
     fn close(&mut self, refusal: Option<Refusal>, close: Close) -> Step {

@@ -204,7 +204,7 @@ impl Guest {
             body,
             ..
         } = submit;
-        let id = id.ok_or(Refusal::Invalid("a blob id has 16 bytes"))?;
+        let id = id.ok_or(Refusal::Invalid("a blob id must have 16 bytes"))?;
         let submission = Submission {
             recipient,
             id,
