@@ -72,7 +72,7 @@ fn make(args: &Args) -> anyhow::Result<MailboxKey> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             bail!("{name} already exists; keygen never overwrites a key. Choose another name.")
         }
-        Err(error) => Err(error).with_context(|| format!("can not write {name}")),
+        Err(error) => Err(error).with_context(|| format!("cannot write {name}")),
     }
 }
 
@@ -100,8 +100,8 @@ fn write(path: &Path, line: &str) -> std::io::Result<()> {
 
 /// Reads a key file.
 pub(super) fn read(path: &Path) -> anyhow::Result<MailboxKey> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("can not read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let words: Vec<_> = text.split_ascii_whitespace().collect();
     let parsed = match words.as_slice() {
         [WORD, kind, hex] => parse_hex::<32>(hex).ok().map(|bytes| (*kind, bytes)),
@@ -112,7 +112,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<MailboxKey> {
         Some((SECRET, bytes)) => Ok(MailboxKey::secret(bytes)),
         // Never shows what is in it.
         _ => bail!(Usage(format!(
-            "{}: is no key of `vauchi-relay keygen`",
+            "{}: not a key file of `vauchi-relay keygen`",
             path.display()
         ))),
     }
@@ -153,7 +153,7 @@ mod tests {
             std::fs::write(file.path(), text).unwrap();
             let error = format!("{:#}", read(file.path()).unwrap_err());
             assert!(
-                error.contains("is no key of") && !error.contains("HUSH"),
+                error.contains("not a key file of") && !error.contains("HUSH"),
                 "{error}"
             );
         }

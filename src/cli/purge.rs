@@ -12,8 +12,8 @@ use crate::client::Receipts;
 
 /// Delete everything that waits in mailboxes of your own, unread.
 ///
-/// Prints how many blobs and receipts it was, for each mailbox. Senders who asked for receipts hear that
-/// their blobs were removed only with --receipts. There is no way back.
+/// Prints how many blobs and receipts it was, for each mailbox. Senders who asked for receipts hear
+/// that their blobs were removed only with --receipts. There is no way back.
 ///
 /// Exit codes: 0 it is deleted; 1 an error, with the reason on stderr; 2 arguments wrong.
 #[derive(Debug, clap::Args)]
@@ -45,7 +45,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     open(&client, &keys, receipts).await?;
     let mailboxes: Vec<_> = keys.iter().map(|key| key.mailbox()).collect();
     let purged = client.purge(&mailboxes).await;
-    let purged = purged.map_err(|error| explained("it is not known what was deleted", error))?;
+    let purged = purged.map_err(|error| explained("the purge may be incomplete", error))?;
     let mut out = std::io::stdout();
     for purged in purged {
         let mailbox = keygen::address(&purged.mailbox);
@@ -55,7 +55,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             true => writeln!(out, "{said}"),
             false => writeln!(out, "purged {mailbox}: {blobs} blobs, {receipts} receipts"),
         };
-        written.context("can not write to standard output")?;
+        written.context("cannot write to standard output")?;
     }
     client.close().await.ok();
     Ok(())

@@ -18,12 +18,12 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Take the blobs that wait in a mailbox, oldest first.
 ///
-/// Each blob is acknowledged, and so deleted at the relay, after it has been written. Without
-/// --follow the command ends when the mailbox is empty.
+/// Each blob is acknowledged, and so deleted at the relay, after it has been written. Without --follow
+/// the command ends when the mailbox is empty.
 ///
 /// Exit codes: 0 all that waited is written, or --follow was interrupted; 1 an error, or an end before
-/// that, with the reason on stderr; 2 arguments wrong. What had been written by then is acknowledged; the
-/// rest comes again next time.
+/// that, with the reason on stderr; 2 arguments wrong. What had been written by then is acknowledged;
+/// the rest comes again next time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -63,8 +63,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) progress: bool,
 
-    /// How long nothing must come before the mailbox counts as empty; with a key the relay says when
-    /// it is, and with --no-ack nothing may come for so long once the relay holds back what else waits
+    /// How long nothing must come before the mailbox counts as empty; with a key the relay says when it
+    /// is, and with --no-ack nothing may come for so long once the relay holds back what else waits
     #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_seconds)]
     pub(super) wait: Duration,
 }
@@ -112,9 +112,9 @@ pub(super) async fn end(
 /// Comes with a signal to stop, which is how `--follow` is meant to end. What is being written then is
 /// not acknowledged, and comes again.
 pub(super) async fn interrupted(args: &Args) -> anyhow::Result<()> {
-    stop_signal().await.context("can not listen for signals")?;
+    stop_signal().await.context("cannot listen for signals")?;
     if !args.follow {
-        bail!("interrupted; the rest comes again");
+        bail!("interrupted; unacknowledged blobs arrive again");
     }
     Ok(())
 }
@@ -128,13 +128,13 @@ async fn take_all(client: &Client, args: &Args, out: Option<&Folder>) -> anyhow:
                 let name = file_name(&delivery, count);
                 folder.put(&name, delivery.body.clone()).await?;
             }
-            None => print(&delivery.body).context("can not write to standard output")?,
+            None => print(&delivery.body).context("cannot write to standard output")?,
         }
         if !args.no_ack {
             client
                 .acknowledge(&delivery)
                 .await
-                .map_err(|error| explained("a written blob is not acknowledged", error))?;
+                .map_err(|error| explained("a written blob could not be acknowledged", error))?;
         }
     }
     Ok(())
@@ -153,7 +153,7 @@ async fn next(client: &Client, args: &Args) -> anyhow::Result<Option<Delivery>> 
     };
     if delivery.is_none() {
         let why = client.ended().unwrap_or(ClientError::Timeout);
-        return Err(explained("receiving ended early", why));
+        return Err(explained("receiving stopped early", why));
     }
     Ok(delivery)
 }

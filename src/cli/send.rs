@@ -31,7 +31,8 @@ const AT_ONCE: usize = 8;
 /// The blob is not encrypted here: that is up to you. What v1 clients can not collect is padded, so
 /// that its size tells little. What the relay refuses for now is tried again for a minute.
 ///
-/// Exit codes: 0 all are stored, or handed over; 1 not all, with the reason on stderr; 2 arguments wrong.
+/// Exit codes: 0 all are stored, or handed over; 1 not all, with the reason on stderr; 2 arguments
+/// wrong.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -159,7 +160,7 @@ fn tell(said: &Value, is_json: bool) -> anyhow::Result<()> {
         true => writeln!(out, "{said}"),
         false => writeln!(out, "{what} {}", said["id"].as_str().unwrap_or_default()),
     };
-    written.context("can not write to standard output")
+    written.context("cannot write to standard output")
 }
 
 /// Where a blob comes from.
@@ -201,7 +202,7 @@ fn sources(args: &Args) -> anyhow::Result<Vec<Source>> {
     }
     let inputs = files.iter().filter(|file| *file == Path::new("-")).count();
     if inputs > 1 {
-        bail!(Usage("standard input can be sent once".to_owned()));
+        bail!(Usage("standard input can be sent only once".to_owned()));
     }
     if inputs == 1 && std::io::stdin().is_terminal() {
         writeln!(
@@ -321,9 +322,9 @@ fn described(blob: &Blob, submitted: Submitted) -> Value {
 fn not_stored(error: &ClientError) -> &'static str {
     match error {
         ClientError::Refused { .. } | ClientError::TooLarge { .. } | ClientError::Url(_) => {
-            "the blob is not stored"
+            "the relay did not store the blob"
         }
-        _ => "it is not known whether the blob is stored",
+        _ => "unknown whether the blob is stored",
     }
 }
 
@@ -403,7 +404,7 @@ mod tests {
         let (outcome, _) = sent(&["--text", ""], Some(refused)).await;
         assert_eq!(
             outcome.unwrap_err().to_string(),
-            "the blob is not stored: refused (rate_limited): too many submits\nTry again in 2 s."
+            "the relay did not store the blob: refused (rate_limited): too many submits\nRetry in 2 s."
         );
     }
 
@@ -429,7 +430,7 @@ mod tests {
             },
             ClientError::Url("it".to_owned()),
         ] {
-            assert_eq!(not_stored(&told_no), "the blob is not stored");
+            assert_eq!(not_stored(&told_no), "the relay did not store the blob");
         }
         for unknown in [
             ClientError::NotAccepted {
@@ -442,7 +443,7 @@ mod tests {
             ClientError::Timeout,
         ] {
             let said = not_stored(&unknown);
-            assert_eq!(said, "it is not known whether the blob is stored");
+            assert_eq!(said, "unknown whether the blob is stored");
         }
     }
 

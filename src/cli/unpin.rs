@@ -10,9 +10,11 @@ use super::keygen;
 use super::relays::{Relays, explained, keys, open};
 use crate::client::Receipts;
 
-/// Let clients of protocol v1, which prove nothing, open mailboxes again that were opened by their keys.
+/// Let clients of protocol v1, which prove nothing, open mailboxes again that were opened by their
+/// keys.
 ///
-/// Until the key opens the mailbox the next time. What was sent to its v2: address stays hidden from them.
+/// Until the key opens the mailbox the next time. What was sent to its v2: address stays hidden from
+/// them.
 ///
 /// Exit codes: 0 done; 1 an error, with the reason on stderr; 2 arguments wrong.
 #[derive(Debug, clap::Args)]
@@ -43,7 +45,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             true => writeln!(out, "{}", json!({ "kind": "unpinned", "mailbox": mailbox })),
             false => writeln!(out, "unpinned {mailbox}"),
         };
-        written.context("can not write to standard output")?;
+        written.context("cannot write to standard output")?;
     }
     client.close().await.ok();
     Ok(())

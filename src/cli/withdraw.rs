@@ -13,10 +13,10 @@ use crate::client::{BlobSecret, Client, ClientError, MailboxId};
 
 /// Take back what was sent, where it has not been collected yet.
 ///
-/// Reads what `send --json` has printed, which holds the secrets that allow it. Prints `cancelled` and the
-/// id of each blob; whether it was still there is told only by receipts.
+/// Reads what `send --json` has printed, which holds the secrets that allow it. Prints `cancelled` and
+/// the id of each blob; whether it was still there is told only by receipts.
 ///
-/// Exit codes: 0 the relay has done it; 1 an error, with the reason on stderr; 2 arguments wrong.
+/// Exit codes: 0 done; 1 an error, with the reason on stderr; 2 arguments wrong.
 #[derive(Debug, clap::Args)]
 pub(super) struct CancelArgs {
     #[command(flatten)]
@@ -25,10 +25,10 @@ pub(super) struct CancelArgs {
 
 /// Have what was sent kept for longer, where it has not been collected yet.
 ///
-/// Reads what `send --json` has printed, which holds the secrets that allow it. Prints `extended` and the
-/// id of each blob; whether it was still there is told only by receipts.
+/// Reads what `send --json` has printed, which holds the secrets that allow it. Prints `extended` and
+/// the id of each blob; whether it was still there is told only by receipts.
 ///
-/// Exit codes: 0 the relay has done it; 1 an error, with the reason on stderr; 2 arguments wrong.
+/// Exit codes: 0 done; 1 an error, with the reason on stderr; 2 arguments wrong.
 #[derive(Debug, clap::Args)]
 pub(super) struct ExtendArgs {
     #[command(flatten)]
@@ -63,7 +63,7 @@ struct Sent {
 /// Takes blobs back.
 pub(super) async fn cancel(args: CancelArgs) -> anyhow::Result<()> {
     args.what
-        .each(("cancelled", "is not cancelled"), async |client, sent| {
+        .each(("cancelled", "was not cancelled"), async |client, sent| {
             client.cancel(sent.mailbox, &sent.secret).await
         })
         .await
@@ -73,7 +73,7 @@ pub(super) async fn cancel(args: CancelArgs) -> anyhow::Result<()> {
 pub(super) async fn extend(args: ExtendArgs) -> anyhow::Result<()> {
     let ttl = args.ttl;
     args.what
-        .each(("extended", "is not extended"), async |client, sent| {
+        .each(("extended", "was not extended"), async |client, sent| {
             client.extend(sent.mailbox, &sent.secret, ttl).await
         })
         .await
@@ -96,7 +96,7 @@ impl What {
                 true => writeln!(out, "{}", json!({ "kind": done, "id": id })),
                 false => writeln!(out, "{done} {id}"),
             };
-            written.context("can not write to standard output")?;
+            written.context("cannot write to standard output")?;
         }
         client.close().await.ok();
         Ok(())
@@ -111,7 +111,7 @@ impl What {
             Some(sent) if !sent.is_empty() => Ok(sent),
             // Never shows what is in it.
             _ => bail!(Usage(format!(
-                "{}: is not what `send --json` prints",
+                "{}: not the output of `send --json`",
                 self.file.display()
             ))),
         }

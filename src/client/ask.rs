@@ -294,7 +294,9 @@ pub(super) fn each_opened(
             .into_iter()
             .map(|opened| opened.map_err(not_opened))
             .collect()),
-        _ => Err(ClientError::Protocol("the answer is one to something else")),
+        _ => Err(ClientError::Protocol(
+            "the answer is of another kind than the request",
+        )),
     }
 }
 
@@ -303,7 +305,7 @@ pub(super) fn not_opened(code: &str) -> ClientError {
         OTHER_RELAY => ClientError::OtherRelay,
         code => ClientError::Refused {
             code: code.to_owned(),
-            message: "the relay does not open this mailbox".to_owned(),
+            message: "the relay did not open this mailbox".to_owned(),
             retry_after: None,
         },
     }

@@ -398,7 +398,7 @@ impl Book {
             ServerFrame::Known(frame) => frame,
             ServerFrame::Unknown { answers: 0 } => return Heard::Nothing,
             ServerFrame::Unknown { answers } => {
-                let why = ClientError::Protocol("the answer is one of a later version");
+                let why = ClientError::Protocol("the answer is of a later protocol version");
                 return self.answer(answers, Err(why));
             }
         };

@@ -210,7 +210,9 @@ impl Running {
             self.store.close().await;
         };
         if tokio::time::timeout(AFTER_THE_END, closing).await.is_err() {
-            tracing::error!("the store did not close in time; what was confirmed is safe on disk");
+            tracing::error!(
+                "the store did not close in time; confirmed blobs are safe on the disk"
+            );
         }
         self.close_operators.cancel();
         self.requests.close();
@@ -367,7 +369,7 @@ async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
             Ok(0) => {}
             Ok(blobs) => tracing::info!(blobs, "deleted {blobs} expired blobs"),
             Err(error) => {
-                tracing::warn!(%error, "the sweep of expired blobs stopped; it goes on at the next interval")
+                tracing::warn!(%error, "the sweep of expired blobs failed; retrying at the next interval")
             }
         }
         tokio::time::sleep(interval).await;
@@ -413,8 +415,8 @@ async fn upgrade_or_hint(State(upgrader): State<Upgrader>, request: Request) -> 
     let hint = concat!(
         "This is a vauchi-relay ",
         env!("CARGO_PKG_VERSION"),
-        ". It speaks WebSocket here: connect a client to ws:// (or wss:// through your proxy) and this address.\n",
-        "Is it up? GET /health. Does it take blobs? GET /ready.\n"
+        ". This port speaks WebSocket: connect a client to ws:// (or wss:// through your proxy) and this address.\n",
+        "Alive: GET /health. Takes blobs: GET /ready.\n"
     );
     (status, hint).into_response()
 }

@@ -115,7 +115,9 @@ impl Guest {
         let by_key = matches!(opening.proof, OpeningProof::Signature(_));
         let service = &parts.service;
         if by_key && service.pin(&opening.mailbox, self.address).await.is_err() {
-            tracing::warn!("an id that proved itself could not be pinned");
+            tracing::warn!(
+                "cannot save the pin of a proven mailbox; retrying when it is opened next"
+            );
         }
     }
 
