@@ -21,24 +21,23 @@ use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::DATABASE_FILE;
 use crate::store::sqlite_backup::{Copy, Serving, log_bytes};
 
-/// Back up a relay, also while it serves: database and secret in one file.
+/// Back up a relay, even while it runs: database and secret in one file.
 ///
-/// Everything that was confirmed before the command began is in it. THE FILE HOLDS THE RELAY'S SECRET:
-/// keep it as safe as the relay's own disk, and encrypt it before it goes elsewhere, for example
-/// `vauchi-relay backup - | age -r KEY > FILE`.
+/// The backup contains every blob that was confirmed before the command began. IT ALSO CONTAINS THE
+/// RELAY'S SECRET: keep it as safe as the relay's own disk, and encrypt it before you copy it
+/// elsewhere, for example `vauchi-relay backup - | age -r KEY > FILE`.
 ///
-/// It runs beside the relay, as the same user and with the same RELAY_DATA_DIR and RELAY_SECRET_FILE.
-/// Exit codes: 0 the backup is complete and on the disk; 1 it is not, and nothing is left behind; 2
-/// settings or arguments are wrong.
+/// Run it as the relay's user, with the same RELAY_DATA_DIR and RELAY_SECRET_FILE. Exit codes: 0 the
+/// backup is complete and on the disk; 1 it failed and left no files behind; 2 invalid settings or
+/// arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where to: a file that is not there yet (mode 0600), a folder, in which the file is then named by
-    /// the time, or - for standard output
+    /// A new file (mode 0600), a folder, in which the file is named by the time, or - for standard
+    /// output
     #[arg(value_name = "FILE")]
     to: PathBuf,
 
-    /// Where the copy of the database is made that goes into the file: by default beside FILE, and for
-    /// - in the data directory
+    /// Folder for the temporary copy of the database [default: FILE's folder; for - the data directory]
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
 

@@ -44,11 +44,11 @@ use crate::config::Config;
 
 /// A store-and-forward relay for end-to-end encrypted blobs.
 ///
-/// Without a command it serves. Settings come from RELAY_* variables; README and vauchi-relay(1) list
-/// them.
+/// Without a command it runs the relay. Settings are RELAY_* environment variables; README and
+/// vauchi-relay(1) list them.
 ///
-/// Exit codes: 0 done, or drained and stopped; 1 could not start, or what was asked failed; 2 settings
-/// or arguments wrong; 3 stopped before the drain was complete.
+/// Exit codes: 0 success, or drained and stopped; 1 the relay could not start, or the command failed; 2
+/// invalid settings or arguments; 3 stopped before the drain was complete.
 #[derive(Debug, Parser)]
 #[command(name = "vauchi-relay", version = env!("VAUCHI_VERSION"))]
 struct Arguments {

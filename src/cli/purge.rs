@@ -10,26 +10,26 @@ use super::keygen;
 use super::relays::{Relays, explained, keys, open};
 use crate::client::Receipts;
 
-/// Delete everything that waits in mailboxes of your own, unread.
+/// Delete everything that waits in your mailboxes, unread.
 ///
-/// Prints how many blobs and receipts it was, for each mailbox. Senders who asked for receipts hear
-/// that their blobs were removed only with --receipts. There is no way back.
+/// Prints the number of deleted blobs and receipts of each mailbox. This cannot be undone. Senders who
+/// asked for receipts learn of the deletion only with --receipts.
 ///
-/// Exit codes: 0 it is deleted; 1 an error, with the reason on stderr; 2 arguments wrong.
+/// Exit codes: 0 deleted; 1 an error, with the reason on stderr; 2 invalid arguments.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     relays: Relays,
 
-    /// The key of the mailbox, a file of `keygen`; may be given several times
+    /// Key file of the mailbox, made by `keygen`; can be given several times
     #[arg(long = "key", value_name = "KEYFILE", required = true)]
     keys: Vec<PathBuf>,
 
-    /// Let senders who asked for it know that their blobs were removed
+    /// Let senders who asked for receipts know that their blobs were removed
     #[arg(long)]
     receipts: bool,
 
-    /// Print one JSON object a line for each mailbox
+    /// Print one JSON object per line and mailbox
     #[arg(long)]
     json: bool,
 }

@@ -13,13 +13,13 @@ use super::receive::print;
 use super::relays::{Relays, explained, open, parse_32_bytes, read_file};
 use crate::client::{FoundProof, Receipts};
 
-/// Keep a proof under the hash of a lost key, or look for such proofs.
+/// Store a recovery proof under the hash of a lost key, or look such proofs up.
 ///
-/// The key is lost, so a relay can not judge who is right: it keeps a proof of each mailbox that puts
-/// one there, eight at the most, for 90 days, and gives back all. Check them.
+/// The relay cannot verify proofs, because the key is lost: it keeps one proof per mailbox, at most
+/// eight per hash, for 90 days, and returns all of them. Verify them yourself.
 ///
-/// Exit codes: 0 done, of get also when there is none; 1 an error, with the reason on stderr; 2
-/// arguments wrong.
+/// Exit codes: 0 done, also if `get` finds no proof; 1 an error, with the reason on stderr; 2 invalid
+/// arguments.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -32,7 +32,7 @@ enum Command {
     Get(GetArgs),
 }
 
-/// Keep a proof. A later one of the same mailbox replaces it.
+/// Store a proof. It replaces an earlier one of the same mailbox.
 #[derive(Debug, clap::Args)]
 struct PutArgs {
     #[command(flatten)]
@@ -42,11 +42,11 @@ struct PutArgs {
     #[arg(value_name = "HASH", value_parser = parse_32_bytes)]
     hash: [u8; 32],
 
-    /// The proof; standard input without it, or for `-`
+    /// File with the proof; standard input without it, or for `-`
     #[arg(value_name = "FILE", default_value = "-", hide_default_value = true)]
     file: PathBuf,
 
-    /// The key of the mailbox that the proof is from, a file of `keygen`
+    /// Key file of the mailbox that stores the proof, made by `keygen`
     #[arg(long, value_name = "KEYFILE")]
     key: PathBuf,
 
@@ -55,22 +55,21 @@ struct PutArgs {
     json: bool,
 }
 
-/// Print the proofs that are kept, the newest first.
+/// Print the stored proofs, newest first.
 #[derive(Debug, clap::Args)]
 struct GetArgs {
     #[command(flatten)]
     relays: Relays,
 
-    /// The hashes of lost keys, 64 hexadecimal digits each; 50 at the most
+    /// The hashes of lost keys, 64 hexadecimal digits each; at most 50
     #[arg(value_name = "HASH", required = true, num_args = 1..=50, value_parser = parse_32_bytes)]
     hashes: Vec<[u8; 32]>,
 
-    /// Write each proof to a file of its own in this folder, instead of to standard output; none is
-    /// overwritten
+    /// Write each proof to a file in this folder, instead of to standard output; no file is overwritten
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// Print one JSON object a line for each proof, instead of the proofs
+    /// Print one JSON object per line and proof, instead of the proofs
     #[arg(long)]
     json: bool,
 }

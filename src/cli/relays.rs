@@ -32,8 +32,8 @@ const BLOB_BYTES_MAX: usize = 64 << 20;
 /// Where relays are, and how to see that it is them.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Relays {
-    /// The relay's address, ws:// or wss://; several are tried in turn, and when one fails the next
-    /// takes over
+    /// Relay address, ws:// or wss://; if several are given, they are tried in turn, and the next takes
+    /// over when one fails
     #[arg(
         long = "relay",
         value_name = "URL",
@@ -41,7 +41,7 @@ pub(super) struct Relays {
     )]
     relays: Vec<String>,
 
-    /// The certificates (PEM) to check wss:// against, instead of the system's
+    /// File with the certificates (PEM) to trust for wss://, instead of the system's
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 }

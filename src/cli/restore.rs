@@ -16,20 +16,21 @@ use crate::config::{Config, StorageBackend};
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::{DATABASE_FILE, DataDirLock, LOCK_FILE};
 
-/// Put a backup into an empty data directory, from which the relay then starts.
+/// Restore a backup into an empty data directory.
 ///
-/// Checks the backup as `verify` does and overwrites nothing: what is in the way is named. Where
-/// RELAY_SECRET_FILE is set that file stays what it is and must hold the secret of the backup.
+/// Checks the backup as `verify` does, and overwrites nothing: if files are in the way, it names them
+/// and fails. If RELAY_SECRET_FILE is set, that file is not changed and must hold the backup's secret.
 ///
-/// Blobs that were acknowledged after the backup come again; blobs that were stored after it are gone.
-/// Exit codes: 0 restored; 1 not, and nothing is changed; 2 settings or arguments are wrong.
+/// Blobs that were acknowledged after the backup are delivered again; blobs that were stored after it
+/// are lost. Exit codes: 0 restored; 1 failed, and nothing was changed; 2 invalid settings or
+/// arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The backup, or - for standard input
     #[arg(value_name = "FILE")]
     from: PathBuf,
 
-    /// Into this folder instead of RELAY_DATA_DIR
+    /// Restore into this folder instead of RELAY_DATA_DIR
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
 }

@@ -12,19 +12,18 @@ use super::progress::Progress;
 use super::scratch::{Scratch, folder_of, name_what_was_left};
 use crate::store::sqlite_backup::{Checked, Copy, newest_schema};
 
-/// Check a backup: all of it is read, nothing is changed.
+/// Check that a backup is complete and can be restored. Changes nothing.
 ///
-/// Compares every checksum, lets SQLite check the database, sees that the secret belongs to it, and
-/// reads every blob. Needs no relay and no setting. Exit codes: 0 it is whole; 1 it is not, with the
-/// reason.
+/// Checks every checksum, the database (by SQLite's own check), that the secret belongs to the
+/// database, and every blob. Needs no relay and no settings. Exit codes: 0 the backup is complete; 1 it
+/// is not, with the reason on stderr.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The backup, or - for standard input
     #[arg(value_name = "FILE")]
     from: PathBuf,
 
-    /// Where the database is unpacked to: by default beside FILE, and for - in the system's folder for
-    /// such things
+    /// Folder to unpack the database to [default: FILE's folder; for - the system's temporary folder]
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
 }
