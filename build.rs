@@ -1,6 +1,6 @@
 //! What cargo does not follow by itself: the migrations, which a macro embeds; the commit, which comes
 //! from whoever builds, because not every build has git; and the schema of protocol v2, from which
-//! the types of `src/protocol/v2_schema.rs` are made. No `protoc` is needed.
+//! the types of `src/protocol/v2/schema.rs` are made. No `protoc` is needed.
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{Delivery, Incoming, Outgoing, Request};
-use vauchi_relay::protocol::v1;
+use vauchi_relay::protocol::v1::message::Delivery;
+use vauchi_relay::protocol::v1::{self, Answer, Incoming, Request};
 
 const BODY_BYTES: [usize; 3] = [256, 1024, 64 * 1024];
 const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_000);
@@ -59,8 +59,8 @@ fn mailbox_as_spelt() -> String {
     MailboxId::from_bytes([0x5a; 32]).to_hex()
 }
 
-fn delivery(length: usize) -> Outgoing {
-    Outgoing::Delivery(Delivery {
+fn delivery(length: usize) -> Answer {
+    Answer::Delivery(Delivery {
         id: BlobId::from_bytes(BLOB),
         mailbox_as_spelt: mailbox_as_spelt().into(),
         sender_id: None,
@@ -94,7 +94,7 @@ fn read_plain(frame: &[u8]) -> Plain {
 
 /// The same frame from both sides, or the comparison says nothing.
 fn frame(length: usize) -> Vec<u8> {
-    let ours = v1::encode(&delivery(length), NOW);
+    let ours = v1::encode(None, &delivery(length), NOW);
     assert_eq!(ours, write_plain(&plain(length)));
     let Incoming::Request {
         request: Request::Submit(submit),
@@ -128,7 +128,7 @@ fn encode_ours(bencher: Bencher<'_, '_>, length: usize) {
     let delivery = delivery(length);
     bencher
         .counter(BytesCount::new(length))
-        .bench_local(|| v1::encode(black_box(&delivery), NOW));
+        .bench_local(|| v1::encode(None, black_box(&delivery), NOW));
 }
 
 #[divan::bench(args = BODY_BYTES)]

@@ -14,10 +14,11 @@ use divan::{Bencher, black_box};
 
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{Delivery, Outgoing, Request, Submit, Tag};
-use vauchi_relay::protocol::message_v2::{BlobDelivery, SubmitTerms};
-use vauchi_relay::protocol::v1_client::ClientRequest;
-use vauchi_relay::protocol::{v1, v1_client, v2, v2_client};
+use vauchi_relay::protocol::v1::client::{self as v1_client, ClientRequest};
+use vauchi_relay::protocol::v1::message::Delivery;
+use vauchi_relay::protocol::v2::client as v2_client;
+use vauchi_relay::protocol::v2::message::{BlobDelivery, Submit, SubmitTerms};
+use vauchi_relay::protocol::{v1, v2};
 
 const BODY_BYTES: [usize; 3] = [256, 1024, 64 * 1024];
 const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_000);
@@ -31,8 +32,8 @@ fn main() {
             "{length} {} {} {} {}",
             submit_v1(length).len(),
             submit_v2(length).len(),
-            v1::encode(&delivery_v1(length), NOW).len(),
-            v2::encode(&delivery_v2(length)).len(),
+            v1::encode(None, &delivery_v1(length), NOW).len(),
+            v2::encode(None, &delivery_v2(length)).len(),
         );
     }
     divan::main();
@@ -46,7 +47,7 @@ fn body(length: usize) -> Bytes {
 }
 
 fn submit_v1(length: usize) -> Bytes {
-    let tag = Tag::Name("11111111-1111-4111-8111-111111111111".into());
+    let tag = v1::Tag::new("11111111-1111-4111-8111-111111111111");
     let submit = ClientRequest::Submit {
         recipient: MAILBOX,
         body: &body(length),
@@ -55,18 +56,17 @@ fn submit_v1(length: usize) -> Bytes {
 }
 
 fn submit_v2(length: usize) -> Bytes {
-    let submit = Request::Submit(Submit {
+    let submit = v2::Request::Submit(Submit {
         recipient: MAILBOX,
-        id: Some(BLOB),
-        sender_id: None,
+        id: BLOB,
         terms: SubmitTerms::default(),
         body: body(length),
     });
-    v2_client::encode_request(&Tag::Number(1_000), &submit)
+    v2_client::encode_request(v2::Tag::new(1_000), &submit)
 }
 
-fn delivery_v1(length: usize) -> Outgoing {
-    Outgoing::Delivery(Delivery {
+fn delivery_v1(length: usize) -> v1::Answer {
+    v1::Answer::Delivery(Delivery {
         id: BLOB,
         mailbox_as_spelt: MAILBOX.to_hex().into(),
         sender_id: None,
@@ -74,12 +74,12 @@ fn delivery_v1(length: usize) -> Outgoing {
     })
 }
 
-fn delivery_v2(length: usize) -> Outgoing {
-    Outgoing::Blob(BlobDelivery {
+fn delivery_v2(length: usize) -> v2::Answer {
+    v2::Answer::Blob(BlobDelivery {
         id: BLOB,
         mailbox: MAILBOX,
         stored_at: NOW,
-        expires_at: NOW,
+        expires_at: Some(NOW),
         redelivered: false,
         body: body(length),
     })
@@ -106,7 +106,7 @@ fn encode_v1(bencher: Bencher<'_, '_>, length: usize) {
     let delivery = delivery_v1(length);
     bencher
         .counter(BytesCount::new(length))
-        .bench_local(|| v1::encode(black_box(&delivery), NOW));
+        .bench_local(|| v1::encode(None, black_box(&delivery), NOW));
 }
 
 #[divan::bench(args = BODY_BYTES)]
@@ -114,5 +114,5 @@ fn encode_v2(bencher: Bencher<'_, '_>, length: usize) {
     let delivery = delivery_v2(length);
     bencher
         .counter(BytesCount::new(length))
-        .bench_local(|| v2::encode(black_box(&delivery)));
+        .bench_local(|| v2::encode(None, black_box(&delivery)));
 }

@@ -4,15 +4,15 @@
 #   sudo ./deploy/install.sh [install] [--no-start] [--binary FILE]
 #   sudo ./deploy/install.sh uninstall [--purge]
 #
-#   install        installs, or upgrades what is there, and waits until the relay is ready (the default). A version that
-#                  does not become ready is replaced by the one before. A second run finds nothing to do
+#   install        (the default) installs or upgrades the relay, and waits until it is ready. If a new version does not
+#                  become ready, the script puts the old one back. It is safe to run it again
 #   uninstall      stops and removes the relay; blobs, the secret, settings and the user stay
-#   --no-start     start and restart nothing: for images, and for an upgrade that waits for the next restart
-#   --binary FILE  this vauchi-relay, and not the one of the release or of target/release
-#   --purge        remove blobs, the secret, settings and the user, too. There is no way back. Files of others in these
-#                  folders stay, and are named
+#   --no-start     does not start or restart the relay: for images, or if you want to restart it later
+#   --binary FILE  installs this vauchi-relay instead of the one in the release or in target/release
+#   --purge        also deletes blobs, the secret, settings and the user. This cannot be undone. If a folder contains
+#                  other files, the script keeps them and names the folder
 #
-# /etc/vauchi-relay/relay.env is made once and never written again.
+# The script creates /etc/vauchi-relay/relay.env once and does not touch it again.
 # Exit codes: 0 done, or nothing to do; 1 failed, and the last line says why; 2 wrong arguments.
 set -eu
 
@@ -23,11 +23,11 @@ unit=/etc/systemd/system/$name.service
 settings_dir=/etc/$name
 settings=$settings_dir/relay.env
 data_dir=/var/lib/$name
-# What the relay makes in it, and what the guide puts beside the settings.
+# The files that the relay creates in its data directory, and the files that an operator puts into settings_dir.
 data="relay.db relay.db-wal relay.db-shm relay.db-journal relay.secret relay.lock"
 settings_files="relay.env relay-secret"
 share=/usr/local/share
-# The manual and what shells complete, each with the arguments that make the binary print it.
+# The manual and the shell completions, each with the arguments that make the binary print it.
 manuals="man/man1/$name.1 man
 bash-completion/completions/$name completions bash
 zsh/site-functions/_$name completions zsh
@@ -57,7 +57,7 @@ look_around() {
     for tool in systemctl systemd-run useradd getent install cmp; do
         command -v $tool >/dev/null || fail "needs $tool, which this machine does not have"
     done
-    is_booted || [ $start = no ] || fail "systemd does not run here; --no-start installs all the same"
+    is_booted || [ $start = no ] || fail "systemd does not run here; use --no-start to install anyway"
     for packaged in /lib/systemd/system/$name.service /usr/lib/systemd/system/$name.service; do
         [ ! -e "$packaged" ] || fail "a package has installed $name ($packaged); upgrade or remove that package instead"
     done
@@ -86,12 +86,12 @@ make_user() {
 make_settings() {
     if [ -e $settings ]; then return; fi
     install -d -m 755 $settings_dir
-    # It may come to hold a token. systemd reads it as root.
+    # It may contain a token. systemd reads it as root.
     install -m 600 "$here/systemd/relay.env" $settings
     say "made $settings, which shows every setting and sets none"
 }
 
-# Before anything is replaced: what would a start say? With the user, the settings and the folder of the unit.
+# Before anything is replaced: checks the settings with the user, the environment and the folder of the unit.
 check_settings() {
     is_booted && [ $start = yes ] || return 0
     if [ -d $unit.d ]; then
@@ -102,14 +102,14 @@ check_settings() {
     told=$(systemd-run --quiet --wait --pipe --collect -p User=$user -p AmbientCapabilities=CAP_NET_BIND_SERVICE \
         -p StateDirectory=$name -p StateDirectoryMode=0700 -p LimitNOFILE=524288 \
         -p Environment=RELAY_DATA_DIR=$data_dir -p EnvironmentFile=-$settings "$binary.new" check 2>&1) || status=$?
-    # Beside a running relay its folder and its ports are in use, so that only wrong settings count.
+    # If the relay runs, its folder and ports are in use, so only invalid settings (exit code 2) count.
     if [ $status -eq 0 ] || { [ $status -eq 1 ] && is_active; }; then return 0; fi
     echo "$told" | grep -v -e '^ok ' -e '^RELAY_[A-Z0-9_]* ' >&2 || true
     rm -f $binary.new
     fail "$version would not start (vauchi-relay check, above); nothing was replaced. Settings are in $settings"
 }
 
-# In place at once or not at all, and with the one before kept until the new one is ready.
+# Replaces a file atomically, and keeps the old one until the new version is ready.
 replace() { # replace NEW PLACE
     if [ -e "$2" ]; then ln -f "$2" "$2.old"; fi
     sync "$1"
@@ -138,7 +138,7 @@ put_in_place() {
     fi
 }
 
-# Of the version that stays.
+# Installs the manuals of the version that stays.
 put_manuals() {
     echo "$manuals" | while read -r file arguments; do
         file=$share/$file
@@ -154,18 +154,18 @@ put_manuals() {
     done
 }
 
-# Whether what runs is what is installed: the relay may have been upgraded with --no-start.
+# Whether the running relay is the installed one; it may have been upgraded with --no-start.
 is_current() {
     is_active && [ "$(readlink "/proc/$(systemctl show -p MainPID --value $name)/exe")" = $binary ]
 }
 
-# With the settings of the running process, whatever they come from.
+# Uses the environment of the running process, wherever its settings come from.
 is_ready() {
     xargs -0 -a "/proc/$(systemctl show -p MainPID --value $name)/environ" \
         sh -c 'exec env -i "$@" '$binary' healthcheck --ready' sh 2>/dev/null
 }
 
-# `restart` returns when the relay has said that it serves; then storage has to answer, too.
+# `restart` returns when the relay has reported that it serves; then storage must answer, too.
 becomes_ready() {
     systemctl restart $name || return 1
     tries=30
@@ -195,7 +195,7 @@ install_relay() {
         [ -f "$shipped" ] || fail "$shipped is missing; run this script in an unpacked release or a clone"
     done
     find_binary
-    # What an upgrade that was cut short has left is nothing to go back to.
+    # Leftovers of an interrupted upgrade are not a version to go back to.
     rm -f $binary.old $unit.old
     make_user
     make_settings
@@ -229,7 +229,7 @@ remove() { # remove FILE…: says what was there
     done
 }
 
-# Nothing of others: the folder may be a link to a disk that has more on it.
+# Deletes no other files: the folder may be a link to a disk that holds more.
 remove_folder() { # remove_folder FOLDER NAME…: these files in it, and the folder if it is empty then
     link=$1
     folder=$(readlink -f "$1")

@@ -1,4 +1,4 @@
-//! A blob from one client to another, with receipts, over the library that the relay comes with.
+//! Sends a blob from one client to another, with receipts, using the relay's client library.
 //!
 //! With a relay running (`cargo run --release`), in another terminal:
 //!
@@ -6,7 +6,7 @@
 //! cargo run --example receipts -- ws://127.0.0.1:8080
 //! ```
 //!
-//! Real clients encrypt what they submit; here it is plain, so that only the relay is seen.
+//! Real clients encrypt what they submit. This example does not, to show only the relay's part.
 
 #![allow(clippy::print_stdout, reason = "that is what an example is for")]
 
@@ -21,12 +21,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     round_trip(&url.unwrap_or_else(|| "ws://127.0.0.1:8080".to_owned())).await
 }
 
-/// Hands a blob in, receives it, and waits until the sender knows.
+/// Submits a blob, receives it, and waits until the sender has its receipt.
 pub(crate) async fn round_trip(url: &str) -> Result<(), Box<dyn Error>> {
-    // A recipient makes a key once, keeps it, and tells others its mailbox.
+    // A recipient makes a key once, keeps it, and gives others its mailbox.
     let key = MailboxKey::random();
 
-    // A sender needs no key. For receipts it opens a mailbox of its own, a fresh one for each contact.
+    // A sender needs no key. For receipts it opens its own mailbox, a fresh one for each contact.
     let sender = Client::connect(Options::new([url])).await?;
     let receipts = MailboxKey::secret(rand::random());
     sender.open(&receipts, Receipts::None).await?;
@@ -34,18 +34,18 @@ pub(crate) async fn round_trip(url: &str) -> Result<(), Box<dyn Error>> {
     let mut blob = Blob::new(key.mailbox(), "hello");
     blob.terms.ttl = Some(Duration::from_secs(24 * 3_600));
     blob.terms.receipt_to = Some(receipts.mailbox());
-    // The recipient is not there yet. When this returns, the relay has the blob on its disk.
+    // The recipient is offline. When this returns, the blob is on the relay's disk.
     let stored = sender.submit(&blob).await?;
     println!("{stored:?}");
 
-    // Later, and elsewhere: the recipient comes for it.
+    // Later, and elsewhere, the recipient connects.
     let recipient = Client::connect(Options::new([url])).await?;
     let opened = recipient.open(&key, Receipts::All).await?;
     println!("{} wait", opened.pending);
     while let Some(event) = recipient.next().await {
         match event {
             Event::Blob(delivery) => {
-                // Keep it first: acknowledging deletes it at the relay.
+                // Save it first: acknowledging deletes it at the relay.
                 println!("received {:?}", String::from_utf8_lossy(&delivery.body));
                 recipient.acknowledge(delivery.item).await?;
             }

@@ -6,9 +6,9 @@ use ed25519_dalek::{Signature, VerifyingKey};
 
 use crate::clock::Timestamp;
 use crate::ids::MailboxId;
-use crate::protocol::message::{Handshake, HandshakeProof};
-use crate::protocol::message_v2::OpeningProof;
 use crate::protocol::proof;
+use crate::protocol::v1::message::{Handshake, HandshakeProof};
+use crate::protocol::v2::message::OpeningProof;
 
 /// How far a client's clock may be from ours, to either side.
 pub const SKEW_MAX: Duration = Duration::from_secs(60);

@@ -1,7 +1,9 @@
 //! Which sessions are subscribed to which mailbox here, and how to wake them.
 //!
 //! A wake carries no blob, only "look": it names the mailbox, coalesces with the wakes before it
-//! and so cannot overflow. A session joins before its first read and leaves by its connection id, so
+//! and so cannot overflow. A hint carries the blob that was just committed, and the key that came
+//! before it; a session that stands there delivers it without reading it back, and any other looks. A
+//! session joins before its first read and leaves by its connection id, so
 //! a late goodbye never removes a newcomer. Notices tell a sender what became of a blob; they live
 //! in memory only, and each session holds a bounded number of them.
 
@@ -15,6 +17,8 @@ use futures_util::task::AtomicWaker;
 
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, ConnectionId, MailboxHash};
+use crate::store::engine::NewRow;
+use crate::store::model::{OrderKey, StoredBlob};
 
 /// Enough that two cores seldom meet; each shard costs 100 bytes.
 const SHARDS: usize = 64;
@@ -60,11 +64,57 @@ pub struct LiveBlob {
     pub body: Bytes,
 }
 
-/// What one session has been woken for. Held by the session and, for each mailbox it joined, by the hub.
+/// Hints that wait in one session, at the most; and their bytes. What comes beyond is a mark. 1,000
+/// slow readers hold 64 MiB by them.
+const HINTS_MAX: usize = 64;
+const HINT_BYTES_MAX: usize = 64 << 10;
+
+/// A blob that was just committed.
+#[derive(Debug, Clone)]
+pub struct Hint {
+    /// Whose it is.
+    pub mailbox: MailboxHash,
+    /// The last key of its mailbox before it: whoever has read so far has read all before it.
+    pub previous: OrderKey,
+    /// As a page would show it.
+    pub blob: StoredBlob,
+}
+
+impl Hint {
+    /// A copy of the bytes: those of the row may be a small part of a large read buffer.
+    fn of(row: &NewRow<'_>) -> Self {
+        let blob = row.stored();
+        Self {
+            mailbox: row.envelope.mailbox,
+            previous: row.previous,
+            blob: StoredBlob {
+                sealed: Bytes::copy_from_slice(&blob.sealed),
+                body: Bytes::copy_from_slice(&blob.body),
+                ..blob
+            },
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.blob.sealed.len() + self.blob.body.len()
+    }
+}
+
+/// What a session has been woken for.
+#[derive(Debug)]
+pub enum Woken {
+    /// By a blob that was just committed.
+    Hint(Box<Hint>),
+    /// To look into these mailboxes.
+    Marks(HashSet<MailboxHash>),
+}
+
+/// What waits for one session: which mailboxes to look at, notices, live blobs. Held by the session and, for
+/// each mailbox it joined, by the hub.
 #[derive(Debug, Default)]
-pub struct Wakes {
-    /// Mailboxes that have something; bounded by what the session joined. Nothing awaits inside.
-    marked: Mutex<HashSet<MailboxHash>>,
+pub struct Inbox {
+    /// Nothing awaits inside.
+    wakes: Mutex<Wakes>,
     waker: AtomicWaker,
     /// Bounded by [`NOTICES_MAX`]. Nothing awaits inside.
     notices: Mutex<VecDeque<Notice>>,
@@ -74,6 +124,35 @@ pub struct Wakes {
     /// Nothing awaits inside.
     live: Mutex<Live>,
     live_waker: AtomicWaker,
+}
+
+/// Wakes of one session.
+#[derive(Debug, Default)]
+struct Wakes {
+    /// Mailboxes that have something; bounded by what the session joined.
+    marked: HashSet<MailboxHash>,
+    /// Of mailboxes that are not marked, or were marked later. Bounded by [`HINTS_MAX`] and
+    /// [`HINT_BYTES_MAX`].
+    hints: VecDeque<Box<Hint>>,
+    hint_bytes: usize,
+}
+
+impl Wakes {
+    fn is_empty(&self) -> bool {
+        self.marked.is_empty() && self.hints.is_empty()
+    }
+
+    /// Whether one of so many bytes for this mailbox is of use and has room.
+    fn takes_hint(&self, mailbox: &MailboxHash, bytes: usize) -> bool {
+        !self.marked.contains(mailbox)
+            && self.hints.len() < HINTS_MAX
+            && self.hint_bytes + bytes <= HINT_BYTES_MAX
+    }
+
+    fn drop_hints(&mut self, mailbox: &MailboxHash) {
+        self.hints.retain(|hint| hint.mailbox != *mailbox);
+        self.hint_bytes = self.hints.iter().map(|hint| hint.bytes()).sum();
+    }
 }
 
 /// Live blobs of one session.
@@ -86,8 +165,8 @@ struct Live {
     bytes: usize,
 }
 
-impl Wakes {
-    /// Those of a session that takes no notices.
+impl Inbox {
+    /// That of a session that takes no notices.
     pub fn without_notices() -> Self {
         Self {
             is_without_notices: true,
@@ -96,22 +175,59 @@ impl Wakes {
     }
 
     fn mark(&self, mailbox: MailboxHash) {
-        let is_new = lock(&self.marked).insert(mailbox);
-        if is_new {
+        let mut wakes = lock(&self.wakes);
+        let is_first = wakes.is_empty();
+        wakes.marked.insert(mailbox);
+        drop(wakes);
+        if is_first {
             self.waker.wake();
         }
     }
 
-    /// Takes the marks that have come since the last call; pending while there are none. One task
-    /// at a time may wait here.
-    pub fn poll_take(&self, context: &mut Context<'_>) -> Poll<HashSet<MailboxHash>> {
+    /// Hands a committed row to the session, or tells it to look.
+    fn bring(&self, row: &NewRow<'_>) {
+        let mailbox = row.envelope.mailbox;
+        let bytes = row.envelope.sealed.len() + row.envelope.body.len();
+        let mut wakes = lock(&self.wakes);
+        let is_first = wakes.is_empty();
+        if wakes.takes_hint(&mailbox, bytes) {
+            wakes.hint_bytes += bytes;
+            wakes.hints.push_back(Box::new(Hint::of(row)));
+        } else {
+            wakes.marked.insert(mailbox);
+        }
+        drop(wakes);
+        if is_first {
+            self.waker.wake();
+        }
+    }
+
+    /// Takes the next hint, or when there is none the marks that have come since the last call;
+    /// pending while there is neither. One task at a time may wait here.
+    pub fn poll_take(&self, context: &mut Context<'_>) -> Poll<Woken> {
         self.waker.register(context.waker());
-        let mut marked = lock(&self.marked);
-        if marked.is_empty() {
+        let mut wakes = lock(&self.wakes);
+        if let Some(hint) = wakes.hints.pop_front() {
+            wakes.hint_bytes -= hint.bytes();
+            Poll::Ready(Woken::Hint(hint))
+        } else if wakes.marked.is_empty() {
             Poll::Pending
         } else {
-            Poll::Ready(std::mem::take(&mut *marked))
+            Poll::Ready(Woken::Marks(std::mem::take(&mut wakes.marked)))
         }
+    }
+
+    /// Takes all marks, and hints as marks, that have come since the last call.
+    pub fn take_marks(&self) -> HashSet<MailboxHash> {
+        let mut wakes = lock(&self.wakes);
+        let wakes = std::mem::take(&mut *wakes);
+        let hinted = wakes.hints.iter().map(|hint| hint.mailbox);
+        hinted.chain(wakes.marked).collect()
+    }
+
+    /// What was committed before now in this mailbox may be gone: it was purged.
+    pub fn drop_hints(&self, mailbox: &MailboxHash) {
+        lock(&self.wakes).drop_hints(mailbox);
     }
 
     /// Takes the next notice; pending while there is none. One task at a time may wait here.
@@ -134,7 +250,10 @@ impl Wakes {
     /// A mailbox that the session has left: its mark would stay for as long as the session is busy,
     /// and a session may join and leave any number. Its live blobs are nobody's.
     pub fn forget(&self, mailbox: &MailboxHash) {
-        lock(&self.marked).remove(mailbox);
+        let mut wakes = lock(&self.wakes);
+        wakes.marked.remove(mailbox);
+        wakes.drop_hints(mailbox);
+        drop(wakes);
         let mut live = lock(&self.live);
         live.from.remove(mailbox);
         live.blobs.retain(|blob| blob.mailbox != *mailbox);
@@ -184,7 +303,7 @@ impl Wakes {
     }
 }
 
-type Subscribers = HashMap<MailboxHash, Vec<(ConnectionId, Arc<Wakes>)>>;
+type Subscribers = HashMap<MailboxHash, Vec<(ConnectionId, Arc<Inbox>)>>;
 
 /// The subscriptions of this process.
 #[derive(Debug)]
@@ -204,18 +323,18 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// From now on until the guard is dropped, `wakes` is marked whenever `mailbox` gets something.
+    /// From now on until the guard is dropped, `inbox` is marked whenever `mailbox` gets something.
     pub fn join(
         self: &Arc<Self>,
         mailbox: MailboxHash,
         connection: ConnectionId,
-        wakes: Arc<Wakes>,
+        inbox: Arc<Inbox>,
     ) -> Joined {
         self.shard(&mailbox)
             .entry(mailbox)
             // Nearly always the only one.
             .or_insert_with(|| Vec::with_capacity(1))
-            .push((connection, wakes));
+            .push((connection, inbox));
         Joined {
             hub: Arc::clone(self),
             mailbox,
@@ -226,8 +345,21 @@ impl Hub {
     /// Tells everyone who joined `mailbox` to look.
     pub fn wake(&self, mailbox: &MailboxHash) {
         if let Some(subscribers) = self.shard(mailbox).get(mailbox) {
-            for (_, wakes) in subscribers {
-                wakes.mark(*mailbox);
+            for (_, inbox) in subscribers {
+                inbox.mark(*mailbox);
+            }
+        }
+    }
+
+    /// Tells everyone who joined the mailboxes of these rows, which were just committed: by a hint
+    /// where it may be of use.
+    pub fn news(&self, rows: &[NewRow<'_>]) {
+        for row in rows {
+            let mailbox = &row.envelope.mailbox;
+            if let Some(subscribers) = self.shard(mailbox).get(mailbox) {
+                for (_, inbox) in subscribers {
+                    inbox.bring(row);
+                }
             }
         }
     }
@@ -238,7 +370,7 @@ impl Hub {
         let shard = self.shard(sender);
         let sessions = shard.get(sender).into_iter().flatten();
         sessions
-            .filter(|(_, wakes)| !wakes.tell(notice.clone()))
+            .filter(|(_, inbox)| !inbox.tell(notice.clone()))
             .count()
     }
 
@@ -246,7 +378,7 @@ impl Hub {
     pub fn hand(&self, blob: &LiveBlob) -> usize {
         let shard = self.shard(&blob.mailbox);
         let sessions = shard.get(&blob.mailbox).into_iter().flatten();
-        sessions.filter(|(_, wakes)| wakes.hand(blob)).count()
+        sessions.filter(|(_, inbox)| inbox.hand(blob)).count()
     }
 
     /// How many subscriptions there are.
@@ -295,11 +427,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::model::{Class, Envelope};
     use std::task::Waker;
 
-    fn taken(wakes: &Wakes) -> usize {
-        match wakes.poll_take(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(marks) => marks.len(),
+    fn taken(inbox: &Inbox) -> usize {
+        match inbox.poll_take(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Woken::Marks(marks)) => marks.len(),
+            Poll::Ready(Woken::Hint(_)) => panic!("a hint"),
             Poll::Pending => 0,
         }
     }
@@ -311,7 +445,7 @@ mod tests {
             MailboxHash::from_bytes([1; 32]),
             MailboxHash::from_bytes([2; 32]),
         );
-        let sessions: Vec<Arc<Wakes>> = (0..3).map(|_| Arc::default()).collect();
+        let sessions: Vec<Arc<Inbox>> = (0..3).map(|_| Arc::default()).collect();
         let _one = hub.join(a, ConnectionId::next(), Arc::clone(&sessions[0]));
         let _two = hub.join(a, ConnectionId::next(), Arc::clone(&sessions[1]));
         let _three = hub.join(b, ConnectionId::next(), Arc::clone(&sessions[2]));
@@ -320,21 +454,81 @@ mod tests {
         assert_eq!(
             sessions
                 .iter()
-                .map(|wakes| taken(wakes))
+                .map(|inbox| taken(inbox))
                 .collect::<Vec<_>>(),
             [1, 1, 0]
         );
         assert_eq!(taken(&sessions[0]), 0, "a mark is taken once");
     }
 
+    fn row<'a>(envelope: &'a Envelope, previous: i64, key: i64) -> NewRow<'a> {
+        NewRow {
+            key: OrderKey(key),
+            previous: OrderKey(previous),
+            envelope,
+            checksum: &[0; 16],
+            expires_at: envelope.expires_at,
+            is_delivered_told: false,
+        }
+    }
+
+    fn envelope(body: Vec<u8>) -> Envelope {
+        Envelope {
+            mailbox: MailboxHash::from_bytes([1; 32]),
+            id: BlobId::from_bytes([1; 16]),
+            class: Class::SeenByV1,
+            owner: None,
+            topic: None,
+            receipt_to: None,
+            stored_at: Timestamp::default(),
+            expires_at: Timestamp::from_millis(9),
+            sealed: Bytes::new(),
+            body: body.into(),
+        }
+    }
+
+    #[test]
+    fn hints_come_in_order_and_beyond_their_bound_the_session_is_told_to_look() {
+        let hub = Arc::new(Hub::default());
+        let inbox = Arc::new(Inbox::default());
+        let (small, large) = (envelope(vec![1]), envelope(vec![1; HINT_BYTES_MAX + 1]));
+        let mailbox = small.mailbox;
+        let _joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&inbox));
+        let context = &mut Context::from_waker(Waker::noop());
+        let mut take = || match inbox.poll_take(context) {
+            Poll::Ready(Woken::Hint(hint)) => Some((hint.previous.0, hint.blob.key.0)),
+            Poll::Ready(Woken::Marks(marks)) => {
+                assert!(marks.contains(&mailbox));
+                None
+            }
+            Poll::Pending => panic!("nothing"),
+        };
+        hub.news(&[row(&small, 0, 3), row(&small, 3, 4)]);
+        assert_eq!([take(), take()], [Some((0, 3)), Some((3, 4))]);
+        // What comes after a mark is read with what came before it.
+        hub.news(&[row(&small, 4, 5), row(&large, 5, 6), row(&small, 6, 7)]);
+        assert_eq!([take(), take()], [Some((4, 5)), None]);
+        assert!(inbox.poll_take(context).is_pending());
+        for key in 0..=HINTS_MAX as i64 {
+            hub.news(&[row(&small, key, key + 1)]);
+        }
+        let wakes = lock(&inbox.wakes);
+        assert_eq!((wakes.hints.len(), wakes.marked.len()), (HINTS_MAX, 1));
+        drop(wakes);
+        assert_eq!(inbox.take_marks().len(), 1);
+        hub.news(&[row(&small, 8, 9)]);
+        inbox.drop_hints(&mailbox);
+        assert!(lock(&inbox.wakes).is_empty() && lock(&inbox.wakes).hint_bytes == 0);
+    }
+
     /// Whoever kept its window full and opened ever other mailboxes collected their marks.
     #[test]
     fn nothing_of_a_mailbox_that_was_left_stays_in_the_session() {
         let hub = Arc::new(Hub::default());
-        let wakes = Arc::new(Wakes::without_notices());
+        let inbox = Arc::new(Inbox::without_notices());
         let mailbox = MailboxHash::from_bytes([1; 32]);
-        let joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&wakes));
-        wakes.take_live(mailbox, true);
+        let joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&inbox));
+        inbox.take_live(mailbox, true);
         hub.wake(&mailbox);
         let handed = hub.hand(&LiveBlob {
             mailbox,
@@ -344,9 +538,9 @@ mod tests {
         });
         assert_eq!(handed, 1);
         drop(joined);
-        wakes.forget(&mailbox);
-        assert_eq!(taken(&wakes), 0);
-        let live = lock(&wakes.live);
+        inbox.forget(&mailbox);
+        assert_eq!(taken(&inbox), 0);
+        let live = lock(&inbox.live);
         assert!(live.from.is_empty() && live.blobs.is_empty() && live.bytes == 0);
     }
 
@@ -354,10 +548,10 @@ mod tests {
     fn a_live_blob_goes_to_every_session_that_wants_it_and_has_room() {
         let hub = Arc::new(Hub::default());
         let mailbox = MailboxHash::from_bytes([1; 32]);
-        let sessions: Vec<Arc<Wakes>> = (0..3).map(|_| Arc::default()).collect();
+        let sessions: Vec<Arc<Inbox>> = (0..3).map(|_| Arc::default()).collect();
         let _joined: Vec<_> = sessions
             .iter()
-            .map(|wakes| hub.join(mailbox, ConnectionId::next(), Arc::clone(wakes)))
+            .map(|inbox| hub.join(mailbox, ConnectionId::next(), Arc::clone(inbox)))
             .collect();
         let live = |bytes: usize| LiveBlob {
             mailbox,
@@ -384,21 +578,21 @@ mod tests {
         let hub = Arc::new(Hub::default());
         let mailbox = MailboxHash::from_bytes([1; 32]);
         let old = hub.join(mailbox, ConnectionId::next(), Arc::default());
-        let wakes = Arc::new(Wakes::default());
-        let _new = hub.join(mailbox, ConnectionId::next(), Arc::clone(&wakes));
+        let inbox = Arc::new(Inbox::default());
+        let _new = hub.join(mailbox, ConnectionId::next(), Arc::clone(&inbox));
         drop(old);
         hub.wake(&mailbox);
-        assert_eq!((taken(&wakes), hub.count()), (1, 1));
+        assert_eq!((taken(&inbox), hub.count()), (1, 1));
     }
 
     #[test]
     fn notices_reach_every_session_of_the_sender_and_are_bounded() {
         let hub = Arc::new(Hub::default());
         let sender = MailboxHash::from_bytes([1; 32]);
-        let sessions: Vec<Arc<Wakes>> = (0..2).map(|_| Arc::default()).collect();
+        let sessions: Vec<Arc<Inbox>> = (0..2).map(|_| Arc::default()).collect();
         let _joined: Vec<_> = sessions
             .iter()
-            .map(|wakes| hub.join(sender, ConnectionId::next(), Arc::clone(wakes)))
+            .map(|inbox| hub.join(sender, ConnectionId::next(), Arc::clone(inbox)))
             .collect();
         let notice = |number: u8| Notice {
             name: "a submit".into(),
@@ -406,10 +600,10 @@ mod tests {
             fate: Fate::Delivered,
         };
         assert_eq!(hub.tell(&sender, &notice(1)), 0);
-        for wakes in &sessions {
+        for inbox in &sessions {
             let context = &mut Context::from_waker(Waker::noop());
-            assert_eq!(wakes.poll_notice(context), Poll::Ready(notice(1)));
-            assert_eq!(wakes.poll_notice(context), Poll::Pending);
+            assert_eq!(inbox.poll_notice(context), Poll::Ready(notice(1)));
+            assert_eq!(inbox.poll_notice(context), Poll::Pending);
         }
         for _ in 0..NOTICES_MAX {
             assert_eq!(hub.tell(&sender, &notice(2)), 0);

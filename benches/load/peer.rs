@@ -12,9 +12,12 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{HandshakeProof, Outgoing, Request, Submit, Tag};
-use vauchi_relay::protocol::message_v2::{Opening, OpeningProof, SubmitTerms, Subscribe};
-use vauchi_relay::protocol::{proof, v1_client, v2, v2_client};
+use vauchi_relay::protocol::v1::client as v1_client;
+use vauchi_relay::protocol::v1::message::HandshakeProof;
+use vauchi_relay::protocol::v2::client as v2_client;
+use vauchi_relay::protocol::v2::message::{Opening, OpeningProof, Submit, SubmitTerms, Subscribe};
+use vauchi_relay::protocol::v2::{Answer, Request, Tag};
+use vauchi_relay::protocol::{proof, v1, v2};
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_220_095_000);
 
@@ -43,7 +46,7 @@ pub enum Heard {
 
 /// How a blob that came is acknowledged.
 pub enum Arrived {
-    Named(Tag),
+    Named(v1::Tag),
     In(MailboxId, BlobId),
 }
 
@@ -118,7 +121,7 @@ impl Peer {
         self.socket.flush().await.unwrap();
         let mut open = false;
         while !open {
-            open = matches!(self.v2_frame().await, Outgoing::Subscribed { .. });
+            open = matches!(self.v2_frame().await, Answer::Subscribed(_));
         }
     }
 
@@ -136,8 +139,7 @@ impl Peer {
             Version::V2 => {
                 let submit = Submit {
                     recipient: to,
-                    id: Some(BlobId::from_bytes(rand::random())),
-                    sender_id: None,
+                    id: BlobId::from_bytes(rand::random()),
                     terms: SubmitTerms::default(),
                     body: body.clone(),
                 };
@@ -157,7 +159,7 @@ impl Peer {
             }
             Arrived::In(mailbox, id) => {
                 let items = vec![(mailbox, id)];
-                self.ask(&Request::AcknowledgeEach(items)).await;
+                self.ask(&Request::Acknowledge(items)).await;
             }
         }
     }
@@ -169,9 +171,9 @@ impl Peer {
     pub async fn next(&mut self) -> Heard {
         if let Version::V2 = self.version {
             return match self.v2_frame().await {
-                Outgoing::Stored { .. } => Heard::Stored,
-                Outgoing::Blob(blob) => Heard::Blob(Arrived::In(blob.mailbox, blob.id)),
-                Outgoing::Refused { refused, .. } => panic!("{refused:?}"),
+                Answer::Stored { .. } => Heard::Stored,
+                Answer::Blob(blob) => Heard::Blob(Arrived::In(blob.mailbox, blob.id)),
+                Answer::Refused(refused) => panic!("{refused:?}"),
                 _ => Heard::Other,
             };
         }
@@ -187,9 +189,9 @@ impl Peer {
         }
     }
 
-    async fn v2_frame(&mut self) -> Outgoing {
+    async fn v2_frame(&mut self) -> Answer {
         match v2_client::decode_server_frame(&self.frame().await).unwrap() {
-            v2_client::ServerFrame::Known(frame) => frame,
+            v2_client::ServerFrame::Known { answer, .. } => answer,
             v2_client::ServerFrame::Unknown { .. } => panic!("the relay is newer than this"),
         }
     }
@@ -204,15 +206,15 @@ impl Peer {
 
     async fn ask(&mut self, request: &Request) {
         self.asked += 1;
-        let frame = v2_client::encode_request(&Tag::Number(self.asked), request);
+        let frame = v2_client::encode_request(Tag::new(self.asked), request);
         self.socket.feed(Message::Binary(frame)).await.unwrap();
     }
 
     /// The name of a v1 request.
-    fn name(&mut self) -> Tag {
+    fn name(&mut self) -> v1::Tag {
         self.asked += 1;
         let (number, asked) = (self.number, self.asked);
-        Tag::Name(format!("22222222-2222-4222-{number:04}-{asked:012}").into())
+        v1::Tag::new(&format!("22222222-2222-4222-{number:04}-{asked:012}"))
     }
 
     fn secret(&self, which: usize) -> [u8; 32] {

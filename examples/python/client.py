@@ -1,6 +1,6 @@
 """Sends and receives end-to-end encrypted texts through a relay, over its native protocol (v2).
 
-    python client.py address                 what others need to write to you; makes me.key
+    python client.py address                 prints your address, which others send to; makes me.key
     python client.py receive [--follow]
     python client.py send --to ADDRESS hello
 """
@@ -25,7 +25,7 @@ from relay_pb2 import ClientFrame, Item, Opening, ServerFrame
 
 
 class Keys:
-    """What a device keeps to itself: the key of its mailbox, and the key that texts are sealed for."""
+    """A device's private keys: one opens its mailbox, the other decrypts its texts."""
 
     def __init__(self, path):
         try:
@@ -37,7 +37,7 @@ class Keys:
         self.mailbox_key = Ed25519PrivateKey.from_private_bytes(both[:32])
         self.sealing_key = X25519PrivateKey.from_private_bytes(both[32:])
         self.mailbox = self.mailbox_key.public_key().public_bytes_raw()
-        # What others need to write to us: where, and for which key.
+        # Others need this to write to us: the mailbox, and the public key to encrypt for.
         self.address = self.mailbox + self.sealing_key.public_key().public_bytes_raw()
 
 
@@ -61,17 +61,17 @@ def unseal(blob, keys):
 
 
 class Relay:
-    """A connection. One request at a time; what the relay pushes meanwhile waits in `pushed`."""
+    """A connection. It sends one request at a time; frames that the relay pushes meanwhile wait in `pushed`."""
 
     def __init__(self, socket, url):
         self.socket, self.pushed, self.requests = socket, [], 0
-        # The host that we dial, as proofs name it.
+        # The host that we dialled, in the form that signatures need.
         parts = urlsplit(url.lower())
         self.origin = parts.netloc.removesuffix(f":{parts.port}") if parts.port in (80, 443) else parts.netloc
         self.welcome = self.push("welcome").welcome
 
     def push(self, *kinds):
-        """The next push of these kinds. Kinds that we do not know are to be ignored."""
+        """Waits for the next push of these kinds. Ignores others, as the protocol demands for unknown kinds."""
         while True:
             frame = self.pushed.pop(0) if self.pushed else ServerFrame.FromString(self.socket.recv())
             if frame.WhichOneof("frame") in kinds:
@@ -89,10 +89,10 @@ class Relay:
 
     def send(self, text, address, v1_ok=False):
         mailbox = address[:32]
-        # Whoever keeps this secret may take the blob back later (Cancel).
+        # A client that keeps this secret can take the blob back later (Cancel).
         secret = secrets.token_bytes(32)
         blob_id = hashlib.sha256(b"vauchi.relay.v2 blob" + mailbox + secret).digest()[:16]
-        # After a lost connection the very same submit may be sent again: it is stored once.
+        # After a lost connection, the same submit can be sent again: the relay stores it once.
         self.ask(submit={"id": blob_id, "mailbox": mailbox, "v1_ok": v1_ok, "blob": seal(text, address)})
 
     def receive(self, keys, follow):
@@ -101,12 +101,14 @@ class Relay:
         opening = Opening(mailbox=keys.mailbox, signature=keys.mailbox_key.sign(signed))
         opened = self.ask(subscribe={"origin": self.origin, "openings": [opening]}).subscribed.openings[0]
         if opened.code:
-            raise SystemExit("the relay does not open the mailbox: is this the host that it is known by?")
+            raise SystemExit("the relay refuses to open the mailbox; is this host in its RELAY_PUBLIC_ORIGINS?")
         while True:
             frame = self.push("delivery", "caught_up", "go_away")
             if frame.WhichOneof("frame") == "delivery":
                 self.take(frame.delivery, keys)
-            elif not follow or frame.WhichOneof("frame") == "go_away":
+            elif frame.WhichOneof("frame") == "go_away":
+                raise SystemExit("the relay is about to stop; run this again")
+            elif not follow:
                 return
 
     def take(self, delivery, keys):
@@ -115,7 +117,7 @@ class Relay:
         except (InvalidTag, ValueError):
             text = f"(a blob of {len(delivery.blob)} bytes that is not for us)"
         print(text, flush=True)
-        # Only now, when it is safe on our side: the relay deletes it. What we cannot use goes, too.
+        # Acknowledge only after saving the text: the relay deletes it. Acknowledge blobs that we cannot use, too.
         self.ask(acknowledge={"items": [Item(mailbox=delivery.mailbox, id=delivery.id)]})
 
 
@@ -127,11 +129,11 @@ def main():
     parser.add_argument("--key", default="me.key")
     parser.add_argument("--to")
     parser.add_argument("--follow", action="store_true")
-    parser.add_argument("--v1-ok", action="store_true", help="clients of protocol v1 may get it, too")
+    parser.add_argument("--v1-ok", action="store_true", help="clients of protocol v1 may receive it, too")
     given = parser.parse_intermixed_args()
     if given.command == "address":
         return print(Keys(given.key).address.hex())
-    # The relay has a bound of its own for messages, and never compresses.
+    # The relay limits the size of messages itself, and never compresses.
     with connect(given.relay, subprotocols=["vauchi.relay.v2"], compression=None, max_size=None) as socket:
         relay = Relay(socket, given.relay)
         if given.command == "send":

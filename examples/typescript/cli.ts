@@ -2,7 +2,7 @@
 
 import { readFile, writeFile } from "node:fs/promises";
 import { parseArgs } from "node:util";
-import { Relay, hex, loadKeys, newKeys, unhex } from "./client";
+import { Relay, follow, hex, loadKeys, newKeys, unhex } from "./follow";
 
 const { values: given, positionals } = parseArgs({
   allowPositionals: true,
@@ -25,10 +25,12 @@ async function keys() {
 
 if (command === "address") {
   console.log(hex((await keys()).address));
+} else if (command === "receive" && given.follow) {
+  await follow(given.relay, await keys(), console.log, console.error, Socket as typeof WebSocket);
 } else if (command === "send" || command === "receive") {
   const relay = new Relay(given.relay, Socket);
   if (command === "send") await relay.send(text, unhex(given.to), given["v1-ok"]);
-  else await relay.receive(await keys(), (text) => console.log(text), given.follow);
+  else await relay.receive(await keys(), (text) => console.log(text));
   relay.socket.close();
 } else {
   console.error("usage: node dist/cli.js address | receive [--follow] | send --to ADDRESS TEXT [--relay URL] [--key FILE]");

@@ -13,16 +13,15 @@ const utf8 = (text: string): Bytes => join(new TextEncoder().encode(text));
 const random = (length: number): Bytes => crypto.getRandomValues(new Uint8Array(length));
 const sha256 = async (bytes: Bytes): Promise<Bytes> => new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
 
-/** What a device keeps to itself: the key of its mailbox, and the key that texts are sealed for. */
+/** A device's private keys: `sign` opens its mailbox, `open` decrypts its texts. */
 export type Keys = { sign: CryptoKey; open: CryptoKey; mailbox: Bytes; address: Bytes };
 
 export const newKeys = (): string => hex(random(64));
-
 export async function loadKeys(text: string): Promise<Keys> {
   const seeds = unhex(text.trim());
   const [sign, mailbox] = await privateKey("Ed25519", "70", seeds.slice(0, 32), ["sign"]);
   const [open, sealing] = await privateKey("X25519", "6e", seeds.slice(32), ["deriveBits"]);
-  // The address is what others need to write to us: where, and for which key.
+  // Others need the address to write to us: the mailbox, and the public key to encrypt for.
   return { sign, open, mailbox, address: join(mailbox, sealing) };
 }
 
@@ -79,23 +78,23 @@ export class Relay {
       this.wake();
     };
     this.socket.onerror = () => {}; // onclose follows.
-    // The host that we dial, as proofs name it.
+    // The host that we dialled, in the form that signatures need.
     this.origin = new URL(url.replace(/^ws/, "http")).host.replace(/:(80|443)$/, "");
   }
-  /** The first frame; the relay speaks first. */
+  /** The first frame: the relay speaks first. */
   private welcome = this.push();
 
   async send(text: string, address: Bytes, v1Ok = false): Promise<void> {
     await this.welcome;
     const mailbox = address.slice(0, 32);
-    // Whoever keeps this secret may take the blob back later (Cancel).
+    // A client that keeps this secret can take the blob back later (Cancel).
     const id = (await sha256(join(utf8("vauchi.relay.v2 blob"), mailbox, random(32)))).slice(0, 16);
-    // After a lost connection the very same submit may be sent again: it is stored once.
+    // After a lost connection, the same submit can be sent again: the relay stores it once.
     await this.ask({ case: "submit", value: { id, mailbox, v1Ok, blob: await seal(text, address) } });
   }
 
-  /** Shows what waits; with `follow` also what comes, until the connection ends. */
-  async receive(keys: Keys, show: (text: string) => unknown, follow = false): Promise<void> {
+  /** Shows what waits; with `follow` also new texts, until the relay goes away: returns how many ms to stay away. */
+  async receive(keys: Keys, show: (text: string) => unknown, follow = false): Promise<number> {
     const { relayId, challenge } = (await this.welcome).frame.value as Welcome;
     const words = utf8("vauchi.relay.v2 subscribe");
     const signed = join(words, relayId, challenge, await sha256(utf8(this.origin)), keys.mailbox);
@@ -103,18 +102,19 @@ export class Relay {
     const opening = { mailbox: keys.mailbox, proof: { case: "signature" as const, value: signature } };
     const { frame } = await this.ask({ case: "subscribe", value: { origin: this.origin, openings: [opening] } });
     if (frame.case === "subscribed" && frame.value.openings[0]?.code)
-      throw new Error("the relay does not open the mailbox: is this the host that it is known by?");
+      throw new Error("the relay refuses to open the mailbox; is this host in its RELAY_PUBLIC_ORIGINS?");
     for (;;) {
       const { frame } = await this.push();
       if (frame.case === "delivery") await this.deliver(frame.value, keys, show);
-      else if (frame.case === "goAway" || (frame.case === "caughtUp" && !follow)) return;
+      else if (frame.case === "goAway") return Number(frame.value.reconnectAfterMs);
+      else if (frame.case === "caughtUp" && !follow) return 0;
     }
   }
 
   private async deliver({ mailbox, id, blob }: Delivery, keys: Keys, show: (text: string) => unknown): Promise<void> {
     const text = await unseal(join(blob), keys).catch(() => `(a blob of ${blob.length} bytes that is not for us)`);
     await show(text);
-    // Only now, when it is safe on our side: the relay deletes it. What we cannot use goes, too.
+    // Acknowledge only after saving the text: the relay deletes it. Acknowledge blobs that we cannot use, too.
     await this.ask({ case: "acknowledge", value: { items: [{ mailbox, id }] } });
   }
 
@@ -132,7 +132,7 @@ export class Relay {
     return answer;
   }
 
-  /** The next frame that nobody asked for. */
+  /** Waits for the next push, a frame that no request asked for. */
   private async push(): Promise<ServerFrame> {
     for (;;) {
       if (this.pushed[0]) return this.pushed.shift()!;

@@ -5,17 +5,15 @@
 use libfuzzer_sys::fuzz_target;
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::BlobId;
-use vauchi_relay::protocol::message::{
-    Delivery, DeviceSync, DeviceSyncDelivery, Incoming, Outgoing, Request,
-};
-use vauchi_relay::protocol::{v1, v1_client};
+use vauchi_relay::protocol::v1::message::{Delivery, DeviceSync, DeviceSyncDelivery};
+use vauchi_relay::protocol::v1::{self, Answer, Incoming, Request, client};
 
 fuzz_target!(|bytes: &[u8]| {
     // As they come, and with a prefix that is right, which few inputs have by themselves.
     let prefixed = [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
     for frame in [bytes, &prefixed] {
         v1::tag_of(frame);
-        drop(v1_client::decode_server_frame(frame));
+        drop(client::decode_server_frame(frame));
         if let Incoming::Request { request, .. } = v1::decode(frame) {
             hand_on(request);
         }
@@ -31,7 +29,7 @@ fn hand_on(request: Request) {
                 sender_id: submit.sender_id.clone(),
                 body: submit.body.clone(),
             };
-            assert_eq!(again(Outgoing::Delivery(delivery)), Request::Submit(submit));
+            assert_eq!(again(Answer::Delivery(delivery)), Request::Submit(submit));
         }
         Request::DeviceSync(sync) => assert_eq!(again(delivered(&sync)), Request::DeviceSync(sync)),
         Request::AccountRevoked(revoked) => {
@@ -40,12 +38,16 @@ fn hand_on(request: Request) {
             };
             assert_eq!(request, Request::AccountRevoked(revoked));
         }
-        _ => {}
+        Request::Acknowledge(_)
+        | Request::DeviceSyncAcknowledge(_)
+        | Request::RecoveryStore(_)
+        | Request::RecoveryQuery(_)
+        | Request::Purge(_) => {}
     }
 }
 
-fn delivered(sync: &DeviceSync) -> Outgoing {
-    Outgoing::DeviceSync(DeviceSyncDelivery {
+fn delivered(sync: &DeviceSync) -> Answer {
+    Answer::DeviceSync(DeviceSyncDelivery {
         id: BlobId::from_bytes([7; 16]),
         identity_as_spelt: sync.identity.to_hex().into(),
         target_as_spelt: sync.target_device.to_hex().into(),
@@ -56,8 +58,8 @@ fn delivered(sync: &DeviceSync) -> Outgoing {
 }
 
 /// Reads what the relay writes; a delivery has the form of a request.
-fn again(outgoing: Outgoing) -> Request {
-    match v1::decode(&v1::encode(&outgoing, Timestamp::default())) {
+fn again(answer: Answer) -> Request {
+    match v1::decode(&v1::encode(None, &answer, Timestamp::default())) {
         Incoming::Request { request, .. } => request,
         other => panic!("{other:?}"),
     }

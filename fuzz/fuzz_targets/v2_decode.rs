@@ -4,9 +4,8 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use vauchi_relay::protocol::message::Incoming;
-use vauchi_relay::protocol::v2_client::{ServerFrame, decode_server_frame, encode_request};
-use vauchi_relay::protocol::{message::Tag, v2};
+use vauchi_relay::protocol::v2::client::{ServerFrame, decode_server_frame, encode_request};
+use vauchi_relay::protocol::v2::{self, Incoming};
 
 fuzz_target!(|bytes: &[u8]| {
     // As they come, and after a number, without which few requests are looked at.
@@ -22,20 +21,20 @@ fuzz_target!(|bytes: &[u8]| {
 fn ask_again(frame: &Bytes) {
     let read = v2::decode(frame);
     if let Incoming::Request { tag, request } = &read {
-        assert_eq!(v2::decode(&encode_request(tag, request)), read);
+        assert_eq!(v2::decode(&encode_request(*tag, request)), read);
     }
     if let Incoming::Unsupported { tag } = &read {
-        assert_ne!(*tag, Tag::Number(0));
+        assert!(tag.is_some());
     }
 }
 
 fn say_again(frame: &Bytes) {
-    if let Ok(ServerFrame::Known(said)) = decode_server_frame(frame) {
+    if let Ok(ServerFrame::Known { answers, answer }) = decode_server_frame(frame) {
         // A word for a code that is not known is the same word for another number.
-        let once = decode_server_frame(&v2::encode(&said));
-        let Ok(ServerFrame::Known(again)) = &once else {
+        let once = decode_server_frame(&v2::encode(answers, &answer));
+        let Ok(ServerFrame::Known { answers, answer }) = &once else {
             panic!("what was written anew is not understood")
         };
-        assert_eq!(decode_server_frame(&v2::encode(again)), once);
+        assert_eq!(decode_server_frame(&v2::encode(*answers, answer)), once);
     }
 }

@@ -61,7 +61,7 @@ pub(super) struct Manifest {
 impl Manifest {
     /// For a copy of the database, by its name and the moment of it.
     pub(super) fn of(
-        contents: crate::store::sqlite_backup::Contents,
+        contents: crate::store::sqlite::backup::Contents,
         created_at: String,
         moment: Timestamp,
         database_bytes: u64,

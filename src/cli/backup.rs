@@ -19,7 +19,7 @@ use crate::config::{Config, StorageBackend};
 use crate::filesystem;
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::DATABASE_FILE;
-use crate::store::sqlite_backup::{Copy, Serving, log_bytes};
+use crate::store::sqlite::backup::{Copy, Serving, log_bytes};
 
 /// Back up a relay, even while it runs: database and secret in one file.
 ///

@@ -32,7 +32,8 @@ pub(super) fn goes_along(config: &Config) -> Option<Result<(), Place>> {
     let root = Path::new("/");
     // Only the first process of a container has this number; on a machine it is the init system.
     let is_first = std::process::id() == 1;
-    if !is_first && !is_container(root, |name| std::env::var_os(name)) {
+    let in_container = is_container(root, |name| std::env::var_os(name));
+    if !may_lose(config, is_first, in_container) {
         return None;
     }
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
@@ -41,6 +42,14 @@ pub(super) fn goes_along(config: &Config) -> Option<Result<(), Place>> {
         Some(place) => Err(place),
         None => Ok(()),
     })
+}
+
+/// Whether this process is in a container whose removal would surprise its operator.
+///
+/// In a development container somebody starts the relay in a checkout, and without any setting:
+/// blobs are then in ./data, which a warning of its own names, and go with the checkout.
+const fn may_lose(config: &Config, is_first: bool, in_container: bool) -> bool {
+    is_first || (in_container && !config.data_dir_is_fallback)
 }
 
 /// The warning of a start.
@@ -192,6 +201,22 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let pod = |name: &str| (name == "KUBERNETES_SERVICE_HOST").then(|| "10.0.0.1".into());
         assert!(is_container(root.path(), pod));
+    }
+
+    /// `cargo run` in a development container was warned about the data of a service.
+    #[test]
+    fn a_checkout_in_a_development_container_is_not_warned_about() {
+        let checkout = Config {
+            data_dir_is_fallback: true,
+            ..Config::default()
+        };
+        assert!(!may_lose(&checkout, false, true));
+        // An image of somebody's own, without a /data and without the setting.
+        assert!(may_lose(&checkout, true, true));
+        let service = Config::default();
+        assert!(may_lose(&service, false, true));
+        assert!(may_lose(&service, true, false));
+        assert!(!may_lose(&service, false, false));
     }
 
     #[test]

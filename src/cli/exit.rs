@@ -1,4 +1,4 @@
-//! Exit codes, as README lists them.
+//! Exit codes, as docs/operations.md lists them.
 
 /// Everything was done; a relay was drained before it stopped.
 pub const DRAINED: u8 = 0;

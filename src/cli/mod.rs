@@ -1,19 +1,19 @@
-//! The commands of the `vauchi-relay` binary: a file each.
+//! The commands of the `vauchi-relay` binary: a file or a folder each.
 //!
 //! `serve` runs the relay and begins with what `banner` says; `check` shows the settings and, with
-//! `preflight`, tries what a start needs; `keygen`, `send`, `receive` (with `collect`, its v2 part),
-//! `withdraw` (`cancel` and `extend`), `purge`, `unpin` and `recovery` talk to `relays`, for scripts
-//! and by hand, and what they collect goes to a `folder`; `healthcheck` is for probes; `manual` makes
-//! the manual page and the completions. `backup`, `verify` and `restore` share `archive` (the file),
-//! `scratch` (a folder for unfinished files) and `progress` (what a terminal is shown meanwhile).
-//! `exit` lists the exit codes, `descriptors` counts what connections take of the system, `container`
-//! tells whether data goes with one.
+//! `preflight`, tries what a start needs; `keygen`, `send`, `receive`, `withdraw` (`cancel` and
+//! `extend`), `purge`, `unpin` and `recovery` `connect` to relays, for scripts and by hand, and what they
+//! collect goes to a `folder`; `healthcheck` is for probes; `manual` makes the manual page and the
+//! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
+//! unfinished files) and `progress` (what a terminal is shown meanwhile). `exit` lists the exit codes,
+//! `descriptors` counts what connections take of the system, `container` tells whether data goes with
+//! one.
 
 mod archive;
 mod backup;
 pub mod banner;
 mod check;
-mod collect;
+mod connect;
 mod container;
 pub mod descriptors;
 pub mod exit;
@@ -26,7 +26,6 @@ mod progress;
 mod purge;
 mod receive;
 mod recovery;
-mod relays;
 mod restore;
 mod scratch;
 mod send;
@@ -44,8 +43,8 @@ use crate::config::Config;
 
 /// A store-and-forward relay for end-to-end encrypted blobs.
 ///
-/// Without a command it runs the relay. Settings are RELAY_* environment variables; README and
-/// vauchi-relay(1) list them.
+/// Without a command it runs the relay. Settings are RELAY_* environment variables;
+/// docs/configuration.md and vauchi-relay(1) list them.
 ///
 /// Exit codes: 0 success, or drained and stopped; 1 the relay could not start, or the command failed; 2
 /// invalid settings or arguments; 3 stopped before the drain was complete.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde_json::json;
 
+use super::connect::{Relays, explained, keys, open};
 use super::keygen;
-use super::relays::{Relays, explained, keys, open};
 use crate::client::Receipts;
 
 /// Delete everything that waits in your mailboxes, unread.

@@ -7,10 +7,10 @@ use anyhow::Context;
 use data_encoding::HEXLOWER;
 use serde_json::json;
 
+use super::connect::{Relays, explained, open, parse_32_bytes, read_file};
 use super::folder::Folder;
 use super::keygen;
 use super::receive::print;
-use super::relays::{Relays, explained, open, parse_32_bytes, read_file};
 use crate::client::{FoundProof, Receipts};
 
 /// Store a recovery proof under the hash of a lost key, or look such proofs up.

@@ -13,10 +13,10 @@ use data_encoding::HEXLOWER;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::progress::Progress;
-use super::relays::{
+use super::connect::{
     Relays, answer_within, explained, open, parse_32_bytes, parse_mailbox, parse_span, read_file,
 };
+use super::progress::Progress;
 use super::{Usage, keygen};
 use crate::client::{
     Blob, Client, ClientError, MailboxId, MailboxKey, Receipts, Submitted, Terms, v1,
@@ -336,8 +336,9 @@ mod tests {
 
     use super::*;
     use crate::client::played_relay::listen;
-    use crate::clock::Timestamp;
-    use crate::protocol::message::{Outgoing, Refused, Request, Submit};
+    use crate::protocol::message::Refused;
+    use crate::protocol::v1::message::Submit;
+    use crate::protocol::v1::{Answer, Request};
 
     fn args(relay: &str, more: &[&str]) -> Args {
         let command = Args::augment_args(clap::Command::new("send"));
@@ -354,21 +355,10 @@ mod tests {
         let play = async {
             let mut relay = accept.await;
             relay.handshake().await;
-            relay.send(Outgoing::HandshakeAccepted).await;
+            relay.send(Answer::HandshakeAccepted).await;
             let (tag, request) = relay.request().await.unwrap();
-            relay
-                .send(match refused {
-                    Some(refused) => Outgoing::Refused {
-                        tag: Some(tag),
-                        refused,
-                    },
-                    None => Outgoing::Stored {
-                        tag,
-                        expires_at: Timestamp::default(),
-                        duplicate: false,
-                    },
-                })
-                .await;
+            let answer = refused.map_or(Answer::Stored, Answer::Refused);
+            relay.answer(&tag, answer).await;
             while relay.request().await.is_some() {}
             match request {
                 Request::Submit(submit) => submit,

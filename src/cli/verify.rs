@@ -10,7 +10,7 @@ use super::archive::{self, Unpacked, in_blobs};
 use super::banner::{full_path, in_bytes};
 use super::progress::Progress;
 use super::scratch::{Scratch, folder_of, name_what_was_left};
-use crate::store::sqlite_backup::{Checked, Copy, newest_schema};
+use crate::store::sqlite::backup::{Checked, Copy, newest_schema};
 
 /// Check that a backup is complete and can be restored. Changes nothing.
 ///

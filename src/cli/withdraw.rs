@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::Usage;
-use super::relays::{Relays, explained, parse_32_bytes, parse_mailbox, parse_span, read_file};
+use super::connect::{Relays, explained, parse_32_bytes, parse_mailbox, parse_span, read_file};
 use crate::client::{BlobSecret, Client, ClientError, MailboxId};
 
 /// Cancel blobs that you sent and the recipient has not collected yet.

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use super::ClientError;
-use super::ask::{Ask, Waiter};
 use super::blob::Item;
+use super::request::{Ask, Waiter};
 use crate::ids::MailboxId;
-use crate::protocol::message::Request;
+use crate::protocol::v2::Request;
 
 /// In the order given. Bounded by the room that each waiter has taken.
 #[derive(Default)]
@@ -42,7 +42,7 @@ impl Acknowledgements {
                 waiter.tell(Err(ClientError::NotOpen));
             }
         }
-        let ask = Ask::Request(Request::AcknowledgeEach(items));
+        let ask = Ask::Request(Request::Acknowledge(items));
         (!waiters.is_empty()).then_some((ask, waiters))
     }
 

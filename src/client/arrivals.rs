@@ -4,12 +4,11 @@ use std::collections::HashSet;
 
 use super::ClientError;
 use super::blob::{Delivery, Event, Item, Receipt};
+use super::duplicates::{Acknowledging, Coming, Duplicates};
 use super::inbox::{Inbox, Size};
 use super::pad::unpad;
-use super::seen::{Acknowledging, Coming, Seen};
-use crate::clock::Timestamp;
 use crate::ids::MailboxId;
-use crate::protocol::message_v2::{BlobDelivery, ReceiptDelivery};
+use crate::protocol::v2::message::{BlobDelivery, ReceiptDelivery};
 
 /// What a receipt counts in the window.
 const RECEIPT_BYTES: usize = 64;
@@ -17,7 +16,7 @@ const RECEIPT_BYTES: usize = 64;
 /// Blobs, receipts and words on their way to the application. Outlives connections.
 pub(super) struct Arrivals {
     inbox: Inbox,
-    seen: Seen,
+    duplicates: Duplicates,
     /// Came once more after they were acknowledged; they hold a slot of the window until they are
     /// acknowledged again.
     came_again: Vec<Item>,
@@ -33,7 +32,7 @@ impl Arrivals {
     pub(super) fn new(window_blobs: u32, window_bytes: u64) -> Self {
         Self {
             inbox: Inbox::new(window_blobs, window_bytes),
-            seen: Seen::default(),
+            duplicates: Duplicates::default(),
             came_again: Vec::new(),
             missed: HashSet::new(),
             leaving: HashSet::new(),
@@ -41,7 +40,7 @@ impl Arrivals {
     }
 
     pub(super) fn connected(&mut self, relay: [u8; 32]) {
-        self.seen.at(relay);
+        self.duplicates.at(relay);
     }
 
     pub(super) fn disconnected(&mut self) {
@@ -57,12 +56,12 @@ impl Arrivals {
             mailbox: blob.mailbox,
             id: blob.id,
         };
-        let is_stored = blob.expires_at != Timestamp::default();
+        let is_stored = blob.expires_at.is_some();
         let bytes = blob.body.len();
         let delivery = Delivery {
             item,
             stored_at: blob.stored_at,
-            expires_at: is_stored.then_some(blob.expires_at),
+            expires_at: blob.expires_at,
             redelivered: blob.redelivered,
             body: unpad(blob.body),
         };
@@ -70,7 +69,7 @@ impl Arrivals {
             self.stored(item, Event::Blob(delivery), bytes)
         } else {
             // One without room is lost, as live-only blobs may be.
-            self.seen.comes_live(item) == Coming::New
+            self.duplicates.comes_live(item) == Coming::New
                 && self.inbox.push(Event::Blob(delivery), Size::Live(bytes))
         }
     }
@@ -91,7 +90,7 @@ impl Arrivals {
     }
 
     fn stored(&mut self, item: Item, event: Event, bytes: usize) -> bool {
-        match self.seen.comes(item) {
+        match self.duplicates.comes(item) {
             // Whoever has it will acknowledge it.
             Coming::InHand => return false,
             Coming::Acknowledged => {
@@ -104,7 +103,7 @@ impl Arrivals {
         let has_gone =
             !self.missed.contains(&item.mailbox) && self.inbox.push(event, Size::Stored(bytes));
         if !has_gone {
-            self.seen.forget(&item);
+            self.duplicates.forget(&item);
             self.missed.insert(item.mailbox);
         }
         has_gone
@@ -126,7 +125,7 @@ impl Arrivals {
     /// when it opens the mailbox again.
     pub(super) fn unsubscribed(&mut self, mailbox: &MailboxId) {
         self.inbox.closed(mailbox);
-        self.seen.closed(mailbox);
+        self.duplicates.closed(mailbox);
         self.left(&[*mailbox]);
         self.came_again.retain(|item| item.mailbox != *mailbox);
     }
@@ -165,7 +164,7 @@ impl Arrivals {
 
     /// The application has kept it.
     pub(super) fn acknowledged(&mut self, item: Item) -> Acknowledging {
-        self.seen.acknowledged(item)
+        self.duplicates.acknowledged(item)
     }
 
     /// Acknowledged before, and to be acknowledged again: so many of them.
@@ -176,6 +175,6 @@ impl Arrivals {
 
     /// Whether something of this relay's is in the application's hands or on the way there.
     pub(super) fn is_any_in_hand(&self) -> bool {
-        self.seen.is_any_in_hand()
+        self.duplicates.is_any_in_hand()
     }
 }

@@ -6,8 +6,8 @@ use super::ClientError;
 use super::key::BlobSecret;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
-pub use crate::protocol::message_v2::{ReceiptKind, SubmitTerms as Terms};
 use crate::protocol::proof;
+pub use crate::protocol::v2::message::{ReceiptKind, SubmitTerms as Terms};
 
 /// A blob to submit. Its name is fixed when it is made, so handing it in again, through this client or
 /// a later one, stores it once. Who may have to do so keeps [`Blob::secret`] with it.

@@ -19,10 +19,10 @@ use tokio_tungstenite::{
 };
 
 use super::{ClientError, Options};
-use crate::protocol::message::Outgoing;
-use crate::protocol::message_v2::Welcome;
+use crate::protocol::v2::Answer;
 use crate::protocol::v2::SUBPROTOCOL;
-use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
+use crate::protocol::v2::client::{ServerFrame, decode_server_frame};
+use crate::protocol::v2::message::Welcome;
 
 /// What the socket's read buffer takes at once; tungstenite's 128 KiB are too much for a program that
 /// holds many clients.
@@ -246,7 +246,10 @@ async fn welcome(socket: &mut Socket) -> Result<Welcome, ClientError> {
         match socket.next().await {
             Some(Ok(Message::Binary(frame))) => {
                 return match decode_server_frame(&frame) {
-                    Ok(ServerFrame::Known(Outgoing::Welcome { welcome, .. })) => Ok(*welcome),
+                    Ok(ServerFrame::Known {
+                        answer: Answer::Welcome(welcome),
+                        ..
+                    }) => Ok(*welcome),
                     Ok(_) => Err(ClientError::Protocol("the first frame is not a Welcome")),
                     Err(bad) => Err(ClientError::Protocol(bad.0)),
                 };

@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::ask::Ask;
+use super::request::Ask;
 use super::{
     ANSWER_TO_SOMETHING_ELSE, BlobSecret, Client, ClientError, FoundProof, MailboxId, PurgedMailbox,
 };
 use crate::clock::Timestamp;
-use crate::protocol::message::{
-    Outgoing, RECOVERY_HASHES_MAX, RecoveryProof, RecoveryQuery, Request,
-};
-use crate::protocol::message_v2::{Withdrawal, WithdrawalKind};
+use crate::protocol::message::{RECOVERY_HASHES_MAX, RecoveryProof, RecoveryQuery};
+use crate::protocol::v2::message::{Withdrawal, WithdrawalKind};
+use crate::protocol::v2::{Answer, Request};
 
 /// What a relay keeps under hashes of lost keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,9 +57,9 @@ impl Client {
     /// was. They stay open. When a connection breaks meanwhile, what had been deleted by then is not
     /// counted.
     pub async fn purge(&self, mailboxes: &[MailboxId]) -> Result<Vec<PurgedMailbox>, ClientError> {
-        let request = Request::PurgeMailboxes(mailboxes.to_vec());
+        let request = Request::Purge(mailboxes.to_vec());
         match self.request(Ask::Request(request)).await? {
-            Outgoing::PurgedMailboxes { mailboxes, .. } => Ok(mailboxes),
+            Answer::Purged(mailboxes) => Ok(mailboxes),
             _ => Err(ANSWER_TO_SOMETHING_ELSE),
         }
     }
@@ -84,7 +83,7 @@ impl Client {
         let proof = proof.into();
         let request = Request::RecoveryStore(RecoveryProof { key_hash, proof });
         match self.request(Ask::Request(request)).await? {
-            Outgoing::RecoveryKept { expires_at, .. } => Ok(expires_at),
+            Answer::RecoveryKept { expires_at } => Ok(expires_at),
             _ => Err(ANSWER_TO_SOMETHING_ELSE),
         }
     }
@@ -100,10 +99,9 @@ impl Client {
         }
         let request = Request::RecoveryQuery(RecoveryQuery {
             key_hashes: key_hashes.to_vec(),
-            is_cut: false,
         });
         match self.request(Ask::Request(request)).await? {
-            Outgoing::RecoveryFound { proofs, more, .. } => Ok(RecoveryProofs {
+            Answer::RecoveryFound { proofs, more } => Ok(RecoveryProofs {
                 proofs,
                 is_cut: more,
             }),

@@ -4,8 +4,8 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use sha2::{Digest as _, Sha256};
 
 use crate::ids::MailboxId;
-use crate::protocol::message_v2::{Opening, OpeningProof};
 use crate::protocol::proof;
+use crate::protocol::v2::message::{Opening, OpeningProof};
 
 /// What opens a mailbox for reading. The mailbox follows from it; nothing is registered anywhere.
 #[derive(Clone)]

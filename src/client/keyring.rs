@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::ClientError;
 use super::arrivals::Arrivals;
-use super::ask::{Answer, Key, Live, not_opened};
+use super::request::{Key, Live, Outcome, not_opened};
 use crate::ids::MailboxId;
-use crate::protocol::message::Outgoing;
+use crate::protocol::v2::Answer;
 
 /// Open mailboxes, each with its key.
 #[derive(Default)]
@@ -51,8 +51,8 @@ impl Keyring {
     }
 
     /// Keeps the keys that have opened their mailboxes, except those that are to be closed by now.
-    pub(super) fn opened(&mut self, keys: Vec<Key>, answer: &Answer, closed: &HashSet<MailboxId>) {
-        let Ok(Outgoing::Subscribed { openings, .. }) = answer else {
+    pub(super) fn opened(&mut self, keys: Vec<Key>, answer: &Outcome, closed: &HashSet<MailboxId>) {
+        let Ok(Answer::Subscribed(openings)) = answer else {
             return;
         };
         for (mut key, opened) in keys.into_iter().zip(openings) {
@@ -69,11 +69,11 @@ impl Keyring {
     }
 
     /// What does not open again is closed, and the application told so.
-    pub(super) fn reopened(&mut self, keys: &[Key], outcome: &Answer, arrivals: &mut Arrivals) {
+    pub(super) fn reopened(&mut self, keys: &[Key], outcome: &Outcome, arrivals: &mut Arrivals) {
         for (at, key) in keys.iter().enumerate() {
             let mailbox = key.key.mailbox();
             let why = match outcome {
-                Ok(Outgoing::Subscribed { openings, .. }) => match openings.get(at) {
+                Ok(Answer::Subscribed(openings)) => match openings.get(at) {
                     Some(Ok(_)) => continue,
                     Some(Err(code)) => not_opened(code),
                     None => ClientError::Protocol("the answer lists too few mailboxes"),

@@ -11,13 +11,13 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
 use super::ClientError;
-use super::ask::Live;
-use super::book::{Book, Heard};
 use super::dial::{Dialled, Dialler, Socket, closed, lost};
+use super::request::Live;
 use super::routes::Routes;
-use super::turns::Next;
-use crate::protocol::message_v2::{GoAway, GoAwayReason};
-use crate::protocol::v2_client::{ServerFrame, decode_server_frame};
+use super::send_order::Next;
+use super::state::{Heard, State};
+use crate::protocol::v2::client::{ServerFrame, decode_server_frame};
+use crate::protocol::v2::message::{GoAway, GoAwayReason};
 
 /// How long a frame may take to be written, and how many bytes have a second more: as long as the relay
 /// takes for reading and writing it.
@@ -36,7 +36,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What the task and the client share.
 pub(super) struct Shared {
     /// Nothing awaits under this lock.
-    book: Mutex<Book>,
+    state: Mutex<State>,
     /// Somebody has asked something, or the client shall close.
     pub(super) asked: Notify,
     /// Something has come, or the end.
@@ -44,17 +44,17 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(book: Book) -> Self {
+    pub(super) fn new(state: State) -> Self {
         Self {
-            book: Mutex::new(book),
+            state: Mutex::new(state),
             asked: Notify::new(),
             arrived: Notify::new(),
         }
     }
 
-    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Each change under the lock is whole before anything that could panic.
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,11 +80,11 @@ pub(super) struct Link {
 impl Drop for Link {
     /// However the task ends, nobody waits for it: it may be cut off with its runtime.
     fn drop(&mut self) {
-        let mut book = self.shared.book();
-        if book.ended().is_none() {
-            book.end(ClientError::Finished);
+        let mut state = self.shared.state();
+        if state.ended().is_none() {
+            state.end(ClientError::Finished);
         }
-        drop(book);
+        drop(state);
         self.shared.arrived.notify_waiters();
     }
 }
@@ -93,7 +93,7 @@ impl Link {
     /// Runs until the client is closed, or gives up.
     pub(super) async fn run(mut self) {
         let why = self.stay_connected().await;
-        self.shared.book().end(why.clone());
+        self.shared.state().end(why.clone());
         if let Some(first) = self.first.take() {
             first.send(Err(why)).ok();
         }
@@ -103,7 +103,7 @@ impl Link {
         let mut alone_since = Instant::now();
         let mut tried = 0;
         loop {
-            if self.shared.book().is_finished() {
+            if self.shared.state().is_finished() {
                 return ClientError::Finished;
             }
             let (at, when) = self.routes.next(Instant::now());
@@ -122,7 +122,7 @@ impl Link {
                     }
                     let began = Instant::now();
                     let (ended, has_served) = self.serve(dialled).await;
-                    self.shared.book().disconnected();
+                    self.shared.state().disconnected();
                     let now = Instant::now();
                     let was_good = self.was_good(now - began, has_served, &ended);
                     if was_good {
@@ -153,7 +153,7 @@ impl Link {
             if is_enough || self.is_too_long(alone_since) {
                 return why;
             }
-            self.shared.book().trouble = Some(why);
+            self.shared.state().trouble = Some(why);
         }
     }
 
@@ -190,7 +190,7 @@ impl Link {
             _ => std::future::pending().await,
         }
         // Whoever has to wait has failed before.
-        let why = self.shared.book().trouble.clone();
+        let why = self.shared.state().trouble.clone();
         why.unwrap_or(ClientError::Timeout)
     }
 
@@ -206,7 +206,7 @@ impl Link {
         let silence = silence.min(self.ping_after);
         let shared = Arc::clone(&self.shared);
         let live = Live { welcome, origin };
-        shared.book().connected(live, Instant::now());
+        shared.state().connected(live, Instant::now());
         // At another relay mailboxes may have been closed, and nothing need ever be heard there.
         shared.arrived.notify_waiters();
         let (sink, stream) = socket.split();
@@ -223,7 +223,7 @@ impl Link {
             ended = write(sink, &shared) => ended,
         };
         let ended = match go_away {
-            Some(go_away) if !shared.book().is_finished() => Ended::SentAway(go_away),
+            Some(go_away) if !shared.state().is_finished() => Ended::SentAway(go_away),
             _ => ended,
         };
         (ended, has_served)
@@ -232,7 +232,7 @@ impl Link {
 
 /// Comes when the client is to end and owes nothing.
 async fn finished(shared: &Shared) {
-    while !shared.book().is_finished() {
+    while !shared.state().is_finished() {
         shared.asked.notified().await;
     }
 }
@@ -276,7 +276,7 @@ impl Reader<'_> {
             let heard = tokio::time::timeout(self.silence, self.stream.next()).await;
             if heard.is_err() && !is_asked {
                 is_asked = true;
-                self.shared.book().ping();
+                self.shared.state().ping();
                 self.shared.asked.notify_one();
                 continue;
             }
@@ -304,12 +304,12 @@ impl Reader<'_> {
     }
 
     fn hear(&mut self, frame: ServerFrame) {
-        let mut book = self.shared.book();
-        let heard = book.hear(frame, Instant::now());
+        let mut state = self.shared.state();
+        let heard = state.hear(frame, Instant::now());
         if let Heard::GoAway(_) = heard {
-            book.sent_away();
+            state.sent_away();
         }
-        drop(book);
+        drop(state);
         match heard {
             Heard::Nothing => {}
             Heard::Answer | Heard::Event => *self.has_served = true,
@@ -326,7 +326,7 @@ async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
     // What the frame before has left unwritten goes first.
     let mut before = 0;
     loop {
-        let next = shared.book().next(Instant::now());
+        let next = shared.state().next(Instant::now());
         let is_written = match next {
             Next::Write(frame) => {
                 let bytes = frame.len() + std::mem::replace(&mut before, frame.len());

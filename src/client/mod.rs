@@ -60,23 +60,18 @@
 //! other refusal is the caller's. [`Options::answer_within`] and [`Client::submit_within`] bound how long
 //! a request may go without an answer.
 //!
-//! Inside: [`Client`] notes what it asks (`ask`) in the `book`, which outlives connections, as does the
-//! `keyring` of open mailboxes and the `acknowledgements` that wait; `turns` says which request goes
-//! next. What comes are `arrivals`: what was `seen` before is left out, the rest waits in the `inbox`.
-//! The task of `link` owns the socket and carries the book's frames; `dial` gets it a connection,
+//! Inside: [`Client`] notes each `request` in the `state`, which outlives connections, as does the
+//! `keyring` of open mailboxes and the `acknowledgements` that wait; `send_order` says which request goes
+//! next. What comes are `arrivals`: `duplicates` are left out, the rest waits in the `inbox`. The task of
+//! `link` owns the socket and carries the frames that the state gives it; `dial` gets it a connection,
 //! `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options` are what a caller
 //! holds; `errands` are the requests that few need.
 
 mod acknowledgements;
 mod arrivals;
-mod ask;
 mod blob;
-mod book;
-#[cfg(test)]
-mod book_mailbox_tests;
-#[cfg(test)]
-mod book_tests;
 mod dial;
+mod duplicates;
 mod errands;
 mod error;
 mod inbox;
@@ -87,12 +82,15 @@ mod options;
 pub mod pad;
 #[cfg(test)]
 pub(crate) mod played_relay;
+mod request;
 mod routes;
-mod seen;
-mod turns;
+mod send_order;
+mod state;
+#[cfg(test)]
+mod state_mailbox_tests;
+#[cfg(test)]
+mod state_tests;
 pub mod v1;
-mod v1_connection;
-mod v1_options;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,19 +100,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::ask::{Answer, Ask, Key, Waiter, each_opened};
 pub use self::blob::{Blob, Delivery, Event, Item, Receipt, ReceiptKind, Submitted, Terms};
-use self::book::Book;
 use self::dial::Dialler;
 pub use self::errands::RecoveryProofs;
 pub use self::error::ClientError;
 pub use self::key::{BlobSecret, MailboxKey};
 use self::link::{Link, Shared};
 pub use self::options::Options;
+use self::request::{Ask, Key, Outcome, Waiter, each_opened};
 use self::routes::Routes;
+use self::state::State;
 pub use crate::ids::{BlobId, MailboxId};
-use crate::protocol::message::{Outgoing, Submit};
-pub use crate::protocol::message_v2::{FoundProof, Limits, Opened, PurgedMailbox};
+use crate::protocol::v2::message::Submit;
+pub use crate::protocol::v2::message::{FoundProof, Limits, Opened, PurgedMailbox};
+use crate::protocol::v2::{Answer, Tag};
 
 /// Whether the senders of a mailbox's blobs may get every receipt they asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -142,7 +141,7 @@ pub struct Client {
 const ANSWER_TO_SOMETHING_ELSE: ClientError =
     ClientError::Protocol("the answer is of another kind than the request");
 
-fn waiter(room: Vec<OwnedSemaphorePermit>) -> (Waiter, oneshot::Receiver<Answer>) {
+fn waiter(room: Vec<OwnedSemaphorePermit>) -> (Waiter, oneshot::Receiver<Outcome>) {
     let (tell, told) = oneshot::channel();
     (Waiter { tell, room }, told)
 }
@@ -217,8 +216,8 @@ impl Client {
         options: Options,
         first: Option<oneshot::Sender<Result<(), ClientError>>>,
     ) -> Result<Self, ClientError> {
-        let book = Book::new(&options);
-        let shared = Arc::new(Shared::new(book));
+        let state = State::new(&options);
+        let shared = Arc::new(Shared::new(state));
         let link = Link {
             shared: Arc::clone(&shared),
             dialler: Dialler::new(&options)?,
@@ -241,25 +240,25 @@ impl Client {
 
     /// Whether there is a connection at this moment.
     pub fn is_connected(&self) -> bool {
-        self.shared.book().live().is_some()
+        self.shared.state().live().is_some()
     }
 
     /// Why there is no connection, for who wants to show it; `None` while there is one.
     pub fn trouble(&self) -> Option<ClientError> {
-        self.shared.book().trouble.clone()
+        self.shared.state().trouble.clone()
     }
 
     /// The public key of the relay that the client is connected to, for deriving secrets that no other
     /// relay sees; `None` while there is no connection.
     pub fn relay_id(&self) -> Option<[u8; 32]> {
-        let book = self.shared.book();
-        book.live().map(|live| live.welcome.relay_id)
+        let state = self.shared.state();
+        state.live().map(|live| live.welcome.relay_id)
     }
 
     /// What the relay that the client is connected to takes; `None` while there is no connection.
     pub fn limits(&self) -> Option<Limits> {
-        let book = self.shared.book();
-        book.live().map(|live| live.welcome.limits)
+        let state = self.shared.state();
+        state.live().map(|live| live.welcome.limits)
     }
 
     /// Hands in a blob and waits until a relay has stored or refused it, over as many connections as
@@ -299,8 +298,7 @@ impl Client {
         let room = patience.for_room(room).await?;
         let submit = Submit {
             recipient: blob.mailbox,
-            id: Some(blob.id()),
-            sender_id: None,
+            id: blob.id(),
             terms: blob.terms.clone(),
             body: blob.body.clone(),
         };
@@ -309,15 +307,14 @@ impl Client {
             .ask(Ask::Submit { submit, pads }, room, patience)
             .await?
         {
-            Outgoing::Stored {
+            Answer::Stored {
                 expires_at,
                 duplicate,
-                ..
             } => Ok(Submitted::Stored {
                 expires_at,
                 duplicate,
             }),
-            Outgoing::Handed { .. } => Ok(Submitted::Handed),
+            Answer::Handed => Ok(Submitted::Handed),
             _ => Err(ANSWER_TO_SOMETHING_ELSE),
         }
     }
@@ -348,7 +345,7 @@ impl Client {
         let patience = Patience::new(self.answer_within);
         let room = patience.for_room(self.requests.take(1)).await?;
         let (waiter, told) = waiter(vec![room]);
-        let number = self.shared.book().unsubscribe(mailboxes.to_vec(), waiter);
+        let number = self.shared.state().unsubscribe(mailboxes.to_vec(), waiter);
         self.answered(number, told, patience).await.map(drop)
     }
 
@@ -366,15 +363,15 @@ impl Client {
             tokio::pin!(arrived);
             arrived.as_mut().enable();
             {
-                let mut book = self.shared.book();
-                let (event, may_ask_for_more) = book.arrivals.take();
+                let mut state = self.shared.state();
+                let (event, may_ask_for_more) = state.arrivals.take();
                 if may_ask_for_more {
                     self.shared.asked.notify_one();
                 }
                 if event.is_some() {
                     return event;
                 }
-                if book.ended().is_some() {
+                if state.ended().is_some() {
                     return None;
                 }
             }
@@ -397,35 +394,35 @@ impl Client {
         let patience = Patience::new(self.answer_within);
         let room = patience.for_room(self.requests.take(1)).await?;
         let (waiter, told) = waiter(vec![room]);
-        self.shared.book().acknowledge(item, waiter);
+        self.shared.state().acknowledge(item, waiter);
         // Not taken back when the patience is lost: the blob has arrived.
-        self.answered(0, told, patience).await.map(drop)
+        self.answered(None, told, patience).await.map(drop)
     }
 
     /// Asks anything that is no submit and no acknowledgement.
-    async fn request(&self, ask: Ask) -> Answer {
+    async fn request(&self, ask: Ask) -> Outcome {
         let patience = Patience::new(self.answer_within);
         let room = patience.for_room(self.requests.take(1)).await?;
         self.ask(ask, vec![room], patience).await
     }
 
-    async fn ask(&self, ask: Ask, room: Vec<OwnedSemaphorePermit>, patience: Patience) -> Answer {
+    async fn ask(&self, ask: Ask, room: Vec<OwnedSemaphorePermit>, patience: Patience) -> Outcome {
         let (waiter, told) = waiter(room);
-        let number = self.shared.book().ask(ask, waiter);
+        let number = self.shared.state().ask(ask, waiter);
         self.answered(number, told, patience).await
     }
 
     async fn answered(
         &self,
-        number: u32,
-        told: oneshot::Receiver<Answer>,
+        number: Option<Tag>,
+        told: oneshot::Receiver<Outcome>,
         patience: Patience,
-    ) -> Answer {
+    ) -> Outcome {
         self.shared.asked.notify_one();
         match patience.wait(told).await {
             Some(answer) => answer.map_err(|_| ClientError::Finished)?,
             None => {
-                let refusal = self.shared.book().abandon(number);
+                let refusal = number.and_then(|number| self.shared.state().abandon(number));
                 // It may leave something to be written.
                 self.shared.asked.notify_one();
                 Err(refusal.unwrap_or(ClientError::Timeout))
@@ -435,13 +432,13 @@ impl Client {
 
     /// Why the client has ended; `None` while it has not.
     pub fn ended(&self) -> Option<ClientError> {
-        self.shared.book().ended().cloned()
+        self.shared.state().ended().cloned()
     }
 
     /// Waits until everything asked is answered, says goodbye and ends. Takes as long as that takes: put
     /// a timeout around it, or set [`Options::give_up_after`].
     pub async fn close(self) -> Result<(), ClientError> {
-        self.shared.book().close();
+        self.shared.state().close();
         self.shared.asked.notify_one();
         // What is left untaken comes again another time; behind it is the end.
         while self.next().await.is_some() {}

@@ -192,13 +192,22 @@ impl Config {
             );
         }
         if self.data_dir_is_fallback && self.storage == StorageBackend::Sqlite {
-            warnings.push(format!(
-                "RELAY_DATA_DIR is not set and /data does not exist: storing blobs in {}",
-                self.data_dir.display()
-            ));
+            warnings.push(fallback_warning(&self.data_dir));
         }
         warnings
     }
+}
+
+/// Says where blobs are kept when nobody has said where.
+fn fallback_warning(data_dir: &Path) -> String {
+    // A process that runs in the root folder: its ./data is the /data that was missing.
+    if data_dir == Path::new("/data") {
+        return "RELAY_DATA_DIR is not set and /data is new: storing blobs in /data".to_owned();
+    }
+    format!(
+        "RELAY_DATA_DIR is not set and /data does not exist: storing blobs in {}",
+        data_dir.display()
+    )
 }
 
 /// The variables that begin with `RELAY_`, sorted by what they are.
@@ -272,6 +281,18 @@ mod tests {
             panic!("one warning, not {:?}", loaded.warnings);
         };
         assert!(warning.contains(&*path.to_string_lossy()), "{warning}");
+    }
+
+    /// In the root folder `./data` is `/data`, and the warning said that blobs are kept in the folder
+    /// that is not there.
+    #[test]
+    fn in_the_root_folder_the_warning_does_not_contradict_itself() {
+        let elsewhere = fallback_warning(Path::new("/home/me/data"));
+        assert!(elsewhere.contains("/data does not exist"), "{elsewhere}");
+        assert!(elsewhere.contains("/home/me/data"), "{elsewhere}");
+        let in_root = fallback_warning(Path::new("/data"));
+        assert!(!in_root.contains("/data does not exist"), "{in_root}");
+        assert!(in_root.contains("storing blobs in /data"), "{in_root}");
     }
 
     #[test]

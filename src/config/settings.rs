@@ -1,6 +1,6 @@
 //! The table of settings: what an operator may set, what is accepted, what happens otherwise.
 //!
-//! README and `docs/configuration.md` show this table; a test compares them with it.
+//! `docs/configuration.md` shows this table, and README the first eight rows; a test compares them.
 
 use super::KIB;
 
@@ -71,7 +71,7 @@ pub const SETTINGS: &[Setting] = &[
         1024..=64 * KIB * KIB,
         "1048576",
         "4194304",
-        "Max message size in bytes, as framed on the wire",
+        "Max message size in bytes, framing included",
     ),
     number(
         "RELAY_BLOB_TTL_DAYS",
@@ -86,7 +86,7 @@ pub const SETTINGS: &[Setting] = &[
         0..=u32::MAX as u64,
         "60",
         "600",
-        "Max messages per client per minute",
+        "Max requests per client per minute",
     )
     .or("RELAY_RATE_LIMIT"),
     number(
@@ -113,53 +113,53 @@ pub const SETTINGS: &[Setting] = &[
         "RELAY_HTTP_ADDR",
         "0.0.0.0:8081",
         "127.0.0.1:8081",
-        "Listen address of health and metrics",
+        "Listen address for health checks and metrics",
     )
     .or("RELAY_METRICS_ADDR"),
     secret(
         "RELAY_METRICS_TOKEN",
         "a word of 32 random letters",
-        "Bearer token that `/metrics` requires",
+        "Bearer token required for `/metrics`",
     ),
     path(
         "RELAY_METRICS_TOKEN_FILE",
         "none",
         "/run/secrets/metrics-token",
-        "File with the bearer token",
+        "File that contains the bearer token",
     ),
     path(
         "RELAY_SECRET_FILE",
         "none",
         "/run/secrets/relay-secret",
-        "File of the relay's secret; otherwise `relay.secret` in the data directory",
+        "File that contains the relay's secret; by default `relay.secret` in the data directory",
     ),
     number(
         "RELAY_MAX_STORAGE_BYTES",
         0..=BYTES_MAX,
         "10737418240",
         "1073741824",
-        "Maximum bytes stored in total (536870912 with `memory`)",
+        "Max bytes stored in total (536870912 with `memory`)",
     ),
     number(
         "RELAY_MIN_FREE_BYTES",
         0..=BYTES_MAX,
         "67108864",
         "1073741824",
-        "The relay refuses new blobs while the disk has fewer free bytes",
+        "Min free disk space in bytes; with less, new blobs are refused",
     ),
     number(
         "RELAY_MAX_UNFINISHED_BYTES",
         0..=BYTES_MAX,
         "268435456",
         "1073741824",
-        "Maximum bytes of unfinished incoming messages, over all connections",
+        "Max bytes of incomplete incoming messages, over all connections",
     ),
     number(
         "RELAY_MAILBOX_MAX_BLOBS",
         0..=1_000_000,
         "1000",
         "10000",
-        "Maximum blobs per mailbox",
+        "Max blobs per mailbox",
     )
     .or("RELAY_MAX_BLOBS_PER_USER"),
     number(
@@ -167,7 +167,7 @@ pub const SETTINGS: &[Setting] = &[
         0..=BYTES_MAX,
         "50000000",
         "200000000",
-        "Maximum bytes per mailbox",
+        "Max bytes per mailbox",
     )
     .or("RELAY_MAX_STORAGE_PER_USER"),
     number(
@@ -175,27 +175,27 @@ pub const SETTINGS: &[Setting] = &[
         0..=SECS_MAX,
         "3600",
         "86400",
-        "Seconds that the relay remembers a deleted blob, so that a repeat is not stored again",
+        "Seconds for which a blob is remembered after it has left, so that a repeat is not stored again",
     ),
     number(
         "RELAY_DEDUP_MAX",
         1..=100_000_000,
         "1000000",
         "100000",
-        "Maximum number of remembered deleted blobs (about 64 bytes of memory each)",
+        "Max blobs remembered for that (about 64 bytes of memory each)",
     ),
     number(
         "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
         0..=u32::MAX as u64,
         "600",
         "6000",
-        "Requests per address per minute (10 × `RELAY_RATE_LIMIT_PER_MIN` if that is set)",
+        "Max requests per address per minute (by default 10 × `RELAY_RATE_LIMIT_PER_MIN`)",
     ),
     share(
         "RELAY_MAILBOX_SHARE_PER_HOUR",
         "0.5",
         "0.25",
-        "Share of a mailbox's limits that one address may use per hour",
+        "Share of one mailbox's limits that one address may fill per hour",
     ),
     share(
         "RELAY_ADDRESS_SHARE_PER_DAY",
@@ -208,82 +208,82 @@ pub const SETTINGS: &[Setting] = &[
         0..=u32::MAX as u64,
         "100",
         "1000",
-        "Concurrent connections per address",
+        "Max concurrent connections per address",
     ),
     number(
         "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
         0..=u32::MAX as u64,
         "300",
         "3000",
-        "New connections per address per minute",
+        "Max new connections per address per minute",
     ),
     number(
         "RELAY_OPENINGS_PER_MIN",
         0..=1_000_000,
         "1024",
         "4096",
-        "Mailboxes opened per connection per minute; four times as many per address",
+        "Max mailboxes opened per connection per minute, and four times as many per address",
     ),
     number(
         "RELAY_FAILED_PROOFS_PER_MIN",
         0..=u32::MAX as u64,
         "20",
         "100",
-        "Failed proofs allowed per address per minute",
+        "Max failed proofs per address per minute",
     ),
     number(
         "RELAY_RECOVERY_RATE_LIMIT",
         0..=u32::MAX as u64,
         "10",
         "60",
-        "Recovery requests per client per minute",
+        "Max recovery requests per client per minute",
     ),
     row(
         "RELAY_TRUSTED_PROXIES",
         Accepts::Networks,
         "127.0.0.0/8,::1",
         "172.16.0.0/12",
-        "Proxies whose `Forwarded` or `X-Forwarded-For` header the relay trusts",
+        "Proxies whose `Forwarded` or `X-Forwarded-For` header is trusted",
     ),
     row(
         "RELAY_PUBLIC_ORIGINS",
         Accepts::Origins,
         "none",
         "relay.example.com",
-        "Host names that v2 clients connect to; with `none`, signatures for any host name are accepted",
+        "Hosts that v2 clients dial; with `none`, signatures made for any host are accepted",
     ),
     row(
         "RELAY_ALTERNATES",
         Accepts::Relays,
         "none",
         "wss://relay2.example.com",
-        "Relays that v2 clients are referred to while this one stops",
+        "Relays that v2 clients may use while this one stops",
     ),
     number(
         "RELAY_RECEIPT_MIN_TTL_SECS",
         60..=SECS_MAX,
         "3600",
         "7200",
-        "Minimum time to live of a blob that asks for receipts, in seconds",
+        "Min time to live in seconds of a blob that asks for receipts",
     ),
     number(
         "RELAY_PINS_MAX",
         1..=100_000_000,
         "1000000",
         "100000",
-        "Maximum number of mailboxes that require a signature because they have used one before",
+        "Max ids that require a signature because they have used one before",
     ),
     word(
         "RELAY_V1_UNVERIFIED",
         &["allow", "deny"],
         "allow",
-        "Whether v1 clients may open mailboxes without a signature",
+        "`allow` or `deny` v1 clients that open a mailbox without a signature",
     ),
     word(
         "RELAY_V1_SENDER_ID",
         &["keep", "drop"],
         "keep",
-        "Whether v1 deliveries carry the `sender_id` of their submit; every public v1 client needs it",
+        "`keep` or `drop` the `sender_id` of v1 blobs; public v1 clients need it",
     ),
     number(
         "RELAY_IDLE_TIMEOUT_SECS",
@@ -298,38 +298,38 @@ pub const SETTINGS: &[Setting] = &[
         1..=SECS_MAX,
         "30",
         "20",
-        "Seconds between pings",
+        "Seconds between two pings to a client",
     ),
     number(
         "RELAY_DRAIN_DELAY_SECS",
         0..=3600,
         "0",
         "5",
-        "Seconds for which the relay still accepts connections after the stop signal",
+        "Seconds for which connections are still accepted after the stop signal",
     ),
     number(
         "RELAY_DRAIN_TIMEOUT_SECS",
         0..=3600,
         "8",
         "25",
-        "Seconds that connections then have to end",
+        "Seconds that open connections then have to finish",
     ),
     word(
         "RELAY_LOG_FORMAT",
         &["text", "json"],
         "text",
-        "`text`, or `json` for one object a line",
+        "`text`, or `json` with one object per line",
     ),
     path(
         "RELAY_LOG_FILTER_FILE",
         "none",
         "/etc/vauchi-relay/log-filter",
-        "File with the log filter; read at startup and at each SIGHUP",
+        "File that contains the log filter; read at startup and on SIGHUP",
     ),
     flag(
         "RELAY_ALLOW_NETWORK_FS",
         "false",
-        "Accept a data directory on a network file system, where SQLite may lose data",
+        "Allow a data directory on a network file system, where SQLite can lose data",
     ),
 ];
 

@@ -9,10 +9,11 @@ use crate::config::{Config, StorageBackend};
 use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret};
-use crate::store::memory::{MemoryOptions, MemoryStore};
+use crate::store::engine::Opened;
+use crate::store::memory::{self, MemoryOptions};
 use crate::store::quota::Quota;
-use crate::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
-use crate::store::{OnStored, Store};
+use crate::store::sqlite::{self, DATABASE_FILE, SqliteOptions};
+use crate::store::{Store, StoreOptions};
 
 /// The relay's secret: made at the first start, and never beside a database that needs another.
 pub(super) fn load_secret(config: &Config) -> Result<Secret, StartError> {
@@ -54,55 +55,60 @@ fn look_at_data_dir(config: &Config) -> Result<(), StartError> {
     })
 }
 
-/// The store that the settings ask for; tells the hub of what it has stored.
+/// The store that the settings ask for; tells the hub of what it has stored. `wrap` may change the
+/// database beneath.
 pub(super) async fn open_store(
     config: &Config,
     clock: &Clock,
     secret: &Secret,
-    hub: &Arc<Hub>,
-    metrics: &Arc<Metrics>,
-) -> Result<Arc<dyn Store>, StartError> {
-    let quota = Quota {
-        mailbox_blobs_max: config.mailbox_blobs_max,
-        mailbox_bytes_max: config.mailbox_bytes_max,
-        relay_bytes_max: config.storage_bytes_max,
-        device_sync_blobs_max: Quota::DEVICE_SYNC_BLOBS,
-        device_sync_bytes_max: Quota::DEVICE_SYNC_BYTES,
-        pins_max: config.pins_max,
-    };
+    (hub, metrics): (&Arc<Hub>, &Arc<Metrics>),
+    wrap: impl FnOnce(Opened) -> Opened,
+) -> Result<Store, StartError> {
     metrics
         .storage_limit_bytes
         .set(config.storage_bytes_max as f64);
     metrics
         .connections_limit
         .set(f64::from(config.connections_max));
-    let waking = Arc::clone(hub);
-    let on_stored: OnStored = Arc::new(move |mailbox| waking.wake(mailbox));
-    Ok(match config.storage {
-        StorageBackend::Memory => Arc::new(MemoryStore::new(MemoryOptions {
-            secret: secret.clone(),
-            quota,
+    let opened = match config.storage {
+        StorageBackend::Memory => memory::open(MemoryOptions {
             dedup: config.dedup,
             dedup_max: config.dedup_max,
-            receipt_ttl: config.blob_ttl,
-            on_stored,
             metrics: Arc::clone(metrics),
-        })),
+        }),
         StorageBackend::Sqlite => {
-            SqliteStore::open(SqliteOptions {
+            sqlite::open(SqliteOptions {
                 data_dir: config.data_dir.clone(),
                 secret: secret.clone(),
-                quota,
                 free_bytes_min: config.free_bytes_min,
                 dedup: config.dedup,
                 dedup_max: config.dedup_max,
-                receipt_ttl: config.blob_ttl,
-                on_stored,
                 metrics: Arc::clone(metrics),
                 now: clock.now(),
                 allow_network_fs: config.allow_network_fs,
             })
             .await?
         }
-    })
+    };
+    let hub = Arc::clone(hub);
+    let options = StoreOptions {
+        secret: secret.clone(),
+        quota: quota(config),
+        dedup: config.dedup,
+        receipt_ttl: config.blob_ttl,
+        news: Arc::new(move |rows| hub.news(rows)),
+        metrics: Arc::clone(metrics),
+    };
+    Ok(Store::start(wrap(opened), options))
+}
+
+fn quota(config: &Config) -> Quota {
+    Quota {
+        mailbox_blobs_max: config.mailbox_blobs_max,
+        mailbox_bytes_max: config.mailbox_bytes_max,
+        relay_bytes_max: config.storage_bytes_max,
+        device_sync_blobs_max: Quota::DEVICE_SYNC_BLOBS,
+        device_sync_bytes_max: Quota::DEVICE_SYNC_BYTES,
+        pins_max: config.pins_max,
+    }
 }

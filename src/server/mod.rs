@@ -42,7 +42,7 @@ use crate::socket::listener::Listener;
 use crate::socket::watch::{Unfinished, WatchRules};
 use crate::socket::websocket::{Upgrader, hard_cap, is_upgrade};
 use crate::store::Store;
-use crate::store::observed::Observed;
+use crate::store::engine::Opened;
 pub use keeping::is_secret_gone;
 use keeping::{load_secret, open_store};
 pub use start_error::StartError;
@@ -83,7 +83,7 @@ pub struct Running {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// The store beneath.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<Store>,
     /// Whether it still moves.
     pub pulse: Pulse,
     drain_delay: Duration,
@@ -105,20 +105,20 @@ pub fn sockets_max(config: &Config) -> Option<u64> {
 
 /// Opens the store, binds both ports and starts to serve.
 pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError> {
-    start_with(config, clock, |store| store).await
+    start_with(config, clock, |opened| opened).await
 }
 
-/// As [`start`], with a wrapper around the store: tests let it fail.
+/// As [`start`], with a wrapper around the database: tests let it fail.
 pub async fn start_with(
     config: &Config,
     clock: Clock,
-    wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+    wrap: impl FnOnce(Opened) -> Opened,
 ) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new());
     let hub = Arc::new(Hub::default());
     let secret = load_secret(config)?;
-    let store = open_store(config, &clock, &secret, &hub, &metrics).await?;
-    let store: Arc<dyn Store> = Arc::new(Observed::new(wrap(store), Arc::clone(&metrics)));
+    let store = open_store(config, &clock, &secret, (&hub, &metrics), wrap).await?;
+    let store = Arc::new(store);
 
     let clients = bind("RELAY_LISTEN_ADDR", config.listen_addr);
     let operators = bind("RELAY_HTTP_ADDR", config.http_addr);

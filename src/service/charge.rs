@@ -185,23 +185,29 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::secrets::Secret;
     use crate::service::Parts;
-    use crate::store::memory::{MemoryOptions, MemoryStore};
+    use crate::store::memory::{self, MemoryOptions};
     use crate::store::quota::Quota;
+    use crate::store::{Store, StoreOptions};
 
     const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
     fn service(config: &Config) -> (Service, ManualClock) {
         let (clock, time) = Clock::manual(Timestamp::from_millis(0));
         let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
-        let store = MemoryStore::new(MemoryOptions {
+        let opened = memory::open(MemoryOptions {
+            dedup: Duration::ZERO,
+            dedup_max: 1,
+            metrics: Arc::clone(&metrics),
+        });
+        let options = StoreOptions {
             secret: secret.clone(),
             quota: Quota::UNBOUNDED,
             dedup: Duration::ZERO,
-            dedup_max: 1,
             receipt_ttl: Duration::ZERO,
-            on_stored: Arc::new(|_| {}),
+            news: Arc::new(|_| {}),
             metrics: Arc::clone(&metrics),
-        });
+        };
+        let store = Store::start(opened, options);
         let service = Service::new(Parts {
             receipt_min_ttl: Duration::from_secs(3_600),
             v1_allows_unverified: true,
@@ -224,8 +230,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn recovery_has_a_rate_of_its_own_and_its_address_pays_too() {
+    #[tokio::test]
+    async fn recovery_has_a_rate_of_its_own_and_its_address_pays_too() {
         let (service, time) = service(&Config {
             rate_limit_per_min: 2,
             rate_limit_per_address_per_min: 15,
@@ -245,8 +251,8 @@ mod tests {
         assert_eq!(service.charge_recovery(&client), Ok(()));
     }
 
-    #[test]
-    fn openings_are_counted_by_connection_and_by_address() {
+    #[tokio::test]
+    async fn openings_are_counted_by_connection_and_by_address() {
         let (service, _) = service(&Config {
             openings_per_min: 10,
             ..Config::default()
@@ -262,8 +268,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn nobody_spends_the_rate_of_a_name_from_another_address() {
+    #[tokio::test]
+    async fn nobody_spends_the_rate_of_a_name_from_another_address() {
         let (service, _) = service(&Config {
             rate_limit_per_min: 1,
             ..Config::default()

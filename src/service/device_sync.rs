@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::charge::Client;
-use super::give_back::GiveBack;
 use super::refusal::Refusal;
+use super::sealed::Sealed;
 use super::submit::Submitted;
 use super::{BacklogCursor, Page, Service, StoreError};
-use crate::hub::{Joined, Wakes};
+use crate::hub::{Inbox, Joined};
 use crate::ids::{BlobId, ConnectionId, MailboxHash, MailboxId};
 use crate::service::deliver::PAGE;
 use crate::store::model::{Class, Envelope, Owner};
@@ -46,10 +46,10 @@ impl Service {
         identity: &MailboxId,
         device: &MailboxId,
         connection: ConnectionId,
-        wakes: Arc<Wakes>,
+        inbox: Arc<Inbox>,
     ) -> DeviceSubscription {
         let mailbox = self.parts.secret.device_mailbox(identity, device);
-        let joined = self.parts.hub.join(mailbox, connection, wakes);
+        let joined = self.parts.hub.join(mailbox, connection, inbox);
         DeviceSubscription {
             mailbox,
             _joined: joined,
@@ -63,7 +63,7 @@ impl Service {
         message: DeviceMessage,
     ) -> Result<Submitted, Refusal> {
         let (secret, stored_at) = (&self.parts.secret, self.parts.clock.now());
-        let kept = GiveBack::SenderDevice(message.sender_device);
+        let kept = Sealed::SenderDevice(message.sender_device);
         let envelope = Envelope {
             mailbox: secret.device_mailbox(&message.identity, &message.target_device),
             id: message.id,

@@ -9,13 +9,13 @@ pub mod charge;
 pub mod deliver;
 pub mod device_sync;
 pub mod expire;
-pub mod give_back;
 pub mod live;
 mod nonces;
 mod notices;
 pub mod readiness;
 pub mod recovery;
 pub mod refusal;
+pub mod sealed;
 pub mod submit;
 pub mod subscribe;
 pub mod withdraw;
@@ -42,14 +42,14 @@ use refusal::Refusal;
 pub use crate::store::Pending;
 pub use crate::store::StoreError;
 pub use crate::store::model::{
-    BacklogCursor, Class, Holding, Opener, OrderKey, Page, Receipt, ReceiptKind, Removed,
+    BacklogCursor, Class, Holding, More, Opener, OrderKey, Page, Receipt, ReceiptKind, Removed,
     StoredBlob, Tells, Usage, View,
 };
 
 /// What the service stands on.
 pub struct Parts {
     /// Where blobs are kept.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<Store>,
     /// Who is to be woken.
     pub hub: Arc<Hub>,
     /// Hashes mailboxes.
@@ -108,7 +108,7 @@ impl Service {
     }
 
     /// The store beneath, for usage.
-    pub fn store(&self) -> &Arc<dyn Store> {
+    pub fn store(&self) -> &Arc<Store> {
         &self.parts.store
     }
 

@@ -99,15 +99,15 @@ impl Notices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::Wakes;
+    use crate::hub::Inbox;
     use crate::ids::ConnectionId;
     use std::task::{Context, Poll, Waker};
 
     const SENDER: MailboxHash = MailboxHash::from_bytes([1; 32]);
 
-    fn fates(wakes: &Wakes) -> Vec<Fate> {
+    fn fates(inbox: &Inbox) -> Vec<Fate> {
         let context = &mut Context::from_waker(Waker::noop());
-        std::iter::from_fn(|| match wakes.poll_notice(context) {
+        std::iter::from_fn(|| match inbox.poll_notice(context) {
             Poll::Ready(notice) => Some(notice.fate),
             Poll::Pending => None,
         })
@@ -117,8 +117,8 @@ mod tests {
     #[test]
     fn a_sender_is_told_once_of_the_delivery_and_once_of_the_acknowledgement() {
         let hub = Arc::new(Hub::default());
-        let wakes = Arc::new(Wakes::default());
-        let _joined = hub.join(SENDER, ConnectionId::next(), Arc::clone(&wakes));
+        let inbox = Arc::new(Inbox::default());
+        let _joined = hub.join(SENDER, ConnectionId::next(), Arc::clone(&inbox));
         let notices = Notices::new(hub, Arc::new(Metrics::new()));
         let blob = BlobId::from_bytes([5; 16]);
         notices.await_fate(blob, SENDER, "a submit");
@@ -128,7 +128,7 @@ mod tests {
         notices.delivered(&blob);
         notices.acknowledged(&blob);
         notices.acknowledged(&blob);
-        assert_eq!(fates(&wakes), [Fate::Delivered, Fate::Acknowledged]);
+        assert_eq!(fates(&inbox), [Fate::Delivered, Fate::Acknowledged]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ impl Service {
     /// Asks storage for real, and shows the answer in `relay_ready`.
     pub async fn probe(&self) -> Result<(), StoreError> {
         *self.probed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        let answer = self.parts.store.probe(self.parts.clock.now()).await;
+        let answer = self.parts.store.probe().await;
         self.show_ready(answer.is_ok());
         answer
     }
@@ -47,29 +47,34 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::secrets::Secret;
     use crate::service::Parts;
-    use crate::store::Store as _;
-    use crate::store::memory::{MemoryOptions, MemoryStore};
+    use crate::store::memory::{self, MemoryOptions};
     use crate::store::quota::Quota;
+    use crate::store::{Store, StoreOptions};
 
     #[tokio::test(start_paused = true)]
     async fn where_nobody_asks_the_relay_asks_itself() {
         let (clock, _) = Clock::manual(Timestamp::from_millis(0));
         let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
-        let store = Arc::new(MemoryStore::new(MemoryOptions {
-            receipt_ttl: Duration::from_secs(60),
+        let opened = memory::open(MemoryOptions {
+            dedup: Duration::ZERO,
+            dedup_max: 1,
+            metrics: Arc::clone(&metrics),
+        });
+        let options = StoreOptions {
             secret: secret.clone(),
             quota: Quota::UNBOUNDED,
             dedup: Duration::ZERO,
-            dedup_max: 1,
-            on_stored: Arc::new(|_| {}),
+            receipt_ttl: Duration::from_secs(60),
+            news: Arc::new(|_| {}),
             metrics: Arc::clone(&metrics),
-        }));
+        };
+        let store = Arc::new(Store::start(opened, options));
         let config = Config::default();
         let service = Service::new(Parts {
             receipt_min_ttl: Duration::from_secs(3_600),
             v1_allows_unverified: true,
             v1_keeps_sender_id: true,
-            store: Arc::clone(&store) as _,
+            store: Arc::clone(&store),
             hub: Arc::new(Hub::default()),
             secret,
             budgets: Arc::new(Budgets::new(&config, clock.clone(), &metrics)),

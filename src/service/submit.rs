@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::Service;
 use super::charge::{Client, Room};
-use super::give_back::GiveBack;
 use super::refusal::Refusal;
+use super::sealed::Sealed;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, MailboxId};
 use crate::store::Pending;
@@ -26,7 +26,7 @@ pub struct Submission {
     /// Who may see it.
     pub class: Class,
     /// What is delivered beside it.
-    pub give_back: Option<GiveBack>,
+    pub sealed: Option<Sealed>,
     /// Who is told what becomes of it, and under which name.
     pub notice: Option<NoticeTo>,
     /// What its sender asks beside storing it; v1 asks nothing.
@@ -112,7 +112,7 @@ impl Service {
         let ttl = self.ttl(terms)?;
         let recipient = &submission.recipient;
         let sealed = submission
-            .give_back
+            .sealed
             .map(|kept| kept.seal(&self.parts.secret, recipient));
         let envelope = Envelope {
             mailbox: self.parts.secret.mailbox(recipient),

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::Service;
 use super::charge::Client;
 use super::refusal::Refusal;
-use crate::hub::{Joined, Wakes};
+use crate::hub::{Inbox, Joined};
 use crate::ids::{ConnectionId, MailboxHash, MailboxId};
-use crate::store::model::{Holding, View};
+use crate::store::model::{Burnt, Holding, View};
 
 /// An opened mailbox; closing it is dropping it.
 #[derive(Debug)]
@@ -57,21 +57,32 @@ impl Service {
         Ok(store.holdings(mailboxes, View::Proven, now).await?)
     }
 
-    /// Whether this id has proved itself, so that it is opened only with a proof.
-    pub async fn is_pinned(&self, id: &MailboxId) -> Result<bool, Refusal> {
-        let (store, mailbox) = (&self.parts.store, self.parts.secret.mailbox(id));
-        let now = self.parts.clock.now();
-        Ok(store.is_pinned(mailbox, self.parts.blob_ttl, now).await?)
+    /// Which of these ids have proved themselves, so that they are opened only with a proof.
+    pub async fn are_pinned(&self, ids: &[MailboxId]) -> Result<Vec<bool>, Refusal> {
+        let (store, now) = (&self.parts.store, self.parts.clock.now());
+        let mailboxes = self.mailboxes(ids);
+        let max_ttl = self.parts.blob_ttl;
+        Ok(store.are_pinned(&mailboxes, max_ttl, now).await?)
     }
 
-    /// Pins an id that was opened with a proof; from now on it is not opened without. An address
-    /// that has brought too many new ids today gets no more pins, and is served all the same.
-    pub async fn pin(&self, id: &MailboxId, address: IpAddr) -> Result<(), Refusal> {
-        if !self.is_pinned(id).await? && self.charge_pin(address).is_err() {
-            return Ok(());
+    /// Pins ids that were opened with a proof, in one go; from now on they are not opened without.
+    /// An address that has brought too many new ids today gets no more pins, and is served all the
+    /// same.
+    pub async fn pin(&self, ids: &[MailboxId], address: IpAddr) -> Result<(), Refusal> {
+        let are_pinned = self.are_pinned(ids).await?;
+        let admitted = self.mailboxes(ids).into_iter().zip(are_pinned);
+        let admitted =
+            admitted.filter(|(_, is_pinned)| *is_pinned || self.charge_pin(address).is_ok());
+        let mailboxes: Vec<_> = admitted.map(|(mailbox, _)| mailbox).collect();
+        if !mailboxes.is_empty() {
+            let (store, now) = (&self.parts.store, self.parts.clock.now());
+            store.pin(mailboxes, now).await?;
         }
-        let (store, mailbox) = (&self.parts.store, self.parts.secret.mailbox(id));
-        Ok(store.pin(mailbox, self.parts.clock.now()).await?)
+        Ok(())
+    }
+
+    fn mailboxes(&self, ids: &[MailboxId]) -> Vec<MailboxHash> {
+        ids.iter().map(|id| self.parts.secret.mailbox(id)).collect()
     }
 
     /// Takes the pin off: the id may be opened without a proof again.
@@ -80,9 +91,21 @@ impl Service {
         Ok(self.parts.store.unpin(mailbox).await?)
     }
 
-    /// Burns the nonce of a handshake whose signature is good.
-    pub fn burn_nonce(&self, nonce: [u8; 32]) -> Result<(), NonceRefused> {
-        self.nonces.burn(nonce, self.parts.clock.now())
+    /// Burns the nonce of a handshake whose signature is good: durable, so that it opens nothing
+    /// after a restart either. While nothing can be written, as on a full disk, it is burnt in memory:
+    /// whoever proves itself can still fetch and acknowledge, which makes room.
+    pub async fn burn_nonce(&self, nonce: [u8; 32]) -> Result<(), NonceRefused> {
+        let now = self.parts.clock.now();
+        self.nonces.burn(nonce, now)?;
+        match self.parts.store.burn(nonce, now).await {
+            Ok(Burnt::First) => Ok(()),
+            Ok(Burnt::Used) => Err(NonceRefused::Used),
+            Ok(Burnt::Full) => Err(NonceRefused::Full),
+            Err(error) => {
+                tracing::warn!("the nonce of a handshake is remembered in memory only: {error}");
+                Ok(())
+            }
+        }
     }
 
     /// Joins the hub for `mailbox`. The caller reads the mailbox only after this has returned, so
@@ -92,10 +115,10 @@ impl Service {
         mailbox: &MailboxId,
         address: IpAddr,
         connection: ConnectionId,
-        wakes: Arc<Wakes>,
+        inbox: Arc<Inbox>,
     ) -> Subscription {
         let mailbox = self.parts.secret.mailbox(mailbox);
-        let joined = self.parts.hub.join(mailbox, connection, wakes);
+        let joined = self.parts.hub.join(mailbox, connection, inbox);
         Subscription {
             mailbox,
             client: self.client(&mailbox, address),

@@ -3,43 +3,88 @@
 use std::future::pending;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::mailboxes::ToBegin;
-use super::outbox::{Later, Owed};
+use super::outbox::Owed;
+use super::state::{Charge, Said, Verdict};
 use super::{Parts, Shared};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Outgoing, Refused, Tag};
+use crate::protocol::message::Refused;
 use crate::service::refusal::Refusal;
-use crate::service::submit::Submitted;
+
+/// Whoever sent a frame: each protocol knows whom to charge, and words its refusals.
+pub(super) trait Asker {
+    /// Charges what a request costs.
+    fn charge(&self, charge: Charge) -> Result<(), Refusal>;
+
+    /// Answers with a refusal, where an answer is wanted.
+    fn refuse(&self, refusal: Refusal);
+}
 
 /// The answering side of a session.
 #[derive(Clone, Copy)]
 pub(super) struct Answers<'a> {
-    pub(super) parts: &'a Parts,
+    pub(super) parts: &'a Arc<Parts>,
     pub(super) shared: &'a Shared,
     /// When the request had been read.
     pub(super) read_at: Instant,
 }
 
 impl Answers<'_> {
+    /// Whether what was said is to be served, and is paid for. Any other verdict is carried out here.
+    pub(super) async fn admits(self, said: Said, asker: &impl Asker) -> bool {
+        let verdict = self.shared.state().judge(said);
+        match verdict {
+            Verdict::Serve(charge) => match asker.charge(charge) {
+                Ok(()) => return true,
+                Err(refusal) => asker.refuse(refusal),
+            },
+            Verdict::Refuse(refusal) => {
+                // It is refused already; the charge only makes the next ones dearer.
+                let spent = asker.charge(Charge::Request).err();
+                asker.refuse(spent.unwrap_or(refusal));
+            }
+            Verdict::Ignore => {
+                self.parts.metrics.messages_ignored_total.increment(1);
+                // v1 clients expect no answer here, so a spent rate shows at their next request.
+                drop(asker.charge(Charge::Request));
+            }
+            Verdict::Close(refusal, close) => {
+                asker.refuse(refusal);
+                self.close(close).await;
+            }
+        }
+        false
+    }
+
     /// An answer that is complete.
-    pub(super) fn answer(self, answer: Outgoing) {
-        let duration = &self.parts.metrics.message_duration_seconds;
-        duration.record(self.read_at.elapsed());
+    pub(super) fn answer(self, answer: Bytes) {
+        record(self.parts, self.read_at);
         self.shared.outbox.push(Owed::Answer(answer));
     }
 
-    /// A refusal.
-    pub(super) fn refuse(self, tag: Option<Tag>, refusal: Refusal) {
-        self.parts.service.count_refusal(&refusal);
-        if matches!(tag, Some(Tag::Number(0))) {
-            // No answer is wanted, not even this one.
-            return;
-        }
-        let refused = worded(&refusal);
-        self.answer(Outgoing::Refused { tag, refused });
+    /// The answer that mailboxes are open; when it has left their deliveries begin.
+    pub(super) fn opened(self, answer: Bytes, to_begin: Vec<ToBegin>) {
+        record(self.parts, self.read_at);
+        self.shared.outbox.push(Owed::Opened { answer, to_begin });
+    }
+
+    /// The answer to something that is being written; it resolves when that is durable, and repeats
+    /// `name_bytes` of the client's own.
+    pub(super) fn later(
+        self,
+        answer: impl Future<Output = Bytes> + Send + 'static,
+        name_bytes: usize,
+    ) {
+        let (parts, read_at) = (Arc::clone(self.parts), self.read_at);
+        let answer = answer.map(move |answer| {
+            record(&parts, read_at);
+            answer
+        });
+        self.shared.outbox.push_later(answer.boxed(), name_bytes);
     }
 
     /// Puts the close frame behind what is still owed. The writer then ends the session, which drops
@@ -49,61 +94,17 @@ impl Answers<'_> {
         self.shared.outbox.push(Owed::Close(close));
         pending::<()>().await;
     }
-
-    /// The answer to a request that is done already, or refused.
-    pub(super) fn done(self, tag: Tag, outcome: Result<Outgoing, Refusal>) {
-        match outcome {
-            Ok(answer) => self.answer(answer),
-            Err(refusal) => self.refuse(Some(tag), refusal),
-        }
-    }
-
-    /// The answer that mailboxes are open; when it has left their deliveries begin.
-    pub(super) fn opened(self, answer: Outgoing, to_begin: Vec<ToBegin>) {
-        let duration = &self.parts.metrics.message_duration_seconds;
-        duration.record(self.read_at.elapsed());
-        self.shared.outbox.push(Owed::Opened { answer, to_begin });
-    }
-
-    /// The answer to a blob that is being stored, or was refused before.
-    pub(super) fn stored(self, tag: Tag, outcome: Result<Submitted, Refusal>) {
-        match outcome {
-            Ok(submitted) => self.shared.outbox.push(Owed::Commit {
-                tag,
-                submitted,
-                read_at: self.read_at,
-            }),
-            Err(refusal) => self.refuse(Some(tag), refusal),
-        }
-    }
-
-    /// The answer to something that is being written: `answer` when it is durable.
-    pub(super) fn written(
-        self,
-        tag: Tag,
-        answer: Outgoing,
-        durable: impl Future<Output = Result<(), Refusal>> + Send + 'static,
-    ) {
-        let service = Arc::clone(&self.parts.service);
-        let later = durable.map(move |outcome| match outcome {
-            Ok(()) => answer,
-            Err(refusal) => {
-                service.count_refusal(&refusal);
-                Outgoing::Refused {
-                    tag: Some(tag),
-                    refused: worded(&refusal),
-                }
-            }
-        });
-        self.shared.outbox.push(Owed::Later {
-            answer: Later(later.boxed()),
-            read_at: self.read_at,
-        });
-    }
 }
 
-/// A refusal in the words of the wire.
-pub(super) fn worded(refusal: &Refusal) -> Refused {
+/// How long an answer took from when its request had been read.
+fn record(parts: &Parts, read_at: Instant) {
+    let (metrics, took) = (&parts.metrics, read_at.elapsed());
+    metrics.message_duration_seconds.record(took);
+}
+
+/// Counts a refusal that is about to be told, and puts it in the words of the wire.
+pub(super) fn counted(refusal: &Refusal, parts: &Parts) -> Refused {
+    parts.service.count_refusal(refusal);
     Refused {
         code: refusal.code(),
         message: refusal.message(),

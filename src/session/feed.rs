@@ -1,7 +1,7 @@
 //! The delivery lane: pages of the open mailboxes, one blob after the other.
 //!
-//! The store is the only source: a wake says "look", and looking is reading the next page after the
-//! cursor. Mailboxes take turns by the page, so that a full one does not keep the others waiting. At
+//! The store is the truth: a wake says "look", and looking is reading the next page after the cursor.
+//! A blob that was just committed and follows the cursor directly is handed out from memory. Mailboxes take turns by the page, so that a full one does not keep the others waiting. At
 //! most one page is in memory. The session joins the hub before the first look, so nothing is
 //! missed between the two.
 
@@ -15,11 +15,11 @@ use std::time::Duration;
 use tokio::time::Sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::mailboxes::{Cursor, Mailboxes, Turn};
+use super::mailboxes::{Cursor, Hinted, Mailboxes, Turn};
 use crate::clock::Timestamp;
-use crate::hub::Wakes;
+use crate::hub::{Hint, Inbox, Woken};
 use crate::ids::MailboxHash;
-use crate::service::{Service, StoreError, StoredBlob};
+use crate::service::{More, Service, StoreError, StoredBlob};
 
 /// Rest after a page could not be read. The client sees a pause, not an error: its blobs are kept.
 const RETRY: Duration = Duration::from_secs(1);
@@ -37,14 +37,14 @@ type Reading = AbortOnDropHandle<Result<Page, StoreError>>;
 struct Page {
     blobs: Vec<StoredBlob>,
     next: Cursor,
-    more: bool,
+    more: More,
 }
 
 /// Blobs of the open mailboxes, of each in order, as long as the session lives.
 pub struct Feed {
     service: Arc<Service>,
     mailboxes: Arc<Mailboxes>,
-    wakes: Arc<Wakes>,
+    inbox: Arc<Inbox>,
     page: VecDeque<StoredBlob>,
     /// When it was read.
     read_at: Timestamp,
@@ -64,8 +64,14 @@ enum Step {
     Reading(Reading),
     /// Nothing more until a wake.
     Idle,
-    /// A page could not be read; look again after a rest.
+    /// A page could not be read, or not to its end; look again after a rest.
     Resting(Pin<Box<Sleep>>),
+}
+
+impl Step {
+    fn rest() -> Self {
+        Self::Resting(Box::pin(tokio::time::sleep(RETRY)))
+    }
 }
 
 /// What a feed has.
@@ -78,12 +84,12 @@ pub enum Fed {
 }
 
 impl Feed {
-    /// A feed of these mailboxes. The caller joins the hub for each of them with `wakes`.
-    pub fn new(service: Arc<Service>, mailboxes: Arc<Mailboxes>, wakes: Arc<Wakes>) -> Self {
+    /// A feed of these mailboxes. The caller joins the hub for each of them with `inbox`.
+    pub fn new(service: Arc<Service>, mailboxes: Arc<Mailboxes>, inbox: Arc<Inbox>) -> Self {
         Self {
             service,
             mailboxes,
-            wakes,
+            inbox,
             page: VecDeque::new(),
             read_at: Timestamp::default(),
             begins: None,
@@ -119,13 +125,17 @@ impl Feed {
                             .take()
                             .iter()
                             .for_each(|turn| self.mailboxes.put_back(turn));
-                        Step::Resting(Box::pin(tokio::time::sleep(RETRY)))
+                        Step::rest()
                     }
                 },
                 Step::Idle => {
                     self.is_caught_up = true;
-                    match self.wakes.poll_take(context) {
-                        Poll::Ready(marked) => self.mailboxes.look_at(marked),
+                    match self.inbox.poll_take(context) {
+                        Poll::Ready(Woken::Marks(marked)) => self.mailboxes.look_at(marked),
+                        Poll::Ready(Woken::Hint(hint)) => match self.hinted(*hint, &admits) {
+                            Some(fed) => return Poll::Ready(fed),
+                            None => continue,
+                        },
                         // One that has just been opened may have a backlog and no wake.
                         Poll::Pending if self.mailboxes.is_any_queued() => {}
                         Poll::Pending => return Poll::Pending,
@@ -182,6 +192,22 @@ impl Feed {
         }
     }
 
+    /// The blob of a hint, when it is the next one and the window has room for it.
+    fn hinted(&self, hint: Hint, admits: &impl Fn(u64) -> bool) -> Option<Fed> {
+        let Hint {
+            mailbox,
+            previous,
+            blob,
+        } = hint;
+        let is_alive = blob.expires_at > self.service.now();
+        let has_room = is_alive && admits(delivered_bytes(&blob));
+        let keys = (previous, blob.key);
+        let hinted = self
+            .mailboxes
+            .hinted(&mailbox, keys, (blob.class, has_room));
+        (hinted == Hinted::Deliver).then_some(Fed::Blob(mailbox, blob))
+    }
+
     fn look(&mut self) -> Step {
         self.turn = self.mailboxes.next_turn();
         let Some(turn) = self.turn else {
@@ -194,7 +220,7 @@ impl Feed {
     fn turned(&mut self, page: Page) -> Step {
         // A wake that came while this page was read is still marked, and is taken when idle.
         if let Some(turn) = &self.turn
-            && self.mailboxes.turned(turn, page.next, page.more)
+            && self.mailboxes.turned(turn, page.next, page.more.is_any())
         {
             self.page = page.blobs.into();
             self.read_at = self.service.now();
@@ -204,7 +230,11 @@ impl Feed {
                 Cursor::Backlog(_) => None,
             };
         }
-        Step::Look
+        match page.more {
+            More::No | More::Yes => Step::Look,
+            // What is there already is handed out while it rests.
+            More::Soon => Step::rest(),
+        }
     }
 }
 
@@ -228,15 +258,15 @@ async fn read(service: Arc<Service>, turn: Turn) -> Result<Page, StoreError> {
         }
         Cursor::Backlog(after) => {
             let page = service.device_backlog(turn.mailbox, after).await?;
-            let next = match page.more {
-                true => Cursor::Backlog(page.next),
-                false => Cursor::After(page.next.up_to),
+            let (next, more) = match page.more {
+                // After the backlog something may have come already.
+                More::No => (Cursor::After(page.next.up_to), More::Yes),
+                more @ (More::Yes | More::Soon) => (Cursor::Backlog(page.next), more),
             };
-            // After the backlog something may have come already.
             Ok(Page {
                 blobs: page.blobs,
                 next,
-                more: true,
+                more,
             })
         }
     }

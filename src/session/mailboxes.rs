@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::hub::Joined;
 use crate::ids::{MailboxHash, MailboxId};
-use crate::service::{BacklogCursor, OrderKey, View};
+use crate::service::{BacklogCursor, Class, OrderKey, View};
 
 /// Mailboxes that one connection may have open. At about 470 bytes each in the session and the hub
 /// (`cargo bench --bench load -- idle`) a connection costs 470 KiB for them at the most.
@@ -74,6 +74,17 @@ pub struct Turn {
     pub cursor: Cursor,
     /// Of which subscription.
     pub epoch: u64,
+}
+
+/// What becomes of a hint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hinted {
+    /// The blob is the next one of its mailbox.
+    Deliver,
+    /// The mailbox waits for its turn to be read.
+    Look,
+    /// It is nobody's, not shown, or was delivered.
+    Nothing,
 }
 
 /// What a delivery needs to know of its mailbox.
@@ -194,6 +205,40 @@ impl Mailboxes {
         for mailbox in mailboxes {
             table.enqueue(mailbox);
         }
+    }
+
+    /// What becomes of a blob that was just committed, of which the session has not read a page. It is
+    /// delivered where the session stands right before it: whoever has read up to `previous` has read
+    /// all that comes before it, because no key is used twice. Anything else looks.
+    pub fn hinted(
+        &self,
+        mailbox: &MailboxHash,
+        (previous, key): (OrderKey, OrderKey),
+        (class, has_room): (Class, bool),
+    ) -> Hinted {
+        let mut table = self.table();
+        let Some(open) = table.open.get_mut(mailbox) else {
+            return Hinted::Nothing;
+        };
+        let Cursor::After(cursor) = open.cursor else {
+            table.enqueue(*mailbox);
+            return Hinted::Look;
+        };
+        if open.has_begun && !open.is_queued && key <= cursor {
+            return Hinted::Nothing;
+        }
+        let is_shown = open.view.shows(class);
+        let is_next = open.has_begun && !open.is_queued && previous <= cursor;
+        if !is_next || (is_shown && !has_room) {
+            table.enqueue(*mailbox);
+            return Hinted::Look;
+        }
+        open.cursor = Cursor::After(key);
+        if is_shown {
+            open.handed_out = key;
+            return Hinted::Deliver;
+        }
+        Hinted::Nothing
     }
 
     /// Whether some mailbox waits for its turn.
@@ -380,6 +425,44 @@ mod tests {
         mailboxes.look_at([NAME].into());
         mailboxes.finished(&mailboxes.next_turn().unwrap());
         assert!(mailboxes.take_caught_up().is_empty(), "told once");
+    }
+
+    #[test]
+    fn a_hint_is_delivered_exactly_where_it_follows_what_was_read() {
+        let mailboxes = Mailboxes::default();
+        let hint = |previous, key, has_room| {
+            let keys = (OrderKey(previous), OrderKey(key));
+            mailboxes.hinted(&NAME, keys, (Class::ProvenOnly, has_room))
+        };
+        assert_eq!(hint(0, 1, true), Hinted::Nothing, "not open");
+        let opened = open(&mailboxes, false);
+        assert_eq!(
+            hint(0, 1, true),
+            Hinted::Look,
+            "its client does not know yet"
+        );
+        mailboxes.begin(&opened);
+        let read_to = |key| {
+            let turn = mailboxes.next_turn().unwrap();
+            assert!(mailboxes.turned(&turn, Cursor::After(OrderKey(key)), false));
+        };
+        read_to(5);
+        assert_eq!(hint(3, 5, true), Hinted::Nothing, "read");
+        assert_eq!(
+            hint(3, 7, true),
+            Hinted::Deliver,
+            "what lay between is gone"
+        );
+        assert_eq!(hint(7, 8, true), Hinted::Deliver);
+        assert_eq!(hint(9, 10, true), Hinted::Look, "one is missing");
+        assert_eq!(hint(8, 9, true), Hinted::Look, "its turn comes");
+        read_to(10);
+        assert_eq!(hint(10, 11, false), Hinted::Look, "no room");
+        read_to(11);
+        let hidden = (Class::DeviceSync, true);
+        let keys = (OrderKey(11), OrderKey(12));
+        assert_eq!(mailboxes.hinted(&NAME, keys, hidden), Hinted::Nothing);
+        assert_eq!(hint(12, 13, true), Hinted::Deliver);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! task, so that neither can block the other. Between them lie the `outbox` (the answer lane) and
 //! the `feed` (the delivery lane) of the open `mailboxes`. `window` knows what is in flight,
 //! `keepalive` when to ping. Both versions go this way; only how a session begins and what its
-//! requests ask is told apart: `v1_open`, `v1_requests`, `v2_subscribe`, `v2_requests`.
+//! requests ask is told apart: `v1`, `v2`.
 
 mod answers;
 pub mod feed;
@@ -13,10 +13,8 @@ pub mod mailboxes;
 pub mod outbox;
 mod reader;
 pub mod state;
-mod v1_open;
-mod v1_requests;
-mod v2_requests;
-mod v2_subscribe;
+mod v1;
+mod v2;
 pub mod window;
 mod writer;
 
@@ -25,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::task::AtomicWaker;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -33,12 +32,11 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tracing::Instrument as _;
 
 use crate::clock::Clock;
-use crate::hub::Wakes;
+use crate::hub::Inbox;
 use crate::ids::{MailboxHash, MailboxId, SessionLabel};
 use crate::metrics::Metrics;
 use crate::protocol::Version;
 use crate::protocol::close::Close;
-use crate::protocol::message::Outgoing;
 use crate::service::{BacklogCursor, Service, View};
 use crate::shutdown::Shutdown;
 use crate::socket::{Connection, Message, Socket, linger};
@@ -48,8 +46,8 @@ use mailboxes::{Cursor, Mailboxes, ToBegin};
 use outbox::{Outbox, Owed};
 use reader::Reader;
 use state::State;
-use v1_open::Opened;
-use v2_requests::Guest;
+use v1::open::{self, Opened, ToDevice};
+use v2::guest::Guest;
 use writer::Writer;
 
 /// How long we try to hand a close frame to a client.
@@ -136,7 +134,7 @@ enum Dialect {
 struct Begun {
     dialect: Dialect,
     mailboxes: Arc<Mailboxes>,
-    welcome: Outgoing,
+    welcome: Bytes,
 }
 
 /// What the two loops share.
@@ -205,14 +203,13 @@ async fn converse(
     address: IpAddr,
     parts: &Arc<Parts>,
 ) -> Ended {
-    let mut state = State::new(version);
-    let wakes = Arc::new(match version {
-        Version::V1 => Wakes::default(),
-        Version::V2 => Wakes::without_notices(),
+    let inbox = Arc::new(match version {
+        Version::V1 => Inbox::default(),
+        Version::V2 => Inbox::without_notices(),
     });
     let begun = match version {
-        Version::V1 => begin_v1(stream, &mut state, address, &wakes, parts).await,
-        Version::V2 => Ok(begin_v2(address, &wakes, parts)),
+        Version::V1 => begin_v1(stream, address, &inbox, parts).await,
+        Version::V2 => Ok(begin_v2(address, &inbox, parts)),
     };
     let Begun {
         dialect,
@@ -222,7 +219,7 @@ async fn converse(
         Ok(begun) => begun,
         Err(ended) => return ended,
     };
-    let shared = Shared::new(state);
+    let shared = Shared::new(State::new(version));
     shared.outbox.push(Owed::Answer(welcome));
     let mut reader = Reader {
         stream,
@@ -238,12 +235,12 @@ async fn converse(
         feed: Feed::new(
             Arc::clone(&parts.service),
             Arc::clone(&mailboxes),
-            Arc::clone(&wakes),
+            Arc::clone(&inbox),
         ),
         noting: None,
         device_feed: device_feed(&dialect, parts),
         mailboxes,
-        wakes,
+        inbox,
         keepalive: keepalive(version, parts),
         has_said_go_away: false,
         unflushed: 0,
@@ -257,49 +254,49 @@ async fn converse(
 /// Waits for the handshake and opens its mailbox.
 async fn begin_v1(
     stream: &mut SplitStream<Socket>,
-    state: &mut State,
     address: IpAddr,
-    wakes: &Arc<Wakes>,
+    inbox: &Arc<Inbox>,
     parts: &Arc<Parts>,
 ) -> Result<Begun, Ended> {
-    let handshake = v1_open::first_frame(stream, state, parts).await?;
-    let opened = v1_open::open(&handshake, address, Arc::clone(wakes), parts)
+    let handshake = open::first_frame(stream, parts).await?;
+    let opened = open::open(&handshake, address, Arc::clone(inbox), parts)
         .await
         .map_err(Ended::ByRelay)?;
-    state.opened();
     Ok(Begun {
         mailboxes: Arc::clone(&opened.mailboxes),
+        welcome: v1::welcome(parts),
         dialect: Dialect::V1(Box::new(opened)),
-        welcome: Outgoing::HandshakeAccepted,
     })
 }
 
 /// The relay speaks first.
-fn begin_v2(address: IpAddr, wakes: &Arc<Wakes>, parts: &Parts) -> Begun {
-    let guest = Guest::new(address, Arc::clone(wakes), parts);
+fn begin_v2(address: IpAddr, inbox: &Arc<Inbox>, parts: &Parts) -> Begun {
+    let guest = Guest::new(address, Arc::clone(inbox), parts);
     Begun {
         mailboxes: Arc::clone(&guest.mailboxes),
-        welcome: guest.welcome(None, parts),
+        welcome: guest.first_frame(parts),
         dialect: Dialect::V2(Box::new(guest)),
     }
 }
 
-fn device_feed(dialect: &Dialect, parts: &Parts) -> Option<Feed> {
+fn device_feed<'a>(dialect: &'a Dialect, parts: &Parts) -> Option<(ToDevice<'a>, Feed)> {
     let Dialect::V1(opened) = dialect else {
         return None;
     };
     let device = opened.device.as_ref()?;
     let from = Cursor::Backlog(BacklogCursor::START);
-    let mailboxes = only(device.subscription.mailbox, View::DeviceSync, from);
-    let wakes = Arc::clone(&device.wakes);
-    Some(Feed::new(Arc::clone(&parts.service), mailboxes, wakes))
+    let named = (device.subscription.mailbox, device.id);
+    let mailboxes = only(named, View::DeviceSync, from);
+    let inbox = Arc::clone(&device.inbox);
+    let feed = Feed::new(Arc::clone(&parts.service), mailboxes, inbox);
+    Some((ToDevice { opened, device }, feed))
 }
 
 /// A v1 session knows one mailbox of a kind, which it calls as its client spelt it.
-fn only(mailbox: MailboxHash, view: View, from: Cursor) -> Arc<Mailboxes> {
+fn only(named: (MailboxHash, MailboxId), view: View, from: Cursor) -> Arc<Mailboxes> {
     let mailboxes = Mailboxes::default();
-    let unnamed = MailboxId::from_bytes([0; 32]);
-    let number = mailboxes.open((mailbox, unnamed), (view, from), false, None);
+    let (mailbox, _) = named;
+    let number = mailboxes.open(named, (view, from), false, None);
     mailboxes.begin(&ToBegin {
         mailbox,
         number,

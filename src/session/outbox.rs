@@ -4,53 +4,34 @@
 //! order. Only a full lane stops the reading; deliveries have a lane of their own.
 
 use std::collections::VecDeque;
-use std::future::{Future as _, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::task::AtomicWaker;
-use tokio::time::Instant;
 
 use super::mailboxes::ToBegin;
 use crate::protocol::close::Close;
-use crate::protocol::message::{Outgoing, Tag};
-use crate::service::refusal::Refusal;
-use crate::service::submit::{Stored, Submitted};
 
 /// Answers that wait, at the most.
 const ANSWERS_MAX: usize = 1_000;
-/// Bytes of answers that wait, at the most: a client may give its requests long names.
+/// Bytes of answers that wait, at the most: a client may give its requests long names, and ask for
+/// recovery proofs.
 const BYTES_MAX: usize = 4 << 20;
-/// What an answer costs beside what it carries: the name that it repeats, or recovery proofs.
+/// What an answer costs beside its frame.
 const ANSWER_BYTES: usize = 256;
 
-/// One thing owed to the client.
+/// One thing owed to the client. Each protocol words its own answers, so here they are frames.
 #[derive(Debug)]
 pub enum Owed {
-    /// An answer that is complete.
-    Answer(Outgoing),
-    /// The answer to a blob that is being stored.
-    Commit {
-        /// The name of the request.
-        tag: Tag,
-        /// Resolves when it is stored or refused.
-        submitted: Submitted,
-        /// When the request had been read.
-        read_at: Instant,
-    },
-    /// An answer that is complete when a write is durable.
-    Later {
-        /// Resolves to the answer.
-        answer: Later,
-        /// When the request had been read.
-        read_at: Instant,
-    },
+    /// An answer.
+    Answer(Bytes),
     /// The answer that mailboxes are open, and those of which deliveries begin when it has left.
     Opened {
         /// The answer.
-        answer: Outgoing,
+        answer: Bytes,
         /// Those that were not open before.
         to_begin: Vec<ToBegin>,
     },
@@ -58,49 +39,8 @@ pub enum Owed {
     Close(Close),
 }
 
-/// An answer that is not known yet.
-pub struct Later(pub BoxFuture<'static, Outgoing>);
-
-impl std::fmt::Debug for Later {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Later(…)")
-    }
-}
-
-/// What may leave now.
-#[derive(Debug)]
-pub enum Ready {
-    /// An answer.
-    Answer(Outgoing),
-    /// What became of a blob.
-    Outcome {
-        /// The name of the request.
-        tag: Tag,
-        /// Stored, or why not.
-        outcome: Result<Stored, Refusal>,
-        /// When the request had been read.
-        read_at: Instant,
-    },
-    /// An answer whose write is durable now.
-    Late {
-        /// The answer.
-        answer: Outgoing,
-        /// When the request had been read.
-        read_at: Instant,
-    },
-    /// The answer that mailboxes are open.
-    Opened {
-        /// The answer.
-        answer: Outgoing,
-        /// Those whose deliveries begin when it has left.
-        to_begin: Vec<ToBegin>,
-    },
-    /// The close frame; nothing comes after it.
-    Close(Close),
-}
-
 /// The lane. The reader pushes, the writer takes.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Outbox {
     /// Nothing awaits inside.
     lane: Mutex<Lane>,
@@ -108,15 +48,28 @@ pub struct Outbox {
     reader: AtomicWaker,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Lane {
-    owed: VecDeque<Owed>,
+    places: VecDeque<Place>,
     bytes: usize,
+}
+
+/// A place in the lane.
+struct Place {
+    what: What,
+    /// What it counts for while it waits.
+    bytes: usize,
+}
+
+enum What {
+    Now(Owed),
+    /// The answer to something that is being written; it is known when that is durable.
+    Later(BoxFuture<'static, Bytes>),
 }
 
 impl Lane {
     fn is_full(&self) -> bool {
-        self.owed.len() >= ANSWERS_MAX || self.bytes >= BYTES_MAX
+        self.places.len() >= ANSWERS_MAX || self.bytes >= BYTES_MAX
     }
 }
 
@@ -124,9 +77,19 @@ impl Outbox {
     /// Puts something at the end. The reader asks for [`Outbox::room`] before it reads, so the lane
     /// exceeds its bound by one frame at the most.
     pub fn push(&self, owed: Owed) {
+        let bytes = cost(&owed);
+        self.put(What::Now(owed), bytes);
+    }
+
+    /// Puts an answer at the end that is not known yet. It will repeat `name_bytes` of the client's own.
+    pub fn push_later(&self, answer: BoxFuture<'static, Bytes>, name_bytes: usize) {
+        self.put(What::Later(answer), ANSWER_BYTES + name_bytes);
+    }
+
+    fn put(&self, what: What, bytes: usize) {
         let mut lane = self.lane();
-        lane.bytes += cost(&owed);
-        lane.owed.push_back(owed);
+        lane.bytes += bytes;
+        lane.places.push_back(Place { what, bytes });
         drop(lane);
         self.writer.wake();
     }
@@ -138,7 +101,7 @@ impl Outbox {
 
     /// How many things are owed.
     pub fn len(&self) -> usize {
-        self.lane().owed.len()
+        self.lane().places.len()
     }
 
     /// Whether nothing is owed.
@@ -160,53 +123,26 @@ impl Outbox {
     }
 
     /// Takes the first thing owed when it may leave.
-    pub fn poll_take(&self, context: &mut Context<'_>) -> Poll<Ready> {
+    pub fn poll_take(&self, context: &mut Context<'_>) -> Poll<Owed> {
         self.writer.register(context.waker());
         let mut lane = self.lane();
-        let (mut outcome, mut late) = (None, None);
-        match lane.owed.front_mut() {
+        let late = match lane.places.front_mut().map(|place| &mut place.what) {
             None => return Poll::Pending,
-            Some(Owed::Commit { submitted, .. }) => {
-                outcome = Some(ready!(Pin::new(submitted).poll(context)));
-            }
-            Some(Owed::Later { answer, .. }) => {
-                late = Some(ready!(answer.0.as_mut().poll(context)));
-            }
-            Some(Owed::Answer(_) | Owed::Opened { .. } | Owed::Close(_)) => {}
-        }
-        let Some(first) = lane.owed.pop_front() else {
+            Some(What::Now(_)) => None,
+            Some(What::Later(answer)) => Some(ready!(answer.as_mut().poll(context))),
+        };
+        let Some(Place { what, bytes }) = lane.places.pop_front() else {
             return Poll::Pending;
         };
-        lane.bytes -= cost(&first);
+        lane.bytes -= bytes;
         drop(lane);
         self.reader.wake();
-        if let (Owed::Later { read_at, .. }, Some(answer)) = (&first, late) {
-            return Poll::Ready(Ready::Late {
-                answer,
-                read_at: *read_at,
-            });
+        match (what, late) {
+            (What::Now(owed), _) => Poll::Ready(owed),
+            (What::Later(_), Some(answer)) => Poll::Ready(Owed::Answer(answer)),
+            // Never taken before it is known.
+            (What::Later(_), None) => Poll::Pending,
         }
-        Poll::Ready(match (first, outcome) {
-            (Owed::Commit { tag, read_at, .. }, Some(outcome)) => Ready::Outcome {
-                tag,
-                outcome,
-                read_at,
-            },
-            (Owed::Close(close), _) => Ready::Close(close),
-            (Owed::Answer(answer), _) => Ready::Answer(answer),
-            (Owed::Opened { answer, to_begin }, _) => Ready::Opened { answer, to_begin },
-            // Neither is taken without its outcome; said as a refusal rather than a panic.
-            (Owed::Commit { tag, read_at, .. }, None) => Ready::Outcome {
-                tag,
-                outcome: Err(Refusal::Unavailable),
-                read_at,
-            },
-            (Owed::Later { read_at, .. }, _) => Ready::Outcome {
-                tag: Tag::Number(0),
-                outcome: Err(Refusal::Unavailable),
-                read_at,
-            },
-        })
     }
 
     fn lane(&self) -> MutexGuard<'_, Lane> {
@@ -215,54 +151,27 @@ impl Outbox {
 }
 
 fn cost(owed: &Owed) -> usize {
-    let carried = match owed {
-        Owed::Commit { tag, .. }
-        | Owed::Answer(
-            Outgoing::Stored { tag, .. }
-            | Outgoing::Refused { tag: Some(tag), .. }
-            | Outgoing::Notice { tag, .. }
-            | Outgoing::Purged { tag, .. },
-        ) => tag.name().len(),
-        Owed::Answer(Outgoing::RecoveryProofs { proofs }) => proofs
-            .iter()
-            .map(|proof| size_of_val(proof) + proof.proof.len())
-            .sum(),
-        Owed::Answer(Outgoing::RecoveryFound { proofs, .. }) => proofs
-            .iter()
-            .map(|proof| size_of_val(proof) + proof.proof.len())
-            .sum(),
-        Owed::Opened { answer, to_begin } => {
-            let openings = match answer {
-                Outgoing::Subscribed { openings, .. } => size_of_val(openings.as_slice()),
-                _ => 0,
-            };
-            openings + size_of_val(to_begin.as_slice())
+    ANSWER_BYTES
+        + match owed {
+            Owed::Answer(answer) => answer.len(),
+            Owed::Opened { answer, to_begin } => answer.len() + size_of_val(to_begin.as_slice()),
+            Owed::Close(_) => 0,
         }
-        Owed::Answer(Outgoing::PurgedMailboxes { mailboxes, .. }) => {
-            size_of_val(mailboxes.as_slice())
-        }
-        Owed::Answer(_) | Owed::Later { .. } | Owed::Close(_) => 0,
-    };
-    ANSWER_BYTES + carried
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
+    use futures_util::FutureExt as _;
     use std::task::Waker;
 
-    fn answer(name: &str) -> Owed {
-        Owed::Answer(Outgoing::Stored {
-            tag: Tag::Name(name.into()),
-            expires_at: Timestamp::default(),
-            duplicate: false,
-        })
+    fn answer(frame: &str) -> Owed {
+        Owed::Answer(Bytes::copy_from_slice(frame.as_bytes()))
     }
 
-    fn take(outbox: &Outbox) -> Option<Ready> {
+    fn take(outbox: &Outbox) -> Option<Owed> {
         match outbox.poll_take(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(ready) => Some(ready),
+            Poll::Ready(owed) => Some(owed),
             Poll::Pending => None,
         }
     }
@@ -270,21 +179,26 @@ mod tests {
     #[test]
     fn answers_leave_in_order_and_the_close_comes_last() {
         let outbox = Outbox::default();
+        let (durable, written) = tokio::sync::oneshot::channel();
         outbox.push(answer("first"));
-        outbox.push(answer("second"));
+        outbox.push_later(written.map(Result::unwrap).boxed(), 0);
+        outbox.push(answer("third"));
         outbox.push(Owed::Close(Close::Drain));
-        for name in ["first", "second"] {
-            let Some(Ready::Answer(Outgoing::Stored { tag, .. })) = take(&outbox) else {
-                panic!("{name}")
-            };
-            assert_eq!(tag.name(), name);
-        }
-        assert!(matches!(take(&outbox), Some(Ready::Close(Close::Drain))));
+        let is = |owed: Option<Owed>, expected: &str| match owed {
+            Some(Owed::Answer(frame)) => frame == expected,
+            _ => false,
+        };
+        assert!(is(take(&outbox), "first"));
+        assert!(take(&outbox).is_none(), "the second is not known");
+        durable.send(Bytes::from("second")).unwrap();
+        assert!(is(take(&outbox), "second"));
+        assert!(is(take(&outbox), "third"));
+        assert!(matches!(take(&outbox), Some(Owed::Close(Close::Drain))));
         assert!(take(&outbox).is_none() && outbox.is_empty());
     }
 
     #[test]
-    fn the_lane_is_full_by_count_or_by_the_names_it_repeats() {
+    fn the_lane_is_full_by_count_or_by_the_bytes_it_holds() {
         let outbox = Outbox::default();
         for _ in 0..ANSWERS_MAX {
             assert!(!outbox.is_full());
@@ -295,9 +209,10 @@ mod tests {
         assert!(!outbox.is_full());
 
         let outbox = Outbox::default();
-        for _ in 0..4 {
+        for _ in 0..2 {
             assert!(!outbox.is_full());
             outbox.push(answer(&"x".repeat(1 << 20)));
+            outbox.push_later(std::future::pending().boxed(), 1 << 20);
         }
         assert!(outbox.is_full());
     }

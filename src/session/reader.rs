@@ -10,13 +10,8 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 
 use super::answers::Answers;
-use super::state::Step;
 use super::{Dialect, Ended, Parts, Shared};
-use crate::protocol::Version;
 use crate::protocol::close::Close;
-use crate::protocol::message::Incoming;
-use crate::protocol::{v1, v2};
-use crate::service::refusal::Refusal;
 use crate::socket::{Message, Socket};
 
 /// Bytes that are no WebSocket.
@@ -30,12 +25,21 @@ pub(super) struct Reader<'a> {
     pub(super) dialect: &'a Dialect,
 }
 
-/// What the socket gave.
-pub(super) enum Received {
+/// What a client has said.
+pub(super) enum Heard {
     /// A binary message, whole.
     Frame(Bytes),
     /// A text message, which no client of this relay sends.
     Text,
+}
+
+/// What is wrong with a text message.
+pub(super) const TEXT: &str = "text messages are not supported; send binary messages";
+
+/// What the socket gave.
+pub(super) enum Received {
+    /// A message.
+    Message(Heard),
     /// A ping, a pong or the beginning of a close.
     Sign,
     /// The connection is over, or must be.
@@ -45,8 +49,8 @@ pub(super) enum Received {
 /// Reads the next message, whatever it is.
 pub(super) async fn receive(stream: &mut SplitStream<Socket>) -> Received {
     match stream.next().await {
-        Some(Ok(Message::Binary(frame))) => Received::Frame(frame),
-        Some(Ok(Message::Text(_))) => Received::Text,
+        Some(Ok(Message::Binary(frame))) => Received::Message(Heard::Frame(frame)),
+        Some(Ok(Message::Text(_))) => Received::Message(Heard::Text),
         Some(Ok(_)) => Received::Sign,
         None | Some(Err(WsError::ConnectionClosed)) => Received::Over(Ended::ByClient),
         Some(Err(error)) => Received::Over(ended_by(&error)),
@@ -85,79 +89,33 @@ impl Reader<'_> {
             let received = receive(self.stream).await;
             self.shared.heard();
             self.shared.is_listening.store(false, Ordering::SeqCst);
-            let step = match received {
-                Received::Sign => continue,
-                Received::Over(Ended::ByRelay(close)) => {
-                    self.shared.state().closing();
-                    Step::Close(None, close)
-                }
-                Received::Over(ended) => return ended,
-                Received::Frame(frame) => self.judge(&frame),
-                Received::Text => self.shared.state().on_frame(Incoming::Garbage {
-                    why: "text messages are not supported; send binary messages",
-                }),
+            let answers = Answers {
+                parts: self.parts,
+                shared: self.shared,
+                read_at: Instant::now(),
             };
             // A request that waits for a place in a queue is owed an answer, too.
             self.shared.is_carrying_out.store(true, Ordering::SeqCst);
-            self.carry_out(step, Instant::now()).await;
+            match received {
+                Received::Sign => {}
+                Received::Over(Ended::ByRelay(close)) => answers.close(close).await,
+                Received::Over(ended) => return ended,
+                Received::Message(heard) => self.hear(heard, answers).await,
+            }
             self.shared.is_carrying_out.store(false, Ordering::SeqCst);
             self.shared.settled.notify_one();
         }
     }
 
-    fn judge(&self, frame: &Bytes) -> Step {
-        self.parts.metrics.messages_received_total.increment(1);
-        let bytes_max = self.parts.settings.message_bytes_max;
-        let mut state = self.shared.state();
-        match state.version() {
-            Version::V1 if frame.len() > bytes_max => {
-                state.on_oversize(v1::tag_of(frame), bytes_max)
-            }
-            Version::V1 => state.on_frame(v1::decode(frame)),
-            // In v2 the bound is for the blob; what stands around it has room besides.
-            Version::V2 if frame.len() > bytes_max + v2::FRAME_BYTES_AROUND_A_BLOB => {
-                state.on_oversize(v2::tag_of(frame), bytes_max)
-            }
-            Version::V2 => state.on_frame(v2::decode(frame)),
+    async fn hear(&self, heard: Heard, answers: Answers<'_>) {
+        if let Heard::Frame(_) = heard {
+            self.parts.metrics.messages_received_total.increment(1);
         }
-    }
-
-    async fn carry_out(&self, step: Step, read_at: Instant) {
-        let answers = Answers {
-            parts: self.parts,
-            shared: self.shared,
-            read_at,
-        };
-        match step {
-            Step::Refuse(tag, refusal) => {
-                // It is refused already; the charge only makes the next ones dearer.
-                let refusal = self.charge().err().unwrap_or(refusal);
-                answers.refuse(tag, refusal);
-            }
-            Step::Ignore => {
-                self.parts.metrics.messages_ignored_total.increment(1);
-                // v1 clients expect no answer here, so a spent rate shows at their next request.
-                drop(self.charge());
-            }
-            Step::Close(refusal, close) => {
-                if let Some(refusal) = refusal {
-                    answers.refuse(None, refusal);
-                }
-                answers.close(close).await;
-            }
-            // Boxed, so that its 3 KiB are there only while a request is carried out: most sessions
-            // rest most of the time.
-            step => match self.dialect {
-                Dialect::V1(v1) => Box::pin(v1.carry_out(step, answers)).await,
-                Dialect::V2(v2) => Box::pin(v2.carry_out(step, answers)).await,
-            },
-        }
-    }
-
-    fn charge(&self) -> Result<(), Refusal> {
+        // Boxed, so that its 3 KiB are there only while a request is carried out: most sessions rest most
+        // of the time.
         match self.dialect {
-            Dialect::V1(v1) => v1.charge(self.parts),
-            Dialect::V2(v2) => v2.charge(self.parts),
+            Dialect::V1(v1) => Box::pin(v1.hear(heard, answers)).await,
+            Dialect::V2(v2) => Box::pin(v2.hear(heard, answers)).await,
         }
     }
 }

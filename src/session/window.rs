@@ -46,7 +46,9 @@ impl Size {
     }
 }
 
-type Slot = (MailboxHash, BlobId);
+/// A blob in flight. A v1 client acknowledges by the id alone, so all that it gets, also for its device,
+/// stands under the mailbox that it opened.
+pub type Slot = (MailboxHash, BlobId);
 
 /// Blobs in flight.
 #[derive(Debug)]
@@ -95,8 +97,7 @@ impl Window {
     }
 
     /// A blob is about to be written to the socket.
-    pub fn delivered(&mut self, mailbox: MailboxHash, id: BlobId, bytes: u64) {
-        let slot = (mailbox, id);
+    pub fn delivered(&mut self, slot: Slot, bytes: u64) {
         // Another blob may come under an id that is still in flight: what was damaged, or left long
         // ago, may be submitted again, and in another size.
         let before = self.in_flight.insert(slot, bytes);
@@ -113,13 +114,13 @@ impl Window {
     }
 
     /// Whether it was delivered here and is not acknowledged yet.
-    pub fn holds(&self, mailbox: MailboxHash, id: BlobId) -> bool {
-        self.in_flight.contains_key(&(mailbox, id))
+    pub fn holds(&self, slot: &Slot) -> bool {
+        self.in_flight.contains_key(slot)
     }
 
     /// The client has it. Returns whether it was in flight here.
-    pub fn acknowledged(&mut self, mailbox: MailboxHash, id: BlobId) -> bool {
-        let was_in_flight = self.take(&(mailbox, id));
+    pub fn acknowledged(&mut self, slot: Slot) -> bool {
+        let was_in_flight = self.take(&slot);
         while self
             .order
             .front()
@@ -168,12 +169,12 @@ mod tests {
     #[test]
     fn only_what_was_delivered_here_is_in_flight_and_only_once() {
         for mut window in [Window::unpaced(), Window::paced()] {
-            assert!(!window.acknowledged(HERE, id(1)));
-            window.delivered(HERE, id(1), 5);
-            window.delivered(HERE, id(1), 5);
-            assert!(!window.acknowledged(THERE, id(1)));
-            assert!(window.acknowledged(HERE, id(1)));
-            assert!(!window.acknowledged(HERE, id(1)));
+            assert!(!window.acknowledged((HERE, id(1))));
+            window.delivered((HERE, id(1)), 5);
+            window.delivered((HERE, id(1)), 5);
+            assert!(!window.acknowledged((THERE, id(1))));
+            assert!(window.acknowledged((HERE, id(1))));
+            assert!(!window.acknowledged((HERE, id(1))));
             assert!(window.is_empty() && window.order.is_empty());
             assert_eq!(window.bytes, 0);
         }
@@ -184,14 +185,14 @@ mod tests {
         let mut window = Window::unpaced();
         for number in 0..3 * REMEMBERED_MAX as u32 {
             assert!(window.admits(u64::MAX));
-            window.delivered(HERE, id(number), 1);
+            window.delivered((HERE, id(number)), 1);
         }
         assert_eq!(
             (window.in_flight.len(), window.order.len()),
             (REMEMBERED_MAX, REMEMBERED_MAX)
         );
-        assert!(!window.acknowledged(HERE, id(0)));
-        assert!(window.acknowledged(HERE, id(3 * REMEMBERED_MAX as u32 - 1)));
+        assert!(!window.acknowledged((HERE, id(0))));
+        assert!(window.acknowledged((HERE, id(3 * REMEMBERED_MAX as u32 - 1))));
     }
 
     #[test]
@@ -202,13 +203,13 @@ mod tests {
             bytes: 100,
         });
         assert!(window.admits(1_000), "one may always go");
-        window.delivered(HERE, id(1), 60);
+        window.delivered((HERE, id(1)), 60);
         assert!(window.admits(40) && !window.admits(41));
-        window.delivered(HERE, id(2), 1);
+        window.delivered((HERE, id(2)), 1);
         assert!(!window.admits(1));
-        assert!(window.acknowledged(HERE, id(1)));
+        assert!(window.acknowledged((HERE, id(1))));
         assert!(window.admits(99) && !window.admits(100));
-        window.delivered(THERE, id(3), 99);
+        window.delivered((THERE, id(3)), 99);
         window.forget(&THERE);
         assert!(window.admits(99));
         window.forget(&HERE);
@@ -220,10 +221,10 @@ mod tests {
     fn another_blob_under_an_id_in_flight_counts_as_what_it_is() {
         for (first, second) in [(10, 1_000), (1_000, 10)] {
             let mut window = Window::paced();
-            window.delivered(HERE, id(1), first);
-            window.delivered(HERE, id(1), second);
+            window.delivered((HERE, id(1)), first);
+            window.delivered((HERE, id(1)), second);
             assert_eq!(window.bytes, second);
-            assert!(window.acknowledged(HERE, id(1)));
+            assert!(window.acknowledged((HERE, id(1))));
             assert_eq!(window.bytes, 0);
         }
     }

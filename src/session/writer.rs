@@ -8,38 +8,28 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::SinkExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::SplitSink;
-use futures_util::{FutureExt as _, SinkExt as _};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 
-use super::answers::worded;
-use super::feed::{Fed, Feed, delivered_bytes};
+use super::feed::{Fed, Feed};
 use super::keepalive::{Due, Keepalive};
-use super::mailboxes::{Mailboxes, Named, ToBegin};
-use super::outbox::Ready;
-use super::state::ANY_MAILBOX;
-use super::{Dialect, Ended, Opened, Parts, Shared};
-use crate::clock::Timestamp;
-use crate::hub::{Fate, LiveBlob, Notice, Wakes};
+use super::mailboxes::{Mailboxes, ToBegin};
+use super::outbox::Owed;
+use super::v1::open::ToDevice;
+use super::{Dialect, Ended, Parts, Shared};
+use crate::hub::{Inbox, LiveBlob, Notice};
 use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::close::Close;
-use crate::protocol::message::{Delivery, DeviceSyncDelivery, NoticeStatus, Outgoing, Tag};
-use crate::protocol::message_v2::{
-    BlobDelivery, GoAway, GoAwayReason, ReceiptDelivery, ReceiptKind,
-};
-use crate::protocol::{v1, v2};
-use crate::service::give_back::GiveBack;
-use crate::service::{self, Receipt, StoredBlob};
+use crate::service::StoredBlob;
 use crate::socket::{Message, Socket, binary};
 
 /// A frame may take the write timeout and a second for each of these.
 const BYTES_PER_SECOND: u64 = 64 * 1024;
-
-/// A v2 client that is told to go comes back after a fifth to all of this.
-const RECONNECT_AFTER: Duration = Duration::from_secs(5);
 
 /// The writing half of a session.
 pub(super) struct Writer<'a> {
@@ -53,9 +43,9 @@ pub(super) struct Writer<'a> {
     /// it, answers do not.
     pub(super) noting: Option<BoxFuture<'static, ()>>,
     /// What other devices of the client sent this one.
-    pub(super) device_feed: Option<Feed>,
+    pub(super) device_feed: Option<(ToDevice<'a>, Feed)>,
     /// Brings the notices.
-    pub(super) wakes: Arc<Wakes>,
+    pub(super) inbox: Arc<Inbox>,
     pub(super) keepalive: Keepalive,
     /// v2: the client knows that the relay is about to stop.
     pub(super) has_said_go_away: bool,
@@ -64,11 +54,11 @@ pub(super) struct Writer<'a> {
 }
 
 /// What comes next.
-enum Next {
-    Answer(Ready),
+enum Next<'a> {
+    Answer(Owed),
     Notice(Notice),
     Delivery(MailboxHash, StoredBlob),
-    DeviceSync(StoredBlob),
+    DeviceSync(ToDevice<'a>, StoredBlob),
     Live(LiveBlob),
     CaughtUp(Vec<MailboxId>),
     GoAway,
@@ -78,60 +68,30 @@ enum Next {
     Close(Close),
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
     /// Writes until the session is over.
     pub(super) async fn run(&mut self) -> Ended {
         loop {
             let next = self.next().await;
             let written = match next {
-                Next::Answer(Ready::Answer(answer)) => self.write(&answer).await,
-                Next::Answer(Ready::Outcome {
-                    tag,
-                    outcome,
-                    read_at,
-                }) => {
-                    self.parts
-                        .metrics
-                        .message_duration_seconds
-                        .record(read_at.elapsed());
-                    self.write(&match outcome {
-                        Ok(stored) => Outgoing::Stored {
-                            tag,
-                            expires_at: stored.expires_at,
-                            duplicate: stored.duplicate,
-                        },
-                        Err(refusal) => {
-                            self.parts.service.count_refusal(&refusal);
-                            Outgoing::Refused {
-                                tag: Some(tag),
-                                refused: worded(&refusal),
-                            }
-                        }
-                    })
-                    .await
-                }
-                Next::Answer(Ready::Late { answer, read_at }) => {
-                    let duration = &self.parts.metrics.message_duration_seconds;
-                    duration.record(read_at.elapsed());
-                    self.write(&answer).await
-                }
-                Next::Answer(Ready::Opened { answer, to_begin }) => {
-                    self.begin(&answer, &to_begin).await
+                Next::Answer(Owed::Answer(answer)) => self.write(answer).await,
+                Next::Answer(Owed::Opened { answer, to_begin }) => {
+                    self.begin(answer, &to_begin).await
                 }
                 Next::Notice(notice) => self.notify(notice).await,
                 Next::Delivery(mailbox, blob) => self.deliver(mailbox, blob).await,
                 Next::Live(blob) => self.deliver_live(blob).await,
-                Next::CaughtUp(mailboxes) => self.write(&Outgoing::CaughtUp { mailboxes }).await,
+                Next::CaughtUp(mailboxes) => self.say_caught_up(mailboxes).await,
                 Next::GoAway => self.say_go_away().await,
-                Next::DeviceSync(message) => self.deliver_device_sync(message).await,
+                Next::DeviceSync(device, message) => {
+                    self.deliver_device_sync(device, message).await
+                }
                 Next::Flush => self.flush().await,
                 Next::Ping => {
                     self.keepalive.pinged(Instant::now());
-                    self.send(Message::Ping(bytes::Bytes::new()), 0).await
+                    self.send(Message::Ping(Bytes::new()), 0).await
                 }
-                Next::Answer(Ready::Close(close)) | Next::Close(close) => {
-                    Err(Ended::ByRelay(close))
-                }
+                Next::Answer(Owed::Close(close)) | Next::Close(close) => Err(Ended::ByRelay(close)),
             };
             if let Err(ended) = written {
                 self.shared.state().closing();
@@ -140,7 +100,7 @@ impl Writer<'_> {
         }
     }
 
-    async fn next(&mut self) -> Next {
+    async fn next(&mut self) -> Next<'a> {
         loop {
             let drain_by = self.shared.drain_deadline(self.parts);
             if drain_by.is_some() && self.owes_go_away() {
@@ -171,23 +131,23 @@ impl Writer<'_> {
         }
     }
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Next> {
-        if let Poll::Ready(ready) = self.shared.outbox.poll_take(context) {
-            return Poll::Ready(Next::Answer(ready));
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Next<'a>> {
+        if let Poll::Ready(owed) = self.shared.outbox.poll_take(context) {
+            return Poll::Ready(Next::Answer(owed));
         }
-        if let Poll::Ready(notice) = self.wakes.poll_notice(context) {
+        if let Poll::Ready(notice) = self.inbox.poll_notice(context) {
             return Poll::Ready(Next::Notice(notice));
         }
         if let Poll::Ready(next) = self.poll_delivery(context) {
             return Poll::Ready(next);
         }
         // Device sync comes after the blobs that had waited, as v1 clients expect.
-        if let Some(feed) = &mut self.device_feed
+        if let Some((device, feed)) = &mut self.device_feed
             && self.feed.is_caught_up()
             && self.shared.state().may_deliver()
             && let Poll::Ready(Fed::Blob(_, message)) = feed.poll_next(context, |_| true)
         {
-            return Poll::Ready(Next::DeviceSync(message));
+            return Poll::Ready(Next::DeviceSync(*device, message));
         }
         if self.unflushed > 0 {
             Poll::Ready(Next::Flush)
@@ -196,7 +156,7 @@ impl Writer<'_> {
         }
     }
 
-    fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Next> {
+    fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Next<'a>> {
         // Registered before the looks, so that what comes between them is not missed.
         self.shared.unblocked.register(context.waker());
         if let Some(noting) = &mut self.noting {
@@ -207,14 +167,14 @@ impl Writer<'_> {
             return Poll::Pending;
         }
         if let Dialect::V2(_) = self.dialect
-            && let Poll::Ready(blob) = self.wakes.poll_live(context)
+            && let Poll::Ready(blob) = self.inbox.poll_live(context)
         {
             return Poll::Ready(Next::Live(blob));
         }
         let shared = self.shared;
         loop {
             if self.may_be_caught_up() {
-                let caught_up = self.take_caught_up(context);
+                let caught_up = self.take_caught_up();
                 if !caught_up.is_empty() {
                     return Poll::Ready(Next::CaughtUp(caught_up));
                 }
@@ -236,19 +196,17 @@ impl Writer<'_> {
 
     /// Mailboxes of which all that was stored before now has been delivered. The feed is to be asked
     /// again: what has come since it last looked comes first, and is in its queue.
-    fn take_caught_up(&self, context: &mut Context<'_>) -> Vec<MailboxId> {
-        if let Poll::Ready(marked) = self.wakes.poll_take(context) {
-            self.mailboxes.look_at(marked);
-        }
+    fn take_caught_up(&self) -> Vec<MailboxId> {
+        self.mailboxes.look_at(self.inbox.take_marks());
         self.mailboxes.take_caught_up()
     }
 
     /// Deliveries begin when the client can know that its mailboxes are open.
-    async fn begin(&mut self, answer: &Outgoing, to_begin: &[ToBegin]) -> Result<(), Ended> {
+    async fn begin(&mut self, answer: Bytes, to_begin: &[ToBegin]) -> Result<(), Ended> {
         self.write(answer).await?;
         for begun in to_begin {
             if let Some(tells_senders) = self.mailboxes.begin(begun) {
-                self.wakes.take_live(begun.mailbox, tells_senders);
+                self.inbox.take_live(begun.mailbox, tells_senders);
             }
         }
         Ok(())
@@ -261,161 +219,11 @@ impl Writer<'_> {
         }
     }
 
-    async fn deliver_v1(&mut self, opened: &Opened, blob: StoredBlob) -> Result<(), Ended> {
-        // Noted before it is written: the acknowledgement may be read before this returns.
-        let bytes = delivered_bytes(&blob);
-        self.shared.state().delivered(ANY_MAILBOX, blob.id, bytes);
-        let mailbox_as_spelt = Arc::clone(&opened.mailbox_as_spelt);
-        let service = &self.parts.service;
-        let (sender_id, body) = match service.give_back(&opened.mailbox, &blob.sealed) {
-            Some(GiveBack::SenderId(sender_id)) => (Some(sender_id), blob.body),
-            Some(GiveBack::Frame(frame)) => (None, frame),
-            Some(GiveBack::SenderDevice(_)) | None => (None, blob.body),
-        };
-        let sender_id = sender_id.filter(|_| service.v1_keeps_sender_id());
-        self.write(&Outgoing::Delivery(Delivery {
-            id: blob.id,
-            mailbox_as_spelt,
-            sender_id,
-            body,
-        }))
-        .await?;
-        self.parts.metrics.blobs_delivered_total.increment(1);
-        if opened.tells_senders {
-            self.parts.service.tell_delivered(&blob.id);
-        }
-        Ok(())
-    }
-
-    async fn deliver_v2(&mut self, mailbox: MailboxHash, blob: StoredBlob) -> Result<(), Ended> {
-        // Closed in the meantime: nobody waits for it.
-        let Some(named) = self.mailboxes.named(&mailbox) else {
-            return Ok(());
-        };
-        let bytes = delivered_bytes(&blob);
-        self.shared.state().delivered(mailbox, blob.id, bytes);
-        if let Some(receipt) = blob.receipt() {
-            self.write(&receipt_delivery(named, &blob, &receipt))
-                .await?;
-            self.parts.metrics.receipts_delivered_total.increment(1);
-            return Ok(());
-        }
-        let (service, id) = (&self.parts.service, blob.id);
-        let redelivered = service.is_redelivered(&mailbox, &id);
-        let body = match service.give_back(&named.id, &blob.sealed) {
-            Some(GiveBack::Frame(frame)) => frame,
-            _ => blob.body,
-        };
-        self.write(&Outgoing::Blob(BlobDelivery {
-            id,
-            mailbox: named.id,
-            stored_at: blob.stored_at,
-            expires_at: blob.expires_at,
-            redelivered,
-            body,
-        }))
-        .await?;
-        self.parts.metrics.blobs_delivered_total.increment(1);
-        let service = &self.parts.service;
-        if named.tells_senders {
-            service.tell_delivered(&id);
-        }
-        if named.tells_senders && blob.wants_receipts && !blob.is_delivered_told {
-            let service = Arc::clone(service);
-            let noting = async move { service.note_delivered(mailbox, id).await };
-            let mut noting = noting.boxed();
-            // Takes its place among the writes at once, before the client's acknowledgement does.
-            if (&mut noting).now_or_never().is_none() {
-                self.noting = Some(noting);
-            }
-        }
-        Ok(())
-    }
-
-    /// A live blob is not in flight: whoever loses it loses nothing that the relay had promised.
-    async fn deliver_live(&mut self, blob: LiveBlob) -> Result<(), Ended> {
-        let Some(named) = self.mailboxes.named(&blob.mailbox) else {
-            return Ok(());
-        };
-        self.write(&Outgoing::Blob(BlobDelivery {
-            id: blob.id,
-            mailbox: named.id,
-            stored_at: blob.handed_at,
-            expires_at: Timestamp::default(),
-            redelivered: false,
-            body: blob.body,
-        }))
-        .await?;
-        self.parts.metrics.blobs_delivered_total.increment(1);
-        Ok(())
-    }
-
     fn owes_go_away(&self) -> bool {
         matches!(self.dialect, Dialect::V2(_)) && !self.has_said_go_away
     }
 
-    async fn say_go_away(&mut self) -> Result<(), Ended> {
-        self.has_said_go_away = true;
-        // Spread over some seconds, so that not all come back, here or elsewhere, at once.
-        let reconnect_after = RECONNECT_AFTER.mul_f64(0.2 + 0.8 * rand::random::<f64>());
-        self.write(&Outgoing::GoAway(GoAway {
-            reason: GoAwayReason::Draining,
-            reconnect_after,
-            alternates: Arc::clone(&self.parts.settings.v2.alternates),
-        }))
-        .await
-    }
-
-    async fn deliver_device_sync(&mut self, message: StoredBlob) -> Result<(), Ended> {
-        // Only a session with a device has a feed for one.
-        let Dialect::V1(opened) = self.dialect else {
-            return Ok(());
-        };
-        let Some(device) = &opened.device else {
-            return Ok(());
-        };
-        let bytes = delivered_bytes(&message);
-        self.shared
-            .state()
-            .delivered(ANY_MAILBOX, message.id, bytes);
-        let service = &self.parts.service;
-        let sender_device = match service.give_back(&device.id, &message.sealed) {
-            Some(GiveBack::SenderDevice(sender)) => sender,
-            _ => Box::default(),
-        };
-        let delivery = DeviceSyncDelivery {
-            id: message.id,
-            identity_as_spelt: Arc::clone(&device.client_as_spelt),
-            target_as_spelt: Arc::clone(&device.id_as_spelt),
-            sender_device,
-            version: message.version.unwrap_or_default(),
-            body: message.body,
-        };
-        self.write(&Outgoing::DeviceSync(delivery)).await?;
-        self.parts.metrics.device_sync_delivered_total.increment(1);
-        Ok(())
-    }
-
-    async fn notify(&mut self, notice: Notice) -> Result<(), Ended> {
-        let status = match notice.fate {
-            Fate::Delivered => NoticeStatus::Delivered,
-            Fate::Acknowledged => NoticeStatus::ReceivedByRecipient,
-        };
-        let tag = Tag::Name(Box::from(&*notice.name));
-        let blob_id = notice.blob;
-        self.write(&Outgoing::Notice {
-            tag,
-            blob_id,
-            status,
-        })
-        .await
-    }
-
-    async fn write(&mut self, outgoing: &Outgoing) -> Result<(), Ended> {
-        let frame = match self.dialect {
-            Dialect::V1(_) => v1::encode(outgoing, self.parts.clock.now()),
-            Dialect::V2(_) => v2::encode(outgoing),
-        };
+    pub(super) async fn write(&mut self, frame: Bytes) -> Result<(), Ended> {
         let bytes = frame.len() as u64;
         self.send(binary(frame), bytes).await?;
         self.parts.metrics.messages_sent_total.increment(1);
@@ -440,23 +248,6 @@ impl Writer<'_> {
     fn deadline(&self) -> Duration {
         self.parts.settings.write_timeout + Duration::from_secs(self.unflushed / BYTES_PER_SECOND)
     }
-}
-
-fn receipt_delivery(named: Named, blob: &StoredBlob, receipt: &Receipt) -> Outgoing {
-    let kind = match receipt.kind {
-        service::ReceiptKind::Delivered => ReceiptKind::Delivered,
-        service::ReceiptKind::Acknowledged => ReceiptKind::Acknowledged,
-        service::ReceiptKind::Expired => ReceiptKind::Expired,
-        service::ReceiptKind::Removed => ReceiptKind::Removed,
-        service::ReceiptKind::Lost => ReceiptKind::Lost,
-    };
-    Outgoing::Receipt(ReceiptDelivery {
-        mailbox: named.id,
-        receipt_id: blob.id,
-        id: receipt.id,
-        kind,
-        at: receipt.at,
-    })
 }
 
 async fn within(

@@ -1,24 +1,24 @@
 //! The blobs that left a short time ago, so that a late repeat of one is a duplicate.
 //!
-//! Kept in memory, 64 bytes each and a table of where they stand; the table `departed` holds the
-//! same and is read at the start. The oldest is forgotten first, when its time is over or when
-//! there are too many.
+//! For engines that keep them in memory: 64 bytes each and a table of where they stand. The oldest is
+//! forgotten first, when its time is over or when there are too many. SQLite's table `departed` holds
+//! the same under the same numbers.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use super::engine::{Departed, Departure};
 use crate::clock::Timestamp;
-use crate::ids::BlobId;
+use crate::ids::{BlobId, MailboxHash};
 
-/// A blob that left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Departure {
-    pub(super) left_at: Timestamp,
-    pub(super) mailbox64: i64,
-    pub(super) id: BlobId,
-    pub(super) checksum: [u8; 16],
-    /// When the first one would have expired: a duplicate is answered with it.
-    pub(super) expires_at: Timestamp,
+/// A departure under the first 64 bits of its mailbox: the table has no more of it. The hash is keyed,
+/// so nobody can aim at a collision.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    number: i64,
+    mailbox64: i64,
+    id: BlobId,
+    departed: Departed,
 }
 
 /// All departures that are remembered, by age.
@@ -27,7 +27,7 @@ pub(super) struct Departures {
     span: Duration,
     /// Zero means no bound.
     count_max: u64,
-    by_age: VecDeque<(i64, Departure)>,
+    by_age: VecDeque<Place>,
     /// From mailbox and id, mixed, to the number counted from the first one ever in `by_age`.
     places: HashMap<u64, u64>,
     /// How many have left the front of `by_age`.
@@ -67,17 +67,16 @@ impl Departures {
     }
 
     /// Remembers a row of the table; rows come in the order of their numbers.
-    pub(super) fn load(&mut self, number: i64, departure: Departure) {
+    pub(super) fn load(&mut self, number: i64, (mailbox64, id): (i64, BlobId), departed: Departed) {
         let place = self.forgotten + self.by_age.len() as u64;
-        let mixed = mix(departure.mailbox64, &departure.id);
-        self.places.insert(mixed, place);
-        self.by_age.push_back((number, departure));
+        self.places.insert(mix(mailbox64, &id), place);
+        self.by_age.push_back(Place {
+            number,
+            mailbox64,
+            id,
+            departed,
+        });
         self.next_number = number + 1;
-    }
-
-    /// Whether anything is remembered at all.
-    pub(super) fn is_off(&self) -> bool {
-        self.span.is_zero()
     }
 
     /// The number that the next departure gets.
@@ -88,30 +87,32 @@ impl Departures {
     /// Remembers what has left in a transaction that is durable now.
     pub(super) fn remember(&mut self, departures: &[Departure]) {
         for departure in departures {
-            self.load(self.next_number, *departure);
+            let name = (departure.mailbox.prefix64(), departure.id);
+            self.load(self.next_number, name, departure.departed);
         }
     }
 
-    /// The departure of this blob, if it is still remembered at `now`.
-    pub(super) fn find(&self, mailbox64: i64, id: &BlobId, now: Timestamp) -> Option<&Departure> {
+    /// The departure of this blob, if it has not been forgotten.
+    pub(super) fn find(&self, mailbox: &MailboxHash, id: &BlobId) -> Option<Departed> {
+        let mailbox64 = mailbox.prefix64();
         let place = self.places.get(&mix(mailbox64, id))?;
         let index = usize::try_from(place.checked_sub(self.forgotten)?).ok()?;
-        let (_, departure) = self.by_age.get(index)?;
-        let is_it = departure.mailbox64 == mailbox64 && departure.id == *id;
-        (is_it && !self.is_over(departure, now)).then_some(departure)
+        let found = self.by_age.get(index)?;
+        let is_it = found.mailbox64 == mailbox64 && found.id == *id;
+        is_it.then_some(found.departed)
     }
 
     /// Forgets what is past its time and what is too much; returns how many went before their time.
     pub(super) fn forget(&mut self, now: Timestamp) -> u64 {
         let mut early = 0;
-        while let Some((number, oldest)) = self.by_age.front() {
-            let is_over = self.is_over(oldest, now);
+        while let Some(oldest) = self.by_age.front() {
+            let is_over = self.is_over(&oldest.departed, now);
             let is_too_much = self.count_max != 0 && self.by_age.len() as u64 > self.count_max;
             if !is_over && !is_too_much {
                 break;
             }
             early += u64::from(!is_over);
-            self.forgotten_to = *number;
+            self.forgotten_to = oldest.number;
             let mixed = mix(oldest.mailbox64, &oldest.id);
             if self.places.get(&mixed) == Some(&self.forgotten) {
                 self.places.remove(&mixed);
@@ -143,11 +144,11 @@ impl Departures {
     pub(super) fn reach(&self, now: Timestamp) -> Duration {
         self.by_age
             .front()
-            .map_or(Duration::ZERO, |(_, oldest)| now.since(oldest.left_at))
+            .map_or(Duration::ZERO, |oldest| now.since(oldest.departed.left_at))
     }
 
-    fn is_over(&self, departure: &Departure, now: Timestamp) -> bool {
-        departure.left_at.plus(self.span) <= now
+    fn is_over(&self, departed: &Departed, now: Timestamp) -> bool {
+        departed.left_at.plus(self.span) <= now
     }
 }
 
@@ -168,13 +169,21 @@ fn mix(mailbox64: i64, id: &BlobId) -> u64 {
 mod tests {
     use super::*;
 
-    fn departure(id: u8, left_at: u64) -> Departure {
-        Departure {
+    const MAILBOX: MailboxHash = MailboxHash::from_bytes([1; 32]);
+
+    fn departed(id: u8, left_at: u64) -> Departed {
+        Departed {
             left_at: Timestamp::from_millis(left_at),
-            mailbox64: 1,
-            id: BlobId::from_bytes([id; 16]),
             checksum: [id; 16],
             expires_at: Timestamp::from_millis(99),
+        }
+    }
+
+    fn departure(id: u8, left_at: u64) -> Departure {
+        Departure {
+            mailbox: MAILBOX,
+            id: BlobId::from_bytes([id; 16]),
+            departed: departed(id, left_at),
         }
     }
 
@@ -182,20 +191,21 @@ mod tests {
         Timestamp::from_millis(millis)
     }
 
-    fn remembers(departures: &Departures, id: u8, now: u64) -> bool {
-        let id = BlobId::from_bytes([id; 16]);
-        departures.find(1, &id, at(now)).is_some()
+    fn found(departures: &Departures, id: u8) -> Option<u64> {
+        let found = departures.find(&MAILBOX, &BlobId::from_bytes([id; 16]));
+        found.map(|departed| departed.left_at.millis())
     }
 
     #[test]
     fn a_departure_is_remembered_for_its_span() {
         let mut departures = Departures::new(Duration::from_millis(100), 0);
         departures.remember(&[departure(1, 1000), departure(2, 1050)]);
-        assert!(remembers(&departures, 1, 1099));
-        assert!(!remembers(&departures, 1, 1100));
-        assert!(remembers(&departures, 2, 1100));
-        assert!(!remembers(&departures, 3, 1000));
+        assert_eq!(departures.forget(at(1099)), 0);
+        assert_eq!(found(&departures, 1), Some(1000));
         assert_eq!(departures.forget(at(1100)), 0);
+        assert_eq!(found(&departures, 1), None);
+        assert_eq!(found(&departures, 2), Some(1050));
+        assert_eq!(found(&departures, 3), None);
         assert_eq!(departures.len(), 1);
         assert_eq!(departures.reach(at(1100)), Duration::from_millis(50));
     }
@@ -205,8 +215,8 @@ mod tests {
         let mut departures = Departures::new(Duration::from_secs(100), 2);
         departures.remember(&[departure(1, 1), departure(2, 2), departure(3, 3)]);
         assert_eq!(departures.forget(at(3)), 1);
-        assert!(!remembers(&departures, 1, 3));
-        assert!(remembers(&departures, 2, 3) && remembers(&departures, 3, 3));
+        assert_eq!(found(&departures, 1), None);
+        assert!(found(&departures, 2).is_some() && found(&departures, 3).is_some());
     }
 
     #[test]
@@ -214,7 +224,7 @@ mod tests {
         let mut departures = Departures::new(Duration::from_millis(100), 0);
         departures.remember(&[departure(1, 1000), departure(1, 1080)]);
         departures.forget(at(1100));
-        assert!(remembers(&departures, 1, 1150));
+        assert_eq!(found(&departures, 1), Some(1080));
     }
 
     #[test]
@@ -222,7 +232,8 @@ mod tests {
         let mut departures = Departures::new(Duration::from_millis(100), 0);
         departures.set_table_from(5);
         for number in 5..10 {
-            departures.load(number, departure(number as u8, number as u64));
+            let name = (1, BlobId::from_bytes([number as u8; 16]));
+            departures.load(number, name, departed(number as u8, number as u64));
         }
         assert_eq!(departures.trim_to(2), None);
         departures.forget(at(107));

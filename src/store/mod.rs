@@ -1,67 +1,22 @@
 //! The only place that remembers.
 //!
 //! A [`Store`] keeps blobs in mailboxes, in order, until they are acknowledged, purged or expired.
-//! Every engine keeps the same promises; `tests/it/store_contract.rs` runs each promise on each
-//! engine. Reading order: `model` (what is kept), `quota` (how much), `commit` (how writes become
-//! durable together), then the engines `memory` and `sqlite`.
-//!
-//! Beside blobs: `recovery` (what is known of lost keys) and `pins` (mailboxes that only a proof
-//! opens) each hold the rule that both engines go by.
-//!
-//! Of memory: `memory_append` (how a blob is taken in), `memory_shard` (mailboxes that share a
-//! lock), `memory_books` (what is counted over all), `memory_receipts`, `memory_recovery`,
-//! `memory_pins`.
-//!
-//! Behind the pipeline: `write` is what waits in it, `committer` its task. `plan` folds a batch, with
-//! `plan_needs` (what must be read for that), `plan_append` (what comes), `plan_leave` (what goes or
-//! lives longer), `leaving` (how a row leaves) and `plan_receipts` (what senders are told of that);
-//! `working_set` (what a mailbox holds), `owners` (what an identity has on its devices) and
-//! `departures` (what left lately) are its memory;
-//! `disk` and `tally` watch and count. Of SQLite: `sqlite_open` (files, lock, schema), `sqlite_load`
-//! (what a batch must know), `sqlite_writer` (its transaction), `sqlite_rows`, `sqlite_blobs`,
-//! `sqlite_recovery` and `sqlite_pins` (its statements), `sqlite_errors` (what failed),
-//! `sqlite_pages` (reading), `sqlite_sweep` (deleting what has expired), `sqlite_backup` (a copy of the whole,
-//! beside a running relay).
+//! It keeps the same promises over every engine; `tests/it/store/` runs each promise on each engine.
+//! Reading order: `model` (what is kept), `plan` (the rules: what a batch of writes comes to),
+//! `commit` (how writes become durable together), `engine` (what a database must do for that), then
+//! the engines `memory` and `sqlite`. `departures` is what both remember of blobs that left; `tally`
+//! counts.
 
 mod commit;
-mod committer;
 mod departures;
-mod disk;
-mod leaving;
+pub mod engine;
 pub mod memory;
-mod memory_append;
-mod memory_books;
-mod memory_pins;
-mod memory_receipts;
-mod memory_recovery;
-mod memory_shard;
 pub mod model;
-pub mod observed;
-mod owners;
-mod pins;
 mod plan;
-mod plan_append;
-mod plan_leave;
-mod plan_needs;
-mod plan_receipts;
-pub mod quota;
-mod receipt;
-mod recovery;
 pub mod sqlite;
-pub mod sqlite_backup;
-mod sqlite_blobs;
-mod sqlite_errors;
-mod sqlite_load;
-mod sqlite_open;
-mod sqlite_pages;
-mod sqlite_pins;
-mod sqlite_recovery;
-mod sqlite_rows;
-mod sqlite_sweep;
-mod sqlite_writer;
 mod tally;
-mod working_set;
-mod write;
+
+pub use plan::quota;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -69,166 +24,438 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
+use crate::metrics::Metrics;
+use crate::secrets::Secret;
+use commit::write::{Cause, Write};
+use commit::{Ground, Lane, Pipeline};
+use engine::{KeysOf, NewRow, Opened, Reads, SWEPT_PROOFS_MAX};
 use model::{
-    Appended, BacklogCursor, Envelope, Holding, Opener, OrderKey, Page, PageBounds, RecoveryPage,
-    RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
+    Appended, BacklogCursor, Burnt, Envelope, Holding, Opener, OrderKey, Page, PageBounds,
+    RecoveryPage, RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
 };
+use plan::Rules;
+use quota::Quota;
+use tally::Tally;
 
-/// Called by an engine after the commit for each mailbox that has something new: once for blobs,
-/// once for receipts.
+/// Called after each commit with the rows that it brought, in order.
 ///
 /// It comes from the committer and not from the sender's session, so that a sender who does not
 /// take its answers never delays a recipient. It must return quickly and not block.
-pub type OnStored = Arc<dyn Fn(&MailboxHash) + Send + Sync>;
+pub type OnNews = Arc<dyn Fn(&[NewRow<'_>]) + Send + Sync>;
 
-/// What every engine promises (`docs/storage.md` has the reasons).
+/// Rows that a purge or the sweep removes in one transaction.
+const SLICE_ROWS: u32 = 256;
+
+/// How long a probe may take.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// A probe writes when nothing else was written for this long.
+const PROBE_WRITE_AFTER: Duration = Duration::from_secs(5);
+
+/// What a store goes by, whatever its engine.
+pub struct StoreOptions {
+    /// Keys the checksums by which repeats are recognised, and names receipts.
+    pub secret: Secret,
+    /// Bounds of mailboxes and of the relay.
+    pub quota: Quota,
+    /// How long a departed blob is remembered; zero remembers none.
+    pub dedup: Duration,
+    /// How long a receipt lives.
+    pub receipt_ttl: Duration,
+    /// Told of what was stored.
+    pub news: OnNews,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What is kept, over one engine (`docs/storage.md` has the promises and their reasons).
 ///
 /// Writes answer in two steps: the call returns when the write has its place in the order, and the
 /// [`Pending`] it returns resolves when the write is durable. A session may so hand in its next
 /// blob while the last one is being committed, and the order of calls is the order of blobs.
 /// Time is an argument; no engine reads a clock.
-#[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub struct Store {
+    pipeline: Pipeline,
+    reads: Arc<dyn Reads>,
+    secret: Secret,
+    tally: Arc<Tally>,
+    metrics: Arc<Metrics>,
+}
+
+impl Store {
+    /// Starts the committer over a database that was just opened.
+    pub fn start(opened: Opened, options: StoreOptions) -> Self {
+        let metrics = options.metrics;
+        let tally = Arc::new(Tally::new(opened.held, Arc::clone(&metrics)));
+        let ground = Ground {
+            rules: Rules {
+                secret: options.secret.clone(),
+                quota: options.quota,
+                dedup: options.dedup,
+                receipt_ttl: options.receipt_ttl,
+            },
+            reads: Arc::clone(&opened.reads),
+            news: options.news,
+            tally: Arc::clone(&tally),
+            metrics: Arc::clone(&metrics),
+        };
+        Self {
+            pipeline: Pipeline::start(opened.engine, ground),
+            reads: opened.reads,
+            secret: options.secret,
+            tally,
+            metrics,
+        }
+    }
+
     /// Takes a blob into its mailbox. `envelope.stored_at` is the time of the call.
-    async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError>;
+    pub async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError> {
+        let checksum = self
+            .secret
+            .checksum(&envelope.mailbox, &envelope.id, &envelope.body);
+        self.queue(Write::Append { envelope, checksum }).await
+    }
 
     /// Deletes blobs and receipts that their recipient has, of those that it may see. What is not
     /// there (any more) is passed over.
-    async fn acknowledge(
+    pub async fn acknowledge(
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
         by: Opener,
         now: Timestamp,
-    ) -> Result<Pending<Removed>, StoreError>;
+    ) -> Result<Pending<Removed>, StoreError> {
+        let write = Write::Acknowledge {
+            mailbox,
+            ids,
+            by,
+            now,
+        };
+        self.queue(write).await
+    }
 
     /// Tells the senders of these blobs that they were delivered: those who asked to hear it and
     /// have not been told before. For subscribers that let senders know; what is not there (any
     /// more) is passed over.
-    async fn delivered(
+    pub async fn delivered(
         &self,
         mailbox: MailboxHash,
         ids: Vec<BlobId>,
         now: Timestamp,
-    ) -> Result<Pending<()>, StoreError>;
+    ) -> Result<Pending<()>, StoreError> {
+        self.queue(Write::Delivered { mailbox, ids, now }).await
+    }
 
     /// Lets a blob live until `expires_at`, if that is later than its expiry. The answer does not
     /// tell whether it was there; one that has expired stays so.
-    async fn extend(
+    pub async fn extend(
         &self,
         mailbox: MailboxHash,
         id: BlobId,
         expires_at: Timestamp,
         now: Timestamp,
-    ) -> Result<Pending<()>, StoreError>;
+    ) -> Result<Pending<()>, StoreError> {
+        let write = Write::Extend {
+            mailbox,
+            id,
+            expires_at,
+            now,
+        };
+        self.queue(write).await
+    }
 
     /// Deletes a blob for its sender. The answer does not tell whether it was there.
-    async fn cancel(
+    pub async fn cancel(
         &self,
         mailbox: MailboxHash,
         id: BlobId,
         now: Timestamp,
-    ) -> Result<Pending<()>, StoreError>;
+    ) -> Result<Pending<()>, StoreError> {
+        self.queue(Write::Cancel { mailbox, id, now }).await
+    }
 
     /// Deletes everything of a mailbox that `view` can see and that was stored before this call;
     /// durable when it returns. Large mailboxes are emptied in slices between other writes.
-    async fn purge(
+    pub async fn purge(
         &self,
         mailbox: MailboxHash,
         view: View,
         tells: Tells,
         now: Timestamp,
-    ) -> Result<Removed, StoreError>;
+    ) -> Result<Removed, StoreError> {
+        let cause = Cause::Purged {
+            mailbox,
+            view,
+            tells,
+        };
+        self.purge_slices(KeysOf::Mailbox(mailbox, view), cause, now)
+            .await
+    }
 
     /// Deletes every device sync message of this owner, on all its devices, that was stored before
     /// this call; durable when it returns.
-    async fn purge_owner(&self, owner: MailboxHash, now: Timestamp) -> Result<Removed, StoreError>;
+    pub async fn purge_owner(
+        &self,
+        owner: MailboxHash,
+        now: Timestamp,
+    ) -> Result<Removed, StoreError> {
+        self.purge_slices(KeysOf::Owner(owner), Cause::OwnerPurged { owner }, now)
+            .await
+    }
 
-    /// Deletes up to `limit` expired blobs, the oldest expiry first, expired recovery proofs, and
-    /// forgets departures past their time; durable when it returns. Runs at lower priority than the other writes.
-    async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError>;
+    async fn purge_slices(
+        &self,
+        of: KeysOf,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Result<Removed, StoreError> {
+        let up_to = self.counted(self.pipeline.horizon().await)?;
+        let mut after = OrderKey::START;
+        let mut purged = Removed::default();
+        loop {
+            let keys = self.reads.keys(of, after, up_to, SLICE_ROWS);
+            let keys = self.read(keys).await?;
+            let Some(last) = keys.last().copied() else {
+                return Ok(purged);
+            };
+            let removed: Removed = self.write(Write::Remove { keys, cause, now }).await?;
+            purged.blobs += removed.blobs;
+            purged.receipts += removed.receipts;
+            after = last;
+        }
+    }
+
+    /// Deletes up to `limit` expired rows, the oldest expiry first, expired recovery proofs, and
+    /// forgets departures past their time; durable when it returns. Runs at lower priority than the
+    /// other writes.
+    pub async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        while swept.blobs < u64::from(limit) {
+            let left = limit.saturating_sub(u32::try_from(swept.blobs).unwrap_or(u32::MAX));
+            let slice = left.min(SLICE_ROWS);
+            let (keys, more) = self.read(self.reads.expired(slice, now)).await?;
+            let keys_found = keys.len();
+            let removed: Removed = match keys.is_empty() {
+                true => Removed::default(),
+                false => {
+                    let cause = Cause::Expired;
+                    self.write_low(Write::Remove { keys, cause, now }).await?
+                }
+            };
+            swept.blobs += removed.rows();
+            // Rows that cannot be removed are found again and again: they end it, too.
+            swept.more = more && (removed.rows() > 0 || keys_found == 0);
+            if !swept.more || keys_found == 0 {
+                break;
+            }
+        }
+        let proofs: Removed = self.write_low(Write::ExpireProofs { now }).await?;
+        let upkeep = self.counted(self.pipeline.upkeep(now).await)?;
+        swept.more |= upkeep || proofs.blobs >= SWEPT_PROOFS_MAX as u64;
+        if !swept.more {
+            swept.next_expiry = self.read(self.reads.next_expiry()).await?;
+        }
+        Ok(swept)
+    }
 
     /// The next blobs of a mailbox after `after`, in order, bounded by `bounds`, expired ones left
     /// out. Never passes over a blob that becomes visible later.
-    async fn page(
+    pub async fn page(
         &self,
         mailbox: MailboxHash,
         view: View,
         after: OrderKey,
         bounds: PageBounds,
         now: Timestamp,
-    ) -> Result<Page, StoreError>;
-
-    /// What each of these mailboxes holds of what `view` shows, in the order asked.
-    async fn holdings(
-        &self,
-        mailboxes: Vec<MailboxHash>,
-        view: View,
-        now: Timestamp,
-    ) -> Result<Vec<Holding>, StoreError>;
+    ) -> Result<Page, StoreError> {
+        let began = Instant::now();
+        let page = self.read(self.reads.page(mailbox, view, after, bounds, now));
+        let page = page.await;
+        self.metrics.page_duration_seconds.record(began.elapsed());
+        page.inspect(|page| self.set_aside(&page.damaged, now))
+    }
 
     /// What waited for a device when its first page was asked for: device sync messages by version,
     /// then by arrival, bounded and checked as a page is. What comes later is read with
     /// [`Store::page`] after [`BacklogCursor::up_to`].
-    async fn device_sync_backlog(
+    pub async fn device_sync_backlog(
         &self,
         mailbox: MailboxHash,
         after: BacklogCursor,
         bounds: PageBounds,
         now: Timestamp,
-    ) -> Result<Page<BacklogCursor>, StoreError>;
+    ) -> Result<Page<BacklogCursor>, StoreError> {
+        let began = Instant::now();
+        let page = self.reads.device_sync_backlog(mailbox, after, bounds, now);
+        let page = self.read(page).await;
+        self.metrics.page_duration_seconds.record(began.elapsed());
+        page.inspect(|page| self.set_aside(&page.damaged, now))
+    }
+
+    /// Has damaged rows set aside. Without waiting: when there is no place in the queue, one who
+    /// reads them later tries again.
+    fn set_aside(&self, damaged: &[OrderKey], now: Timestamp) {
+        if damaged.is_empty() {
+            return;
+        }
+        let write = Write::Remove {
+            keys: damaged.to_vec(),
+            cause: Cause::Corrupt,
+            now,
+        };
+        let queued = self.pipeline.queue::<Removed>(Lane::Normal, write);
+        drop(queued.now_or_never());
+    }
+
+    /// What each of these mailboxes holds of what `view` shows, in the order asked.
+    pub async fn holdings(
+        &self,
+        mailboxes: Vec<MailboxHash>,
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Holding>, StoreError> {
+        self.read(self.reads.holdings(&mailboxes, view, now)).await
+    }
 
     /// Keeps a recovery proof; durable when it returns. Each owner has one under a recovery key, a
     /// later one replaces it; each key has eight. A ninth takes the place of the oldest of an owner
     /// that never proved itself.
-    async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError>;
+    pub async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
+        self.write(Write::RecoveryPut(proof)).await
+    }
 
     /// What is known about these recovery keys (at most 50, more are not looked up), the newest
     /// first, expired ones left out. Stops before sealed proofs of more than `bytes_max` in all.
-    async fn recovery_get(
+    pub async fn recovery_get(
         &self,
         key_hashes: Vec<[u8; 32]>,
         bytes_max: u64,
         now: Timestamp,
-    ) -> Result<RecoveryPage, StoreError>;
+    ) -> Result<RecoveryPage, StoreError> {
+        self.read(self.reads.recovery(&key_hashes, bytes_max, now))
+            .await
+    }
 
     /// Deletes the proof of this owner under this recovery key; tells how many that were. Durable
     /// when it returns.
-    async fn recovery_remove(
+    pub async fn recovery_remove(
         &self,
         key_hash: [u8; 32],
         owner: MailboxHash,
-    ) -> Result<u64, StoreError>;
+    ) -> Result<u64, StoreError> {
+        let removed: Removed = self
+            .write(Write::RecoveryRemove { key_hash, owner })
+            .await?;
+        Ok(removed.blobs)
+    }
 
-    /// Remembers that a mailbox was opened with a proof; durable when it returns. The last use is
-    /// written at most once a day. When there are too many pins, one that protects least goes.
-    async fn pin(&self, mailbox: MailboxHash, now: Timestamp) -> Result<(), StoreError>;
-
-    /// Whether a mailbox was opened with a proof within `max_ttl`; up to a day longer, because that
-    /// is how exactly its last use is known.
-    async fn is_pinned(
+    /// Remembers that these mailboxes were opened with a proof; durable when it returns. Tells which
+    /// of them were not pinned before. The last use is written at most once a day. When there are too
+    /// many pins, those that protect least go.
+    pub async fn pin(
         &self,
-        mailbox: MailboxHash,
+        mailboxes: Vec<MailboxHash>,
+        now: Timestamp,
+    ) -> Result<Vec<bool>, StoreError> {
+        let known = self.read(self.reads.pins(&mailboxes)).await?;
+        let is_fresh = |pin: &Option<engine::Pin>| pin.is_some_and(|pin| pin.used(now).is_none());
+        if known.iter().all(is_fresh) {
+            // As good as written today.
+            self.counted(self.pipeline.check())?;
+            return Ok(vec![false; mailboxes.len()]);
+        }
+        self.write(Write::Pin { mailboxes, now }).await
+    }
+
+    /// Which of these mailboxes were opened with a proof within `max_ttl`; up to a day longer,
+    /// because that is how exactly their last use is known.
+    pub async fn are_pinned(
+        &self,
+        mailboxes: &[MailboxHash],
         max_ttl: Duration,
         now: Timestamp,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<Vec<bool>, StoreError> {
+        let pins = self.read(self.reads.pins(mailboxes)).await?;
+        let holds = |pin: Option<engine::Pin>| pin.is_some_and(|pin| pin.holds(max_ttl, now));
+        Ok(pins.into_iter().map(holds).collect())
+    }
 
     /// Forgets that a mailbox was opened with a proof; durable when it returns.
-    async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError>;
+    pub async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError> {
+        self.write(Write::Unpin { mailbox }).await
+    }
+
+    /// Burns the nonce of a handshake whose signature is good; durable when it returns.
+    pub async fn burn(&self, nonce: [u8; 32], now: Timestamp) -> Result<Burnt, StoreError> {
+        self.write(Write::Burn { nonce, now }).await
+    }
 
     /// What is kept now, from counters and never by counting rows.
-    fn usage(&self) -> Usage;
+    pub fn usage(&self) -> Usage {
+        self.tally.usage()
+    }
 
     /// Whether storage answers: a real read, and a real write when none has succeeded lately.
-    async fn probe(&self, now: Timestamp) -> Result<(), StoreError>;
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let answer = tokio::time::timeout(PROBE_TIME_MAX, self.probe_now());
+        let late = "storage has not answered within 2 s";
+        let answer = answer.await;
+        self.counted(answer.unwrap_or_else(|_| Err(StoreError::unavailable(late))))
+    }
+
+    async fn probe_now(&self) -> Result<(), StoreError> {
+        self.pipeline.check()?;
+        self.reads.probe().await?;
+        if self.tally.since_written() >= PROBE_WRITE_AFTER {
+            self.pipeline.write::<()>(Write::Trial).await?;
+        }
+        Ok(())
+    }
 
     /// Finishes the writes that have their place, then closes files. Later writes are refused.
-    async fn close(&self);
+    pub async fn close(&self) {
+        // The readers first, so that the writer leaves one complete file behind.
+        self.reads.close().await;
+        self.pipeline.close().await;
+    }
+
+    async fn queue<T: commit::Answer>(&self, write: Write) -> Result<Pending<T>, StoreError> {
+        self.counted(self.pipeline.queue(Lane::Normal, write).await)
+    }
+
+    async fn write<T: commit::Answer>(&self, write: Write) -> Result<T, StoreError> {
+        self.counted(self.pipeline.write(write).await)
+    }
+
+    async fn write_low<T: commit::Answer>(&self, write: Write) -> Result<T, StoreError> {
+        let done = async { self.pipeline.queue(Lane::Low, write).await?.await };
+        self.counted(done.await)
+    }
+
+    /// Reads, unless the store is closed.
+    async fn read<T>(
+        &self,
+        read: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let read = match self.pipeline.is_closed() {
+            true => Err(StoreError::Closed),
+            false => read.await,
+        };
+        self.counted(read)
+    }
+
+    fn counted<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        if outcome.is_err() {
+            self.metrics.store_errors_total.increment(1);
+        }
+        outcome
+    }
 }
 
 /// Why a store did not do what was asked. The texts are for the operator, not for clients.

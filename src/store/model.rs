@@ -5,8 +5,6 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};
 
-pub use super::receipt::{Receipt, ReceiptKind};
-
 /// What each row costs beside its body: the row, its index entries and its departure.
 /// Counted for the mailbox and for the relay alike, because empty blobs fill disks too.
 pub const ROW_OVERHEAD_BYTES: u64 = 256;
@@ -250,7 +248,28 @@ pub struct Page<C = OrderKey> {
     /// not see and expired ones. Equal to `after` when there was nothing.
     pub next: C,
     /// Whether there was more when this page was read.
-    pub more: bool,
+    pub more: More,
+    /// Rows that were found damaged and passed over. The store takes them out.
+    pub(super) damaged: Vec<OrderKey>,
+}
+
+/// Whether there is something after a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum More {
+    /// Nothing, until a wake.
+    #[default]
+    No,
+    /// The next page has something.
+    Yes,
+    /// There is something that cannot be shown yet; look again after a rest.
+    Soon,
+}
+
+impl More {
+    /// Whether there is anything, now or soon.
+    pub fn is_any(self) -> bool {
+        self != Self::No
+    }
 }
 
 /// How much a write took away.
@@ -263,11 +282,11 @@ pub struct Removed {
 }
 
 impl Removed {
-    /// One row more of this class; what this build does not know counts as a blob.
-    pub(super) fn add(&mut self, class: Option<Class>) {
+    /// One row more of this class.
+    pub(super) fn add(&mut self, class: Class) {
         match class {
-            Some(Class::Receipt) => self.receipts += 1,
-            _ => self.blobs += 1,
+            Class::Receipt => self.receipts += 1,
+            Class::SeenByV1 | Class::ProvenOnly | Class::DeviceSync => self.blobs += 1,
         }
     }
 
@@ -428,6 +447,17 @@ pub enum RecoveryPut {
     RelayFull,
 }
 
+/// What became of a nonce that was to be burnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Burnt {
+    /// This was its first use.
+    First,
+    /// It was used before: somebody recorded it.
+    Used,
+    /// Too many are remembered; try again within two minutes.
+    Full,
+}
+
 /// What is known about some recovery keys, the newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RecoveryPage {
@@ -435,4 +465,114 @@ pub struct RecoveryPage {
     pub proofs: Vec<RecoveryProof>,
     /// Whether older ones were left out because they did not fit.
     pub more: bool,
+}
+
+/// What a receipt tells. The numbers are stored; they are never given another meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum ReceiptKind {
+    /// It was handed to a subscriber that lets senders know.
+    Delivered = 1,
+    /// A subscriber that lets senders know has acknowledged it.
+    Acknowledged = 2,
+    /// It expired.
+    Expired = 3,
+    /// It was purged, replaced or cancelled.
+    Removed = 4,
+    /// It did not match its checksum and was set aside.
+    Lost = 5,
+}
+
+impl ReceiptKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [
+        Self::Delivered,
+        Self::Acknowledged,
+        Self::Expired,
+        Self::Removed,
+        Self::Lost,
+    ];
+}
+
+/// [`Receipt::at`] is rounded down to this.
+const RECEIPT_PRECISION_MILLIS: u64 = 60_000;
+
+/// Blob id, kind, time.
+const RECEIPT_BYTES: usize = 16 + 1 + 8;
+
+/// The content of a receipt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// The blob that it is about.
+    pub id: BlobId,
+    /// What became of it.
+    pub kind: ReceiptKind,
+    /// When, rounded down to the minute.
+    pub at: Timestamp,
+}
+
+impl Receipt {
+    /// The receipt for something that happened `at` this moment.
+    pub fn new(id: BlobId, kind: ReceiptKind, at: Timestamp) -> Self {
+        let millis = at.millis();
+        Self {
+            id,
+            kind,
+            at: Timestamp::from_millis(millis - millis % RECEIPT_PRECISION_MILLIS),
+        }
+    }
+
+    /// As it is stored: the blob's id, the kind, the Unix milliseconds.
+    pub fn to_body(self) -> Bytes {
+        let mut body = Vec::with_capacity(RECEIPT_BYTES);
+        body.extend_from_slice(self.id.as_bytes());
+        body.push(self.kind as u8);
+        body.extend_from_slice(&self.at.millis().to_be_bytes());
+        body.into()
+    }
+
+    /// Reads what [`Receipt::to_body`] wrote; `None` for anything else.
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        let (id, rest) = body.split_first_chunk::<16>()?;
+        let (number, millis) = rest.split_first()?;
+        let millis = u64::from_be_bytes(millis.try_into().ok()?);
+        let kind = ReceiptKind::ALL
+            .into_iter()
+            .find(|kind| *kind as u8 == *number)?;
+        Some(Self {
+            id: BlobId::from_bytes(*id),
+            kind,
+            at: Timestamp::from_millis(millis),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_comes_back_as_it_was_written_with_its_time_rounded_down() {
+        for kind in ReceiptKind::ALL {
+            let id = BlobId::from_bytes([7; 16]);
+            let receipt = Receipt::new(id, kind, Timestamp::from_millis(1_800_000_059_999));
+            assert_eq!(receipt.at.millis(), 1_800_000_000_000);
+            assert_eq!(Receipt::parse(&receipt.to_body()), Some(receipt));
+        }
+    }
+
+    #[test]
+    fn what_is_no_receipt_is_not_read_as_one() {
+        let id = BlobId::from_bytes([7; 16]);
+        let body = Receipt::new(id, ReceiptKind::Lost, Timestamp::from_millis(0)).to_body();
+        for end in 0..body.len() {
+            assert_eq!(Receipt::parse(&body[..end]), None);
+        }
+        let mut longer = body.to_vec();
+        longer.push(0);
+        assert_eq!(Receipt::parse(&longer), None);
+        let mut unknown = body.to_vec();
+        unknown[16] = 6;
+        assert_eq!(Receipt::parse(&unknown), None);
+    }
 }

@@ -5,53 +5,28 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::model::{Class, Kept, Usage};
-use super::quota::HeldInAll;
+use super::model::{Kept, Usage};
+use super::plan::Plan;
+use super::plan::change::{Counts, Happened};
+use super::plan::quota::HeldInAll;
 use crate::metrics::Metrics;
 
-/// How many rows of one kind came and went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Counts {
-    pub(super) created: u64,
-    pub(super) acknowledged: u64,
-    pub(super) cancelled: u64,
-    pub(super) replaced: u64,
-    pub(super) purged: u64,
-    pub(super) expired: u64,
-    pub(super) lost: u64,
-}
-
-/// What happened in one transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Happened {
-    pub(super) blobs: Counts,
-    pub(super) device_sync: Counts,
-    pub(super) receipts: Counts,
-    pub(super) receipts_dropped: u64,
-    pub(super) duplicates: u64,
-    pub(super) vouchers: u64,
-    pub(super) pins_evicted: u64,
-}
-
-impl Happened {
-    /// The counts of the kind that rows of this class belong to.
-    pub(super) fn to(&mut self, class: Option<Class>) -> &mut Counts {
-        match class {
-            Some(Class::DeviceSync) => &mut self.device_sync,
-            Some(Class::Receipt) => &mut self.receipts,
-            _ => &mut self.blobs,
-        }
-    }
-}
-
-/// The sums and the metrics that show them; moved together, under whatever lock its engine has.
+/// The counters of one store. Moved after each commit, read by anybody.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct Tally {
+    /// Nothing awaits while it is locked.
+    ledger: Mutex<Ledger>,
+}
+
+#[derive(Debug)]
+struct Ledger {
+    held: HeldInAll,
     usage: Usage,
+    written_at: Instant,
     metrics: Arc<Metrics>,
 }
 
-impl Ledger {
+impl Tally {
     /// Of a store that holds this much at the start.
     pub(super) fn new(held: HeldInAll, metrics: Arc<Metrics>) -> Self {
         let at_start = &metrics;
@@ -62,7 +37,8 @@ impl Ledger {
         at_start
             .receipts_stored_at_start
             .set(as_float(held.receipts));
-        let mut ledger = Self {
+        let mut ledger = Ledger {
+            held,
             usage: Usage {
                 stored_at_start: held.blobs,
                 device_sync: Kept {
@@ -75,18 +51,37 @@ impl Ledger {
                 },
                 ..Usage::default()
             },
+            written_at: Instant::now(),
             metrics,
         };
-        ledger.show(held);
-        ledger
+        ledger.show();
+        Self {
+            ledger: Mutex::new(ledger),
+        }
     }
 
     pub(super) fn usage(&self) -> Usage {
-        self.usage
+        self.ledger().usage
     }
 
-    /// Counts what happened; the store holds `held` now.
-    pub(super) fn count(&mut self, happened: Happened, held: HeldInAll) {
+    /// Counts what a plan did that is durable now.
+    pub(super) fn count(&self, plan: &Plan) {
+        self.ledger().count(plan);
+    }
+
+    /// How long ago something was written last.
+    pub(super) fn since_written(&self) -> Duration {
+        self.ledger().written_at.elapsed()
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ledger {
+    fn count(&mut self, plan: &Plan) {
+        let happened = plan.happened;
         let blobs = happened.blobs;
         let usage = &mut self.usage;
         usage.created += blobs.created;
@@ -99,8 +94,12 @@ impl Ledger {
         add(&mut usage.device_sync, happened.device_sync);
         add(&mut usage.receipts, happened.receipts);
         usage.receipts_dropped += happened.receipts_dropped;
+        if !plan.is_empty() {
+            self.written_at = Instant::now();
+        }
+        self.held = plan.change.applied_to(self.held);
         self.move_metrics(happened);
-        self.show(held);
+        self.show();
     }
 
     fn move_metrics(&self, happened: Happened) {
@@ -139,7 +138,8 @@ impl Ledger {
         metrics.pins_evicted_total.increment(happened.pins_evicted);
     }
 
-    fn show(&mut self, held: HeldInAll) {
+    fn show(&mut self) {
+        let held = self.held;
         self.usage.stored = held.blobs;
         self.usage.device_sync.stored = held.device_sync;
         self.usage.receipts.stored = held.receipts;
@@ -165,55 +165,6 @@ fn add(kept: &mut Kept, counts: Counts) {
     kept.purged += counts.purged;
     kept.expired += counts.expired;
     kept.lost += counts.lost;
-}
-
-/// The counters of one engine. Moved after each commit, read by anybody.
-#[derive(Debug)]
-pub(super) struct Tally {
-    /// Nothing awaits while it is locked.
-    ledger: Mutex<Ledger>,
-    /// Nothing awaits while it is locked.
-    written_at: Mutex<Instant>,
-}
-
-impl Tally {
-    /// Of a store that holds this much at the start.
-    pub(super) fn new(held: HeldInAll, metrics: Arc<Metrics>) -> Self {
-        Self {
-            ledger: Mutex::new(Ledger::new(held, metrics)),
-            written_at: Mutex::new(Instant::now()),
-        }
-    }
-
-    pub(super) fn usage(&self) -> Usage {
-        self.ledger().usage()
-    }
-
-    /// Rows came and went; the store holds `held` now.
-    pub(super) fn count(&self, happened: Happened, held: HeldInAll) {
-        self.ledger().count(happened, held);
-    }
-
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How long ago the last transaction was committed.
-    pub(super) fn since_written(&self) -> Duration {
-        let written_at = self
-            .written_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        written_at.elapsed()
-    }
-
-    /// A transaction was committed.
-    pub(super) fn written(&self) {
-        *self
-            .written_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
 }
 
 /// A count as a gauge takes it.

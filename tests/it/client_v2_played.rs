@@ -13,8 +13,8 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
 use tokio_util::task::AbortOnDropHandle;
 use vauchi_relay::client::{Client, ClientError, MailboxKey, Options, Receipts};
-use vauchi_relay::protocol::message::{Incoming, Outgoing, Request as Asked};
-use vauchi_relay::protocol::message_v2::{GoAway, GoAwayReason, Opened, Welcome};
+use vauchi_relay::protocol::v2::message::{GoAway, GoAwayReason, Opened, Welcome};
+use vauchi_relay::protocol::v2::{Answer, Incoming, Request as Asked};
 use vauchi_relay::protocol::v2::{decode, encode};
 
 use crate::client_v2::url;
@@ -45,11 +45,8 @@ impl Misbehaves {
 
     async fn one(&self, stream: TcpStream) -> Option<()> {
         let mut socket = accept(stream).await?;
-        let welcome = Outgoing::Welcome {
-            tag: None,
-            welcome: Box::new(self.welcome.clone()),
-        };
-        say(&mut socket, encode(&welcome)).await?;
+        let welcome = Answer::Welcome(Box::new(self.welcome.clone()));
+        say(&mut socket, encode(None, &welcome)).await?;
         if self.serves {
             let answer = loop {
                 let Message::Binary(frame) = socket.next().await?.ok()? else {
@@ -59,7 +56,7 @@ impl Misbehaves {
                     break answer;
                 }
             };
-            say(&mut socket, encode(&answer)).await?;
+            say(&mut socket, answer).await?;
         }
         say(&mut socket, self.last_word.clone()).await?;
         while let Some(Ok(_)) = socket.next().await {}
@@ -84,7 +81,7 @@ async fn say(socket: &mut WebSocketStream<TcpStream>, frame: Bytes) -> Option<()
 }
 
 /// The answer to an opening of one mailbox.
-fn opened(frame: &Bytes) -> Option<Outgoing> {
+fn opened(frame: &Bytes) -> Option<Bytes> {
     let Incoming::Request { tag, request } = decode(frame) else {
         return None;
     };
@@ -97,7 +94,7 @@ fn opened(frame: &Bytes) -> Option<Outgoing> {
         bytes: 0,
     };
     let openings = vec![Ok(opened)];
-    Some(Outgoing::Subscribed { tag, openings })
+    Some(encode(tag, &Answer::Subscribed(openings)))
 }
 
 async fn welcome() -> Welcome {
@@ -148,7 +145,7 @@ async fn a_relay_that_only_sends_its_clients_away_is_given_up_however_long_they_
         let relay = Misbehaves {
             welcome: welcome.clone(),
             serves: false,
-            last_word: encode(&Outgoing::GoAway(go_away)),
+            last_word: encode(None, &Answer::GoAway(go_away)),
         };
         let (address, _task) = relay.listen().await;
         let why = end_of(client_of(address)).await;

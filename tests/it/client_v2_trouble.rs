@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use vauchi_relay::client::{
     Blob, Client, ClientError, Event, MailboxKey, Options, Receipts, Submitted,
 };
+use vauchi_relay::protocol::v2;
 
 use crate::client_v2::{client, client_with, next, next_blob, url};
 use crate::guest::Guest;
@@ -224,11 +225,7 @@ async fn hangs_up(like: &Relay) -> (SocketAddr, AbortOnDropHandle<()>) {
     let welcome = Guest::connect(like).await.welcome;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let frame =
-        vauchi_relay::protocol::v2::encode(&vauchi_relay::protocol::message::Outgoing::Welcome {
-            tag: None,
-            welcome: Box::new(welcome),
-        });
+    let frame = v2::encode(None, &v2::Answer::Welcome(Box::new(welcome)));
     let task = tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();

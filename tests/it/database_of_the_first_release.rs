@@ -11,12 +11,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{
-    Done, Outgoing, RecoveryProof, RecoveryQuery, Request, Submit,
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
+use vauchi_relay::protocol::v2::message::{
+    BlobDelivery, Done, ReceiptDelivery, Submit, Withdrawal, WithdrawalKind,
 };
-use vauchi_relay::protocol::message_v2::{
-    BlobDelivery, ReceiptDelivery, Withdrawal, WithdrawalKind,
-};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::{Goodbye, Peer, Relay, envelope, http_get, id, value_of};
@@ -105,7 +104,7 @@ fn owned(value: &Value) -> Owned {
 /// The submit that made this blob.
 fn submit_of(mailbox: &MailboxId, blob: &Value) -> Submit {
     let mut submit = submit(mailbox, 0, &body(&blob["body"]));
-    submit.id = Some(blob_id(&blob["id"]));
+    submit.id = blob_id(&blob["id"]);
     submit
 }
 
@@ -116,9 +115,9 @@ async fn waiting(guest: &mut Guest, owned: &Owned) -> (Vec<BlobDelivery>, Vec<Re
     let (mut blobs, mut receipts) = (Vec::new(), Vec::new());
     loop {
         match guest.receive().await {
-            Outgoing::Blob(blob) => blobs.push(blob),
-            Outgoing::Receipt(receipt) => receipts.push(receipt),
-            Outgoing::CaughtUp { .. } => break,
+            Answer::Blob(blob) => blobs.push(blob),
+            Answer::Receipt(receipt) => receipts.push(receipt),
+            Answer::CaughtUp { .. } => break,
             other => panic!("{other:?}"),
         }
     }
@@ -199,7 +198,7 @@ async fn expect_v2_blobs(relay: &Relay, fixture: &Fixture) {
         for (blob, expected) in blobs.iter().zip(expected) {
             assert_eq!(blob.id, blob_id(&expected["id"]), "{expected}");
             assert!(*blob.body == *body(&expected["body"]), "{expected}");
-            assert_eq!(blob.expires_at.millis(), expected["expires_at_ms"]);
+            assert_eq!(blob.expires_at.unwrap().millis(), expected["expires_at_ms"]);
         }
     }
     // The one was set aside as corrupt, the other has expired.
@@ -258,10 +257,9 @@ async fn expect_device_sync(relay: &Relay, fixture: &Fixture) {
 async fn proofs_under(relay: &Relay, hashes: &[u8]) -> Vec<(u8, String)> {
     let query = Request::RecoveryQuery(RecoveryQuery {
         key_hashes: hashes.iter().map(|byte| [*byte; 32]).collect(),
-        is_cut: false,
     });
     let answer = Guest::connect(relay).await.answer(query).await;
-    let Outgoing::RecoveryFound { proofs, .. } = answer else {
+    let Answer::RecoveryFound { proofs, .. } = answer else {
         panic!("{answer:?}")
     };
     let plain = |proof: &[u8]| String::from_utf8(proof.to_vec()).unwrap();
@@ -348,10 +346,10 @@ async fn everything_can_leave_and_nothing_is_counted_that_is_not_there() {
         let blobs = blobs.iter().map(|blob| blob.id);
         let ids = blobs.chain(receipts.iter().map(|receipt| receipt.receipt_id));
         let items = ids.map(|id| (owned.id(), id)).collect();
-        reader.done(Request::AcknowledgeEach(items)).await;
+        reader.done(Request::Acknowledge(items)).await;
     }
     waiting(&mut reader, &Owned::secret(2)).await;
-    let purge = Request::PurgeMailboxes(vec![Owned::secret(2).id()]);
+    let purge = Request::Purge(vec![Owned::secret(2).id()]);
     reader.answer(purge).await;
     let sync = &fixture.expected["device_sync"];
     let mut identity = relay.client(text(&sync["identity"])).await;

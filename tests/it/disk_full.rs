@@ -3,8 +3,11 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -436,5 +439,117 @@ async fn a_failed_fsync_ends_the_handle_and_confirms_nothing_that_is_not_on_the_
     let disk = disk.mounted_again();
     let relay = Process::start(disk.mount.path()).await;
     expect_all(&relay, &sender.stored).await;
+    relay.kill().await;
+}
+
+/// A file system whose disk can lose its end, and get it back as it was.
+struct SickDisk {
+    /// In this order: what is dropped first is unmounted first.
+    mount: Mount,
+    ground: Mount,
+}
+
+impl SickDisk {
+    fn new() -> Option<Self> {
+        let ground = Mount::tmpfs(160)?;
+        let image = ground.path().join("image");
+        File::create(&image).unwrap().set_len(64 * MIB).unwrap();
+        if let Err(why) = shell("mkfs.ext4", &["-q", "-F"], Some(&image)) {
+            skipped(&why);
+            return None;
+        }
+        let mount = Mount::new(&["-o", "loop", &image.display().to_string()])?;
+        Some(Self { mount, ground })
+    }
+
+    /// From now on the second half of this file cannot be read (EIO), and the system does not remember
+    /// what it has read before. It comes back with [`Healthy::heal`].
+    fn fall_sick(&self, file: &str) -> Healthy {
+        shell("sync", &["-f"], Some(self.mount.path())).unwrap();
+        let file = self.mount.path().join(file);
+        let blocks = fs::metadata(&file).unwrap().len() / 4_096;
+        let place = physical_block(&file, blocks / 2) * 4_096;
+        let path = self.ground.path().join("image");
+        let bytes = fs::read(&path).unwrap();
+        let image = File::options().write(true).open(&path).unwrap();
+        image.set_len(place).unwrap();
+        fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        assert!(fs::read(&file).is_err(), "it can still be read");
+        Healthy {
+            image,
+            place,
+            rest: bytes[usize::try_from(place).unwrap()..].to_vec(),
+        }
+    }
+}
+
+/// Where a block of a file lies on its disk, as `filefrag -v` (of e2fsprogs, as is mkfs.ext4) has it:
+/// `0:        0..    1023:      33792..     34815:   1024:`.
+fn physical_block(file: &Path, block: u64) -> u64 {
+    let output = Command::new("filefrag")
+        .args(["-b4096", "-v"])
+        .arg(file)
+        .output()
+        .unwrap();
+    let extents = String::from_utf8(output.stdout).unwrap();
+    let place = extents.lines().find_map(|line| {
+        let numbers = line.split([':', '.']).map(str::trim);
+        let numbers = numbers.filter(|word| !word.is_empty());
+        let numbers: Vec<u64> = numbers.map_while(|word| word.parse().ok()).collect();
+        let [_, first, last, physical, ..] = numbers[..] else {
+            return None;
+        };
+        (first..=last)
+            .contains(&block)
+            .then(|| physical + block - first)
+    });
+    place.unwrap_or_else(|| panic!("no extent has block {block}:\n{extents}"))
+}
+
+/// What a sick disk does not give back for now.
+struct Healthy {
+    image: File,
+    place: u64,
+    rest: Vec<u8>,
+}
+
+impl Healthy {
+    fn heal(&self) {
+        self.image.write_all_at(&self.rest, self.place).unwrap();
+    }
+}
+
+/// SQLite tells a failed read by the code of a damaged page. Blobs that could not be read for some
+/// seconds were taken for damaged and deleted: 129 of 1,500, which the disk had whole.
+#[tokio::test]
+async fn a_disk_that_cannot_be_read_for_a_while_costs_no_blob_and_no_place_in_the_order() {
+    let Some(disk) = SickDisk::new() else {
+        return;
+    };
+    let relay = Process::start(disk.mount.path()).await;
+    let mut sender = Sender::connect(&relay).await;
+    for _ in 0..150 {
+        sender.store(24 << 10).await;
+    }
+    relay.signal("TERM").await;
+    relay.ended().await;
+    // Nothing of it is in a cache, and nothing is written while the disk is sick.
+    let relay = Process::start(disk.mount.path()).await;
+    let sick = disk.fall_sick("relay.db");
+    let mut recipient = client(&relay, 2).await;
+    let received = AtomicUsize::new(0);
+    let receive = async {
+        for blob in &sender.stored {
+            assert!(recipient.delivery().await.blob == *blob);
+            received.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let recover = async {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(received.load(Ordering::SeqCst) < sender.stored.len());
+        sick.heal();
+    };
+    tokio::join!(receive, recover);
+    assert_eq!(metric(&relay, "relay_blobs_lost_total").await, 0.0);
     relay.kill().await;
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use vauchi_relay::server::Ending;
 
-use crate::faulty::{Call, Fault, FaultyStore, Stall};
+use crate::faulty::{Call, Fault, Faults, Stall};
 use crate::harness::{Peer, Relay, SILENCE, envelope, eventually, http_get, id, value_of};
 
 #[tokio::test]
@@ -128,10 +128,10 @@ async fn a_request_that_is_being_carried_out_is_answered_before_the_goodbye() {
     let relay = Relay::start_with(
         &[("RELAY_DRAIN_TIMEOUT_SECS", "120")],
         |_| {},
-        |store| {
-            let store = FaultyStore::new(store);
-            faulty = Some(Arc::clone(&store));
-            store
+        |opened| {
+            let (faults, opened) = Faults::under(opened);
+            faulty = Some(faults);
+            opened
         },
     )
     .await;

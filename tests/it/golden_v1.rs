@@ -2,15 +2,14 @@
 
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{
-    Delivery, DeviceSync, DeviceSyncDelivery, Handshake, HandshakeProof, Incoming, NoticeStatus,
-    Outgoing, RecoveryProof, Request, Submit, Tag,
-};
-use vauchi_relay::protocol::message_v2::SubmitTerms;
-use vauchi_relay::protocol::v1::{self, FEATURES};
-use vauchi_relay::protocol::v1_client::{
+use vauchi_relay::protocol::message::RecoveryProof;
+use vauchi_relay::protocol::v1::client::{
     ClientHandshake, ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,
 };
+use vauchi_relay::protocol::v1::message::{
+    Delivery, DeviceSync, DeviceSyncDelivery, Handshake, HandshakeProof, NoticeStatus, Submit,
+};
+use vauchi_relay::protocol::v1::{self, Answer, FEATURES, Incoming, Request, Tag};
 
 const HANDSHAKE: &[u8] = include_bytes!("../fixtures/v1/1_handshake.bin");
 const HANDSHAKE_ACK: &[u8] = include_bytes!("../fixtures/v1/2_handshake_ack.bin");
@@ -38,7 +37,7 @@ fn mailbox(hex: &str) -> MailboxId {
 }
 
 fn tag(name: &str) -> Tag {
-    Tag::Name(name.into())
+    Tag::new(name)
 }
 
 /// The frame with `from` replaced by `to` in its text and the prefix set right.
@@ -60,7 +59,7 @@ fn message_id(frame: &[u8]) -> String {
 #[test]
 fn handshake() {
     let name = tag("11111111-1111-4111-8111-111111111111");
-    let request = Request::Handshake(Box::new(Handshake {
+    let read = Incoming::Handshake(Box::new(Handshake {
         client_id: mailbox(CLIENT),
         client_as_spelt: CLIENT.into(),
         device_id: None,
@@ -70,10 +69,6 @@ fn handshake() {
         suppress_presence: false,
         proof: HandshakeProof::Unsigned,
     }));
-    let read = Incoming::Request {
-        tag: name.clone(),
-        request,
-    };
     assert_eq!(v1::decode(HANDSHAKE), read);
 
     let handshake = ClientHandshake {
@@ -91,7 +86,7 @@ fn handshake_ack() {
     let theirs = "\"routing_token\",\"suppress_presence\",\"purge\",\"device_sync\",\"recovery_proof\",\
                   \"account_revoked\",\"forwarding_hints\",\"authenticated_handshake\"";
     let ours: Vec<String> = FEATURES.iter().map(|name| format!("\"{name}\"")).collect();
-    let written = v1::encode(&Outgoing::HandshakeAccepted, NOW);
+    let written = v1::encode(None, &Answer::HandshakeAccepted, NOW);
     let golden = replaced(HANDSHAKE_ACK, theirs, &ours.join(","));
     let golden = replaced(&golden, "1.1.0", env!("CARGO_PKG_VERSION"));
     let golden = replaced(&golden, &message_id(&golden), &message_id(&written));
@@ -116,9 +111,7 @@ fn update() {
         tag: name.clone(),
         request: Request::Submit(Submit {
             recipient,
-            id: None,
             sender_id: None,
-            terms: SubmitTerms::default(),
             body: BODY.to_vec().into(),
         }),
     };
@@ -134,14 +127,7 @@ fn update() {
 #[test]
 fn stored() {
     let request = tag("22222222-2222-4222-8222-222222222222");
-    let written = v1::encode(
-        &Outgoing::Stored {
-            tag: request.clone(),
-            expires_at: NOW,
-            duplicate: false,
-        },
-        NOW,
-    );
+    let written = v1::encode(Some(&request), &Answer::Stored, NOW);
     assert_eq!(
         written,
         replaced(STORED, &message_id(STORED), &message_id(&written))
@@ -162,7 +148,7 @@ fn delivery() {
         sender_id: None,
         body: BODY.to_vec().into(),
     };
-    assert_eq!(v1::encode(&Outgoing::Delivery(delivery), NOW), DELIVERY);
+    assert_eq!(v1::encode(None, &Answer::Delivery(delivery), NOW), DELIVERY);
 
     let delivery = tag(BLOB_AS_SPELT);
     let body = BODY.to_vec().into();
@@ -196,7 +182,7 @@ fn delivery_with_a_sender_id_is_read_by_clients_that_need_it() {
         body: submit.body,
     };
     assert_eq!(
-        v1::encode(&Outgoing::Delivery(delivery), NOW),
+        v1::encode(None, &Answer::Delivery(delivery), NOW),
         replaced(&update, &message_id(&update), BLOB_AS_SPELT)
     );
 }
@@ -206,12 +192,11 @@ fn delivery_with_a_sender_id_is_read_by_clients_that_need_it() {
 #[test]
 fn delivered_notice() {
     let request = tag("22222222-2222-4222-8222-222222222222");
-    let notice = Outgoing::Notice {
-        tag: request.clone(),
+    let notice = Answer::Notice {
         blob_id: BLOB,
         status: NoticeStatus::Delivered,
     };
-    let written = v1::encode(&notice, NOW);
+    let written = v1::encode(Some(&request), &notice, NOW);
     let golden = replaced(DELIVERED_NOTICE, BLOB_AS_SPELT, request.name());
     let golden = replaced(
         &golden,
@@ -237,7 +222,7 @@ fn acknowledgment() {
     let name = tag("44444444-4444-4444-8444-444444444444");
     let read = Incoming::Request {
         tag: name.clone(),
-        request: Request::Acknowledge(Some(BLOB)),
+        request: Request::Acknowledge(BLOB),
     };
     assert_eq!(v1::decode(ACKNOWLEDGMENT), read);
 
@@ -270,7 +255,7 @@ fn device_sync() {
         body: vec![9, 8].into(),
     };
     assert_eq!(
-        v1::encode(&Outgoing::DeviceSync(delivery), A_SECOND_LATER),
+        v1::encode(None, &Answer::DeviceSync(delivery), A_SECOND_LATER),
         replaced(DEVICE_SYNC, &message_id(DEVICE_SYNC), BLOB_AS_SPELT)
     );
 }
@@ -281,7 +266,7 @@ fn recovery_proofs() {
         key_hash: [0xab; 32],
         proof: vec![1, 2].into(),
     }];
-    let written = v1::encode(&Outgoing::RecoveryProofs { proofs }, A_SECOND_LATER);
+    let written = v1::encode(None, &Answer::RecoveryProofs(proofs), A_SECOND_LATER);
     let name = message_id(RECOVERY_PROOFS);
     assert_eq!(
         written,
@@ -293,13 +278,14 @@ fn recovery_proofs() {
 
 #[test]
 fn purged() {
-    let purged = Outgoing::Purged {
-        tag: tag("99999999-9999-4999-8999-999999999999"),
+    let request = tag("99999999-9999-4999-8999-999999999999");
+    let purged = Answer::Purged {
         blobs_deleted: 0,
         device_sync_deleted: 1,
         recovery_proofs_deleted: 1,
     };
-    assert_eq!(v1::encode(&purged, A_SECOND_LATER), PURGED);
+    let written = v1::encode(Some(&request), &purged, A_SECOND_LATER);
+    assert_eq!(written, PURGED);
     // Only a relay sends this.
     assert_eq!(v1::decode(PURGED), Incoming::Ignored);
 }
@@ -332,7 +318,7 @@ fn a_revoked_account_arrives_as_the_frame_that_was_sent() {
         sender_id: None,
         body: revoked.frame,
     };
-    let delivered = v1::encode(&Outgoing::Delivery(delivery), NOW);
+    let delivered = v1::encode(None, &Answer::Delivery(delivery), NOW);
     let Ok(ServerFrame::Delivery { body, .. }) = decode_server_frame(&delivered) else {
         panic!()
     };

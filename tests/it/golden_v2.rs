@@ -8,10 +8,9 @@ use std::{env, fs};
 use bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, Value};
 
-use vauchi_relay::protocol::message::{Incoming, Outgoing, Request, Tag};
-use vauchi_relay::protocol::message_v2::{Opening, OpeningProof, Subscribe};
-use vauchi_relay::protocol::v2::{codes, decode, encode};
-use vauchi_relay::protocol::v2_client::{ServerFrame, decode_server_frame, encode_request};
+use vauchi_relay::protocol::v2::client::{ServerFrame, decode_server_frame, encode_request};
+use vauchi_relay::protocol::v2::message::{Opening, OpeningProof, Subscribe};
+use vauchi_relay::protocol::v2::{Answer, Incoming, Request, Tag, codes, decode, encode};
 use vauchi_relay::service::refusal::Refusal;
 
 use crate::golden_v2_frames::{
@@ -47,26 +46,34 @@ fn understood(request: Request) -> Incoming {
 #[test]
 fn requests_are_written_and_read_as_ever() {
     for (name, request) in requests() {
-        assert_eq!(encode_request(&TAG, &request), golden(name), "{name}");
+        assert_eq!(encode_request(TAG, &request), golden(name), "{name}");
         assert_eq!(decode(&golden(name)), understood(request), "{name}");
     }
 }
 
 #[test]
 fn pushes_and_answers_are_written_and_read_as_ever() {
-    for (name, said) in pushes().into_iter().chain(answers()) {
-        assert_eq!(encode(&said), golden(name), "{name}");
+    for (name, answers, answer) in said() {
+        assert_eq!(encode(answers, &answer), golden(name), "{name}");
         let read = decode_server_frame(&golden(name));
-        assert_eq!(read, Ok(ServerFrame::Known(said)), "{name}");
+        let known = ServerFrame::Known { answers, answer };
+        assert_eq!(read, Ok(known), "{name}");
     }
+}
+
+/// Every kind of frame that a relay sends, by its name.
+fn said() -> impl Iterator<Item = (&'static str, Option<Tag>, Answer)> {
+    let pushes = pushes().into_iter().map(|(name, push)| (name, None, push));
+    let answers = answers().into_iter();
+    pushes.chain(answers.map(|(name, answer)| (name, TAG, answer)))
 }
 
 #[test]
 fn an_acknowledgement_needs_no_answer() {
-    let request = Request::AcknowledgeEach(vec![(by_secret(), blob_id())]);
-    let tag = Tag::Number(0);
+    let request = Request::Acknowledge(vec![(by_secret(), blob_id())]);
     let frame = golden(UNANSWERED);
-    assert_eq!(encode_request(&tag, &request), frame);
+    assert_eq!(encode_request(None, &request), frame);
+    let tag = None;
     assert_eq!(decode(&frame), Incoming::Request { tag, request });
 }
 
@@ -80,7 +87,11 @@ fn fields_of_a_later_version_are_passed_over() {
     let read = decode(&golden(FROM_A_LATER_CLIENT));
     assert_eq!(read, understood(submit(kept())));
     let read = decode_server_frame(&golden(FROM_A_LATER_RELAY));
-    assert_eq!(read, Ok(ServerFrame::Known(delivery())));
+    let known = ServerFrame::Known {
+        answers: None,
+        answer: delivery(),
+    };
+    assert_eq!(read, Ok(known));
 }
 
 #[test]
@@ -88,9 +99,9 @@ fn frames_of_a_later_version_are_answered_or_passed_over() {
     let read = decode(&golden(UNKNOWN_REQUEST));
     assert_eq!(read, Incoming::Unsupported { tag: TAG });
     let read = decode_server_frame(&golden(UNKNOWN_PUSH));
-    assert_eq!(read, Ok(ServerFrame::Unknown { answers: 0 }));
+    assert_eq!(read, Ok(ServerFrame::Unknown { answers: None }));
     let read = decode_server_frame(&golden(UNKNOWN_ANSWER));
-    assert_eq!(read, Ok(ServerFrame::Unknown { answers: 300 }));
+    assert_eq!(read, Ok(ServerFrame::Unknown { answers: TAG }));
 }
 
 #[test]
@@ -100,10 +111,14 @@ fn enum_values_of_a_later_version_mean_the_least() {
     assert_eq!(read, understood(Request::Subscribe(one_opening(false))));
     // A code that is not known is handled by when to come back.
     let read = decode_server_frame(&golden(LATER_CODE));
-    let Ok(ServerFrame::Known(Outgoing::Refused { tag, refused })) = read else {
+    let Ok(ServerFrame::Known {
+        answers: TAG,
+        answer: Answer::Refused(refused),
+    }) = read
+    else {
         panic!("{read:?}")
     };
-    assert_eq!((tag, refused.code), (Some(TAG), "unspecified"));
+    assert_eq!(refused.code, "unspecified");
     assert_eq!(refused.retry_after, Some(Duration::from_secs(60)));
 }
 
@@ -166,19 +181,18 @@ fn golden(name: &str) -> Bytes {
 
 fn new_frame(name: &str) -> Bytes {
     if let Some((_, request)) = requests().into_iter().find(|(known, _)| *known == name) {
-        return encode_request(&TAG, &request);
+        return encode_request(TAG, &request);
     }
-    let mut said = pushes().into_iter().chain(answers());
-    if let Some((_, said)) = said.find(|(known, _)| *known == name) {
-        return encode(&said);
+    if let Some((_, answers, answer)) = said().find(|(known, ..)| *known == name) {
+        return encode(answers, &answer);
     }
     match name {
         UNANSWERED => {
             let items = vec![(by_secret(), blob_id())];
-            encode_request(&Tag::Number(0), &Request::AcknowledgeEach(items))
+            encode_request(None, &Request::Acknowledge(items))
         }
-        FROM_A_LATER_CLIENT => later(&encode_request(&TAG, &submit(kept())), 3),
-        FROM_A_LATER_RELAY => later(&encode(&delivery()), 0),
+        FROM_A_LATER_CLIENT => later(&encode_request(TAG, &submit(kept())), 3),
+        FROM_A_LATER_RELAY => later(&encode(None, &delivery()), 0),
         NAMED_HELLO => Bytes::from_static(b"\x08\xac\x02\x42\x15\x0a\x0aclient/1.0\x12\x07feature"),
         // Number 300 and a frame of kind 100; a frame of kind 100.
         UNKNOWN_REQUEST => Bytes::from_static(&[0x08, 0xac, 2, 0xa2, 6, 2, 0x08, 1]),
@@ -186,12 +200,12 @@ fn new_frame(name: &str) -> Bytes {
         UNKNOWN_PUSH => Bytes::from_static(&[0xa2, 6, 2, 0x08, 1]),
         // `receipts` is the last byte.
         LATER_RECEIPTS => {
-            let known = encode_request(&TAG, &Request::Subscribe(one_opening(true)));
+            let known = encode_request(TAG, &Request::Subscribe(one_opening(true)));
             with_byte(&known, known.len() - 1, 9)
         }
         // Behind the number, the kind with its length, and the key of `code`.
         LATER_CODE => with_byte(
-            &encode(&refused("rate_limited", Some(Duration::from_secs(60)))),
+            &encode(TAG, &refused("rate_limited", Some(Duration::from_secs(60)))),
             6,
             99,
         ),
@@ -233,7 +247,7 @@ fn later(frame: &[u8], at: usize) -> Bytes {
 /// The names of the frames in the folder, and of those that the tests ask for.
 fn names() -> Vec<String> {
     let ours = requests().into_iter().map(|(name, _)| name);
-    let theirs = pushes().into_iter().chain(answers()).map(|(name, _)| name);
+    let theirs = said().map(|(name, ..)| name);
     let special = ASKED.into_iter().chain(SAID);
     let mut names: Vec<_> = ours
         .chain(theirs)

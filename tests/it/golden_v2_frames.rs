@@ -10,15 +10,14 @@ use ed25519_dalek::{Signer as _, SigningKey};
 
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{
-    Done, Outgoing, RecoveryProof, RecoveryQuery, Refused, Request, Submit, Tag,
-};
-use vauchi_relay::protocol::message_v2::{
-    BlobDelivery, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
-    PurgedMailbox, ReceiptDelivery, ReceiptKind, SubmitTerms, Subscribe, Welcome, Withdrawal,
-    WithdrawalKind,
-};
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery, Refused};
 use vauchi_relay::protocol::proof::{v2_blob_id, v2_secret_mailbox, v2_subscribe};
+use vauchi_relay::protocol::v2::message::{
+    BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
+    PurgedMailbox, ReceiptDelivery, ReceiptKind, Submit, SubmitTerms, Subscribe, Welcome,
+    Withdrawal, WithdrawalKind,
+};
+use vauchi_relay::protocol::v2::{Answer, Request, Tag};
 
 const RELAY_ID: [u8; 32] = [0x22; 32];
 const CHALLENGE: [u8; 32] = [0x33; 32];
@@ -29,7 +28,7 @@ const BLOB_SECRET: [u8; 32] = [0x66; 32];
 const KEY_HASH: [u8; 32] = [0x77; 32];
 const RECEIPT_ID: BlobId = BlobId::from_bytes([0x88; 16]);
 const TOPIC: [u8; 32] = [0x99; 32];
-pub(crate) const TAG: Tag = Tag::Number(300);
+pub(crate) const TAG: Option<Tag> = Tag::new(300);
 const STORED_AT: Timestamp = Timestamp::from_millis(1_795_220_095_000);
 const EXPIRES_AT: Timestamp = Timestamp::from_millis(1_802_996_095_000);
 const WEEK: Duration = Duration::from_secs(7 * 86_400);
@@ -57,8 +56,7 @@ fn body() -> Bytes {
 pub(crate) fn submit(terms: SubmitTerms) -> Request {
     Request::Submit(Submit {
         recipient: by_secret(),
-        id: Some(blob_id()),
-        sender_id: None,
+        id: blob_id(),
         terms,
         body: body(),
     })
@@ -118,7 +116,6 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     };
     let query = RecoveryQuery {
         key_hashes: vec![KEY_HASH, [0x78; 32]],
-        is_cut: false,
     };
     vec![
         ("hello", Request::Hello),
@@ -139,11 +136,11 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         ),
         (
             "acknowledge",
-            Request::AcknowledgeEach(vec![(by_secret(), blob_id()), (by_key(), RECEIPT_ID)]),
+            Request::Acknowledge(vec![(by_secret(), blob_id()), (by_key(), RECEIPT_ID)]),
         ),
         ("extend", withdraw(WithdrawalKind::Extend(WEEK))),
         ("cancel", withdraw(WithdrawalKind::Cancel)),
-        ("purge", Request::PurgeMailboxes(vec![by_secret()])),
+        ("purge", Request::Purge(vec![by_secret()])),
         ("unpin", Request::Unpin(by_key())),
         ("recovery_put", Request::RecoveryStore(proof)),
         ("recovery_get", Request::RecoveryQuery(query)),
@@ -151,8 +148,8 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     ]
 }
 
-fn welcome() -> Box<Welcome> {
-    Box::new(Welcome {
+fn welcome() -> Answer {
+    Answer::Welcome(Box::new(Welcome {
         relay_id: RELAY_ID,
         server_version: "2.0.0".into(),
         challenge: CHALLENGE,
@@ -169,37 +166,30 @@ fn welcome() -> Box<Welcome> {
         },
         keepalive: Duration::from_secs(30),
         features: vec!["a-later-feature".into()],
-    })
+    }))
 }
 
-pub(crate) fn delivery() -> Outgoing {
-    Outgoing::Blob(BlobDelivery {
+pub(crate) fn delivery() -> Answer {
+    Answer::Blob(BlobDelivery {
         id: blob_id(),
         mailbox: by_secret(),
         stored_at: STORED_AT,
-        expires_at: EXPIRES_AT,
+        expires_at: Some(EXPIRES_AT),
         redelivered: true,
         body: body(),
     })
 }
 
-pub(crate) fn refused(code: &'static str, retry_after: Option<Duration>) -> Outgoing {
-    Outgoing::Refused {
-        tag: Some(TAG),
-        refused: Refused {
-            code,
-            message: "what is wrong and what to do".into(),
-            retry_after,
-        },
-    }
-}
-
-fn done(done: Done) -> Outgoing {
-    Outgoing::Done { tag: TAG, done }
+pub(crate) fn refused(code: &'static str, retry_after: Option<Duration>) -> Answer {
+    Answer::Refused(Refused {
+        code,
+        message: "what is wrong and what to do".into(),
+        retry_after,
+    })
 }
 
 /// Every kind of push, by the name of its frame.
-pub(crate) fn pushes() -> Vec<(&'static str, Outgoing)> {
+pub(crate) fn pushes() -> Vec<(&'static str, Answer)> {
     let receipt = ReceiptDelivery {
         mailbox: by_key(),
         receipt_id: RECEIPT_ID,
@@ -213,22 +203,11 @@ pub(crate) fn pushes() -> Vec<(&'static str, Outgoing)> {
         alternates: vec!["wss://other.example".to_owned()].into(),
     };
     vec![
-        (
-            "welcome",
-            Outgoing::Welcome {
-                tag: None,
-                welcome: welcome(),
-            },
-        ),
+        ("welcome", welcome()),
         ("delivery", delivery()),
-        (
-            "caught_up",
-            Outgoing::CaughtUp {
-                mailboxes: vec![by_key(), by_secret()],
-            },
-        ),
-        ("receipt", Outgoing::Receipt(receipt)),
-        ("go_away", Outgoing::GoAway(go_away)),
+        ("caught_up", Answer::CaughtUp(vec![by_key(), by_secret()])),
+        ("receipt", Answer::Receipt(receipt)),
+        ("go_away", Answer::GoAway(go_away)),
     ]
 }
 
@@ -247,7 +226,7 @@ fn opened() -> Vec<Result<Opened, &'static str>> {
 }
 
 /// Every kind of answer, by the name of its frame.
-pub(crate) fn answers() -> Vec<(&'static str, Outgoing)> {
+pub(crate) fn answers() -> Vec<(&'static str, Answer)> {
     let purged = PurgedMailbox {
         mailbox: by_secret(),
         blobs: 3,
@@ -258,39 +237,23 @@ pub(crate) fn answers() -> Vec<(&'static str, Outgoing)> {
         proof: body(),
         stored_at: STORED_AT,
     };
-    let welcome = Outgoing::Welcome {
-        tag: Some(TAG),
-        welcome: welcome(),
-    };
-    let stored = |duplicate| Outgoing::Stored {
-        tag: TAG,
+    let stored = |duplicate| Answer::Stored {
         expires_at: EXPIRES_AT,
         duplicate,
     };
-    let subscribed = Outgoing::Subscribed {
-        tag: TAG,
-        openings: opened(),
-    };
-    let windowed = Outgoing::Windowed {
-        tag: TAG,
+    let windowed = Answer::Windowed {
         blobs: 1_024,
         bytes: 16 * 1024 * 1024,
     };
-    let purged = Outgoing::PurgedMailboxes {
-        tag: TAG,
-        mailboxes: vec![purged],
-    };
-    let kept = Outgoing::RecoveryKept {
-        tag: TAG,
+    let kept = Answer::RecoveryKept {
         expires_at: EXPIRES_AT,
     };
-    let found = Outgoing::RecoveryFound {
-        tag: TAG,
+    let found = Answer::RecoveryFound {
         proofs: vec![found],
         more: true,
     };
     vec![
-        ("welcome_again", welcome),
+        ("welcome_again", welcome()),
         ("refused", refused("invalid", None)),
         (
             "refused_for_now",
@@ -298,17 +261,17 @@ pub(crate) fn answers() -> Vec<(&'static str, Outgoing)> {
         ),
         ("stored", stored(false)),
         ("stored_duplicate", stored(true)),
-        ("handed", Outgoing::Handed { tag: TAG }),
-        ("subscribed", subscribed),
+        ("handed", Answer::Handed),
+        ("subscribed", Answer::Subscribed(opened())),
         ("windowed", windowed),
-        ("purged", purged),
+        ("purged", Answer::Purged(vec![purged])),
         ("recovery_stored", kept),
         ("recovery_proofs", found),
-        ("unsubscribed", done(Done::Unsubscribed)),
-        ("acknowledged", done(Done::Acknowledged)),
-        ("extended", done(Done::Extended)),
-        ("cancelled", done(Done::Cancelled)),
-        ("unpinned", done(Done::Unpinned)),
-        ("pong", done(Done::Pong)),
+        ("unsubscribed", Answer::Done(Done::Unsubscribed)),
+        ("acknowledged", Answer::Done(Done::Acknowledged)),
+        ("extended", Answer::Done(Done::Extended)),
+        ("cancelled", Answer::Done(Done::Cancelled)),
+        ("unpinned", Answer::Done(Done::Unpinned)),
+        ("pong", Answer::Done(Done::Pong)),
     ]
 }

@@ -10,12 +10,14 @@ use futures_util::SinkExt as _;
 use tokio::net::TcpSocket;
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{Done, Outgoing, Refused, Request, Submit, Tag};
-use vauchi_relay::protocol::message_v2::{
-    BlobDelivery, Opened, Opening, OpeningProof, ReceiptDelivery, SubmitTerms, Subscribe, Welcome,
-};
+use vauchi_relay::protocol::message::Refused;
 use vauchi_relay::protocol::proof;
-use vauchi_relay::protocol::v2_client::{ServerFrame, decode_server_frame, encode_request};
+use vauchi_relay::protocol::v2::client::{ServerFrame, decode_server_frame, encode_request};
+use vauchi_relay::protocol::v2::message::{
+    BlobDelivery, Done, Opened, Opening, OpeningProof, ReceiptDelivery, Submit, SubmitTerms,
+    Subscribe, Welcome,
+};
+use vauchi_relay::protocol::v2::{Answer, Request, Tag};
 
 use crate::harness::{Goodbye, Peer, Relay};
 
@@ -53,7 +55,7 @@ impl Owned {
         }
     }
 
-    fn proof(&self, welcome: &Welcome, origin: &str) -> OpeningProof {
+    pub(crate) fn proof(&self, welcome: &Welcome, origin: &str) -> OpeningProof {
         match self {
             Self::Key(key) => {
                 let (relay, challenge) = (&welcome.relay_id, &welcome.challenge);
@@ -71,8 +73,7 @@ pub(crate) fn submit(to: &MailboxId, number: u32, body: &[u8]) -> Submit {
     id[..4].copy_from_slice(&number.to_be_bytes());
     Submit {
         recipient: *to,
-        id: Some(BlobId::from_bytes(id)),
-        sender_id: None,
+        id: BlobId::from_bytes(id),
         terms: SubmitTerms::default(),
         body: Bytes::copy_from_slice(body),
     }
@@ -118,7 +119,7 @@ impl Guest {
                 relay_id: [0; 32],
                 server_version: "".into(),
                 challenge: [0; 32],
-                limits: vauchi_relay::protocol::message_v2::Limits {
+                limits: vauchi_relay::protocol::v2::message::Limits {
                     blob_bytes_max: 0,
                     submits_per_minute: 0,
                     ttl_default: Duration::ZERO,
@@ -134,8 +135,8 @@ impl Guest {
             },
             asked: 0,
         };
-        match guest.receive().await {
-            Outgoing::Welcome { tag: None, welcome } => guest.welcome = *welcome,
+        match guest.receive_numbered().await {
+            (None, Answer::Welcome(welcome)) => guest.welcome = *welcome,
             other => panic!("{other:?}"),
         }
         guest
@@ -150,8 +151,7 @@ impl Guest {
 
     /// Sends a request under this number.
     pub(crate) async fn ask_as(&mut self, number: u32, request: &Request) {
-        self.send(encode_request(&Tag::Number(number), request))
-            .await;
+        self.send(encode_request(Tag::new(number), request)).await;
     }
 
     /// Sends these bytes as one frame.
@@ -159,37 +159,46 @@ impl Guest {
         self.peer.socket.send(Message::Binary(frame)).await.unwrap();
     }
 
-    /// The next frame, or how the connection ended.
-    pub(crate) async fn next(&mut self) -> Result<Outgoing, Goodbye> {
+    /// What comes next, or how the connection ended.
+    pub(crate) async fn next(&mut self) -> Result<Answer, Goodbye> {
+        Ok(self.next_frame().await?.1)
+    }
+
+    /// The same, with the number of the request that it answers.
+    pub(crate) async fn next_frame(&mut self) -> Result<(Option<u32>, Answer), Goodbye> {
         let frame = Bytes::from(self.peer.next().await?);
         match decode_server_frame(&frame).unwrap() {
-            ServerFrame::Known(frame) => Ok(frame),
-            ServerFrame::Unknown { answers } => panic!("an unknown answer to {answers}"),
+            ServerFrame::Known { answers, answer } => Ok((answers.map(Tag::number), answer)),
+            unknown @ ServerFrame::Unknown { .. } => panic!("{unknown:?}"),
         }
     }
 
-    pub(crate) async fn receive(&mut self) -> Outgoing {
+    pub(crate) async fn receive(&mut self) -> Answer {
         self.next().await.unwrap()
     }
 
+    pub(crate) async fn receive_numbered(&mut self) -> (Option<u32>, Answer) {
+        self.next_frame().await.unwrap()
+    }
+
     /// Asks, and expects the answer to be the next frame.
-    pub(crate) async fn answer(&mut self, request: Request) -> Outgoing {
+    pub(crate) async fn answer(&mut self, request: Request) -> Answer {
         let asked = self.ask(request).await;
-        let answer = self.receive().await;
-        assert_eq!(number_of(&answer), Some(asked), "{answer:?}");
+        let (number, answer) = self.receive_numbered().await;
+        assert_eq!(number, Some(asked), "{answer:?}");
         answer
     }
 
     pub(crate) async fn refusal(&mut self, request: Request) -> Refused {
         match self.answer(request).await {
-            Outgoing::Refused { refused, .. } => refused,
+            Answer::Refused(refused) => refused,
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) async fn done(&mut self, request: Request) -> Done {
         match self.answer(request).await {
-            Outgoing::Done { done, .. } => done,
+            Answer::Done(done) => done,
             other => panic!("{other:?}"),
         }
     }
@@ -197,7 +206,7 @@ impl Guest {
     /// Whether it was a duplicate.
     pub(crate) async fn store(&mut self, submit: Submit) -> bool {
         match self.answer(Request::Submit(submit)).await {
-            Outgoing::Stored { duplicate, .. } => duplicate,
+            Answer::Stored { duplicate, .. } => duplicate,
             other => panic!("{other:?}"),
         }
     }
@@ -220,7 +229,7 @@ impl Guest {
         subscribe: Subscribe,
     ) -> Vec<Result<Opened, &'static str>> {
         match self.answer(Request::Subscribe(subscribe)).await {
-            Outgoing::Subscribed { openings, .. } => openings,
+            Answer::Subscribed(openings) => openings,
             other => panic!("{other:?}"),
         }
     }
@@ -233,21 +242,21 @@ impl Guest {
 
     pub(crate) async fn blob(&mut self) -> BlobDelivery {
         match self.receive().await {
-            Outgoing::Blob(blob) => blob,
+            Answer::Blob(blob) => blob,
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) async fn receipt(&mut self) -> ReceiptDelivery {
         match self.receive().await {
-            Outgoing::Receipt(receipt) => receipt,
+            Answer::Receipt(receipt) => receipt,
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) async fn caught_up(&mut self) -> Vec<MailboxId> {
         match self.receive().await {
-            Outgoing::CaughtUp { mailboxes } => mailboxes,
+            Answer::CaughtUp(mailboxes) => mailboxes,
             other => panic!("{other:?}"),
         }
     }
@@ -259,7 +268,7 @@ impl Guest {
     }
 
     pub(crate) async fn acknowledge(&mut self, mailbox: MailboxId, id: BlobId) {
-        let request = Request::AcknowledgeEach(vec![(mailbox, id)]);
+        let request = Request::Acknowledge(vec![(mailbox, id)]);
         assert_eq!(self.done(request).await, Done::Acknowledged);
     }
 
@@ -271,20 +280,4 @@ impl Guest {
             tokio::time::sleep(crate::harness::SILENCE).await;
         }
     }
-}
-
-pub(crate) fn number_of(answer: &Outgoing) -> Option<u32> {
-    let tag = match answer {
-        Outgoing::Welcome { tag, .. } | Outgoing::Refused { tag, .. } => tag.as_ref()?,
-        Outgoing::Stored { tag, .. }
-        | Outgoing::Handed { tag }
-        | Outgoing::Subscribed { tag, .. }
-        | Outgoing::Windowed { tag, .. }
-        | Outgoing::Done { tag, .. }
-        | Outgoing::PurgedMailboxes { tag, .. }
-        | Outgoing::RecoveryKept { tag, .. }
-        | Outgoing::RecoveryFound { tag, .. } => tag,
-        _ => return None,
-    };
-    Some(tag.number())
 }

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -18,7 +17,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use vauchi_relay::clock::{Clock, ManualClock, Timestamp};
 use vauchi_relay::config::Config;
 use vauchi_relay::server::{self, Ending, Running};
-use vauchi_relay::store::Store;
+use vauchi_relay::store::engine::Opened;
 
 /// How long a test waits for what must come. Long, because the machine may be busy; a test that
 /// passes never waits for it.
@@ -86,7 +85,7 @@ impl Relay {
     pub(crate) async fn start_with(
         variables: &[(&str, &str)],
         change: impl FnOnce(&mut Config),
-        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = settings(variables);
@@ -106,7 +105,7 @@ impl Relay {
     async fn launch(
         config: Config,
         folder: Option<tempfile::TempDir>,
-        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
         // 2026-11-21, so that times look like times.
         let now = Timestamp::from_millis(1_795_220_095_000);
@@ -117,7 +116,7 @@ impl Relay {
         now: Timestamp,
         config: Config,
         folder: Option<tempfile::TempDir>,
-        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
         let (clock, time) = Clock::manual(now);
         let running = server::start_with(&config, clock, wrap).await.unwrap();

@@ -1,10 +1,8 @@
 //! What operators and their tools see.
 
-use std::sync::Arc;
-
 use serde_json::json;
 
-use crate::faulty::{Call, Fault, FaultyStore};
+use crate::faulty::{Call, Fault, Faults};
 use crate::harness::{Relay, eventually, http_get, id, value_of};
 
 /// The guide's fourteen.
@@ -154,10 +152,10 @@ async fn readiness_asks_the_store_and_names_the_reason() {
     let relay = Relay::start_with(
         &[],
         |_| {},
-        |store| {
-            let store = FaultyStore::new(store);
-            faulty = Some(Arc::clone(&store));
-            store
+        |opened| {
+            let (faults, opened) = Faults::under(opened);
+            faulty = Some(faults);
+            opened
         },
     )
     .await;
@@ -255,10 +253,10 @@ async fn the_detailed_health_of_a_relay_that_is_not_ready_says_why() {
     let relay = Relay::start_with(
         &[("RELAY_STORAGE_BACKEND", "memory")],
         |_| {},
-        |store| {
-            let store = FaultyStore::new(store);
-            faulty = Some(Arc::clone(&store));
-            store
+        |opened| {
+            let (faults, opened) = Faults::under(opened);
+            faulty = Some(faults);
+            opened
         },
     )
     .await;

@@ -9,7 +9,12 @@ use vauchi_relay::config::{SETTINGS, Setting};
 use crate::harness::{Relay, http_get};
 
 /// Names that stand for any file, or that readers make.
-const READERS: [&str; 3] = ["src/x/y.rs", ".ci/NAME", "fuzz/corpus/v2_decode"];
+const READERS: [&str; 4] = [
+    "src/x/y.rs",
+    "src/x/y/z.rs",
+    ".ci/NAME",
+    "fuzz/corpus/v2_decode",
+];
 
 /// Variables that Caddy, Kubernetes or the Vauchi relay read.
 const NO_SETTINGS: [&str; 7] = [
@@ -120,6 +125,8 @@ async fn every_metric_that_is_named_exists() {
     for (page, text) in pages() {
         // A package is called vauchi-relay_0.1.0.
         let text = text.replace("vauchi-relay_", "");
+        // The heading of a setting is linked to in lower case.
+        let text = text.replace("#relay_", "#");
         let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
         let named = words
             .filter(|word| word.starts_with("relay_") || word.starts_with("process_"))

@@ -1,6 +1,5 @@
 //! Every refusal, as a client sees it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::service::refusal::Refusal;
 
-use crate::faulty::{Call, Fault, FaultyStore};
+use crate::faulty::{Call, Fault, Faults};
 use crate::harness::{Delivered, Peer, Relay, envelope, frame, id, prefixed, update};
 
 /// Stands for a request whose own id could not be read.
@@ -255,7 +254,11 @@ async fn a_failed_write_is_never_confirmed_and_its_repeat_is_stored_once() {
         let relay = Relay::start_with(
             &[],
             |_| {},
-            |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _,
+            |opened| {
+                let (faults, opened) = Faults::under(opened);
+                faulty = Some(faults);
+                opened
+            },
         )
         .await;
         let faulty = faulty.unwrap();
@@ -346,6 +349,28 @@ async fn a_good_signature_is_welcome_and_a_bad_or_partial_one_is_shown_out() {
             .await;
         let reason = peer.expect_close(4401).await;
         assert!(reason.contains("signature"), "{reason} for {handshake}");
+    }
+}
+
+/// A bad `device_id` was closed with words about `client_id`, which was right.
+#[tokio::test]
+async fn a_handshake_with_a_bad_field_is_closed_with_the_name_of_that_field() {
+    let relay = Relay::start(&[]).await;
+    for field in [
+        "client_id",
+        "device_id",
+        "routing_token",
+        "suppress_presence",
+    ] {
+        let mut handshake = json!({ "type": "Handshake", "client_id": id(1) });
+        handshake[field] = "0123".into();
+        let mut peer = Peer::connect(relay.running.clients).await;
+        peer.send(&envelope("a bad field", handshake)).await;
+        let reason = peer.expect_close(4400).await;
+        assert!(
+            reason.starts_with(&format!("the Handshake's {field} ")),
+            "{reason}"
+        );
     }
 }
 

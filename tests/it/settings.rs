@@ -561,14 +561,37 @@ fn what_is_in_force_is_shown_under_the_new_name_with_its_origin() {
 }
 
 #[test]
-fn readme_shows_exactly_the_settings_there_are() {
-    let shown: Vec<String> = document("README.md")
-        .lines()
-        .filter(|line| line.starts_with("| `RELAY_"))
-        .map(str::to_owned)
+fn readme_shows_exactly_the_guide_s_eight() {
+    let expected: Vec<String> = SETTINGS.iter().take(8).map(readme_row).collect();
+    assert_eq!(table_rows("README.md", "| `RELAY_"), expected);
+    let link = "](docs/configuration.md)";
+    assert!(document("README.md").contains(link), "the rest is there");
+}
+
+#[test]
+fn the_configuration_page_has_a_table_of_exactly_the_settings_there_are() {
+    let expected: Vec<String> = SETTINGS
+        .iter()
+        .map(|setting| {
+            let (name, anchor) = (setting.name, setting.name.to_lowercase());
+            let linked = format!("[`{name}`](#{anchor})");
+            readme_row(setting).replace(&format!("`{name}` |"), &format!("{linked} |"))
+        })
         .collect();
-    let expected: Vec<String> = SETTINGS.iter().map(readme_row).collect();
-    assert_eq!(shown, expected);
+    assert_eq!(
+        table_rows("docs/configuration.md", "| [`RELAY_"),
+        expected,
+        "\nthe table should be:\n{}",
+        expected.join("\n")
+    );
+}
+
+fn table_rows(page: &str, beginning: &str) -> Vec<String> {
+    document(page)
+        .lines()
+        .filter(|line| line.starts_with(beginning))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]

@@ -17,14 +17,15 @@ use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
-use vauchi_relay::store::memory::{MemoryOptions, MemoryStore};
+use vauchi_relay::store::engine::{NewRow, Opened};
+use vauchi_relay::store::memory::{self, MemoryOptions};
 use vauchi_relay::store::model::{
     Appended, Class, Envelope, Opener, OrderKey, Owner, Page, PageBounds, ROW_OVERHEAD_BYTES,
     StoredBlob, Tells, Usage, View,
 };
 use vauchi_relay::store::quota::Quota;
-use vauchi_relay::store::sqlite::{SqliteOptions, SqliteStore};
-use vauchi_relay::store::{OnStored, Store, StoreError};
+use vauchi_relay::store::sqlite::{self, SqliteOptions};
+use vauchi_relay::store::{OnNews, Store, StoreError, StoreOptions};
 
 /// An engine under test.
 pub(crate) struct Engine {
@@ -35,7 +36,7 @@ pub(crate) struct Engine {
     open: fn(PathBuf, Settings, Arc<Metrics>) -> Opening,
 }
 
-type Opening = LocalBoxFuture<'static, Result<Arc<dyn Store>, String>>;
+type Opening = LocalBoxFuture<'static, Result<Opened, String>>;
 
 /// Every engine.
 pub(crate) static ENGINES: &[Engine] = &[
@@ -43,16 +44,12 @@ pub(crate) static ENGINES: &[Engine] = &[
         name: "memory",
         reopens: false,
         open: |_, settings, metrics| {
-            let store: Arc<dyn Store> = Arc::new(MemoryStore::new(MemoryOptions {
-                secret: settings.secret,
-                quota: settings.quota,
+            let opened = memory::open(MemoryOptions {
                 dedup: settings.dedup,
                 dedup_max: settings.dedup_max,
-                receipt_ttl: settings.receipt_ttl,
-                on_stored: settings.on_stored,
                 metrics,
-            }));
-            Box::pin(async { Ok(store) })
+            });
+            Box::pin(async { Ok(opened) })
         },
     },
     Engine {
@@ -62,21 +59,16 @@ pub(crate) static ENGINES: &[Engine] = &[
             let options = SqliteOptions {
                 data_dir: folder.to_owned(),
                 secret: settings.secret,
-                quota: settings.quota,
                 free_bytes_min: 0,
                 dedup: settings.dedup,
                 dedup_max: settings.dedup_max,
-                receipt_ttl: settings.receipt_ttl,
-                on_stored: settings.on_stored,
                 metrics,
                 now: NOW,
                 allow_network_fs: true,
             };
             Box::pin(async {
-                let store: Arc<dyn Store> = SqliteStore::open(options)
-                    .await
-                    .map_err(|error| error.to_string())?;
-                Ok(store)
+                let opened = sqlite::open(options).await;
+                opened.map_err(|error| error.to_string())
             })
         },
     },
@@ -94,7 +86,7 @@ pub(crate) struct Settings {
     pub(crate) dedup: Duration,
     pub(crate) dedup_max: u64,
     pub(crate) receipt_ttl: Duration,
-    pub(crate) on_stored: OnStored,
+    pub(crate) news: OnNews,
 }
 
 impl Default for Settings {
@@ -105,7 +97,20 @@ impl Default for Settings {
             dedup: HOUR,
             dedup_max: 1_000,
             receipt_ttl: 30 * DAY,
-            on_stored: Arc::new(|_| ()),
+            news: Arc::new(|_| ()),
+        }
+    }
+}
+
+impl Settings {
+    fn options(self, metrics: Arc<Metrics>) -> StoreOptions {
+        StoreOptions {
+            secret: self.secret,
+            quota: self.quota,
+            dedup: self.dedup,
+            receipt_ttl: self.receipt_ttl,
+            news: self.news,
+            metrics,
         }
     }
 }
@@ -128,7 +133,7 @@ pub(crate) const EVERYTHING: PageBounds = PageBounds {
 /// An open engine with its folder.
 pub(crate) struct Rig {
     pub(crate) engine: &'static Engine,
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) store: Arc<Store>,
     metrics: Arc<Metrics>,
     settings: Settings,
     folder: TempDir,
@@ -160,17 +165,19 @@ impl Rig {
     }
 
     /// A memory store for tests that are not about the store.
-    pub(crate) fn memory() -> Arc<dyn Store> {
-        let settings = Settings::default();
-        Arc::new(MemoryStore::new(MemoryOptions {
-            secret: settings.secret,
-            quota: settings.quota,
+    pub(crate) fn memory() -> Arc<Store> {
+        Self::memory_under(|opened| opened)
+    }
+
+    /// The same, with something between the store and its database.
+    pub(crate) fn memory_under(wrap: impl FnOnce(Opened) -> Opened) -> Arc<Store> {
+        let (settings, metrics) = (Settings::default(), Arc::new(Metrics::new()));
+        let opened = memory::open(MemoryOptions {
             dedup: settings.dedup,
             dedup_max: settings.dedup_max,
-            receipt_ttl: settings.receipt_ttl,
-            on_stored: settings.on_stored,
-            metrics: Arc::new(Metrics::new()),
-        }))
+            metrics: Arc::clone(&metrics),
+        });
+        Arc::new(Store::start(wrap(opened), settings.options(metrics)))
     }
 
     /// Closes the store and opens it again, as a restart does.
@@ -191,7 +198,7 @@ impl Rig {
     }
 
     pub(crate) async fn append(&self, envelope: Envelope) -> Appended {
-        append(&*self.store, envelope).await
+        append(&self.store, envelope).await
     }
 
     /// Appends what must be stored.
@@ -246,9 +253,12 @@ impl Rig {
             let page = self.store.page(mailbox, view, after, bounds, now).await;
             let page = page.unwrap();
             blobs.extend(page.blobs);
-            assert!(page.next > after || !page.more, "a page that leads nowhere");
+            assert!(
+                page.next > after || !page.more.is_any(),
+                "a page that leads nowhere"
+            );
             after = page.next;
-            if !page.more {
+            if !page.more.is_any() {
                 return blobs;
             }
         }
@@ -323,13 +333,14 @@ async fn open(
     engine: &Engine,
     folder: &Path,
     settings: Settings,
-) -> Result<(Arc<dyn Store>, Arc<Metrics>), String> {
+) -> Result<(Arc<Store>, Arc<Metrics>), String> {
     let metrics = Arc::new(Metrics::new());
-    let store = (engine.open)(folder.to_owned(), settings, Arc::clone(&metrics)).await?;
-    Ok((store, metrics))
+    let opening = (engine.open)(folder.to_owned(), settings.clone(), Arc::clone(&metrics));
+    let store = Store::start(opening.await?, settings.options(Arc::clone(&metrics)));
+    Ok((Arc::new(store), metrics))
 }
 
-pub(crate) async fn append(store: &dyn Store, envelope: Envelope) -> Appended {
+pub(crate) async fn append(store: &Store, envelope: Envelope) -> Appended {
     store.append(envelope).await.unwrap().await.unwrap()
 }
 
@@ -460,7 +471,7 @@ async fn an_empty_mailbox_has_an_empty_page_that_ends_where_it_began() {
         let rig = Rig::open(engine, Settings::default()).await;
         rig.stores(blob(2, 1)).await;
         let page = rig.page(1, View::Proven, OrderKey(7), (10, 1_000)).await;
-        assert!(page.blobs.is_empty() && !page.more);
+        assert!(page.blobs.is_empty() && !page.more.is_any());
         assert_eq!(page.next, OrderKey(7));
     }
 }
@@ -510,7 +521,7 @@ async fn concurrent_appends_have_one_order_and_no_reader_passes_one_over() {
     const BLOBS_EACH: u32 = 40;
 
     /// Follows the mailbox to the last blob, as a session does.
-    async fn follow(store: Arc<dyn Store>) -> Vec<u32> {
+    async fn follow(store: Arc<Store>) -> Vec<u32> {
         let mut seen = Vec::new();
         let mut after = OrderKey::START;
         while seen.len() < (WRITERS * BLOBS_EACH) as usize {
@@ -538,9 +549,9 @@ async fn concurrent_appends_have_one_order_and_no_reader_passes_one_over() {
             let store = Arc::clone(&rig.store);
             writers.spawn(async move {
                 for n in 0..BLOBS_EACH {
-                    append(&*store, blob(1, writer * 1_000 + n)).await;
+                    append(&store, blob(1, writer * 1_000 + n)).await;
                     // Other mailboxes draw keys from the same order.
-                    append(&*store, blob(100, writer * 1_000 + n)).await;
+                    append(&store, blob(100, writer * 1_000 + n)).await;
                 }
             });
         }
@@ -608,14 +619,17 @@ async fn a_page_is_bounded_in_blobs() {
         rig.stores_all(1, 0..5).await;
         let page = rig.page(1, View::V1, OrderKey::START, (4, 1_000)).await;
         assert_eq!(page.blobs.len(), 4);
-        assert!(page.more);
+        assert!(page.more.is_any());
         assert_eq!(page.next, page.blobs[3].key);
         let rest = rig.page(1, View::V1, page.next, (4, 1_000)).await;
         assert_eq!(rest.blobs.len(), 1);
-        assert!(!rest.more);
+        assert!(!rest.more.is_any());
         let whole = rig.page(1, View::V1, OrderKey::START, (5, 1_000)).await;
         assert_eq!(whole.blobs.len(), 5);
-        assert!(!whole.more, "exactly as many as fit are all there is");
+        assert!(
+            !whole.more.is_any(),
+            "exactly as many as fit are all there is"
+        );
     }
 }
 
@@ -635,7 +649,7 @@ async fn a_page_is_bounded_in_bytes_of_bodies_and_sealed_fields() {
             let page = rig.page(1, View::V1, OrderKey::START, (10, bytes_max));
             let page = page.await;
             assert_eq!(page.blobs.len(), blobs, "{bytes_max} bytes");
-            assert_eq!(page.more, blobs < 4, "{bytes_max} bytes");
+            assert_eq!(page.more.is_any(), blobs < 4, "{bytes_max} bytes");
             assert_eq!(Some(page.next), page.blobs.last().map(|blob| blob.key));
         }
     }
@@ -650,10 +664,10 @@ async fn a_page_holds_at_least_one_blob_however_large() {
         for bounds in [(10, 1), (10, 0), (1, 1_000)] {
             let page = rig.page(1, View::V1, OrderKey::START, bounds).await;
             assert_eq!(page.blobs.len(), 1, "{bounds:?}");
-            assert!(page.more);
+            assert!(page.more.is_any());
             let rest = rig.page(1, View::V1, page.next, bounds).await;
             assert_eq!(rest.blobs.len(), 1, "{bounds:?}");
-            assert!(!rest.more);
+            assert!(!rest.more.is_any());
         }
     }
 }
@@ -682,7 +696,7 @@ async fn pages_one_after_another_show_everything_once() {
                     let page = rig.page(1, view, after, bounds).await;
                     seen.extend(page.blobs.iter().map(|blob| number(blob.id)));
                     after = page.next;
-                    if !page.more {
+                    if !page.more.is_any() {
                         break;
                     }
                 }
@@ -701,7 +715,7 @@ async fn a_v1_view_does_not_see_what_is_for_proven_subscribers_and_passes_it_ove
         let all = rig.page(1, View::Proven, OrderKey::START, (10, 1_000));
         let all = all.await;
         let none = rig.page(1, View::V1, OrderKey::START, (10, 1_000)).await;
-        assert!(none.blobs.is_empty() && !none.more);
+        assert!(none.blobs.is_empty() && !none.more.is_any());
         assert_eq!(none.next, all.next, "the cursor passes over");
 
         rig.stores(blob(1, 3)).await;
@@ -846,7 +860,7 @@ async fn a_blob_is_invisible_from_the_moment_it_expires() {
             expires_at.plus(HOUR),
         );
         let page = page.await.unwrap();
-        assert!(page.blobs.is_empty() && !page.more);
+        assert!(page.blobs.is_empty() && !page.more.is_any());
         assert!(page.next > OrderKey(1), "the cursor passes over");
     }
 }
@@ -980,7 +994,7 @@ pub(crate) async fn race(rig: &Rig, envelopes: Vec<Envelope>, full: Appended) ->
     let mut senders = JoinSet::new();
     for envelope in envelopes {
         let store = Arc::clone(&rig.store);
-        senders.spawn(async move { append(&*store, envelope).await });
+        senders.spawn(async move { append(&store, envelope).await });
     }
     let answers = senders.join_all().await;
     let stored = answers
@@ -1316,13 +1330,13 @@ async fn a_repeat_handed_in_before_the_first_is_durable_is_a_duplicate() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_mailbox_is_woken_after_its_blob_is_visible() {
     for engine in ENGINES {
-        let store: Arc<OnceLock<Arc<dyn Store>>> = Arc::default();
+        let store: Arc<OnceLock<Arc<Store>>> = Arc::default();
         let (seen, mut wakes) = mpsc::unbounded_channel();
         let reader = Arc::clone(&store);
         let runtime = tokio::runtime::Handle::current();
-        let on_stored: OnStored = Arc::new(move |mailbox: &MailboxHash| {
+        let news: OnNews = Arc::new(move |news: &[NewRow<'_>]| {
             // On a thread of its own, because a lock that is held would not yield to a timeout.
-            let (store, mailbox) = (Arc::clone(reader.get().unwrap()), *mailbox);
+            let (store, mailbox) = (Arc::clone(reader.get().unwrap()), news[0].envelope.mailbox);
             let (answer, answered) = std::sync::mpsc::channel();
             let runtime = runtime.clone();
             std::thread::spawn(move || {
@@ -1334,7 +1348,7 @@ async fn a_mailbox_is_woken_after_its_blob_is_visible() {
             seen.send((mailbox, blobs)).unwrap();
         });
         let settings = Settings {
-            on_stored,
+            news,
             ..Settings::default()
         };
         let rig = Rig::open(engine, settings).await;
@@ -1355,7 +1369,11 @@ async fn only_what_is_stored_wakes_its_mailbox() {
     for engine in ENGINES {
         let (seen, mut wakes) = mpsc::unbounded_channel();
         let mut settings = quota(|quota| quota.mailbox_blobs_max = 1);
-        settings.on_stored = Arc::new(move |mailbox| seen.send(*mailbox).unwrap());
+        settings.news = Arc::new(move |news| {
+            for row in news {
+                seen.send(row.envelope.mailbox).unwrap();
+            }
+        });
         let rig = Rig::open(engine, settings).await;
         rig.stores(blob(1, 1)).await;
         assert_eq!(wakes.recv().await, Some(mailbox(1)));
@@ -1423,7 +1441,7 @@ async fn the_sums_hold_at_every_moment() {
             let store = Arc::clone(&rig.store);
             writers.spawn(async move {
                 for number in 0..100 {
-                    append(&*store, blob(writer, number)).await;
+                    append(&store, blob(writer, number)).await;
                     let acknowledgement =
                         store.acknowledge(mailbox(writer), vec![id(number)], SEEN, NOW);
                     acknowledgement.await.unwrap().await.unwrap();
@@ -1457,7 +1475,7 @@ async fn only_the_times_that_are_passed_in_count() {
                 ..blob(1, 1)
             };
             rig.stores(first.clone()).await;
-            rig.store.probe(now).await.unwrap();
+            rig.store.probe().await.unwrap();
             assert_eq!(rig.sweep(256, now).await, 0);
             assert_eq!(rig.ids(1, View::V1, now).await, [1]);
             rig.acknowledge(1, &[1], now).await;
@@ -1488,7 +1506,7 @@ async fn a_clock_that_steps_back_harms_nothing() {
 async fn a_closed_store_has_finished_its_writes_and_refuses_later_ones() {
     for engine in ENGINES {
         let rig = Rig::open(engine, Settings::default()).await;
-        rig.store.probe(NOW).await.unwrap();
+        rig.store.probe().await.unwrap();
         let pending = rig.store.append(blob(1, 1)).await.unwrap();
         rig.store.close().await;
         assert!(matches!(pending.await, Ok(Appended::Stored { .. })));
@@ -1513,7 +1531,7 @@ async fn a_closed_store_has_finished_its_writes_and_refuses_later_ones() {
         assert!(matches!(later, Err(StoreError::Closed)));
         let later = rig.store.expire(256, NOW).await;
         assert!(matches!(later, Err(StoreError::Closed)));
-        assert!(rig.store.probe(NOW).await.is_err());
+        assert!(rig.store.probe().await.is_err());
         assert!(rig.metric("store_up") < 0.1);
         assert_eq!(rig.usage().stored, 1);
         rig.store.close().await;

@@ -14,7 +14,7 @@ use vauchi_relay::secrets::{SECRET_FILE, Secret};
 use vauchi_relay::store::model::{Tells, View};
 use vauchi_relay::store::sqlite::DATABASE_FILE;
 
-use crate::faulty::{Call, Fault, FaultyStore, Stall};
+use crate::faulty::{Call, Fault, Faults, Stall, faulty_relay};
 use crate::harness::{Delivered, PATIENCE, Peer, Relay, eventually, http_get, id, update};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -99,7 +99,7 @@ impl Sent {
 /// One relay that lives through a fixed small story while one call of its store is faulty.
 struct Life {
     relay: Relay,
-    faulty: Arc<FaultyStore>,
+    faulty: Arc<Faults>,
     call: Call,
     nth: u64,
     kind: Kind,
@@ -119,10 +119,11 @@ impl Life {
                 ("RELAY_CLEANUP_INTERVAL_SECS", "1"),
             ],
             |_| {},
-            |store| {
-                let store = Arc::clone(faulty.insert(FaultyStore::new(store)));
-                store.on(call, nth, kind.fault(&stall));
-                store
+            |opened| {
+                let (faults, opened) = Faults::under(opened);
+                faults.on(call, nth, kind.fault(&stall));
+                faulty = Some(faults);
+                opened
             },
         )
         .await;
@@ -198,10 +199,6 @@ impl Life {
                     failed = Some(place);
                 }
                 peer.acknowledge(&blob.id).await;
-            }
-            if failed.is_some() && self.kind == Kind::Fail {
-                let answer = peer.receive().await["payload"].take();
-                assert_eq!(answer["error"], "unavailable", "{answer}");
             }
             let lost = self.call == Call::Acknowledge
                 && self.kind.fails()
@@ -379,7 +376,11 @@ async fn while_everything_fails_everything_is_answered_and_afterwards_all_goes_o
     let relay = Relay::start_with(
         &[],
         |_| {},
-        |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _,
+        |opened| {
+            let (faults, opened) = Faults::under(opened);
+            faulty = Some(faults);
+            opened
+        },
     )
     .await;
     let faulty = faulty.unwrap();
@@ -433,7 +434,11 @@ async fn senders_wait_for_a_stalled_store_and_are_confirmed_in_order_when_it_goe
     let relay = Relay::start_with(
         &[("RELAY_MAILBOX_MAX_BLOBS", "0")],
         |_| {},
-        |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _,
+        |opened| {
+            let (faults, opened) = Faults::under(opened);
+            faulty = Some(faults);
+            opened
+        },
     )
     .await;
     let faulty = faulty.unwrap();
@@ -450,13 +455,10 @@ async fn senders_wait_for_a_stalled_store_and_are_confirmed_in_order_when_it_goe
         .await;
     assert!(faulty.calls(Call::Append) < 1 + BLOBS as u64, "it waits");
     sender.expect_silence().await;
-    // Nobody else notices: reading, acknowledging and the probes answer.
+    // Who reads does not notice, and the probes answer. An acknowledgement waits behind the blobs.
     let mut reader = relay.client(&id(8)).await;
     let before = reader.delivery().await;
     reader.acknowledge(&before.id).await;
-    relay
-        .metric_becomes("relay_blobs_acknowledged_total", 1.0)
-        .await;
     for path in ["/health", "/ready"] {
         assert_eq!(http_get(relay.running.clients, path, &[]).await.0, 200);
     }
@@ -467,6 +469,9 @@ async fn senders_wait_for_a_stalled_store_and_are_confirmed_in_order_when_it_goe
         let name = format!("22222222-2222-4222-8222-{number:012}");
         sender.expect_stored(&name).await;
     }
+    relay
+        .metric_becomes("relay_blobs_acknowledged_total", 1.0)
+        .await;
     assert_eq!(relay.running.store.usage().stored, BLOBS as u64);
 }
 
@@ -477,7 +482,11 @@ async fn a_blob_comes_again_when_its_acknowledgement_failed() {
         let relay = Relay::start_with(
             &[],
             |_| {},
-            |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _,
+            |opened| {
+                let (faults, opened) = Faults::under(opened);
+                faulty = Some(faults);
+                opened
+            },
         )
         .await;
         let faulty = faulty.unwrap();
@@ -486,10 +495,6 @@ async fn a_blob_comes_again_when_its_acknowledgement_failed() {
         let mut recipient = relay.client(&id(2)).await;
         let first = recipient.delivery().await;
         recipient.acknowledge(&first.id).await;
-        if matches!(fault, Fault::Fail) {
-            let answer = recipient.receive().await["payload"].take();
-            assert_eq!(answer["error"], "unavailable");
-        }
         eventually("it is tried", async || faulty.calls(Call::Acknowledge) == 1).await;
         recipient.leave().await;
 
@@ -502,6 +507,26 @@ async fn a_blob_comes_again_when_its_acknowledgement_failed() {
         recipient.leave().await;
         relay.client(&id(2)).await.expect_silence().await;
     }
+}
+
+#[tokio::test]
+async fn an_acknowledgement_is_refused_while_storage_is_away_and_taken_afterwards() {
+    let (relay, faulty) = faulty_relay(&[]).await;
+    relay.client(&id(1)).await.store(&id(2), b"kept").await;
+    let mut recipient = relay.client(&id(2)).await;
+    let first = recipient.delivery().await;
+    faulty.take_down();
+    relay.client(&id(1)).await.submit(&id(3), b"lost").await;
+    relay.metric_becomes("relay_store_up", 0.0).await;
+    recipient.acknowledge(&first.id).await;
+    let answer = recipient.receive().await["payload"].take();
+    assert_eq!(answer["error"], "unavailable");
+    faulty.bring_up();
+    relay.metric_becomes("relay_store_up", 1.0).await;
+    recipient.acknowledge(&first.id).await;
+    relay
+        .metric_becomes("relay_blobs_acknowledged_total", 1.0)
+        .await;
 }
 
 /// A connection to the database of a running relay that keeps it from writing.

@@ -17,12 +17,12 @@ use crate::store_contract::{
 const TTL: Duration = Duration::from_secs(30 * 86_400);
 
 async fn pin(rig: &Rig, number: u8, now: Timestamp) {
-    rig.store.pin(mailbox(number), now).await.unwrap();
+    rig.store.pin(vec![mailbox(number)], now).await.unwrap();
 }
 
 async fn is_pinned(rig: &Rig, number: u8, now: Timestamp) -> bool {
-    let pinned = rig.store.is_pinned(mailbox(number), TTL, now).await;
-    pinned.unwrap()
+    let pinned = rig.store.are_pinned(&[mailbox(number)], TTL, now).await;
+    pinned.unwrap()[0]
 }
 
 /// Those of `numbers` that are pinned.
@@ -65,10 +65,10 @@ async fn mailboxes_with_a_common_prefix_have_pins_of_their_own() {
         bytes[31] = 2;
         let twin = MailboxHash::from_bytes(bytes);
         pin(&rig, 1, NOW).await;
-        assert!(!rig.store.is_pinned(twin, TTL, NOW).await.unwrap());
-        rig.store.pin(twin, NOW).await.unwrap();
+        assert!(!rig.store.are_pinned(&[twin], TTL, NOW).await.unwrap()[0]);
+        rig.store.pin(vec![twin], NOW).await.unwrap();
         rig.store.unpin(mailbox(1)).await.unwrap();
-        assert!(rig.store.is_pinned(twin, TTL, NOW).await.unwrap());
+        assert!(rig.store.are_pinned(&[twin], TTL, NOW).await.unwrap()[0]);
     }
 }
 
@@ -140,7 +140,7 @@ async fn there_is_never_a_pin_too_many() {
         let mut openers = JoinSet::new();
         for number in 0..100 {
             let store = Arc::clone(&rig.store);
-            openers.spawn(async move { store.pin(mailbox(number), NOW).await.unwrap() });
+            openers.spawn(async move { store.pin(vec![mailbox(number)], NOW).await.unwrap() });
         }
         openers.join_all().await;
         assert_eq!(pinned(&rig, 0..=99).await.len(), 3);
@@ -174,8 +174,8 @@ async fn a_closed_store_refuses_pins() {
         let rig = Rig::open(engine, Settings::default()).await;
         rig.store.close().await;
         let closed = |error| assert!(matches!(error, Some(StoreError::Closed)));
-        closed(rig.store.pin(mailbox(1), NOW).await.err());
+        closed(rig.store.pin(vec![mailbox(1)], NOW).await.err());
         closed(rig.store.unpin(mailbox(1)).await.err());
-        closed(rig.store.is_pinned(mailbox(1), TTL, NOW).await.err());
+        closed(rig.store.are_pinned(&[mailbox(1)], TTL, NOW).await.err());
     }
 }

@@ -110,7 +110,10 @@ fn wakes() -> (Arc<Mutex<Vec<MailboxHash>>>, Settings) {
     let woken = Arc::<Mutex<Vec<MailboxHash>>>::default();
     let list = Arc::clone(&woken);
     let settings = Settings {
-        on_stored: Arc::new(move |mailbox| list.lock().unwrap().push(*mailbox)),
+        news: Arc::new(move |news| {
+            let mailboxes = news.iter().map(|row| row.envelope.mailbox);
+            list.lock().unwrap().extend(mailboxes);
+        }),
         ..Settings::default()
     };
     (woken, settings)

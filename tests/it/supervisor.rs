@@ -11,7 +11,7 @@ use tokio::net::UnixDatagram;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::faulty::{Call, Fault, FaultyStore, Stall};
+use crate::faulty::{Call, Fault, Faults, Stall};
 use crate::harness::{PATIENCE, Peer, Relay, SILENCE, http_get, id};
 use crate::process::{Process, command, run};
 
@@ -229,10 +229,10 @@ async fn a_disk_that_hangs_or_fails_stops_no_pulse() {
     let relay = Relay::start_with(
         &[],
         |_| {},
-        |store| {
-            let store = FaultyStore::new(store);
-            faulty = Some(Arc::clone(&store));
-            store
+        |opened| {
+            let (faults, opened) = Faults::under(opened);
+            faulty = Some(faults);
+            opened
         },
     )
     .await;

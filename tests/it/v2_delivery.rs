@@ -1,6 +1,7 @@
 //! v2: what is stored is delivered through windows, in order, and leaves when it is acknowledged.
 
-use vauchi_relay::protocol::message::{Done, Outgoing, Request};
+use vauchi_relay::protocol::v2::message::Done;
+use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::guest::{Guest, Owned, submit};
 use crate::harness::Relay;
@@ -50,24 +51,18 @@ async fn the_window_bounds_what_is_in_flight_and_each_acknowledgement_admits_mor
         bytes: 1 << 20,
     };
     let granted = owner.answer(narrow).await;
-    assert!(matches!(granted, Outgoing::Windowed { blobs: 2, .. }));
+    assert!(matches!(granted, Answer::Windowed { blobs: 2, .. }));
     owner.open(&owned).await;
     let first = owner.blob().await;
     owner.blob().await;
     owner.expect_nothing().await;
     owner
-        .ask(Request::AcknowledgeEach(vec![(owned.id(), first.id)]))
+        .ask(Request::Acknowledge(vec![(owned.id(), first.id)]))
         .await;
     let mut frames = [owner.receive().await, owner.receive().await];
-    frames.sort_by_key(|frame| matches!(frame, Outgoing::Blob(_)));
-    assert!(matches!(
-        frames[0],
-        Outgoing::Done {
-            done: Done::Acknowledged,
-            ..
-        }
-    ));
-    assert!(matches!(&frames[1], Outgoing::Blob(blob) if blob.id.as_bytes()[3] == 2));
+    frames.sort_by_key(|frame| matches!(frame, Answer::Blob(_)));
+    assert!(matches!(frames[0], Answer::Done(Done::Acknowledged)));
+    assert!(matches!(&frames[1], Answer::Blob(blob) if blob.id.as_bytes()[3] == 2));
     owner.expect_nothing().await;
     // By bytes: one may always go, however large.
     let mut other = Guest::connect(&relay).await;
@@ -89,7 +84,7 @@ async fn the_window_bounds_what_is_in_flight_and_each_acknowledgement_admits_mor
         .await;
     let mut blobs = 0;
     while blobs < 3 {
-        blobs += u32::from(matches!(other.receive().await, Outgoing::Blob(_)));
+        blobs += u32::from(matches!(other.receive().await, Answer::Blob(_)));
     }
     assert_eq!(other.caught_up().await, [owned.id()]);
 }
@@ -195,7 +190,7 @@ async fn a_drain_is_announced_and_what_is_in_flight_may_be_acknowledged() {
     sender.store(submit(&owned.id(), 1, b"late")).await;
     let blob = owner.blob().await;
     let stopping = tokio::spawn(relay.stop());
-    let Outgoing::GoAway(go_away) = owner.receive().await else {
+    let Answer::GoAway(go_away) = owner.receive().await else {
         panic!("no GoAway")
     };
     assert_eq!(*go_away.alternates, ["wss://other.example.com"]);

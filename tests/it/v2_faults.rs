@@ -1,30 +1,23 @@
 //! v2: what storage fails to do is refused for now, nothing is claimed, and the repeat works.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
-use vauchi_relay::protocol::message_v2::{ReceiptKind, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
 use vauchi_relay::protocol::proof;
+use vauchi_relay::protocol::v2::message::{Done, ReceiptKind, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
-use crate::faulty::{Call, Fault, FaultyStore, Stall};
-use crate::guest::{Guest, Owned, number_of, on_terms, submit};
-use crate::harness::{Peer, Relay};
-
-async fn relay_that_may_fail(settings: &[(&str, &str)]) -> (Relay, Arc<FaultyStore>) {
-    let mut faulty = None;
-    let wrap = |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _;
-    let relay = Relay::start_with(settings, |_| {}, wrap).await;
-    (relay, faulty.unwrap())
-}
+use crate::faulty::{Call, Fault, Faults, Stall, faulty_relay};
+use crate::guest::{Guest, Owned, on_terms, submit};
+use crate::harness::Peer;
 
 /// Asks while this call fails, and is refused for now; the session goes on. Then asks again.
 async fn refused_first(
     guest: &mut Guest,
-    faulty: &FaultyStore,
+    faulty: &Faults,
     (call, fault): (Call, &Fault),
     request: Request,
-) -> Outgoing {
+) -> Answer {
     faulty.on(call, 1, fault.clone());
     let refused = guest.refusal(request.clone()).await;
     assert_eq!(refused.code, "unavailable", "{call:?}");
@@ -34,15 +27,15 @@ async fn refused_first(
     guest.answer(request).await
 }
 
-fn is_done(answer: &Outgoing, what: Done) -> bool {
-    matches!(answer, Outgoing::Done { done, .. } if *done == what)
+fn is_done(answer: &Answer, what: Done) -> bool {
+    matches!(answer, Answer::Done(done) if *done == what)
 }
 
 const FAULTS: [Fault; 2] = [Fault::Fail, Fault::FailCommit];
 
 #[tokio::test]
 async fn a_submit_that_is_not_stored_is_not_confirmed_and_costs_no_share() {
-    let (relay, faulty) = relay_that_may_fail(&[
+    let (relay, faulty) = faulty_relay(&[
         ("RELAY_MAILBOX_MAX_BLOBS", "2"),
         ("RELAY_MAILBOX_SHARE_PER_HOUR", "0.5"),
         ("RELAY_MAX_STORAGE_BYTES", "10240"),
@@ -57,7 +50,7 @@ async fn a_submit_that_is_not_stored_is_not_confirmed_and_costs_no_share() {
         let answer = refused_first(&mut sender, &faulty, (Call::Append, fault), request).await;
         assert!(matches!(
             answer,
-            Outgoing::Stored {
+            Answer::Stored {
                 duplicate: false,
                 ..
             }
@@ -70,7 +63,7 @@ async fn a_submit_that_is_not_stored_is_not_confirmed_and_costs_no_share() {
 
 #[tokio::test]
 async fn of_submits_that_are_under_way_together_each_is_told_its_own_fate() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
     faulty.on(Call::Append, 2, Fault::FailCommit);
     faulty.on(Call::Append, 4, Fault::FailCommit);
@@ -81,11 +74,11 @@ async fn of_submits_that_are_under_way_together_each_is_told_its_own_fate() {
     }
     let (mut stored, mut refused) = (Vec::new(), Vec::new());
     for _ in 0..6 {
-        let answer = sender.receive().await;
-        let number = number_of(&answer).unwrap();
+        let (number, answer) = sender.receive_numbered().await;
+        let number = number.unwrap();
         match answer {
-            Outgoing::Stored { .. } => stored.push(number),
-            Outgoing::Refused { .. } => refused.push(number),
+            Answer::Stored { .. } => stored.push(number),
+            Answer::Refused { .. } => refused.push(number),
             other => panic!("{other:?}"),
         }
     }
@@ -99,7 +92,7 @@ async fn of_submits_that_are_under_way_together_each_is_told_its_own_fate() {
 
 #[tokio::test]
 async fn a_deletion_that_fails_deletes_nothing_and_the_repeat_deletes() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     for (place, fault) in FAULTS.iter().enumerate() {
         let (owned, mut owner) = (Owned::key(place as u8), Guest::connect(&relay).await);
         owner.store(submit(&owned.id(), 1, b"first")).await;
@@ -109,15 +102,15 @@ async fn a_deletion_that_fails_deletes_nothing_and_the_repeat_deletes() {
         owner.blob().await;
         owner.caught_up().await;
 
-        let request = Request::AcknowledgeEach(vec![(owned.id(), blob.id)]);
+        let request = Request::Acknowledge(vec![(owned.id(), blob.id)]);
         let met = (Call::Acknowledge, fault);
         let answer = refused_first(&mut owner, &faulty, met, request).await;
         assert!(is_done(&answer, Done::Acknowledged));
         assert_eq!(relay.metric("relay_blobs_stored").await, 1.0);
 
-        let request = Request::PurgeMailboxes(vec![owned.id()]);
+        let request = Request::Purge(vec![owned.id()]);
         let answer = refused_first(&mut owner, &faulty, (Call::Purge, fault), request).await;
-        let Outgoing::PurgedMailboxes { mailboxes, .. } = answer else {
+        let Answer::Purged(mailboxes) = answer else {
             panic!("{answer:?}")
         };
         assert_eq!(mailboxes[0].blobs, 1);
@@ -128,7 +121,7 @@ async fn a_deletion_that_fails_deletes_nothing_and_the_repeat_deletes() {
 #[tokio::test]
 async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
     // Otherwise the window would admit more than the client has room for, and a drain would not wait.
-    let (relay, faulty) = relay_that_may_fail(&[("RELAY_RATE_LIMIT_PER_MIN", "1")]).await;
+    let (relay, faulty) = faulty_relay(&[("RELAY_RATE_LIMIT_PER_MIN", "1")]).await;
     let (owned, mut owner) = (Owned::secret(1), Guest::connect(&relay).await);
     for number in 0..3 {
         let mut sender = Guest::connect(&relay).await;
@@ -143,16 +136,23 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
     let first = owner.blob().await;
     let both = |owner: &Owned| {
         let unknown = vauchi_relay::ids::BlobId::from_bytes([9; 16]);
-        Request::AcknowledgeEach(vec![(owner.id(), first.id), (owner.id(), unknown)])
+        Request::Acknowledge(vec![(owner.id(), first.id), (owner.id(), unknown)])
     };
     // The client's one request of this minute.
-    faulty.on(Call::Acknowledge, 1, Fault::Fail);
+    faulty.take_down();
+    let mut sender = Guest::connect(&relay).await;
+    sender
+        .ask(Request::Submit(submit(&owned.id(), 9, b"x")))
+        .await;
+    relay.metric_becomes("relay_store_up", 0.0).await;
     assert_eq!(owner.refusal(both(&owned)).await.code, "unavailable");
     assert_eq!(owner.refusal(both(&owned)).await.code, "rate_limited");
     owner.expect_nothing().await;
+    faulty.bring_up();
+    relay.metric_becomes("relay_store_up", 1.0).await;
     // It is still in flight, so acknowledging it costs nothing.
     owner
-        .ask(Request::AcknowledgeEach(vec![(owned.id(), first.id)]))
+        .ask(Request::Acknowledge(vec![(owned.id(), first.id)]))
         .await;
     let frames = [owner.receive().await, owner.receive().await];
     assert!(
@@ -160,23 +160,19 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
             .iter()
             .any(|frame| is_done(frame, Done::Acknowledged))
     );
-    assert!(
-        frames
-            .iter()
-            .any(|frame| matches!(frame, Outgoing::Blob(_)))
-    );
+    assert!(frames.iter().any(|frame| matches!(frame, Answer::Blob(_))));
 }
 
 #[tokio::test]
 async fn a_blob_is_taken_back_or_extended_when_storage_works_again() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     for (place, fault) in FAULTS.iter().enumerate() {
         let (owned, mut sender) = (Owned::secret(place as u8), Guest::connect(&relay).await);
         let blob = |secret: u8| {
             let mut blob = on_terms(submit(&owned.id(), 0, &[secret]), |terms| {
                 terms.ttl = Some(Duration::from_secs(7_200));
             });
-            blob.id = Some(proof::v2_blob_id(&owned.id(), &[secret; 32]));
+            blob.id = proof::v2_blob_id(&owned.id(), &[secret; 32]);
             blob
         };
         let withdraw = |secret: u8, kind| {
@@ -211,13 +207,13 @@ async fn a_blob_is_taken_back_or_extended_when_storage_works_again() {
 
 #[tokio::test]
 async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, mut owner) = (Owned::key(1), Guest::connect(&relay).await);
     owner.store(submit(&owned.id(), 1, b"waits")).await;
     faulty.on(Call::Holdings, 1, Fault::Fail);
     let subscribe = Request::Subscribe(owner.subscribe_to(&[&owned, &Owned::secret(2)], true));
     assert_eq!(owner.refusal(subscribe.clone()).await.code, "unavailable");
-    let purge = Request::PurgeMailboxes(vec![owned.id()]);
+    let purge = Request::Purge(vec![owned.id()]);
     assert_eq!(owner.refusal(purge).await.code, "unauthorized");
     let mut sender = Guest::connect(&relay).await;
     let live = on_terms(submit(&owned.id(), 2, b"x"), |terms| terms.live_only = true);
@@ -229,8 +225,8 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
     let mut caught_up = 0;
     while (blobs, caught_up) != (1, 2) {
         match owner.receive().await {
-            Outgoing::Blob(_) => blobs += 1,
-            Outgoing::CaughtUp { mailboxes } => caught_up += mailboxes.len(),
+            Answer::Blob(_) => blobs += 1,
+            Answer::CaughtUp(mailboxes) => caught_up += mailboxes.len(),
             other => panic!("{other:?}"),
         }
     }
@@ -243,7 +239,7 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
 
 #[tokio::test]
 async fn who_proves_itself_is_let_in_though_it_can_not_be_pinned() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     for call in [Call::Pin, Call::IsPinned] {
         let mut owner = Guest::connect(&relay).await;
         faulty.on_every(call, Fault::Fail);
@@ -265,7 +261,7 @@ async fn who_proves_itself_is_let_in_though_it_can_not_be_pinned() {
 #[tokio::test]
 async fn a_recovery_proof_that_is_not_stored_takes_no_place() {
     // An address has two places a day under a hash: more failures than that must not use them up.
-    let (relay, faulty) = relay_that_may_fail(&[
+    let (relay, faulty) = faulty_relay(&[
         ("RELAY_RECOVERY_RATE_LIMIT", "1000"),
         ("RELAY_MAX_STORAGE_BYTES", "10240"),
         ("RELAY_ADDRESS_SHARE_PER_DAY", "0.5"),
@@ -286,17 +282,16 @@ async fn a_recovery_proof_that_is_not_stored_takes_no_place() {
     faulty.mend(Call::RecoveryPut);
     for _ in 0..2 {
         let kept = owner.answer(put.clone()).await;
-        assert!(matches!(kept, Outgoing::RecoveryKept { .. }), "{kept:?}");
+        assert!(matches!(kept, Answer::RecoveryKept { .. }), "{kept:?}");
     }
     assert_eq!(owner.refusal(put).await.code, "rate_limited");
 
     let get = Request::RecoveryQuery(RecoveryQuery {
         key_hashes: vec![[5; 32]],
-        is_cut: false,
     });
     let met = (Call::RecoveryGet, &Fault::Fail);
     let answer = refused_first(&mut owner, &faulty, met, get).await;
-    let Outgoing::RecoveryFound { proofs, .. } = answer else {
+    let Answer::RecoveryFound { proofs, .. } = answer else {
         panic!("{answer:?}")
     };
     assert_eq!(proofs.len(), 1);
@@ -304,7 +299,7 @@ async fn a_recovery_proof_that_is_not_stored_takes_no_place() {
 
 #[tokio::test]
 async fn a_page_that_can_not_be_read_delays_deliveries_and_loses_none() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
     // Two to a page.
     for number in 0..5 {
@@ -328,7 +323,7 @@ async fn a_page_that_can_not_be_read_delays_deliveries_and_loses_none() {
 
 #[tokio::test]
 async fn a_delivery_whose_receipt_fails_is_a_delivery_all_the_same() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, own) = (Owned::secret(1), Owned::secret(2));
     let mut sender = Guest::connect(&relay).await;
     sender.open_empty(&own).await;
@@ -352,24 +347,26 @@ async fn a_delivery_whose_receipt_fails_is_a_delivery_all_the_same() {
 
 #[tokio::test]
 async fn a_receipt_that_waits_for_the_disk_holds_up_no_answer() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, own) = (Owned::secret(1), Owned::secret(2));
     let mut sender = Guest::connect(&relay).await;
     sender.open_empty(&own).await;
-    let mut owner = Guest::connect(&relay).await;
-    owner.open_empty(&owned).await;
-    let stall = Stall::default();
-    faulty.on(Call::Delivered, 1, Fault::Stall(stall.clone()));
     for number in 0..2 {
         let blob = submit(&owned.id(), number, b"x");
         let blob = on_terms(blob, |terms| terms.receipt_to = Some(own.id()));
         sender.store(blob).await;
     }
-    owner.blob().await;
+    let stall = Stall::default();
+    faulty.on(Call::Delivered, 1, Fault::Stall(stall.clone()));
+    let mut owner = Guest::connect(&relay).await;
+    owner.open(&owned).await;
+    for _ in 0..2 {
+        owner.blob().await;
+    }
+    owner.caught_up().await;
     stall.reached().await;
     assert_eq!(owner.done(Request::Ping).await, Done::Pong);
     stall.release();
-    owner.blob().await;
     for _ in 0..2 {
         assert_eq!(sender.receipt().await.kind, ReceiptKind::Delivered);
     }
@@ -377,7 +374,7 @@ async fn a_receipt_that_waits_for_the_disk_holds_up_no_answer() {
 
 #[tokio::test]
 async fn a_refused_subscribe_does_not_change_who_is_told() {
-    let (relay, faulty) = relay_that_may_fail(&[]).await;
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (owned, mut owner) = (Owned::secret(1), Guest::connect(&relay).await);
     let quiet = owner.subscribe_to(&[&owned], false);
     owner.try_subscribe(quiet).await;
@@ -391,5 +388,5 @@ async fn a_refused_subscribe_does_not_change_who_is_told() {
     assert_eq!(refused.code, "not_connected");
     owner.answer(telling).await;
     let handed = sender.answer(Request::Submit(live)).await;
-    assert!(matches!(handed, Outgoing::Handed { .. }));
+    assert!(matches!(handed, Answer::Handed));
 }

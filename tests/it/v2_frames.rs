@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request, Tag};
-use vauchi_relay::protocol::message_v2::{Withdrawal, WithdrawalKind};
-use vauchi_relay::protocol::v2_client::encode_request;
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
+use vauchi_relay::protocol::v2::client::encode_request;
+use vauchi_relay::protocol::v2::message::{Done, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::{Answer, Request, Tag};
 
-use crate::guest::{Guest, Owned, number_of, submit};
+use crate::guest::{Guest, Owned, submit};
 use crate::harness::{Goodbye, Relay};
 
 fn to(byte: u8) -> MailboxId {
@@ -32,7 +33,7 @@ fn answered(guest: &Guest) -> Vec<Request> {
         Request::Window { blobs: 1, bytes: 1 },
         withdraw(WithdrawalKind::Cancel),
         withdraw(WithdrawalKind::Extend(Duration::from_secs(60))),
-        Request::PurgeMailboxes(vec![to(1)]),
+        Request::Purge(vec![to(1)]),
         Request::Unpin(to(1)),
         Request::RecoveryStore(RecoveryProof {
             key_hash: [1; 32],
@@ -40,18 +41,17 @@ fn answered(guest: &Guest) -> Vec<Request> {
         }),
         Request::RecoveryQuery(RecoveryQuery {
             key_hashes: vec![[1; 32]],
-            is_cut: false,
         }),
         Request::Ping,
     ]
 }
 
 /// Sends a frame that ends the connection; what came before the close.
-async fn expect_end(mut guest: Guest, frame: Bytes, code: u16) -> Vec<Outgoing> {
+async fn expect_end(mut guest: Guest, frame: Bytes, code: u16) -> Vec<(Option<u32>, Answer)> {
     guest.send(frame).await;
     let mut came = Vec::new();
     loop {
-        match guest.next().await {
+        match guest.next_frame().await {
             Ok(frame) => came.push(frame),
             Err(Goodbye::Frame(given, reason)) => {
                 assert_eq!(given, code, "{reason}");
@@ -70,18 +70,18 @@ async fn only_acknowledge_and_unsubscribe_may_go_without_an_answer() {
     for place in 0..kinds {
         let guest = Guest::connect(&relay).await;
         let request = answered(&guest).remove(place);
-        let frame = encode_request(&Tag::Number(0), &request);
+        let frame = encode_request(None, &request);
         let came = expect_end(guest, frame, 4400).await;
         // Why is said before, as a push.
-        let [Outgoing::Refused { tag, refused }] = &came[..] else {
+        let [(None, Answer::Refused(refused))] = &came[..] else {
             panic!("{request:?}: {came:?}")
         };
-        assert_eq!((tag, refused.code), (&None, "invalid"));
+        assert_eq!(refused.code, "invalid");
     }
     assert_eq!(relay.metric("relay_blobs_created_total").await, 0.0);
 
     let mut guest = Guest::connect(&relay).await;
-    let foreign = Request::AcknowledgeEach(vec![(to(1), BlobId::from_bytes([1; 16]))]);
+    let foreign = Request::Acknowledge(vec![(to(1), BlobId::from_bytes([1; 16]))]);
     for request in [foreign, Request::Unsubscribe(vec![to(1)])] {
         guest.ask_as(0, &request).await;
     }
@@ -96,7 +96,7 @@ async fn a_frame_is_refused_up_to_the_hard_cap_and_beyond_it_ends_the_connection
     let relay = Relay::start(&[("RELAY_MAX_MESSAGE_SIZE", "1024")]).await;
     let with_body = |number, length| {
         let request = Request::Submit(submit(&to(1), 1, &vec![7; length]));
-        encode_request(&Tag::Number(number), &request)
+        encode_request(Tag::new(number), &request)
     };
     let of_length = |number, length: usize| {
         let around = with_body(number, 200).len() - 200;
@@ -108,9 +108,9 @@ async fn a_frame_is_refused_up_to_the_hard_cap_and_beyond_it_ends_the_connection
     // 2 × 1,024 + 4,096 is the most that is read.
     for length in [1_200, 2_047, 2_049, 6_144] {
         guest.send(of_length(9, length)).await;
-        let answer = guest.receive().await;
-        assert_eq!(number_of(&answer), Some(9));
-        let Outgoing::Refused { refused, .. } = answer else {
+        let (number_told, answer) = guest.receive_numbered().await;
+        assert_eq!(number_told, Some(9));
+        let Answer::Refused(refused) = answer else {
             panic!("{answer:?}")
         };
         assert_eq!((refused.code, refused.retry_after), ("too_large", None));
@@ -127,9 +127,9 @@ async fn a_frame_is_refused_up_to_the_hard_cap_and_beyond_it_ends_the_connection
 #[tokio::test]
 async fn a_frame_that_asks_for_two_things_ends_the_connection_and_does_neither() {
     let relay = Relay::start(&[]).await;
-    let mut frame = encode_request(&Tag::Number(1), &Request::Ping).to_vec();
+    let mut frame = encode_request(Tag::new(1), &Request::Ping).to_vec();
     frame.extend(encode_request(
-        &Tag::Number(2),
+        Tag::new(2),
         &Request::Submit(submit(&to(1), 1, b"x")),
     ));
     expect_end(Guest::connect(&relay).await, frame.into(), 4400).await;
@@ -146,10 +146,10 @@ async fn a_later_client_is_served_as_far_as_this_relay_goes() {
     let relay = Relay::start(&[]).await;
     let mut guest = Guest::connect(&relay).await;
     guest.send(golden("hello_with_features.bin")).await;
-    assert!(matches!(guest.receive().await, Outgoing::Welcome { .. }));
+    assert!(matches!(guest.receive().await, Answer::Welcome { .. }));
     // It is read, in spite of fields of a later version: what is refused is that it names another relay.
     guest.send(golden("submit_from_a_later_client.bin")).await;
-    let Outgoing::Refused { refused, .. } = guest.receive().await else {
+    let Answer::Refused(refused) = guest.receive().await else {
         panic!()
     };
     assert_eq!(refused.code, "unknown_relay");
@@ -157,16 +157,16 @@ async fn a_later_client_is_served_as_far_as_this_relay_goes() {
     let later: &[u8] = &[
         0xA0, 6, 1, 0xA9, 6, 1, 2, 3, 4, 5, 6, 7, 8, 0xB2, 6, 2, 9, 9,
     ];
-    let stored = encode_request(&Tag::Number(7), &Request::Submit(submit(&to(1), 1, b"x")));
+    let stored = encode_request(Tag::new(7), &Request::Submit(submit(&to(1), 1, b"x")));
     guest.send([&stored, later].concat().into()).await;
-    let answer = guest.receive().await;
-    assert_eq!(number_of(&answer), Some(7));
-    assert!(matches!(answer, Outgoing::Stored { .. }), "{answer:?}");
+    let (number_told, answer) = guest.receive_numbered().await;
+    assert_eq!(number_told, Some(7));
+    assert!(matches!(answer, Answer::Stored { .. }), "{answer:?}");
 
     guest.send(golden("request_of_a_later_version.bin")).await;
-    let answer = guest.receive().await;
-    assert_eq!(number_of(&answer), Some(300));
-    let Outgoing::Refused { refused, .. } = answer else {
+    let (number_told, answer) = guest.receive_numbered().await;
+    assert_eq!(number_told, Some(300));
+    let Answer::Refused(refused) = answer else {
         panic!("{answer:?}")
     };
     assert_eq!((refused.code, refused.retry_after), ("unsupported", None));

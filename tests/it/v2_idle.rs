@@ -1,21 +1,17 @@
 //! v2: a session that rests costs storage nothing, and good proofs that come together are no bad ones.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use vauchi_relay::protocol::message::{Outgoing, Request};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
-use crate::faulty::{Call, FaultyStore};
+use crate::faulty::{Call, faulty_relay};
 use crate::guest::{Guest, Owned, submit};
 use crate::harness::Relay;
 
 /// A page that had waited ten seconds for the window was dropped and read again at any sign of life, to no end.
 #[tokio::test]
 async fn a_full_window_reads_no_page_twice_until_it_opens() {
-    let mut faulty = None;
-    let wrap = |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _;
-    let relay = Relay::start_with(&[], |_| {}, wrap).await;
-    let faulty = faulty.unwrap();
+    let (relay, faulty) = faulty_relay(&[]).await;
     let owned = Owned::secret(1);
     let mut guest = Guest::connect(&relay).await;
     for number in 1..=3 {
@@ -36,10 +32,70 @@ async fn a_full_window_reads_no_page_twice_until_it_opens() {
         guest.expect_nothing().await;
     }
     assert_eq!(faulty.calls(Call::Page), pages);
-    let acknowledge = Request::AcknowledgeEach(vec![(owned.id(), first.id)]);
+    let acknowledge = Request::Acknowledge(vec![(owned.id(), first.id)]);
     guest.ask(acknowledge).await;
-    while !matches!(guest.receive().await, Outgoing::Blob(_)) {}
+    while !matches!(guest.receive().await, Answer::Blob(_)) {}
     assert_eq!(faulty.calls(Call::Page), pages + 1);
+}
+
+/// A blob that comes for a connected recipient goes out from memory; its mailbox is read only when it
+/// is opened, or when something stands between.
+#[tokio::test]
+async fn what_comes_for_a_connected_recipient_is_not_read_back() {
+    let (relay, faulty) = faulty_relay(&[]).await;
+    let owned = Owned::secret(1);
+    let (mut sender, mut owner) = (Guest::connect(&relay).await, Guest::connect(&relay).await);
+    owner.open_empty(&owned).await;
+    let opened = faulty.calls(Call::Page);
+    for number in 1..=20 {
+        sender.store(submit(&owned.id(), number, b"x")).await;
+        let id = owner.blob().await.id;
+        let acknowledge = Request::Acknowledge(vec![(owned.id(), id)]);
+        owner.done(acknowledge).await;
+    }
+    assert_eq!(faulty.calls(Call::Page), opened);
+    // Without room in the window they wait in the store, and are read in order.
+    let window = Request::Window {
+        blobs: 1,
+        bytes: 100,
+    };
+    owner.answer(window).await;
+    for number in 21..=23 {
+        sender.store(submit(&owned.id(), number, b"x")).await;
+    }
+    for number in 21..=23 {
+        let id = owner.blob().await.id;
+        assert_eq!(id, submit(&owned.id(), number, b"x").id);
+        owner
+            .ask(Request::Acknowledge(vec![(owned.id(), id)]))
+            .await;
+        if number == 23 {
+            break;
+        }
+    }
+    assert!(faulty.calls(Call::Page) > opened);
+}
+
+/// What was committed before a purge waits in memory for room in the window, and is not delivered after it.
+#[tokio::test]
+async fn a_purge_takes_what_waits_in_memory_too() {
+    let (relay, _) = faulty_relay(&[]).await;
+    let owned = Owned::secret(1);
+    let (mut sender, mut owner) = (Guest::connect(&relay).await, Guest::connect(&relay).await);
+    let window = Request::Window {
+        blobs: 1,
+        bytes: 100,
+    };
+    owner.answer(window).await;
+    owner.open_empty(&owned).await;
+    for number in 1..=5 {
+        sender.store(submit(&owned.id(), number, b"x")).await;
+    }
+    owner.blob().await;
+    let purged = owner.answer(Request::Purge(vec![owned.id()])).await;
+    assert!(matches!(purged, Answer::Purged { .. }));
+    sender.store(submit(&owned.id(), 9, b"after")).await;
+    assert_eq!(&*owner.blob().await.body, b"after");
 }
 
 /// Each attempt counted as failed for as long as it was looked at: many good ones of one address at one time were refused,
@@ -61,11 +117,11 @@ async fn good_proofs_at_the_same_time_refuse_each_other_nothing() {
     for guest in &mut guests {
         loop {
             match guest.receive().await {
-                Outgoing::Subscribed { openings, .. } => {
+                Answer::Subscribed(openings) => {
                     assert!(openings.iter().all(Result::is_ok));
                     break;
                 }
-                Outgoing::Refused { refused, .. } => panic!("{refused:?}"),
+                Answer::Refused(refused) => panic!("{refused:?}"),
                 _ => {}
             }
         }

@@ -1,12 +1,11 @@
 //! v2: requests with long lists, or that name one thing many times, are bounded and answered once.
 
-use std::sync::Arc;
-
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryQuery, Request};
-use vauchi_relay::protocol::message_v2::OpeningProof;
+use vauchi_relay::protocol::message::RecoveryQuery;
+use vauchi_relay::protocol::v2::message::{Done, OpeningProof};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
-use crate::faulty::{Call, FaultyStore};
+use crate::faulty::{Call, faulty_relay};
 use crate::guest::{Guest, Owned, submit};
 use crate::harness::Relay;
 
@@ -18,10 +17,7 @@ fn blob_id(number: u32) -> BlobId {
 
 #[tokio::test]
 async fn a_purge_that_names_a_mailbox_a_thousand_times_purges_it_once() {
-    let mut faulty = None;
-    let wrap = |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _;
-    let relay = Relay::start_with(&[], |_| {}, wrap).await;
-    let faulty = faulty.unwrap();
+    let (relay, faulty) = faulty_relay(&[]).await;
     let (one, other) = (Owned::key(1), Owned::secret(2));
     let mut guest = Guest::connect(&relay).await;
     let subscribe = guest.subscribe_to(&[&one, &other], false);
@@ -33,8 +29,8 @@ async fn a_purge_that_names_a_mailbox_a_thousand_times_purges_it_once() {
     let mut ids = vec![one.id(); 1_000];
     ids.push(other.id());
     ids.extend([one.id(); 1_000]);
-    let answer = guest.answer(Request::PurgeMailboxes(ids)).await;
-    let Outgoing::PurgedMailboxes { mailboxes, .. } = answer else {
+    let answer = guest.answer(Request::Purge(ids)).await;
+    let Answer::Purged(mailboxes) = answer else {
         panic!("{answer:?}")
     };
     let told: Vec<_> = mailboxes
@@ -105,7 +101,7 @@ async fn a_thousand_acknowledgements_are_one_request_and_one_more_is_refused_who
     }
     let acknowledge = |count| {
         let items = (0..count).map(|number| (owned.id(), blob_id(number)));
-        Request::AcknowledgeEach(items.collect())
+        Request::Acknowledge(items.collect())
     };
     let refused = owner.refusal(acknowledge(1_001)).await;
     assert_eq!((refused.code, refused.retry_after), ("invalid", None));
@@ -118,7 +114,7 @@ async fn a_thousand_acknowledgements_are_one_request_and_one_more_is_refused_who
     // The same thousand times, and unanswered.
     sender.store(submit(&owned.id(), 5_000, b"x")).await;
     owner.blob().await;
-    let same = Request::AcknowledgeEach(vec![(owned.id(), blob_id(5_000)); 1_000]);
+    let same = Request::Acknowledge(vec![(owned.id(), blob_id(5_000)); 1_000]);
     owner.ask_as(0, &same).await;
     relay.metric_becomes("relay_blobs_stored", 0.0).await;
     owner.expect_nothing().await;
@@ -158,13 +154,9 @@ async fn fifty_hashes_are_one_question_and_one_more_is_refused() {
     let query = |count: u8| {
         Request::RecoveryQuery(RecoveryQuery {
             key_hashes: (0..count).map(|byte| [byte; 32]).collect(),
-            is_cut: false,
         })
     };
     let answer = guest.answer(query(50)).await;
-    assert!(matches!(
-        answer,
-        Outgoing::RecoveryFound { more: false, .. }
-    ));
+    assert!(matches!(answer, Answer::RecoveryFound { more: false, .. }));
     assert_eq!(guest.refusal(query(51)).await.code, "invalid");
 }

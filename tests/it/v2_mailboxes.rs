@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
-use vauchi_relay::protocol::message_v2::{
-    Opening, OpeningProof, Subscribe, Withdrawal, WithdrawalKind,
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
+use vauchi_relay::protocol::v2::message::{
+    Done, Opening, OpeningProof, Subscribe, Withdrawal, WithdrawalKind,
 };
+use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::guest::{Guest, ORIGIN, Owned, on_terms, submit};
 use crate::harness::Relay;
@@ -72,6 +73,41 @@ async fn with_public_origins_a_signature_for_another_host_opens_nothing() {
     assert_ne!(ORIGIN, "relay.example.net");
 }
 
+#[tokio::test]
+async fn an_origin_of_another_shape_is_invalid_also_without_public_origins() {
+    let relay = Relay::start(&[]).await;
+    let mut guest = Guest::connect(&relay).await;
+    let by_key = Owned::key(1);
+    for bad in [
+        "",
+        "ws://relay.example.com",
+        "relay.example.com/",
+        "relay.example.com/path",
+        "relay.example.com:443",
+        "relay.example.com:80",
+        "relay.example.com:",
+        "::1",
+        "[::1",
+    ] {
+        let mut subscribe = guest.subscribe_to(&[&by_key], false);
+        subscribe.origin = bad.into();
+        let OpeningProof::Signature(signature) = &mut subscribe.openings[0].proof else {
+            unreachable!()
+        };
+        // Signed as it is sent, so that only its shape is wrong.
+        *signature = match by_key.proof(&guest.welcome, bad) {
+            OpeningProof::Signature(signature) => signature,
+            _ => unreachable!(),
+        };
+        let refused = guest.refusal(Request::Subscribe(subscribe)).await;
+        assert_eq!(refused.code, "invalid", "{bad:?}");
+    }
+    // Secrets are bound to no host, so they need no origin.
+    let mut subscribe = guest.subscribe_to(&[&Owned::secret(2)], false);
+    subscribe.origin = "".into();
+    assert!(guest.try_subscribe(subscribe).await[0].is_ok());
+}
+
 /// What a stranger is answered to everything it may try with the id of a mailbox, one by one.
 async fn answers_to_a_stranger(relay: &Relay, id: MailboxId) -> Vec<String> {
     let mut stranger = Guest::connect(relay).await;
@@ -100,8 +136,8 @@ async fn answers_to_a_stranger(relay: &Relay, id: MailboxId) -> Vec<String> {
                 opening(OpeningProof::Signature([7; 64])),
             ],
         }),
-        Request::AcknowledgeEach(vec![(id, blob)]),
-        Request::PurgeMailboxes(vec![id]),
+        Request::Acknowledge(vec![(id, blob)]),
+        Request::Purge(vec![id]),
         Request::Unpin(id),
         Request::Unsubscribe(vec![id]),
         withdraw(WithdrawalKind::Cancel),
@@ -181,8 +217,8 @@ async fn an_own_mailbox_gives_no_power_over_another() {
     stranger.acknowledge(own.id(), private).await;
     // A request that names both is refused, and does nothing to either.
     for request in [
-        Request::AcknowledgeEach(vec![(own.id(), theirs), (owned.id(), private)]),
-        Request::PurgeMailboxes(vec![own.id(), owned.id()]),
+        Request::Acknowledge(vec![(own.id(), theirs), (owned.id(), private)]),
+        Request::Purge(vec![own.id(), owned.id()]),
     ] {
         assert_eq!(stranger.refusal(request).await.code, "unauthorized");
     }
@@ -245,8 +281,8 @@ async fn a_purge_counts_and_gives_the_id_up() {
     guest.blob().await;
     guest.blob().await;
     guest.caught_up().await;
-    let purge = Request::PurgeMailboxes(vec![owned.id()]);
-    let Outgoing::PurgedMailboxes { mailboxes, .. } = guest.answer(purge).await else {
+    let purge = Request::Purge(vec![owned.id()]);
+    let Answer::Purged(mailboxes) = guest.answer(purge).await else {
         panic!()
     };
     assert_eq!((mailboxes[0].blobs, mailboxes[0].receipts), (2, 0));
@@ -268,13 +304,12 @@ async fn recovery_proofs_are_stored_by_who_opened_a_mailbox_and_found_by_anyone(
     guest.open(&Owned::key(1)).await;
     guest.caught_up().await;
     let kept = guest.answer(Request::RecoveryStore(proof(1))).await;
-    assert!(matches!(kept, Outgoing::RecoveryKept { .. }));
+    assert!(matches!(kept, Answer::RecoveryKept { .. }));
     let mut other = Guest::connect(&relay).await;
     let query = Request::RecoveryQuery(RecoveryQuery {
         key_hashes: vec![[5; 32], [6; 32]],
-        is_cut: false,
     });
-    let Outgoing::RecoveryFound { proofs, more, .. } = other.answer(query).await else {
+    let Answer::RecoveryFound { proofs, more, .. } = other.answer(query).await else {
         panic!()
     };
     assert_eq!((proofs.len(), more), (1, false));

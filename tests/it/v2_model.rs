@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use vauchi_relay::ids::MailboxId;
-use vauchi_relay::protocol::message::{Done, Outgoing, Request};
+use vauchi_relay::protocol::v2::message::Done;
+use vauchi_relay::protocol::v2::{Answer, Request};
 
+use crate::faulty::faulty_relay;
 use crate::guest::{Guest, Owned, submit};
 use crate::harness::Relay;
 
@@ -103,14 +105,14 @@ async fn connect(relay: &Relay) -> Guest {
 }
 
 /// Asks, and notes what is delivered before the answer comes.
-async fn ask(guest: &mut Guest, model: &mut Model, request: Request) -> Outgoing {
+async fn ask(guest: &mut Guest, model: &mut Model, request: Request) -> Answer {
     guest.ask(request).await;
     loop {
         match guest.receive().await {
-            Outgoing::Blob(blob) => {
+            Answer::Blob(blob) => {
                 model.came(place_of(&blob.mailbox), number_of(blob.id.as_bytes()));
             }
-            Outgoing::CaughtUp { .. } => {}
+            Answer::CaughtUp { .. } => {}
             answer => return answer,
         }
     }
@@ -127,7 +129,7 @@ async fn carry_out(relay: &Relay, guest: &mut Guest, model: &mut Model, operatio
             let answer = ask(guest, model, Request::Submit(blob)).await;
             assert!(matches!(
                 answer,
-                Outgoing::Stored {
+                Answer::Stored {
                     duplicate: false,
                     ..
                 }
@@ -137,7 +139,7 @@ async fn carry_out(relay: &Relay, guest: &mut Guest, model: &mut Model, operatio
             let subscribe = guest.subscribe_to(&[&owned(*place)], false);
             let pending = model.kept.values().filter(|of| *of == place).count();
             let answer = ask(guest, model, Request::Subscribe(subscribe)).await;
-            let Outgoing::Subscribed { openings, .. } = answer else {
+            let Answer::Subscribed(openings) = answer else {
                 panic!("{answer:?}")
             };
             assert_eq!(openings[0].unwrap().pending as usize, pending);
@@ -155,28 +157,22 @@ async fn carry_out(relay: &Relay, guest: &mut Guest, model: &mut Model, operatio
             let numbers: Vec<_> = model.in_flight.iter().copied().collect();
             let number = *which.get(&numbers);
             let place = model.kept[&number];
-            let id = submit(&owned(place).id(), number, b"").id.unwrap();
+            let id = submit(&owned(place).id(), number, b"").id;
             model.in_flight.remove(&number);
             // Kept until the answer has come, so that what is delivered meanwhile is still judged.
-            let request = Request::AcknowledgeEach(vec![(owned(place).id(), id)]);
+            let request = Request::Acknowledge(vec![(owned(place).id(), id)]);
             let answer = ask(guest, model, request).await;
-            assert!(matches!(
-                answer,
-                Outgoing::Done {
-                    done: Done::Acknowledged,
-                    ..
-                }
-            ));
+            assert!(matches!(answer, Answer::Done(Done::Acknowledged)));
             model.kept.remove(&number);
         }
         Operation::Purge(place) => {
-            let purge = Request::PurgeMailboxes(vec![owned(*place).id()]);
+            let purge = Request::Purge(vec![owned(*place).id()]);
             let answer = ask(guest, model, purge).await;
             if !model.open.contains_key(place) {
-                assert!(matches!(answer, Outgoing::Refused { .. }));
+                assert!(matches!(answer, Answer::Refused { .. }));
                 return;
             }
-            let Outgoing::PurgedMailboxes { mailboxes, .. } = answer else {
+            let Answer::Purged(mailboxes) = answer else {
                 panic!("{answer:?}")
             };
             let gone = model.kept.values().filter(|of| *of == place).count();
@@ -204,26 +200,35 @@ async fn carry_out(relay: &Relay, guest: &mut Guest, model: &mut Model, operatio
 async fn settle(guest: &mut Guest, model: &mut Model) {
     while model.due_now() > 0 {
         match guest.receive().await {
-            Outgoing::Blob(blob) => {
+            Answer::Blob(blob) => {
                 model.came(place_of(&blob.mailbox), number_of(blob.id.as_bytes()));
             }
-            Outgoing::CaughtUp { .. } => {}
+            Answer::CaughtUp { .. } => {}
             other => panic!("{other:?}"),
         }
     }
     let answer = ask(guest, model, Request::Ping).await;
-    assert!(matches!(
-        answer,
-        Outgoing::Done {
-            done: Done::Pong,
-            ..
-        }
-    ));
+    assert!(matches!(answer, Answer::Done(Done::Pong)));
     assert!(model.in_flight.len() <= WINDOW);
 }
 
-async fn run(operations: Vec<Operation>) {
-    let relay = Relay::start(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
+/// Whether blobs may be delivered from memory: what a client sees is the same.
+#[derive(Debug, Clone, Copy)]
+enum Hints {
+    Given,
+    Hidden,
+}
+
+async fn relay(hints: Hints) -> Relay {
+    let (relay, faults) = faulty_relay(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
+    if let Hints::Hidden = hints {
+        faults.hide_hints();
+    }
+    relay
+}
+
+async fn run(operations: Vec<Operation>, hints: Hints) {
+    let relay = relay(hints).await;
     let (mut guest, mut model) = (connect(&relay).await, Model::default());
     for operation in &operations {
         carry_out(&relay, &mut guest, &mut model, operation).await;
@@ -240,8 +245,8 @@ async fn run(operations: Vec<Operation>) {
 
 /// Asks for everything at once. Then answers come in the order asked, a mailbox is delivered from its first
 /// `Subscribed` to its `Unsubscribed`, and each frame finds the model as the frames before it left it.
-async fn run_at_once(operations: Vec<Operation>) {
-    let relay = Relay::start(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
+async fn run_at_once(operations: Vec<Operation>, hints: Hints) {
+    let relay = relay(hints).await;
     let (mut guest, mut model) = (connect(&relay).await, Model::default());
     let mut asked = Vec::new();
     for operation in &operations {
@@ -261,13 +266,14 @@ async fn run_at_once(operations: Vec<Operation>) {
     }
     for (number, operation) in asked {
         loop {
-            let answer = match guest.receive().await {
-                Outgoing::Blob(blob) => {
+            let (told, answer) = guest.receive_numbered().await;
+            let answer = match answer {
+                Answer::Blob(blob) => {
                     model.came(place_of(&blob.mailbox), number_of(blob.id.as_bytes()));
                     assert!(model.in_flight.len() <= WINDOW);
                     continue;
                 }
-                Outgoing::CaughtUp { mailboxes } => {
+                Answer::CaughtUp(mailboxes) => {
                     let places = mailboxes.iter().map(place_of);
                     let open = |place| model.open.contains_key(&place);
                     assert!(places.into_iter().all(open), "told of a closed one");
@@ -275,20 +281,16 @@ async fn run_at_once(operations: Vec<Operation>) {
                 }
                 answer => answer,
             };
-            let tag = match (operation, &answer) {
-                (Operation::Submit(_), Outgoing::Stored { tag, .. }) => tag,
-                (Operation::Open(place), Outgoing::Subscribed { tag, .. }) => {
+            match (operation, &answer) {
+                (Operation::Submit(_), Answer::Stored { .. }) => {}
+                (Operation::Open(place), Answer::Subscribed(_)) => {
                     model.open.entry(*place).or_insert(0);
-                    tag
                 }
-                (Operation::Close(place), Outgoing::Done { tag, .. }) => {
-                    model.close(*place);
-                    tag
-                }
-                (_, Outgoing::Done { tag, .. }) => tag,
+                (Operation::Close(place), Answer::Done(_)) => model.close(*place),
+                (_, Answer::Done(_)) => {}
                 _ => panic!("{answer:?} to {operation:?}"),
-            };
-            assert_eq!(tag.number(), number);
+            }
+            assert_eq!(told, Some(number));
             break;
         }
     }
@@ -310,11 +312,13 @@ proptest! {
 
     #[test]
     fn any_order_of_requests_delivers_what_a_tiny_model_says(operations in operations()) {
-        block_on(run(operations));
+        block_on(run(operations.clone(), Hints::Hidden));
+        block_on(run(operations, Hints::Given));
     }
 
     #[test]
     fn requests_that_do_not_wait_for_answers_find_the_same_order(operations in operations()) {
-        block_on(run_at_once(operations));
+        block_on(run_at_once(operations.clone(), Hints::Hidden));
+        block_on(run_at_once(operations, Hints::Given));
     }
 }

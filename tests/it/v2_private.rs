@@ -2,8 +2,8 @@
 
 use serde_json::json;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{Done, Request};
-use vauchi_relay::protocol::message_v2::{Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::Request;
+use vauchi_relay::protocol::v2::message::{Done, Withdrawal, WithdrawalKind};
 
 use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::{Peer, Relay, envelope};
@@ -76,7 +76,7 @@ async fn a_stranger_can_not_acknowledge() {
     let (relay, mailboxes) = two_mailboxes().await;
     for (owned, blob) in &mailboxes {
         let mut stranger = Guest::connect(&relay).await;
-        let acknowledge = Request::AcknowledgeEach(vec![(owned.id(), *blob)]);
+        let acknowledge = Request::Acknowledge(vec![(owned.id(), *blob)]);
         is_unauthorized(&mut stranger, acknowledge).await;
         if let Some(mut v1) = through_v1(&relay, owned).await {
             v1.acknowledge(&uuid_of(blob.as_bytes())).await;
@@ -93,7 +93,7 @@ async fn a_stranger_can_not_purge() {
     let (relay, mailboxes) = two_mailboxes().await;
     for (owned, blob) in &mailboxes {
         let mut stranger = Guest::connect(&relay).await;
-        is_unauthorized(&mut stranger, Request::PurgeMailboxes(vec![owned.id()])).await;
+        is_unauthorized(&mut stranger, Request::Purge(vec![owned.id()])).await;
         if let Some(mut v1) = through_v1(&relay, owned).await {
             v1.send(&envelope("p", json!({ "type": "PurgeRequest" })))
                 .await;

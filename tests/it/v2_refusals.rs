@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{
-    Outgoing, RecoveryProof, RecoveryQuery, Refused, Request, Tag,
-};
-use vauchi_relay::protocol::message_v2::SubmitTerms;
-use vauchi_relay::protocol::v2_client::encode_request;
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery, Refused};
+use vauchi_relay::protocol::v2::client::encode_request;
+use vauchi_relay::protocol::v2::message::SubmitTerms;
+use vauchi_relay::protocol::v2::{Answer, Request, Tag};
 use vauchi_relay::service::refusal::Refusal;
 
-use crate::faulty::{Call, Fault, FaultyStore};
-use crate::guest::{Guest, Owned, number_of, on_terms, submit};
+use crate::faulty::{Call, Fault, Faults, faulty_relay};
+use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::{Relay, http_get, value_of};
 
 const BLOB_BYTES_MAX: usize = 100_000;
@@ -51,16 +50,16 @@ impl Meeting {
     async fn meet(&mut self, code: &'static str, hint: Hint, request: Request) {
         // Any number will do.
         let number = 4_000_000_000 - self.met.len() as u32;
-        let frame = encode_request(&Tag::Number(number), &request);
+        let frame = encode_request(Tag::new(number), &request);
         self.meet_by(code, hint, number, frame).await;
     }
 
     async fn meet_by(&mut self, code: &'static str, hint: Hint, number: u32, frame: Bytes) {
         let before = self.counted(code).await;
         self.guest.send(frame).await;
-        let answer = self.guest.receive().await;
-        assert_eq!(number_of(&answer), Some(number), "{answer:?}");
-        let Outgoing::Refused { refused, .. } = answer else {
+        let (number_told, answer) = self.guest.receive_numbered().await;
+        assert_eq!(number_told, Some(number), "{answer:?}");
+        let Answer::Refused(refused) = answer else {
             panic!("not {code}: {answer:?}")
         };
         assert_eq!(refused.code, code, "{refused:?}");
@@ -79,21 +78,15 @@ impl Meeting {
     }
 }
 
-async fn relay_with_little_room() -> (Relay, Arc<FaultyStore>) {
-    let mut faulty = None;
-    let relay = Relay::start_with(
-        &[
-            ("RELAY_MAX_MESSAGE_SIZE", "100000"),
-            ("RELAY_MAILBOX_MAX_BLOBS", "1"),
-            ("RELAY_MAX_STORAGE_BYTES", "220000"),
-            ("RELAY_RECOVERY_RATE_LIMIT", "1"),
-            ("RELAY_DRAIN_TIMEOUT_SECS", "120"),
-        ],
-        |_| {},
-        |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _,
-    )
-    .await;
-    (relay, faulty.unwrap())
+async fn relay_with_little_room() -> (Relay, Arc<Faults>) {
+    faulty_relay(&[
+        ("RELAY_MAX_MESSAGE_SIZE", "100000"),
+        ("RELAY_MAILBOX_MAX_BLOBS", "1"),
+        ("RELAY_MAX_STORAGE_BYTES", "220000"),
+        ("RELAY_RECOVERY_RATE_LIMIT", "1"),
+        ("RELAY_DRAIN_TIMEOUT_SECS", "120"),
+    ])
+    .await
 }
 
 /// One that has a mailbox with a blob in flight, in a relay that is nearly full.
@@ -121,7 +114,6 @@ async fn every_code_is_met_and_each_is_told_with_words_and_a_hint_and_counted() 
     };
     let query = Request::RecoveryQuery(RecoveryQuery {
         key_hashes: vec![[5; 32]],
-        is_cut: false,
     });
     meeting.guest.answer(query.clone()).await;
     let many: Vec<_> = (0..1_025_u16)
@@ -191,7 +183,7 @@ async fn every_code_is_met_and_each_is_told_with_words_and_a_hint_and_counted() 
     // What is in flight keeps the session, and so the operators' port, until it is acknowledged.
     let stopping = tokio::spawn(relay.stop());
     let go_away = meeting.guest.receive().await;
-    assert!(matches!(go_away, Outgoing::GoAway(_)), "{go_away:?}");
+    assert!(matches!(go_away, Answer::GoAway(_)), "{go_away:?}");
     meeting.meet("shutting_down", Later, last).await;
 
     assert_eq!(meeting.met, Refusal::CODES.into_iter().collect());
@@ -214,9 +206,9 @@ async fn unauthorized_is_said_in_the_same_words_whatever_was_not_proven() {
             terms.receipt_to = Some(mailbox);
         });
         for request in [
-            Request::AcknowledgeEach(vec![(mailbox, blob.id)]),
-            Request::AcknowledgeEach(vec![(mailbox, BlobId::from_bytes([9; 16]))]),
-            Request::PurgeMailboxes(vec![mailbox]),
+            Request::Acknowledge(vec![(mailbox, blob.id)]),
+            Request::Acknowledge(vec![(mailbox, BlobId::from_bytes([9; 16]))]),
+            Request::Purge(vec![mailbox]),
             Request::Unpin(mailbox),
             Request::Submit(asking),
             Request::RecoveryStore(RecoveryProof {
@@ -236,9 +228,9 @@ async fn whatever_is_refused_is_charged_but_for_what_is_in_flight() {
     let relay = Relay::start(&[("RELAY_RATE_LIMIT_PER_MIN", "3")]).await;
     let mut guest = Guest::connect(&relay).await;
     for mailbox in 1..=3 {
-        let request = Request::AcknowledgeEach(vec![(to(mailbox), BlobId::from_bytes([9; 16]))]);
+        let request = Request::Acknowledge(vec![(to(mailbox), BlobId::from_bytes([9; 16]))]);
         assert_eq!(guest.refusal(request).await.code, "unauthorized");
     }
-    let request = Request::PurgeMailboxes(vec![to(1)]);
+    let request = Request::Purge(vec![to(1)]);
     assert_eq!(guest.refusal(request).await.code, "rate_limited");
 }

@@ -1,55 +1,38 @@
 //! v2: what a session owes its client when things happen at the same time: while an answer waits for a commit,
 //! while a page waits for the window, while an id is still in flight.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::SinkExt as _;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::ids::BlobId;
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, Request, Tag};
-use vauchi_relay::protocol::message_v2::{Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::message::RecoveryProof;
 use vauchi_relay::protocol::proof;
-use vauchi_relay::protocol::v2_client::encode_request;
-use vauchi_relay::store::Store;
+use vauchi_relay::protocol::v2::client::encode_request;
+use vauchi_relay::protocol::v2::message::{Done, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
-use crate::faulty::{Call, Fault, FaultyStore, Stall};
+use crate::faulty::{Call, Fault, Stall, faulty_relay};
 use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::Relay;
-
-/// A relay whose store does what the test says.
-async fn faulty_relay(variables: &[(&str, &str)]) -> (Relay, Arc<FaultyStore>) {
-    let mut faulty = None;
-    let relay = Relay::start_with(
-        variables,
-        |_| {},
-        |store| {
-            let store = FaultyStore::new(store);
-            faulty = Some(Arc::clone(&store));
-            store as Arc<dyn Store>
-        },
-    )
-    .await;
-    (relay, faulty.unwrap())
-}
 
 /// A narrow window, so that what was read waits for it.
 async fn narrow(guest: &mut Guest, blobs: u32, bytes: u64) {
     let granted = guest.answer(Request::Window { blobs, bytes }).await;
-    assert!(matches!(granted, Outgoing::Windowed { .. }));
+    assert!(matches!(granted, Answer::Windowed { .. }));
 }
 
 /// Acknowledges one blob and expects the next one to come, before or after the answer.
 async fn next_after(guest: &mut Guest, owned: &Owned, id: BlobId) -> BlobId {
-    let request = Request::AcknowledgeEach(vec![(owned.id(), id)]);
+    let request = Request::Acknowledge(vec![(owned.id(), id)]);
     guest.ask(request).await;
     let (mut next, mut answered) = (None, false);
     while next.is_none() || !answered {
         match guest.receive().await {
-            Outgoing::Blob(blob) => next = Some(blob.id),
-            Outgoing::Done { done, .. } => answered = done == Done::Acknowledged,
-            Outgoing::CaughtUp { .. } => {}
+            Answer::Blob(blob) => next = Some(blob.id),
+            Answer::Done(done) => answered = done == Done::Acknowledged,
+            Answer::CaughtUp { .. } => {}
             other => panic!("{other:?}"),
         }
     }
@@ -57,11 +40,15 @@ async fn next_after(guest: &mut Guest, owned: &Owned, id: BlobId) -> BlobId {
 }
 
 /// A blob whose sender kept the secret.
-fn withdrawable(to: &Owned, secret: u8, ttl_secs: u64) -> vauchi_relay::protocol::message::Submit {
+fn withdrawable(
+    to: &Owned,
+    secret: u8,
+    ttl_secs: u64,
+) -> vauchi_relay::protocol::v2::message::Submit {
     let mut blob = on_terms(submit(&to.id(), 0, &[secret]), |terms| {
         terms.ttl = Some(Duration::from_secs(ttl_secs));
     });
-    blob.id = Some(proof::v2_blob_id(&to.id(), &[secret; 32]));
+    blob.id = proof::v2_blob_id(&to.id(), &[secret; 32]);
     blob
 }
 
@@ -168,8 +155,8 @@ async fn deliveries_begin_after_the_answer_that_their_mailbox_is_open() {
         .await;
     let subscribe = guest.subscribe_to(&[&owned], true);
     guest.ask(Request::Subscribe(subscribe)).await;
+    // It is stored, and not answered yet.
     stall.reached().await;
-    relay.metric_becomes("relay_blobs_created_total", 2.0).await;
     let live = on_terms(submit(&owned.id(), 3, b"ring"), |terms| {
         terms.live_only = true;
     });
@@ -177,14 +164,14 @@ async fn deliveries_begin_after_the_answer_that_their_mailbox_is_open() {
     assert_eq!(not_yet.code, "not_connected");
     guest.peer.expect_silence().await;
     stall.release();
-    assert!(matches!(guest.receive().await, Outgoing::Stored { .. }));
-    assert!(matches!(guest.receive().await, Outgoing::Subscribed { .. }));
+    assert!(matches!(guest.receive().await, Answer::Stored { .. }));
+    assert!(matches!(guest.receive().await, Answer::Subscribed { .. }));
     assert_eq!(&*guest.blob().await.body, b"waits");
     assert_eq!(&*guest.blob().await.body, b"stalls");
     assert_eq!(guest.caught_up().await, [owned.id()]);
 }
 
-/// Between the answer's place in the queue and its leaving the mailbox may be purged, closed and opened again.
+/// Between the answer's place in the queue and its leaving the mailbox may be closed and opened again.
 #[tokio::test]
 async fn a_mailbox_that_is_closed_and_opened_before_its_answer_left_is_told_of_once_each() {
     let (relay, store) = faulty_relay(&[]).await;
@@ -204,27 +191,24 @@ async fn a_mailbox_that_is_closed_and_opened_before_its_answer_left_is_told_of_o
     guest.ask(Request::Subscribe(first)).await;
     guest.ask(Request::Unsubscribe(vec![owned.id()])).await;
     guest.ask(Request::Subscribe(second)).await;
-    guest.ask(Request::PurgeMailboxes(vec![owned.id()])).await;
     stall.reached().await;
-    relay.metric_becomes("relay_blobs_purged_total", 3.0).await;
-    sender.store(submit(&owned.id(), 4, b"after")).await;
+    guest.peer.expect_silence().await;
     stall.release();
-    assert!(matches!(guest.receive().await, Outgoing::Stored { .. }));
-    assert!(matches!(guest.receive().await, Outgoing::Subscribed { .. }));
+    assert!(matches!(guest.receive().await, Answer::Stored { .. }));
+    assert!(matches!(guest.receive().await, Answer::Subscribed { .. }));
     assert!(matches!(
         guest.receive().await,
-        Outgoing::Done {
-            done: Done::Unsubscribed,
-            ..
-        }
+        Answer::Done(Done::Unsubscribed)
     ));
-    assert!(matches!(guest.receive().await, Outgoing::Subscribed { .. }));
-    assert!(matches!(
-        guest.receive().await,
-        Outgoing::PurgedMailboxes { .. }
-    ));
-    assert_eq!(&*guest.blob().await.body, b"after");
+    assert!(matches!(guest.receive().await, Answer::Subscribed { .. }));
+    for _ in 1..=3 {
+        assert_eq!(&*guest.blob().await.body, b"waits");
+    }
     assert_eq!(guest.caught_up().await, [owned.id()]);
+    let purged = guest.answer(Request::Purge(vec![owned.id()])).await;
+    assert!(matches!(purged, Answer::Purged { .. }));
+    sender.store(submit(&owned.id(), 4, b"after")).await;
+    assert_eq!(&*guest.blob().await.body, b"after");
     guest.expect_nothing().await;
 }
 
@@ -245,7 +229,7 @@ async fn a_refused_acknowledgement_does_nothing() {
     for _ in 0..2 {
         owner.answer(Request::Hello).await;
     }
-    let both = Request::AcknowledgeEach(vec![(owned.id(), first), (owned.id(), unknown)]);
+    let both = Request::Acknowledge(vec![(owned.id(), first), (owned.id(), unknown)]);
     assert_eq!(owner.refusal(both).await.code, "rate_limited");
     owner.expect_nothing().await;
     // What is in flight is free.
@@ -263,10 +247,16 @@ async fn a_storage_that_fails_gives_no_slot_back_either() {
     narrow(&mut owner, 1, 1 << 20).await;
     owner.open(&owned).await;
     let first = owner.blob().await.id;
-    store.on(Call::Acknowledge, 1, Fault::Fail);
-    let acknowledge = Request::AcknowledgeEach(vec![(owned.id(), first)]);
+    store.take_down();
+    sender
+        .ask(Request::Submit(submit(&owned.id(), 9, b"x")))
+        .await;
+    relay.metric_becomes("relay_store_up", 0.0).await;
+    let acknowledge = Request::Acknowledge(vec![(owned.id(), first)]);
     assert_eq!(owner.refusal(acknowledge).await.code, "unavailable");
     owner.expect_nothing().await;
+    store.bring_up();
+    relay.metric_becomes("relay_store_up", 1.0).await;
     next_after(&mut owner, &owned, first).await;
 }
 
@@ -278,7 +268,7 @@ async fn what_is_refused_before_it_is_looked_at_is_charged_all_the_same() {
     let greedy = Guest::connect(&relay).await;
     let many = greedy.subscribe_to(&vec![&owned; 1_025], false);
     for request in [
-        Request::AcknowledgeEach(vec![(owned.id(), BlobId::from_bytes([1; 16]))]),
+        Request::Acknowledge(vec![(owned.id(), BlobId::from_bytes([1; 16]))]),
         Request::Subscribe(many),
     ] {
         let mut stranger = Guest::connect(&relay).await;
@@ -309,7 +299,7 @@ async fn a_recovery_proof_that_was_not_stored_takes_no_place_of_the_day() {
     }
     for _ in 0..2 {
         let kept = guest.answer(put()).await;
-        assert!(matches!(kept, Outgoing::RecoveryKept { .. }), "{kept:?}");
+        assert!(matches!(kept, Answer::RecoveryKept { .. }), "{kept:?}");
     }
     assert_eq!(guest.refusal(put()).await.code, "rate_limited");
 }
@@ -374,7 +364,7 @@ async fn closing_without_a_number_is_not_answered_and_gives_the_slots_back() {
     owner.expect_nothing().await;
     let mut ids: Vec<_> = (3..=255).map(|byte| Owned::secret(byte).id()).collect();
     ids.push(owned.id());
-    let frame = encode_request(&Tag::Number(0), &Request::Unsubscribe(ids));
+    let frame = encode_request(None, &Request::Unsubscribe(ids));
     owner
         .peer
         .socket
@@ -400,7 +390,7 @@ async fn a_draining_session_takes_acknowledgements_and_delivers_nothing_more() {
     owner.open(&owned).await;
     let (first, second) = (owner.blob().await.id, owner.blob().await.id);
     let stopping = tokio::spawn(relay.stop());
-    assert!(matches!(owner.receive().await, Outgoing::GoAway(_)));
+    assert!(matches!(owner.receive().await, Answer::GoAway(_)));
     owner.acknowledge(owned.id(), first).await;
     let subscribe = owner.subscribe_to(&[&Owned::secret(2)], false);
     let refused = owner.refusal(Request::Subscribe(subscribe)).await;
@@ -433,10 +423,10 @@ async fn a_receipt_counts_in_the_window_as_one_blob_of_64_bytes() {
     let first = sender.receipt().await;
     sender.receipt().await;
     sender.expect_nothing().await;
-    let request = Request::AcknowledgeEach(vec![(own.id(), first.receipt_id)]);
+    let request = Request::Acknowledge(vec![(own.id(), first.receipt_id)]);
     sender.ask(request).await;
     let frames = [sender.receive().await, sender.receive().await];
-    let is_receipt = |frame: &Outgoing| matches!(frame, Outgoing::Receipt(_));
+    let is_receipt = |frame: &Answer| matches!(frame, Answer::Receipt(_));
     assert!(frames.iter().any(is_receipt), "{frames:?}");
 }
 
@@ -448,8 +438,8 @@ async fn what_wants_no_answer_gets_none_whatever_becomes_of_it() {
     sender.store(submit(&owned.id(), 1, b"x")).await;
     let mut owner = Guest::connect(&relay).await;
     let quietly = |to: &Owned, ids: usize| {
-        let item = (to.id(), submit(&to.id(), 1, b"").id.unwrap());
-        encode_request(&Tag::Number(0), &Request::AcknowledgeEach(vec![item; ids]))
+        let item = (to.id(), submit(&to.id(), 1, b"").id);
+        encode_request(None, &Request::Acknowledge(vec![item; ids]))
     };
     let not_open = quietly(&owned, 1);
     owner

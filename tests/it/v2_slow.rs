@@ -7,10 +7,12 @@ use futures_util::StreamExt as _;
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::config::Config;
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{Done, Outgoing, RecoveryProof, RecoveryQuery, Request};
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
+use vauchi_relay::protocol::v2::message::Done;
+use vauchi_relay::protocol::v2::{Answer, Request};
 
-use crate::faulty::{Call, FaultyStore};
-use crate::guest::{Guest, Owned, number_of, submit};
+use crate::faulty::{Call, Faults};
+use crate::guest::{Guest, Owned, submit};
 use crate::harness::{Relay, SILENCE, eventually};
 use crate::slow_and_hostile::{frames, rest_of};
 
@@ -18,7 +20,7 @@ const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
 
 /// A relay that waits for slow clients as long as a test takes.
-async fn patient_relay(change: impl FnOnce(&mut Config)) -> (Relay, Arc<FaultyStore>) {
+async fn patient_relay(change: impl FnOnce(&mut Config)) -> (Relay, Arc<Faults>) {
     let mut faulty = None;
     let relay = Relay::start_with(
         &[("RELAY_STORAGE_BACKEND", "memory")],
@@ -26,7 +28,11 @@ async fn patient_relay(change: impl FnOnce(&mut Config)) -> (Relay, Arc<FaultySt
             config.write_timeout = Duration::from_secs(600);
             change(config);
         },
-        |store| Arc::clone(faulty.insert(FaultyStore::new(store))) as _,
+        |opened| {
+            let (faults, opened) = Faults::under(opened);
+            faulty = Some(faults);
+            opened
+        },
     )
     .await;
     (relay, faulty.unwrap())
@@ -69,14 +75,13 @@ async fn large_answers_that_nobody_takes_are_few_and_each_comes_once_when_it_is_
             proof: vec![number; 65_000].into(),
         });
         let kept = owner.answer(put).await;
-        assert!(matches!(kept, Outgoing::RecoveryKept { .. }));
+        assert!(matches!(kept, Answer::RecoveryKept { .. }));
     }
     let read = "relay_messages_received_total";
     let before = relay.metric(read).await;
     let mut deaf = Guest::with_small_buffers(&relay, 64 * 1_024).await;
     let get = Request::RecoveryQuery(RecoveryQuery {
         key_hashes: vec![[5; 32], [6; 32]],
-        is_cut: false,
     });
     let mut asked = Vec::new();
     // Eight to ten fill the lane and the sockets; what comes behind is cheap and as good.
@@ -93,13 +98,13 @@ async fn large_answers_that_nobody_takes_are_few_and_each_comes_once_when_it_is_
     others_are_served(&relay).await;
 
     for number in asked {
-        let answer = deaf.receive().await;
-        assert_eq!(number_of(&answer), Some(number));
+        let (number_told, answer) = deaf.receive_numbered().await;
+        assert_eq!(number_told, Some(number));
         match answer {
-            Outgoing::RecoveryFound { proofs, more, .. } => {
+            Answer::RecoveryFound { proofs, more, .. } => {
                 assert_eq!((proofs.len(), more), (15, false));
             }
-            answer => assert!(matches!(answer, Outgoing::Done { .. }), "{answer:?}"),
+            answer => assert!(matches!(answer, Answer::Done { .. }), "{answer:?}"),
         }
     }
     deaf.expect_nothing().await;
@@ -133,7 +138,7 @@ async fn a_slow_reader_is_sent_its_window_and_the_rest_when_it_makes_room() {
     others_are_served(&relay).await;
 
     // It reads what it was sent, which is its window and nothing more.
-    assert!(matches!(slow.receive().await, Outgoing::Subscribed { .. }));
+    assert!(matches!(slow.receive().await, Answer::Subscribed { .. }));
     let mut came: Vec<BlobId> = Vec::new();
     for number in 0..WINDOW {
         let blob = slow.blob().await;
@@ -144,19 +149,19 @@ async fn a_slow_reader_is_sent_its_window_and_the_rest_when_it_makes_room() {
     // Each acknowledgement lets one more go, in order, once.
     let mut next = WINDOW;
     for at in 0..BLOBS as usize {
-        slow.ask(Request::AcknowledgeEach(vec![(owned.id(), came[at])]))
+        slow.ask(Request::Acknowledge(vec![(owned.id(), came[at])]))
             .await;
         let mut waits = 1 + usize::from(next < BLOBS);
         let mut is_last = next == BLOBS - 1;
         while waits > 0 {
             match slow.receive().await {
-                Outgoing::Blob(blob) => {
+                Answer::Blob(blob) => {
                     assert_eq!((u32::from(blob.body[0]), blob.redelivered), (next, false));
                     came.push(blob.id);
                     next += 1;
                 }
-                Outgoing::Done { done, .. } => assert_eq!(done, Done::Acknowledged),
-                Outgoing::CaughtUp { mailboxes } => {
+                Answer::Done(done) => assert_eq!(done, Done::Acknowledged),
+                Answer::CaughtUp(mailboxes) => {
                     assert!(std::mem::replace(&mut is_last, false) || next == BLOBS);
                     assert_eq!(mailboxes, [owned.id()]);
                     continue;

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use vauchi_relay::ids::MailboxId;
-use vauchi_relay::protocol::message::{
-    Outgoing, RecoveryProof, RecoveryQuery, Refused, Request, Submit,
-};
-use vauchi_relay::protocol::message_v2::{Opening, OpeningProof, Subscribe};
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery, Refused};
+use vauchi_relay::protocol::v2::message::{Opening, OpeningProof, Submit, Subscribe};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::guest::{Guest, ORIGIN, Owned, submit};
 use crate::harness::{Relay, envelope, id};
@@ -32,8 +31,8 @@ fn hint(refused: &Refused) -> Duration {
 
 async fn is_refused(guest: &mut Guest, submit: &Submit) -> Option<Refused> {
     match guest.answer(Request::Submit(submit.clone())).await {
-        Outgoing::Stored { .. } => None,
-        Outgoing::Refused { refused, .. } => Some(refused),
+        Answer::Stored { .. } => None,
+        Answer::Refused(refused) => Some(refused),
         other => panic!("{other:?}"),
     }
 }
@@ -193,8 +192,8 @@ async fn keep(relay: &Relay, address: &str, owned: &Owned) -> Result<(), Refused
     guest.open_empty(owned).await;
     let body = owned.id().as_bytes()[..1].to_vec();
     match guest.answer(Request::RecoveryStore(proof(5, &body))).await {
-        Outgoing::RecoveryKept { .. } => Ok(()),
-        Outgoing::Refused { refused, .. } => Err(refused),
+        Answer::RecoveryKept { .. } => Ok(()),
+        Answer::Refused(refused) => Err(refused),
         other => panic!("{other:?}"),
     }
 }
@@ -203,13 +202,10 @@ async fn keep(relay: &Relay, address: &str, owned: &Owned) -> Result<(), Refused
 async fn kept(relay: &Relay) -> Vec<u8> {
     let query = RecoveryQuery {
         key_hashes: vec![[5; 32]],
-        is_cut: false,
     };
     let mut anyone = Guest::connect(relay).await;
     match anyone.answer(Request::RecoveryQuery(query)).await {
-        Outgoing::RecoveryFound { proofs, .. } => {
-            proofs.iter().map(|found| found.proof[0]).collect()
-        }
+        Answer::RecoveryFound { proofs, .. } => proofs.iter().map(|found| found.proof[0]).collect(),
         other => panic!("{other:?}"),
     }
 }

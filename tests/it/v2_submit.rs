@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::SinkExt as _;
 use tokio_tungstenite::tungstenite::Message;
-use vauchi_relay::protocol::message::{Done, Outgoing, Request};
-use vauchi_relay::protocol::message_v2::{ReceiptKind, Withdrawal, WithdrawalKind};
 use vauchi_relay::protocol::proof;
+use vauchi_relay::protocol::v2::message::{Done, ReceiptKind, Withdrawal, WithdrawalKind};
+use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::guest::{Guest, Owned, on_terms, submit};
 use crate::harness::{Peer, Relay};
@@ -18,7 +18,7 @@ async fn the_welcome_comes_first_and_a_hello_brings_it_again() {
     let mut guest = Guest::connect(&relay).await;
     assert_eq!(guest.welcome.limits.submits_per_minute, 600);
     assert_eq!(guest.welcome.limits.blob_bytes_max, 1 << 20);
-    let Outgoing::Welcome { welcome, .. } = guest.answer(Request::Hello).await else {
+    let Answer::Welcome(welcome) = guest.answer(Request::Hello).await else {
         panic!()
     };
     assert_eq!(*welcome, guest.welcome);
@@ -53,9 +53,9 @@ async fn unknown_frames_are_refused_and_what_can_not_be_read_ends_the_connection
         .send(Message::Binary(unknown))
         .await
         .unwrap();
-    match guest.receive().await {
-        Outgoing::Refused { tag, refused } => {
-            assert_eq!((tag.unwrap().number(), refused.code), (5, "unsupported"));
+    match guest.receive_numbered().await {
+        (number, Answer::Refused(refused)) => {
+            assert_eq!((number, refused.code), (Some(5), "unsupported"));
         }
         other => panic!("{other:?}"),
     }
@@ -148,7 +148,7 @@ async fn a_live_blob_reaches_who_is_there_and_is_never_stored() {
     assert_eq!(refused.code, "not_connected");
     owner.open(&owned).await;
     let handed = sender.answer(Request::Submit(live(2))).await;
-    assert!(matches!(handed, Outgoing::Handed { .. }));
+    assert!(matches!(handed, Answer::Handed));
     assert_eq!(&*owner.blob().await.body, b"ring");
     assert_eq!(relay.metric("relay_blobs_created_total").await, 0.0);
 }
@@ -224,7 +224,7 @@ async fn who_kept_the_secret_may_extend_or_take_back_a_blob() {
             terms.ttl = Some(Duration::from_secs(7_200));
             terms.receipt_to = Some(own.id());
         });
-        blob.id = Some(proof::v2_blob_id(&owned.id(), &[secret; 32]));
+        blob.id = proof::v2_blob_id(&owned.id(), &[secret; 32]);
         blob
     };
     let withdraw = |secret: u8, kind| {
@@ -243,8 +243,8 @@ async fn who_kept_the_secret_may_extend_or_take_back_a_blob() {
     let (mut told, mut answered) = (None, false);
     while told.is_none() || !answered {
         match sender.receive().await {
-            Outgoing::Receipt(receipt) => told = Some(receipt.kind),
-            Outgoing::Done { done, .. } => answered = done == Done::Cancelled,
+            Answer::Receipt(receipt) => told = Some(receipt.kind),
+            Answer::Done(done) => answered = done == Done::Cancelled,
             other => panic!("{other:?}"),
         }
     }

@@ -1,6 +1,6 @@
 //! Sends and receives end-to-end encrypted texts through a relay, with the relay's client library.
 //!
-//!     cargo run -- address                    what others need to write to you; makes me.key
+//!     cargo run -- address                    prints your address, which others send to; makes me.key
 //!     cargo run -- receive [--follow]
 //!     cargo run -- send --to ADDRESS hello
 
@@ -29,27 +29,27 @@ struct Given {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print what others need to write to you
+    /// Print your address, which others send to
     Address,
-    /// Print what waits, and delete it at the relay
+    /// Print waiting texts, and delete them at the relay
     Receive {
-        /// Go on when nothing waits any more
+        /// Keep running, and print new texts as they come
         #[arg(long)]
         follow: bool,
     },
-    /// Seal a text and hand it to the relay
+    /// Encrypt a text and send it to the relay
     Send {
         /// The recipient's address
         #[arg(long)]
         to: String,
-        /// Clients of protocol v1 may get it, too
+        /// Clients of protocol v1 may receive it, too
         #[arg(long)]
         v1_ok: bool,
         text: String,
     },
 }
 
-/// What a device keeps to itself: the key of its mailbox, and the key that texts are sealed for.
+/// A device's private keys: one opens its mailbox, the other decrypts its texts.
 struct Keys {
     mailbox: MailboxKey,
     sealing: StaticSecret,
@@ -71,7 +71,7 @@ impl Keys {
     }
 }
 
-/// What others need to write to us: where, and for which key.
+/// Others need this to write to us: the mailbox, and the public key to encrypt for.
 struct Address {
     mailbox: MailboxId,
     sealing: PublicKey,
@@ -130,11 +130,11 @@ async fn receive(client: &Client, keys: &Keys, follow: bool) -> Result<()> {
                     "{}",
                     text.unwrap_or_else(|_| format!("(a blob of {bytes} bytes that is not for us)"))
                 );
-                // Only now, when it is safe on our side: the relay deletes it. What we cannot use goes, too.
+                // Acknowledge only after saving the text: the relay deletes it. Acknowledge blobs that we cannot use, too.
                 client.acknowledge(blob.item).await?;
             }
             Event::CaughtUp(_) if !follow => break,
-            // Nothing more comes from it: waiting on would be for ever.
+            // No more events come from a closed mailbox, so waiting would never end.
             Event::Closed { why, .. } => return Err(anyhow!(why).context("the mailbox is closed")),
             Event::CaughtUp(_) | Event::Receipt(_) => {}
         }
@@ -146,7 +146,7 @@ async fn receive(client: &Client, keys: &Keys, follow: bool) -> Result<()> {
 async fn main() -> Result<()> {
     let given = Given::parse();
     let mut options = Options::new([given.relay]);
-    // The other examples neither pad nor look for padding.
+    // The other examples do not pad blobs and do not expect padding.
     options.pads = false;
     match given.command {
         Command::Address => println!("{}", HEX.encode(&Keys::open(&given.key)?.address().bytes())),
@@ -159,7 +159,7 @@ async fn main() -> Result<()> {
             let (client, to) = (Client::connect(options).await?, Address::parse(&to)?);
             let mut blob = Blob::new(to.mailbox, seal(&text, &to)?);
             blob.terms.v1_ok = v1_ok;
-            // Lost connections are mended inside; when this returns, the relay has it on its disk.
+            // The library reconnects by itself; when this returns, the blob is on the relay's disk.
             client.submit(&blob).await?;
             client.close().await?;
         }

@@ -1,0 +1,264 @@
+//! How a v1 session begins: the first frame is a handshake, which opens a mailbox.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use futures_util::stream::SplitStream;
+
+use crate::auth;
+use crate::hub::Inbox;
+use crate::ids::{ConnectionId, MailboxId};
+use crate::protocol::close::Close;
+use crate::protocol::v1::message::{Handshake, HandshakeProof};
+use crate::protocol::v1::{self, Incoming};
+use crate::service::device_sync::DeviceSubscription;
+use crate::service::subscribe::{NonceRefused, Subscription};
+use crate::service::{OrderKey, Service, View};
+use crate::session::mailboxes::{Cursor, Mailboxes};
+use crate::session::reader::{Heard, Received, TEXT, receive};
+use crate::session::{Ended, Parts, only};
+use crate::socket::Socket;
+
+/// What the handshake settled.
+pub(in crate::session) struct Opened {
+    pub(in crate::session) client_id: MailboxId,
+    pub(in crate::session) mailbox: MailboxId,
+    /// Whether the handshake proved that `client_id` is the client's own.
+    pub(in crate::session) is_proven: bool,
+    pub(in crate::session) tells_senders: bool,
+    pub(in crate::session) device: Option<Device>,
+    pub(in crate::session) mailbox_as_spelt: Arc<str>,
+    pub(in crate::session) subscription: Subscription,
+    /// The one that it reads.
+    pub(in crate::session) mailboxes: Arc<Mailboxes>,
+    pub(in crate::session) inbox: Arc<Inbox>,
+}
+
+/// A device that receives messages from the others of its identity.
+pub(in crate::session) struct Device {
+    pub(in crate::session) id: MailboxId,
+    pub(in crate::session) id_as_spelt: Arc<str>,
+    pub(in crate::session) client_as_spelt: Arc<str>,
+    pub(in crate::session) subscription: DeviceSubscription,
+    pub(in crate::session) inbox: Arc<Inbox>,
+}
+
+/// Whom messages of other devices go to.
+#[derive(Clone, Copy)]
+pub(in crate::session) struct ToDevice<'a> {
+    pub(in crate::session) opened: &'a Opened,
+    pub(in crate::session) device: &'a Device,
+}
+
+/// Waits for the first frame, which must be a handshake.
+pub(in crate::session) async fn first_frame(
+    stream: &mut SplitStream<Socket>,
+    parts: &Parts,
+) -> Result<Box<Handshake>, Ended> {
+    let reading = async {
+        loop {
+            match receive(stream).await {
+                Received::Sign => {}
+                Received::Message(heard) => return Ok(heard),
+                Received::Over(ended) => return Err(ended),
+            }
+        }
+    };
+    let heard = tokio::select! {
+        heard = reading => heard?,
+        () = tokio::time::sleep(parts.settings.first_frame_timeout) => return Err(Ended::ByRelay(Close::FirstFrameLate)),
+        () = parts.shutdown.draining() => return Err(Ended::ByRelay(Close::Drain)),
+    };
+    if matches!(&heard, Heard::Frame(frame) if !is_noise(frame)) {
+        parts.metrics.messages_received_total.increment(1);
+    }
+    handshake(heard, parts.settings.message_bytes_max).map_err(Ended::ByRelay)
+}
+
+/// The handshake that a session begins with, or how it ends.
+fn handshake(first: Heard, bytes_max: usize) -> Result<Box<Handshake>, Close> {
+    let incoming = match first {
+        Heard::Frame(frame) if is_noise(&frame) => return Err(Close::NotOffered),
+        Heard::Frame(frame) if frame.len() > bytes_max => return Err(Close::TooLarge),
+        Heard::Frame(frame) => v1::decode(&frame),
+        Heard::Text => Incoming::Garbage { why: TEXT },
+    };
+    match incoming {
+        Incoming::Handshake(handshake) => Ok(handshake),
+        Incoming::Invalid { why, .. } => Err(Close::Protocol(why)),
+        Incoming::Request { .. } | Incoming::Garbage { .. } | Incoming::Ignored => {
+            Err(Close::Protocol(
+                "the first frame must be a Handshake with a client_id of 64 hex digits",
+            ))
+        }
+    }
+}
+
+/// The start of a Noise handshake (`protocol-v1.md`, 6), which this relay does not offer.
+fn is_noise(frame: &[u8]) -> bool {
+    frame.starts_with(&[0x00, 0x56, 0x32])
+}
+
+/// Charges the opening, checks the proof and joins the mailbox.
+pub(in crate::session) async fn open(
+    handshake: &Handshake,
+    address: IpAddr,
+    inbox: Arc<Inbox>,
+    parts: &Parts,
+) -> Result<Opened, Close> {
+    let (service, connection) = (&parts.service, ConnectionId::next());
+    service
+        .charge_openings(connection, address, 1)
+        .map_err(|_| Close::TooManyOpenings)?;
+    let is_proven = verify(handshake, address, parts).await?;
+    may_open(handshake, is_proven, address, service)
+        .await
+        .map_err(|refusal| {
+            refusal.unwrap_or(Close::Slow("the relay's storage is unavailable; retry"))
+        })?;
+    let mailbox = handshake.mailbox();
+    let subscription = service.subscribe(&mailbox, address, connection, Arc::clone(&inbox));
+    let from = Cursor::After(OrderKey::START);
+    Ok(Opened {
+        client_id: handshake.client_id,
+        mailbox,
+        is_proven,
+        tells_senders: !handshake.suppress_presence,
+        device: device(handshake, connection, service),
+        mailbox_as_spelt: Arc::clone(&handshake.mailbox_as_spelt),
+        mailboxes: only((subscription.mailbox, mailbox), View::V1, from),
+        subscription,
+        inbox,
+    })
+}
+
+/// Refuses what is pinned and not proven, and pins what is proven. `None` when the store fails.
+async fn may_open(
+    handshake: &Handshake,
+    is_proven: bool,
+    address: IpAddr,
+    service: &Service,
+) -> Result<(), Option<Close>> {
+    // A signature proves the client_id; a routing_token is always unproven.
+    let unproven_id = (!is_proven).then_some(handshake.client_id);
+    let unproven: Vec<_> = unproven_id
+        .into_iter()
+        .chain(handshake.routing_token)
+        .collect();
+    if !unproven.is_empty() {
+        let are_pinned = service.are_pinned(&unproven).await.map_err(|_| None)?;
+        if are_pinned.contains(&true) {
+            return Err(Some(Close::Pinned));
+        }
+    }
+    if is_proven {
+        // Whoever proves itself is let in also while nothing can be written, as on a full disk; the
+        // pin is set the next time.
+        if service.pin(&[handshake.client_id], address).await.is_err() {
+            tracing::warn!(
+                "cannot save the pin of a proven mailbox; retrying when it is opened next"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn device(handshake: &Handshake, connection: ConnectionId, service: &Service) -> Option<Device> {
+    let id = handshake.device_id?;
+    let inbox = Arc::new(Inbox::default());
+    let client = &handshake.client_id;
+    Some(Device {
+        id,
+        id_as_spelt: Arc::clone(handshake.device_as_spelt.as_ref()?),
+        client_as_spelt: Arc::clone(&handshake.client_as_spelt),
+        subscription: service.subscribe_device(client, &id, connection, Arc::clone(&inbox)),
+        inbox,
+    })
+}
+
+/// Checks the proof of a handshake, if it brings one. An address with too many bad ones is refused
+/// before the check; a handshake without a proof has nothing to check and costs nothing here.
+/// Tells whether the `client_id` is proven.
+async fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result<bool, Close> {
+    let allows_unverified = parts.service.v1_allows_unverified();
+    // A signature proves the client_id, never a routing_token.
+    if !allows_unverified && handshake.routing_token.is_some() {
+        return Err(Close::ProofRequired);
+    }
+    let nonce = match &handshake.proof {
+        HandshakeProof::Unsigned if allows_unverified => return Ok(false),
+        HandshakeProof::Unsigned => return Err(Close::ProofRequired),
+        HandshakeProof::Partial => None,
+        HandshakeProof::Signed { nonce, .. } => Some(*nonce),
+    };
+    let attempt = parts
+        .service
+        .begin_proof(address)
+        .map_err(|_| Close::TooManyFailedProofs)?;
+    if let Err(error) = auth::verify_v1_handshake(handshake, parts.clock.now()) {
+        tracing::debug!(%error, "handshake refused");
+        return Err(Close::NotProven);
+    }
+    let burnt = match nonce {
+        Some(nonce) => parts.service.burn_nonce(nonce).await,
+        None => Ok(()),
+    };
+    match burnt {
+        Ok(()) => {}
+        Err(NonceRefused::Used) => return Err(Close::NotProven),
+        Err(NonceRefused::Full) => {
+            // The proof itself is good, so it costs nothing to bring it again.
+            attempt.succeeded();
+            return Err(Close::Slow(
+                "too many signed handshakes at once; retry in a minute",
+            ));
+        }
+    }
+    attempt.succeeded();
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::protocol::v1::Tag;
+    use crate::protocol::v1::client::{ClientHandshake, ClientRequest, encode_request};
+    use bytes::Bytes;
+
+    fn frame(request: ClientRequest<'_>) -> Heard {
+        let tag = Tag::new("a request");
+        Heard::Frame(encode_request(&tag, request, Timestamp::default()))
+    }
+
+    #[test]
+    fn a_session_begins_with_a_handshake_or_not_at_all() {
+        let client_id = MailboxId::from_bytes([1; 32]);
+        let greeting = ClientHandshake {
+            client_id,
+            routing_token: None,
+            suppress_presence: false,
+            proof: HandshakeProof::Unsigned,
+        };
+        let greeting = || frame(ClientRequest::Handshake(&greeting));
+        assert_eq!(handshake(greeting(), 10_000).unwrap().client_id, client_id);
+        assert_eq!(handshake(greeting(), 100).unwrap_err(), Close::TooLarge);
+        let submit = ClientRequest::Submit {
+            recipient: client_id,
+            body: b"blob",
+        };
+        let ignored = br#"{"version":1,"message_id":"x","timestamp":1,"payload":{"type":"Later"}}"#;
+        let length = u32::try_from(ignored.len()).unwrap().to_be_bytes();
+        for first in [
+            frame(submit),
+            Heard::Frame([&length, &ignored[..]].concat().into()),
+            Heard::Frame(Bytes::from_static(b"no JSON")),
+            Heard::Text,
+        ] {
+            let closed = handshake(first, 10_000);
+            assert!(matches!(closed, Err(Close::Protocol(_))), "{closed:?}");
+        }
+        let noise = Heard::Frame(Bytes::from_static(&[0x00, 0x56, 0x32, 1]));
+        assert_eq!(handshake(noise, 2).unwrap_err(), Close::NotOffered);
+    }
+}

@@ -1,0 +1,173 @@
+//! What an engine does: a database behind the commit pipeline ([`Engine`]), and the reads beside it
+//! ([`Reads`]).
+//!
+//! An engine stores facts and decides nothing: the rules stand in `plan`, order and retries in
+//! `commit`. To add one, implement both traits, return an [`Opened`], and add it to
+//! `tests/it/store/rig.rs`; `tests/it/store/scratch.rs` has the smallest one there is.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use super::model::{BacklogCursor, Holding, OrderKey, Page, PageBounds, RecoveryPage, View};
+use crate::clock::Timestamp;
+use crate::ids::MailboxHash;
+
+pub use super::commit::write::{Cause, Checksum, Write};
+pub use super::plan::change::Change;
+pub use super::plan::known::{
+    Account, Asked, Departed, Header, Holder, Known, Name, RELIEF_ROWS_MAX,
+};
+pub use super::plan::nonces::{KnownNonces, NoncePlan, is_nonce_over};
+pub use super::plan::pins::{CANDIDATES, KnownPins, Pin, PinPlan, rank};
+pub use super::plan::quota::{Held, HeldInAll};
+pub use super::plan::recovery::{KnownProofs, ProofPlan, SWEPT_PROOFS_MAX, Slot};
+pub use super::plan::{Departure, NewRow, Plan};
+
+/// Why a batch was not committed. The texts are for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Nothing happened, and one of the writes may be to blame: smaller batches may go through.
+    #[error("{0}")]
+    Rejected(String),
+    /// Nothing happened: the batch needs more memory than there is for it.
+    #[error("the batch touches too much at once")]
+    TooWide,
+    /// Nothing happened: another instance came first. It is folded again.
+    #[error("other instances came first, again and again")]
+    Raced,
+    /// Nothing happened, and no write is to blame.
+    #[error("{0}")]
+    Refused(String),
+    /// Nothing happened: the disk is full.
+    #[error("{0}")]
+    DiskFull(String),
+    /// Whether it happened is unknown, or the engine's handle is finished: reopen.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// Whether the transaction whose end was unknown took place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TookPlace {
+    /// It did, and is durable.
+    Yes,
+    /// It did not, or there was none.
+    No,
+}
+
+/// One writer of a database.
+#[async_trait]
+pub trait Engine: Send + 'static {
+    /// Answers what a fold asks, as of the end of the last commit; what it has answered holds until
+    /// [`Engine::commit`], or that says [`CommitError::Raced`].
+    async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError>;
+
+    /// Does what the plan says in one transaction; durable on return. An empty plan
+    /// ([`Plan::is_empty`]) ends what [`Engine::known`] began, and writes nothing.
+    async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError>;
+
+    /// Opens a fresh handle and verifies it: schema version, secret check value, one trial write.
+    /// After [`CommitError::Unknown`] from a commit: tells whether that took place, by the
+    /// transaction's own number.
+    async fn reopen(&mut self) -> Result<TookPlace, StoreError>;
+
+    /// Does a slice of housekeeping: trims what is remembered, gives free pages back. Tells whether
+    /// there is more to do.
+    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, CommitError>;
+
+    /// Closes the handle.
+    async fn close(&mut self);
+}
+
+/// Whose keys are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeysOf {
+    /// What a view shows of a mailbox.
+    Mailbox(MailboxHash, View),
+    /// What an owner has on all its devices.
+    Owner(MailboxHash),
+}
+
+/// Reads beside the writer. None waits for a commit.
+#[async_trait]
+pub trait Reads: Send + Sync + 'static {
+    /// The next blobs of a mailbox ([`super::Store::page`]).
+    async fn page(
+        &self,
+        mailbox: MailboxHash,
+        view: View,
+        after: OrderKey,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page, StoreError>;
+
+    /// What waited for a device ([`super::Store::device_sync_backlog`]).
+    async fn device_sync_backlog(
+        &self,
+        mailbox: MailboxHash,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        now: Timestamp,
+    ) -> Result<Page<BacklogCursor>, StoreError>;
+
+    /// What each of these mailboxes holds of what `view` shows, in the order asked.
+    async fn holdings(
+        &self,
+        mailboxes: &[MailboxHash],
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Holding>, StoreError>;
+
+    /// What is known about these recovery keys ([`super::Store::recovery_get`]).
+    async fn recovery(
+        &self,
+        key_hashes: &[[u8; 32]],
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<RecoveryPage, StoreError>;
+
+    /// The pins of these mailboxes, in the order asked.
+    async fn pins(&self, mailboxes: &[MailboxHash]) -> Result<Vec<Option<Pin>>, StoreError>;
+
+    /// Up to `limit` keys after `after` and up to `up_to`, in order.
+    async fn keys(
+        &self,
+        of: KeysOf,
+        after: OrderKey,
+        up_to: OrderKey,
+        limit: u32,
+    ) -> Result<Vec<OrderKey>, StoreError>;
+
+    /// Up to `limit` rows that have expired, the oldest expiry first, give or take ten minutes.
+    /// Fewer than `limit` when there are no more, or when it has looked through much in vain; the
+    /// flag tells whether another call may find more.
+    async fn expired(
+        &self,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<(Vec<OrderKey>, bool), StoreError>;
+
+    /// When the next row expires, give or take ten minutes.
+    async fn next_expiry(&self) -> Result<Option<Timestamp>, StoreError>;
+
+    /// The largest order key that was ever given out; all up to it is committed or refused.
+    async fn horizon(&self) -> Result<OrderKey, StoreError>;
+
+    /// Reads something, to see whether storage answers.
+    async fn probe(&self) -> Result<(), StoreError>;
+
+    /// Closes the handles.
+    async fn close(&self);
+}
+
+/// A database that was just opened.
+pub struct Opened {
+    /// Its writer.
+    pub engine: Box<dyn Engine>,
+    /// Its reads.
+    pub reads: Arc<dyn Reads>,
+    /// What it holds.
+    pub held: HeldInAll,
+}

@@ -1,0 +1,110 @@
+//! Folding an append: whether it is known, whether it finds room, and what makes room for it.
+
+use super::known::{Header, Holder};
+use super::leaving::Leaving;
+use super::{Folding, Source, topic_of};
+use crate::clock::Timestamp;
+use crate::store::commit::write::Checksum;
+use crate::store::model::{Appended, Envelope, OrderKey};
+
+impl Folding<'_> {
+    /// Takes a blob in, or says why not.
+    pub(super) fn append(
+        &mut self,
+        index: usize,
+        envelope: &Envelope,
+        checksum: &Checksum,
+    ) -> Appended {
+        if let Some((first, expires_at)) = self.first_of(envelope) {
+            if first != *checksum {
+                return Appended::IdReused;
+            }
+            self.plan.happened.duplicates += 1;
+            return Appended::Duplicate { expires_at };
+        }
+        if !self.known.has_room {
+            return Appended::RelayFull;
+        }
+        if let Err(refused) = self.admit(envelope) {
+            return refused;
+        }
+        if let Some((key, replaced)) = self.replaced_by(envelope) {
+            let now = envelope.stored_at;
+            self.leave(key, replaced.or_expired(Leaving::Replaced, now), now);
+        }
+        self.come(Source::Write(index), Header::new(envelope, checksum));
+        Appended::Stored {
+            expires_at: envelope.expires_at,
+        }
+    }
+
+    /// The row that this envelope replaces.
+    fn replaced_by(&self, envelope: &Envelope) -> Option<(OrderKey, Header)> {
+        let place = (envelope.mailbox, topic_of(envelope)?);
+        let key = match self.topics.get(&place) {
+            Some(key) => (*key)?,
+            None => *self.learnt.topics.get(&place)?,
+        };
+        Some((key, self.row(key)?))
+    }
+
+    /// The checksum and the expiry of the blob that has or had this id in this mailbox.
+    fn first_of(&self, envelope: &Envelope) -> Option<(Checksum, Timestamp)> {
+        let name = (envelope.mailbox, envelope.id);
+        if let Some((_, header)) = self.look_up(&name) {
+            return Some((header.checksum, header.expires_at));
+        }
+        let just_left = self
+            .left
+            .get(&name)
+            .and_then(|place| self.plan.departures.get(*place))
+            .map(|departure| departure.departed);
+        let remembered = || {
+            let departed = self.known.departed.get(&name).copied();
+            let is_over = |at: Timestamp| at.plus(self.rules.dedup) <= envelope.stored_at;
+            departed.filter(|departed| !is_over(departed.left_at))
+        };
+        let departed = just_left.or_else(remembered)?;
+        Some((departed.checksum, departed.expires_at))
+    }
+
+    fn admit(&mut self, envelope: &Envelope) -> Result<(), Appended> {
+        let refused = match self.quota_admits(envelope) {
+            Err(refused @ Appended::MailboxFull) => refused,
+            other => return other,
+        };
+        // What has expired in it makes room first.
+        let holder = Holder::of(envelope);
+        if self.account(holder).earliest_expiry > envelope.stored_at
+            || !self.relieved.insert(holder)
+        {
+            return Err(refused);
+        }
+        let Some(expired) = self.known.expired.get(&holder) else {
+            self.asks.expired.push((holder, envelope.stored_at));
+            return Err(refused);
+        };
+        for key in expired {
+            let row = self.row(*key);
+            if row.is_some_and(|row| row.expires_at <= envelope.stored_at) {
+                self.leave(*key, Leaving::Expired, envelope.stored_at);
+            }
+        }
+        self.quota_admits(envelope)
+    }
+
+    fn quota_admits(&mut self, envelope: &Envelope) -> Result<(), Appended> {
+        let mut relay_bytes = self.held.bytes;
+        let mut held = self.account(Holder::of(envelope)).held(envelope.class);
+        // What it replaces makes room for it.
+        if let Some((_, replaced)) = self.replaced_by(envelope) {
+            let given_back = replaced.charged_bytes();
+            relay_bytes = relay_bytes.saturating_sub(given_back);
+            if replaced.class == envelope.class {
+                held.remove(given_back);
+            }
+        }
+        let quota = &self.rules.quota;
+        quota.admits(envelope.class, held, relay_bytes, envelope.charged_bytes())
+    }
+}

@@ -1,0 +1,490 @@
+//! What one batch of writes comes to: rows in, rows out, departures, and an answer for each write.
+//!
+//! The storage rules stand here once, for every engine. A fold is pure: answers of the engine in
+//! ([`Known`]), deltas out ([`Plan`]). Writes are folded in their order, so that a write sees what
+//! the ones before it in the same batch did. A fold that finds it must know more says what it asks.
+//! Reading order: `known` (questions and answers), `append` (what comes), `leave` (what goes or lives
+//! longer), `leaving` (how a row leaves), `receipts` (what senders are told of that), `quota`, `pins`,
+//! `recovery`, `nonces` (rules of their own), `change` (what is counted).
+
+mod append;
+pub(super) mod change;
+pub(super) mod known;
+mod leave;
+pub(super) mod leaving;
+pub(super) mod nonces;
+pub(super) mod pins;
+pub mod quota;
+mod receipts;
+pub(super) mod recovery;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::commit::write::{Checksum, Outcome, Write};
+use super::model::{
+    Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, StoredBlob,
+};
+use crate::clock::Timestamp;
+use crate::ids::{MailboxHash, Topic};
+use crate::secrets::Secret;
+use change::{Change, Happened};
+use known::{Account, Asked, Departed, Header, Holder, Known, Learnt, Name};
+use nonces::NoncePlan;
+use pins::{KnownPins, PinPlan};
+use quota::{HeldInAll, Quota};
+use receipts::Due;
+use recovery::{KnownProofs, ProofPlan};
+
+/// Rows that one plan changes, at the most, unless it is the plan of a single write.
+pub(super) const PLAN_ROWS_MAX: usize = 2_048;
+
+/// Full holders that one plan relieves, at the most: each of them may lose
+/// [`known::RELIEF_ROWS_MAX`] rows.
+pub(super) const RELIEFS_MAX: usize = PLAN_ROWS_MAX / known::RELIEF_ROWS_MAX;
+
+/// What a plan goes by.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    /// Names receipts and keys checksums.
+    pub secret: Secret,
+    /// Bounds of mailboxes and of the relay.
+    pub quota: Quota,
+    /// How long a departed blob is remembered; zero remembers none.
+    pub dedup: Duration,
+    /// How long a receipt lives.
+    pub receipt_ttl: Duration,
+}
+
+/// A row that a plan inserts.
+#[derive(Debug, Clone, Copy)]
+pub struct NewRow<'a> {
+    /// Its place in the order.
+    pub key: OrderKey,
+    /// The last key of its mailbox before this one.
+    pub previous: OrderKey,
+    /// What was handed in.
+    pub envelope: &'a Envelope,
+    /// What a repeat is compared with.
+    pub checksum: &'a Checksum,
+    /// May be later than the envelope's: it was extended in the same batch.
+    pub expires_at: Timestamp,
+    /// Whether its sender has been told that it was delivered.
+    pub is_delivered_told: bool,
+}
+
+impl NewRow<'_> {
+    /// As it is read from the store.
+    pub fn stored(&self) -> StoredBlob {
+        let envelope = self.envelope;
+        StoredBlob {
+            key: self.key,
+            id: envelope.id,
+            class: envelope.class,
+            version: owner_of(envelope).map(|owner| owner.version),
+            wants_receipts: receipt_to(envelope).is_some(),
+            is_delivered_told: self.is_delivered_told,
+            stored_at: envelope.stored_at,
+            expires_at: self.expires_at,
+            sealed: envelope.sealed.clone(),
+            body: envelope.body.clone(),
+        }
+    }
+}
+
+/// Where a row that is inserted comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// It is what this write of the batch brings.
+    Write(usize),
+    /// It is this one of the plan's receipts.
+    Receipt(usize),
+}
+
+/// A row on its way in.
+#[derive(Debug, Clone, Copy)]
+struct Insert {
+    key: OrderKey,
+    previous: OrderKey,
+    source: Source,
+    expires_at: Timestamp,
+    is_delivered_told: bool,
+}
+
+/// A blob that left and is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Departure {
+    /// Where it waited.
+    pub mailbox: MailboxHash,
+    /// Its id.
+    pub id: crate::ids::BlobId,
+    /// What is remembered of it.
+    pub departed: Departed,
+}
+
+/// What is to be done in one transaction.
+#[derive(Debug, Default)]
+pub struct Plan {
+    inserts: Vec<Insert>,
+    receipts: Vec<(Envelope, Checksum)>,
+    /// Rows that are deleted.
+    pub deletes: Vec<(OrderKey, Header)>,
+    /// Corrupt rows that are kept apart from now on.
+    pub set_aside: Vec<(OrderKey, Header)>,
+    /// Rows that live until then.
+    pub extended: HashMap<OrderKey, Timestamp>,
+    /// Rows whose sender is told that they were delivered.
+    pub delivered: HashSet<OrderKey>,
+    /// To be remembered, in this order.
+    pub departures: Vec<Departure>,
+    /// What happens to recovery proofs.
+    pub proofs: ProofPlan,
+    /// What happens to pins.
+    pub pins: PinPlan,
+    /// What happens to nonces.
+    pub nonces: NoncePlan,
+    /// By how much what the relay holds changes.
+    pub change: Change,
+    /// The first key that is free afterwards.
+    pub next_key: i64,
+    /// Whether something must be written although there is nothing.
+    pub is_trial: bool,
+    /// The latest time that a write was handed in.
+    pub now: Timestamp,
+    /// One for each write.
+    pub(super) outcomes: Vec<Outcome>,
+    pub(super) happened: Happened,
+}
+
+impl Plan {
+    /// The rows that are inserted, in the order of their keys. `batch` is what the plan was made of.
+    pub fn new_rows<'a>(&'a self, batch: &[&'a Write]) -> impl Iterator<Item = NewRow<'a>> {
+        self.inserts.iter().filter_map(|insert| {
+            let (envelope, checksum) = match insert.source {
+                Source::Receipt(index) => {
+                    let (envelope, checksum) = self.receipts.get(index)?;
+                    (envelope, checksum)
+                }
+                Source::Write(index) => match batch.get(index)? {
+                    Write::Append { envelope, checksum } => (envelope, checksum),
+                    _ => return None,
+                },
+            };
+            Some(NewRow {
+                key: insert.key,
+                previous: insert.previous,
+                envelope,
+                checksum,
+                expires_at: insert.expires_at,
+                is_delivered_told: insert.is_delivered_told,
+            })
+        })
+    }
+
+    /// Whether there is nothing to commit: repeats, and acknowledgements of what is gone.
+    pub fn is_empty(&self) -> bool {
+        self.rows() == 0 && self.change == Change::default() && !self.is_trial
+    }
+
+    /// How many rows of any table it changes.
+    pub(super) fn rows(&self) -> usize {
+        self.inserts.len()
+            + self.deletes.len()
+            + self.set_aside.len()
+            + self.extended.len()
+            + self.delivered.len()
+            + self.departures.len()
+            + self.proofs.inserts.len()
+            + self.proofs.deletes.len()
+            + self.pins.changed.len()
+            + self.nonces.burnt.len()
+    }
+}
+
+/// The owner whose quota counts for this envelope.
+pub(super) fn owner_of(envelope: &Envelope) -> Option<Owner> {
+    envelope
+        .owner
+        .filter(|_| envelope.class == Class::DeviceSync)
+}
+
+/// The topic of which this envelope replaces the last blob.
+pub(super) fn topic_of(envelope: &Envelope) -> Option<Topic> {
+    envelope
+        .topic
+        .filter(|_| envelope.class != Class::DeviceSync)
+}
+
+/// Where the receipts for this envelope go, if it asks for any.
+pub(super) fn receipt_to(envelope: &Envelope) -> Option<MailboxHash> {
+    envelope
+        .receipt_to
+        .filter(|_| envelope.class != Class::DeviceSync)
+}
+
+/// What a fold comes to.
+#[derive(Debug)]
+pub(super) enum Folded {
+    /// This is to be done.
+    Plan(Box<Plan>),
+    /// More must be known first.
+    Asks(Box<Asked>),
+}
+
+/// Folds a batch with what is known.
+pub(super) fn fold(batch: &[&Write], rules: &Rules, learnt: &Learnt) -> Folded {
+    let mut folding = Folding::new(batch, rules, learnt);
+    for (index, write) in batch.iter().enumerate() {
+        let outcome = folding.write(index, write);
+        folding.plan.outcomes.push(outcome);
+        // A write first, and then what is told of it: where there is room for one, it is the write's.
+        folding.tell();
+    }
+    folding.end()
+}
+
+/// A batch on its way to a plan. What it changes lies over what is known.
+struct Folding<'a> {
+    rules: &'a Rules,
+    known: &'a Known,
+    learnt: &'a Learnt,
+    batch: &'a [&'a Write],
+    rows: HashMap<OrderKey, Option<Header>>,
+    names: HashMap<Name, Option<OrderKey>>,
+    topics: HashMap<(MailboxHash, Topic), Option<OrderKey>>,
+    accounts: HashMap<Holder, Account>,
+    known_proofs: KnownProofs,
+    known_pins: KnownPins,
+    held: HeldInAll,
+    /// Whose expired rows have left.
+    relieved: HashSet<Holder>,
+    /// What left within this batch, as places in `plan.departures`.
+    left: HashMap<Name, usize>,
+    /// What senders are still to be told of the write that is folded now.
+    due: Vec<Due>,
+    asks: Asked,
+    first_key: i64,
+    plan: Plan,
+}
+
+impl<'a> Folding<'a> {
+    fn new(batch: &'a [&'a Write], rules: &'a Rules, learnt: &'a Learnt) -> Self {
+        let known = &learnt.known;
+        Self {
+            rules,
+            known,
+            learnt,
+            batch,
+            rows: HashMap::new(),
+            names: HashMap::new(),
+            topics: HashMap::new(),
+            accounts: HashMap::new(),
+            known_proofs: known.proofs.clone(),
+            known_pins: known.pins.clone(),
+            held: known.held,
+            relieved: HashSet::new(),
+            left: HashMap::new(),
+            due: Vec::new(),
+            asks: Asked::default(),
+            first_key: known.next_key,
+            plan: Plan {
+                next_key: known.next_key,
+                outcomes: Vec::with_capacity(batch.len()),
+                ..Plan::default()
+            },
+        }
+    }
+
+    fn write(&mut self, index: usize, write: &Write) -> Outcome {
+        if let Some(now) = write.now() {
+            self.plan.now = self.plan.now.max(now);
+        }
+        match write {
+            Write::Append { envelope, checksum } => {
+                Outcome::Appended(self.append(index, envelope, checksum))
+            }
+            Write::Acknowledge {
+                mailbox,
+                ids,
+                by,
+                now,
+            } => Outcome::Removed(self.acknowledge(mailbox, ids, *by, *now)),
+            Write::Delivered { mailbox, ids, now } => {
+                self.delivered(mailbox, ids, *now);
+                Outcome::Written
+            }
+            Write::Extend {
+                mailbox,
+                id,
+                expires_at,
+                now,
+            } => {
+                self.extend((*mailbox, *id), *expires_at, *now);
+                Outcome::Written
+            }
+            Write::Cancel { mailbox, id, now } => {
+                self.cancel((*mailbox, *id), *now);
+                Outcome::Written
+            }
+            Write::Remove { keys, cause, now } => Outcome::Removed(self.remove(keys, cause, *now)),
+            Write::RecoveryPut(proof) => Outcome::RecoveryPut(self.recovery_put(index, proof)),
+            Write::RecoveryRemove { key_hash, owner } => {
+                Outcome::Removed(self.recovery_remove(key_hash, owner))
+            }
+            Write::ExpireProofs { .. } => Outcome::Removed(self.expire_proofs()),
+            Write::Pin { mailboxes, now } => self.pin(mailboxes, *now),
+            Write::Unpin { mailbox } => self.unpin(mailbox),
+            Write::Burn { nonce, now } => {
+                let burnt = self.plan.nonces.burn(&self.known.nonces, nonce, *now);
+                Outcome::Burnt(burnt)
+            }
+            Write::Trial => {
+                self.plan.is_trial = true;
+                Outcome::Written
+            }
+        }
+    }
+
+    fn recovery_put(&mut self, index: usize, proof: &RecoveryProof) -> RecoveryPut {
+        if !self.known.has_room {
+            return RecoveryPut::RelayFull;
+        }
+        let quota = &self.rules.quota;
+        let proofs = &mut self.plan.proofs;
+        proofs.put(
+            &mut self.known_proofs,
+            &mut self.held,
+            (index, proof),
+            quota,
+        )
+    }
+
+    fn recovery_remove(&mut self, key_hash: &[u8; 32], owner: &MailboxHash) -> Removed {
+        let proofs = &mut self.plan.proofs;
+        let blobs = proofs.remove(&mut self.known_proofs, &mut self.held, key_hash, owner);
+        Removed { blobs, receipts: 0 }
+    }
+
+    fn expire_proofs(&mut self) -> Removed {
+        let proofs = &mut self.plan.proofs;
+        let blobs = proofs.sweep(&mut self.known_proofs, &mut self.held);
+        Removed { blobs, receipts: 0 }
+    }
+
+    fn pin(&mut self, mailboxes: &[MailboxHash], now: Timestamp) -> Outcome {
+        if !self.learnt.is_told_to_go {
+            let quota = &self.rules.quota;
+            let to_go = pins::how_many_may_go(&self.known_pins, self.batch, self.held, quota);
+            self.asks.pins_to_go = self.asks.pins_to_go.max(to_go);
+        }
+        let quota = &self.rules.quota;
+        let are_new = mailboxes.iter().map(|mailbox| {
+            let pins = &mut self.plan.pins;
+            pins.pin(&mut self.known_pins, &mut self.held, (*mailbox, now), quota)
+        });
+        Outcome::Pinned(are_new.collect())
+    }
+
+    fn unpin(&mut self, mailbox: &MailboxHash) -> Outcome {
+        let pins = &mut self.plan.pins;
+        pins.unpin(&self.known_pins, &mut self.held, mailbox);
+        Outcome::Written
+    }
+
+    /// Gives a row the next place in the order.
+    fn come(&mut self, source: Source, header: Header) {
+        let key = OrderKey(self.plan.next_key);
+        self.plan.next_key += 1;
+        let charged_bytes = header.charged_bytes();
+        self.held.add(header.class, charged_bytes);
+        self.plan.happened.to(header.class).created += 1;
+        let mut add_to = |holder: Holder| {
+            let account = self.account_mut(holder);
+            account.add(header.class, charged_bytes, header.expires_at);
+            std::mem::replace(&mut account.last_key, key)
+        };
+        let previous = add_to(Holder::Mailbox(header.mailbox));
+        if let Some(owner) = header.owner {
+            add_to(Holder::Owner(owner));
+        }
+        self.plan.inserts.push(Insert {
+            key,
+            previous,
+            source,
+            expires_at: header.expires_at,
+            is_delivered_told: false,
+        });
+        if let Some(topic) = header.topic {
+            self.topics.insert((header.mailbox, topic), Some(key));
+        }
+        self.names.insert(header.name(), Some(key));
+        self.rows.insert(key, Some(header));
+    }
+
+    /// What a holder has by now. Asked for, when it is not known.
+    fn account(&mut self, holder: Holder) -> Account {
+        *self.account_mut(holder)
+    }
+
+    fn account_mut(&mut self, holder: Holder) -> &mut Account {
+        self.accounts.entry(holder).or_insert_with(|| {
+            let known = self.known.accounts.get(&holder);
+            if known.is_none() {
+                self.asks.holders.push(holder);
+            }
+            known.copied().unwrap_or_default()
+        })
+    }
+
+    /// The key of the row with this name.
+    fn key_of(&self, name: &Name) -> Option<OrderKey> {
+        match self.names.get(name) {
+            Some(key) => *key,
+            None => self.learnt.names.get(name).copied(),
+        }
+    }
+
+    /// A row, unless it has left.
+    fn row(&self, key: OrderKey) -> Option<Header> {
+        match self.rows.get(&key) {
+            Some(header) => *header,
+            None => self.known.rows.get(&key).copied(),
+        }
+    }
+
+    /// The row of this name.
+    fn look_up(&self, name: &Name) -> Option<(OrderKey, Header)> {
+        let key = self.key_of(name)?;
+        Some((key, self.row(key)?))
+    }
+
+    /// Whether a row came within this batch.
+    fn is_new(&self, key: OrderKey) -> bool {
+        key.0 >= self.first_key
+    }
+
+    fn end(mut self) -> Folded {
+        if !self.asks.is_empty() {
+            self.asks.tidy();
+            self.asks.is_smallest = self.learnt.is_smallest;
+            return Folded::Asks(Box::new(self.asks));
+        }
+        let rows = &self.rows;
+        // Rows that came and left are not written; the others as they are to be.
+        self.plan.inserts.retain_mut(|insert| {
+            let Some(Some(header)) = rows.get(&insert.key) else {
+                return false;
+            };
+            insert.expires_at = header.expires_at;
+            insert.is_delivered_told = header.is_delivered_told;
+            true
+        });
+        self.plan.change = Change::between(self.known.held, self.held);
+        self.plan.happened.vouchers = self.plan.proofs.vouchers;
+        self.plan.happened.pins_evicted = self.plan.pins.evicted;
+        Folded::Plan(Box::new(self.plan))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,329 @@
+//! What the committer's connection reads: at the start its counters and the departures, and for each
+//! batch what a fold asks.
+//!
+//! Most answers come from the caches: working sets, owners, departures and nonces. What is not in
+//! them is read, and followed from then on.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteConnection;
+
+use super::columns::{Size, expiry_slot, slot_start, to_i64, to_u64};
+use super::errors::classify;
+use super::pages::bad_rows;
+use super::pins::read_known_pins;
+use super::recovery::read_known_proofs;
+use super::rows::{self, SELECT_OWNERS, SELECT_SETS};
+use super::working_set::{ENTRY_BYTES, Entry, WorkingSet, WorkingSets};
+use super::writer::Caches;
+use crate::clock::Timestamp;
+use crate::secrets::Secret;
+use crate::store::departures::Departures;
+use crate::store::engine::{
+    Account, Asked, CommitError, Header, HeldInAll, Holder, Known, RELIEF_ROWS_MAX,
+};
+use crate::store::model::OrderKey;
+
+/// The numbers that change with each transaction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Totals {
+    pub(super) next_key: i64,
+    pub(super) held: HeldInAll,
+    pub(super) commits: i64,
+}
+
+pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Result<Totals> {
+    let row = sqlx::query(
+        "SELECT blobs, device_sync, recovery_proofs, pins, bytes, receipts, commits, \
+         max((SELECT value FROM meta WHERE name = 'high_water'), \
+             (SELECT coalesce(max(seq), 0) FROM blob)) \
+         FROM usage WHERE one = 1",
+    )
+    .fetch_one(connection)
+    .await?;
+    let last_key: i64 = row.try_get(7)?;
+    Ok(Totals {
+        held: HeldInAll {
+            blobs: to_u64(row.try_get(0)?),
+            device_sync: to_u64(row.try_get(1)?),
+            recovery_proofs: to_u64(row.try_get(2)?),
+            pins: to_u64(row.try_get(3)?),
+            bytes: to_u64(row.try_get(4)?),
+            receipts: to_u64(row.try_get(5)?),
+        },
+        commits: row.try_get(6)?,
+        next_key: last_key + 1,
+    })
+}
+
+/// The departures that are still remembered.
+pub(super) async fn read_departures(
+    connection: &mut SqliteConnection,
+    (dedup, dedup_max): (Duration, u64),
+    now: Timestamp,
+) -> sqlx::Result<Departures> {
+    let mut departures = Departures::new(dedup, dedup_max);
+    let ends = sqlx::query(
+        "SELECT coalesce((SELECT min(n) FROM departed), 1), \
+         coalesce((SELECT max(n) FROM departed), 0)",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let (first, last): (i64, i64) = (ends.try_get(0)?, ends.try_get(1)?);
+    departures.set_table_from(first);
+    // What is too much for memory is not read at all.
+    let read_from = match dedup_max {
+        0 => first,
+        max => first.max(last - to_i64(max) + 1),
+    };
+    departures.skip_to(read_from);
+    let mut table = sqlx::query(
+        "SELECT n, left_at, mailbox64, id, checksum, expires_at FROM departed WHERE n >= ? ORDER BY n",
+    )
+    .bind(read_from)
+    .fetch(connection);
+    while let Some(row) = table.try_next().await? {
+        let (name, departed) = rows::departure(&row)?;
+        departures.load(row.try_get(0)?, name, departed);
+    }
+    drop(table);
+    departures.forget(now);
+    Ok(departures)
+}
+
+/// Answers what a fold asks, but for what the writer itself knows.
+pub(super) async fn answer(
+    connection: &mut SqliteConnection,
+    caches: &mut Caches,
+    secret: &Secret,
+    asked: &Asked,
+) -> Result<Known, CommitError> {
+    let mut known = Known::default();
+    read_accounts(connection, caches, asked, &mut known).await?;
+    for name in &asked.departed {
+        let departed = caches.departures.find(&name.0, &name.1);
+        known
+            .departed
+            .extend(departed.map(|departed| (*name, departed)));
+    }
+    caches.nonces.answer(&asked.nonces, &mut known.nonces);
+    let read = read_rows(connection, caches, secret, asked, &mut known);
+    read.await.map_err(|error| classify(&error))?;
+    Ok(known)
+}
+
+/// What mailboxes and owners have; reads those that are not in memory.
+async fn read_accounts(
+    connection: &mut SqliteConnection,
+    caches: &mut Caches,
+    asked: &Asked,
+    known: &mut Known,
+) -> Result<(), CommitError> {
+    let of_holders = asked.holders.iter().filter_map(|holder| match holder {
+        Holder::Mailbox(mailbox) => Some(mailbox),
+        Holder::Owner(_) => None,
+    });
+    let of_names = asked.names.iter().map(|(mailbox, _)| mailbox);
+    let mut missing: Vec<_> = of_holders
+        .chain(of_names)
+        .map(|mailbox| mailbox.prefix64())
+        .filter(|mailbox64| caches.sets.get(*mailbox64).is_none())
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    read_sets(connection, &mut caches.sets, &missing, asked.is_smallest).await?;
+    let owners = asked.holders.iter().filter_map(|holder| match holder {
+        Holder::Owner(owner) => Some(owner.prefix64()),
+        Holder::Mailbox(_) => None,
+    });
+    let mut missing: Vec<_> = owners.collect();
+    missing.retain(|owner64| caches.sets.owners.get(*owner64).is_none());
+    read_owners(connection, &mut caches.sets, &missing)
+        .await
+        .map_err(|error| classify(&error))?;
+    for holder in &asked.holders {
+        let account = match holder {
+            Holder::Mailbox(mailbox) => {
+                let set = caches.sets.peek(mailbox.prefix64());
+                set.map(WorkingSet::account)
+            }
+            Holder::Owner(owner) => caches.sets.owners.get(owner.prefix64()),
+        };
+        known.accounts.insert(*holder, account.unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// Reads the working sets of these mailboxes, which are not in memory.
+async fn read_sets(
+    connection: &mut SqliteConnection,
+    sets: &mut WorkingSets,
+    missing: &[i64],
+    is_smallest: bool,
+) -> Result<(), CommitError> {
+    let mut left = missing;
+    while let Some((query, later)) = SELECT_SETS.cut_keys(left) {
+        let mut read: HashMap<i64, WorkingSet> = left[..left.len() - later.len()]
+            .iter()
+            .map(|mailbox64| (*mailbox64, WorkingSet::default()))
+            .collect();
+        let mut entries = query.fetch(&mut *connection);
+        let mut count = 0;
+        while let Some(row) = entries.try_next().await.map_err(|e| classify(&e))? {
+            let (mailbox64, entry) = set_entry(&row).map_err(|e| classify(&e))?;
+            read.entry(mailbox64).or_default().insert(entry);
+            count += 1;
+            if !is_smallest && is_too_wide(sets, count) {
+                return Err(CommitError::TooWide);
+            }
+        }
+        drop(entries);
+        for (mailbox64, set) in read {
+            sets.put(mailbox64, set);
+        }
+        left = later;
+    }
+    Ok(())
+}
+
+/// Whether what the batch needs at once goes beyond twice the bound of all working sets. The old
+/// ones are only given up before the next questions, hence twice.
+fn is_too_wide(sets: &WorkingSets, entries: u64) -> bool {
+    sets.bytes() + entries * ENTRY_BYTES > 2 * sets.bytes_max()
+}
+
+fn set_entry(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<(i64, Entry)> {
+    let entry = Entry {
+        key: row.try_get(0)?,
+        id64: row.try_get(1)?,
+        size: Size(row.try_get(2)?),
+        expires_from: slot_start(row.try_get(3)?),
+    };
+    Ok((row.try_get(4)?, entry))
+}
+
+/// Reads what these owners have, who are not in memory.
+async fn read_owners(
+    connection: &mut SqliteConnection,
+    sets: &mut WorkingSets,
+    missing: &[i64],
+) -> sqlx::Result<()> {
+    let mut left = missing;
+    let mut read: HashMap<i64, Account> = missing
+        .iter()
+        .map(|owner64| (*owner64, Account::default()))
+        .collect();
+    while let Some((query, later)) = SELECT_OWNERS.cut_keys(left) {
+        let mut entries = query.fetch(&mut *connection);
+        while let Some(row) = entries.try_next().await? {
+            let size = Size(row.try_get(1)?);
+            let account = read.entry(row.try_get(0)?).or_default();
+            let expires_from = slot_start(row.try_get(2)?);
+            account.add(size.class(), size.charged_bytes(), expires_from);
+        }
+        left = later;
+    }
+    for (owner64, account) in read {
+        sets.owners.put(owner64, account);
+    }
+    Ok(())
+}
+
+/// Reads rows, proofs and pins.
+async fn read_rows(
+    connection: &mut SqliteConnection,
+    caches: &mut Caches,
+    secret: &Secret,
+    asked: &Asked,
+    known: &mut Known,
+) -> sqlx::Result<()> {
+    known.proofs = read_known_proofs(connection, asked).await?;
+    known.pins = read_known_pins(connection, asked).await?;
+    let mut keys: Vec<i64> = asked.keys.iter().map(|key| key.0).collect();
+    for (mailbox, id) in &asked.names {
+        if let Some(set) = caches.sets.peek(mailbox.prefix64()) {
+            keys.extend(set.find(secret.id64(id)));
+        }
+    }
+    keys.extend(rows::read_topics(connection, &asked.topics).await?);
+    keys.sort_unstable();
+    keys.dedup();
+    let headers = rows::read_headers(connection, &keys, secret).await?;
+    known.rows.extend(headers);
+    let bad = bad_rows(connection, &asked.doubtful, secret).await?;
+    let sound = asked.doubtful.iter().filter(|key| !bad.contains(key));
+    known.sound.extend(sound);
+    for (holder, now) in &asked.expired {
+        let expired = read_expired(connection, *holder, secret, *now).await?;
+        if expired.keys.is_empty() {
+            caches.look_again(*holder, expired.look_again_at(*now));
+        }
+        known.expired.insert(*holder, expired.keys);
+        known.rows.extend(expired.headers);
+    }
+    Ok(())
+}
+
+const EXPIRED_OF_MAILBOX: &str = "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
+     WHERE mailbox64 = ? AND expires_slot <= ? ORDER BY seq LIMIT ?";
+
+const EXPIRED_OF_OWNER: &str = "SELECT seq FROM blob INDEXED BY blob_by_owner \
+     WHERE owner64 = ? AND expires_slot <= ? ORDER BY seq LIMIT ?";
+
+/// What has expired of a full mailbox or owner.
+struct Expired {
+    keys: Vec<OrderKey>,
+    headers: Vec<(OrderKey, Header)>,
+    /// Nothing else expires before this moment.
+    earliest: Timestamp,
+}
+
+impl Expired {
+    /// A second later at the soonest, so that a full mailbox is not searched at every append.
+    fn look_again_at(&self, now: Timestamp) -> Timestamp {
+        self.earliest.max(now.plus(Duration::from_secs(1)))
+    }
+}
+
+/// Reads what has expired of one holder.
+async fn read_expired(
+    connection: &mut SqliteConnection,
+    holder: Holder,
+    secret: &Secret,
+    now: Timestamp,
+) -> sqlx::Result<Expired> {
+    let slot = expiry_slot(now);
+    let (sql, holder64) = match holder {
+        Holder::Mailbox(mailbox) => (EXPIRED_OF_MAILBOX, mailbox.prefix64()),
+        Holder::Owner(owner) => (EXPIRED_OF_OWNER, owner.prefix64()),
+    };
+    let found = sqlx::query(sql)
+        .bind(holder64)
+        .bind(slot)
+        .bind(to_i64(RELIEF_ROWS_MAX as u64))
+        .fetch_all(&mut *connection)
+        .await?;
+    let keys = found
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<sqlx::Result<Vec<i64>>>()?;
+    let headers = rows::read_headers(connection, &keys, secret).await?;
+    let is_all = keys.len() < RELIEF_ROWS_MAX;
+    let mut expired = Expired {
+        keys: Vec::new(),
+        headers: Vec::new(),
+        earliest: if is_all { slot_start(slot + 1) } else { now },
+    };
+    for (key, header) in &headers {
+        if header.expires_at <= now {
+            expired.keys.push(*key);
+        } else {
+            expired.earliest = expired.earliest.min(header.expires_at);
+        }
+    }
+    expired.headers = headers;
+    Ok(expired)
+}

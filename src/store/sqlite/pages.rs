@@ -1,0 +1,531 @@
+//! Reading: pages of mailboxes, and what is due to be removed. Only on read-only connections, so
+//! that no reader waits for the committer and none delays it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _};
+
+use super::columns::{
+    Kind, Size, expiry_slot, fixed, sql_version, timestamp, to_i64, to_u64, version_of,
+};
+use super::errors::is_damage;
+use super::open::reader_options;
+use super::pins::read_pins;
+use super::recovery::read_proofs;
+use super::rows::Sized;
+use crate::clock::Timestamp;
+use crate::ids::{BlobId, MailboxHash};
+use crate::secrets::Secret;
+use crate::store::engine::{Checksum, Pin};
+use crate::store::model::{
+    BacklogCursor, Class, Holding, OrderKey, PageBounds, ROW_OVERHEAD_BYTES, RecoveryPage,
+    StoredBlob, View,
+};
+
+/// Connections for pages. Each is a thread with 8 MiB of cache.
+const READERS: u32 = 3;
+
+/// How long a page waits for a connection.
+const READER_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Index entries that one step of a page looks at: as many as are asked for, within these.
+const SCAN_ROWS: (u32, u32) = (128, 1_024);
+
+static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT seq, size, expires_at, stored_at, mailbox, id, checksum, sealed, body, version, \
+         kind FROM blob WHERE seq IN (",
+        "?",
+        ")",
+    )
+});
+
+/// What mailboxes hold, from the index alone: mailbox64, rows, bytes, and rows that wait.
+pub(super) static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT mailbox64, count(*), sum(size >> 2), sum(expires_slot >= ?) \
+         FROM blob INDEXED BY blob_by_mailbox \
+         WHERE (1 << (size & 3)) & ? <> 0 AND mailbox64 IN (",
+        "?",
+        ") GROUP BY mailbox64",
+    )
+});
+
+/// The read-only connections.
+#[derive(Debug)]
+pub(super) struct Readers {
+    path: PathBuf,
+    pool: SqlitePool,
+}
+
+/// Which rows the next step of a page reads.
+#[derive(Debug, Default)]
+pub(super) struct Cut<C = OrderKey> {
+    /// In order, each with where it leaves the reader.
+    pub(super) entries: Vec<(i64, C)>,
+    /// Everything up to here was looked at.
+    pub(super) next: C,
+    /// Whether there is more behind that.
+    pub(super) more: bool,
+    /// Whether the next one is left out because it did not fit.
+    pub(super) is_full: bool,
+}
+
+/// An entry of an index.
+struct Entry<C> {
+    /// Where it leaves the reader.
+    cursor: C,
+    key: i64,
+    size: Size,
+    slot: i64,
+}
+
+impl<C: Copy> Cut<C> {
+    /// Which of the entries fit; `is_first` says that one is taken however large it is.
+    fn of(
+        entries: Vec<Entry<C>>,
+        after: C,
+        view: View,
+        bounds: PageBounds,
+        (is_first, now): (bool, Timestamp),
+    ) -> Self {
+        let mut cut = Self {
+            entries: Vec::new(),
+            next: after,
+            more: entries.len() >= scan_rows(bounds) as usize,
+            is_full: false,
+        };
+        let mut bytes = 0;
+        for entry in entries {
+            let size = entry.size;
+            let is_shown = view.shows(size.class());
+            if is_shown && entry.slot >= expiry_slot(now) {
+                let is_least = is_first && cut.entries.is_empty();
+                let fits = to_i64(cut.entries.len() as u64) < i64::from(bounds.blobs_max)
+                    && bytes + size.bytes() <= bounds.bytes_max;
+                if !fits && !is_least {
+                    (cut.more, cut.is_full) = (true, true);
+                    break;
+                }
+                bytes += size.bytes();
+                cut.entries.push((entry.key, entry.cursor));
+            }
+            cut.next = entry.cursor;
+        }
+        cut
+    }
+}
+
+/// How many index entries one step looks at.
+fn scan_rows(bounds: PageBounds) -> u32 {
+    let scan = bounds.blobs_max.saturating_add(1);
+    scan.clamp(SCAN_ROWS.0, SCAN_ROWS.1)
+}
+
+/// Rows of a page.
+#[derive(Default)]
+pub(super) struct Rows {
+    /// In order.
+    pub(super) read: Vec<Row>,
+    /// Rows that are there, and that could not be read or do not match their checksum; in order.
+    pub(super) doubtful: Vec<OrderKey>,
+}
+
+/// A row that matches its checksum, and whether it belongs to the mailbox that was asked for.
+pub(super) struct Row {
+    pub(super) blob: StoredBlob,
+    pub(super) is_ours: bool,
+}
+
+impl Readers {
+    pub(super) fn new(path: &Path) -> Self {
+        // Neither a lifetime nor an idle time: the pool then needs no task of its own.
+        let pool = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .test_before_acquire(false)
+            .acquire_timeout(READER_WAIT_MAX)
+            .connect_lazy_with(reader_options(path));
+        Self {
+            path: path.to_owned(),
+            pool,
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Reads something.
+    pub(super) async fn probe(&self) -> sqlx::Result<()> {
+        sqlx::query("SELECT count(*) FROM (SELECT 1 FROM blob LIMIT 1)")
+            .fetch_one(&self.pool)
+            .await
+            .map(drop)
+    }
+
+    /// From the index alone: which rows behind `after` fit within `bounds`. `is_first` says that
+    /// one is taken however large it is.
+    pub(super) async fn cut(
+        &self,
+        mailbox64: i64,
+        view: View,
+        after: OrderKey,
+        bounds: PageBounds,
+        is_first: bool,
+        now: Timestamp,
+    ) -> sqlx::Result<Cut> {
+        let rows = sqlx::query(
+            "SELECT seq, size, expires_slot FROM blob INDEXED BY blob_by_mailbox \
+             WHERE mailbox64 = ? AND seq > ? ORDER BY seq LIMIT ?",
+        )
+        .bind(mailbox64)
+        .bind(after.0)
+        .bind(i64::from(scan_rows(bounds)))
+        .fetch_all(&self.pool)
+        .await?;
+        let entries = rows.iter().map(|row| {
+            let key = row.try_get(0)?;
+            Ok(Entry {
+                cursor: OrderKey(key),
+                key,
+                size: Size(row.try_get(1)?),
+                slot: row.try_get(2)?,
+            })
+        });
+        let entries = entries.collect::<sqlx::Result<Vec<_>>>()?;
+        Ok(Cut::of(entries, after, view, bounds, (is_first, now)))
+    }
+
+    /// The same for what waits for a device, by version.
+    pub(super) async fn cut_backlog(
+        &self,
+        mailbox64: i64,
+        after: BacklogCursor,
+        bounds: PageBounds,
+        is_first: bool,
+        now: Timestamp,
+    ) -> sqlx::Result<Cut<BacklogCursor>> {
+        let rows = sqlx::query(
+            "SELECT seq, size, expires_slot, version FROM blob INDEXED BY blob_by_version \
+             WHERE mailbox64 = ? AND version IS NOT NULL AND (version, seq) > (?, ?) \
+             AND seq <= ? ORDER BY version, seq LIMIT ?",
+        )
+        .bind(mailbox64)
+        .bind(sql_version(after.version))
+        .bind(after.key.0)
+        .bind(after.up_to.0)
+        .bind(i64::from(scan_rows(bounds)))
+        .fetch_all(&self.pool)
+        .await?;
+        let entries = rows.iter().map(|row| {
+            let key = row.try_get(0)?;
+            Ok(Entry {
+                cursor: BacklogCursor {
+                    up_to: after.up_to,
+                    version: version_of(row.try_get(3)?),
+                    key: OrderKey(key),
+                },
+                key,
+                size: Size(row.try_get(1)?),
+                slot: row.try_get(2)?,
+            })
+        });
+        let entries = entries.collect::<sqlx::Result<Vec<_>>>()?;
+        let when = (is_first, now);
+        Ok(Cut::of(entries, after, View::DeviceSync, bounds, when))
+    }
+
+    /// The last key of a mailbox.
+    pub(super) async fn last_key(&self, mailbox64: i64) -> sqlx::Result<OrderKey> {
+        let row = sqlx::query(
+            "SELECT coalesce(max(seq), 0) FROM blob INDEXED BY blob_by_mailbox \
+             WHERE mailbox64 = ?",
+        )
+        .bind(mailbox64)
+        .fetch_one(&self.pool)
+        .await?;
+        row.try_get(0).map(OrderKey)
+    }
+
+    /// Reads these rows, in order, each checked against its checksum. What is gone is left out. A row
+    /// on a damaged page does not keep its neighbours from being read.
+    pub(super) async fn rows(
+        &self,
+        mailbox: &MailboxHash,
+        keys: &[i64],
+        secret: &Secret,
+    ) -> sqlx::Result<Rows> {
+        let mut rows = Rows::default();
+        match read_rows(&self.pool, mailbox, keys, secret, &mut rows).await {
+            Err(error) if is_damage(&error) => {
+                rows = Rows::default();
+                for key in keys {
+                    match read_rows(&self.pool, mailbox, &[*key], secret, &mut rows).await {
+                        Err(error) if is_damage(&error) => rows.doubtful.push(OrderKey(*key)),
+                        read => read?,
+                    }
+                }
+            }
+            read => read?,
+        }
+        rows.read.sort_unstable_by_key(|row| row.blob.key);
+        rows.doubtful.sort_unstable();
+        Ok(rows)
+    }
+
+    /// Which of these rows cannot be read, or do not match their checksum, on a connection that has
+    /// read nothing before.
+    pub(super) async fn bad_rows(
+        &self,
+        keys: &[OrderKey],
+        secret: &Secret,
+    ) -> sqlx::Result<Vec<OrderKey>> {
+        let mut connection = reader_options(&self.path).connect().await?;
+        let bad = bad_rows(&mut connection, keys, secret).await;
+        connection.close().await?;
+        bad
+    }
+
+    /// The keys of a mailbox between two keys, the second one included, that `view` sees.
+    pub(super) async fn keys_of(
+        &self,
+        mailbox64: i64,
+        view: View,
+        after: OrderKey,
+        up_to: OrderKey,
+        limit: u32,
+    ) -> sqlx::Result<Vec<OrderKey>> {
+        let rows = sqlx::query(
+            "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
+             WHERE mailbox64 = ? AND seq > ? AND seq <= ? AND (1 << (size & 3)) & ? <> 0 \
+             ORDER BY seq LIMIT ?",
+        )
+        .bind(mailbox64)
+        .bind(after.0)
+        .bind(up_to.0)
+        .bind(shown_classes(view))
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        keys(&rows)
+    }
+
+    /// What these mailboxes hold, those that hold something, by their prefixes.
+    pub(super) async fn holdings(
+        &self,
+        mailboxes: &[i64],
+        view: View,
+        now: Timestamp,
+    ) -> sqlx::Result<HashMap<i64, Holding>> {
+        let mut holdings = HashMap::new();
+        let mut left = mailboxes;
+        while let Some((query, later)) =
+            SELECT_HOLDINGS.cut_keys_after(&[expiry_slot(now), shown_classes(view)], left)
+        {
+            for row in query.fetch_all(&self.pool).await? {
+                let blobs = to_u64(row.try_get(1)?);
+                let holding = Holding {
+                    pending: u32::try_from(to_u64(row.try_get(3)?))
+                        .unwrap_or(u32::MAX)
+                        .min(Holding::PENDING_MAX),
+                    blobs,
+                    bytes: to_u64(row.try_get(2)?) + blobs * ROW_OVERHEAD_BYTES,
+                };
+                holdings.insert(row.try_get(0)?, holding);
+            }
+            left = later;
+        }
+        Ok(holdings)
+    }
+
+    /// The keys of an owner's messages between two keys, the second one included.
+    pub(super) async fn keys_of_owner(
+        &self,
+        owner64: i64,
+        after: OrderKey,
+        up_to: OrderKey,
+        limit: u32,
+    ) -> sqlx::Result<Vec<OrderKey>> {
+        let rows = sqlx::query(
+            "SELECT seq FROM blob INDEXED BY blob_by_owner \
+             WHERE owner64 = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+        )
+        .bind(owner64)
+        .bind(after.0)
+        .bind(up_to.0)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        keys(&rows)
+    }
+
+    /// What is known about these recovery keys.
+    pub(super) async fn proofs(
+        &self,
+        key_hashes: &[[u8; 32]],
+        bytes_max: u64,
+        now: Timestamp,
+    ) -> sqlx::Result<RecoveryPage> {
+        read_proofs(&self.pool, key_hashes, bytes_max, now).await
+    }
+
+    /// The pins of some mailboxes, those that there are.
+    pub(super) async fn pins(
+        &self,
+        mailboxes: &[MailboxHash],
+    ) -> sqlx::Result<HashMap<MailboxHash, Pin>> {
+        let mut connection = self.pool.acquire().await?;
+        read_pins(&mut connection, mailboxes).await
+    }
+
+    /// The largest order key that was ever given out.
+    pub(super) async fn horizon(&self) -> sqlx::Result<OrderKey> {
+        let row = sqlx::query("SELECT value FROM meta WHERE name = 'high_water'")
+            .fetch_one(&self.pool)
+            .await?;
+        row.try_get(0).map(OrderKey)
+    }
+
+    /// Rows of slots before this one, all of them expired, the oldest slot first.
+    pub(super) async fn expired_before(
+        &self,
+        slot: i64,
+        limit: u32,
+    ) -> sqlx::Result<Vec<OrderKey>> {
+        let rows = sqlx::query(
+            "SELECT seq FROM blob INDEXED BY blob_by_expiry \
+             WHERE expires_slot < ? ORDER BY expires_slot LIMIT ?",
+        )
+        .bind(slot)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        keys(&rows)
+    }
+
+    /// The expiry of a row of the first slot.
+    pub(super) async fn next_expiry(&self) -> sqlx::Result<Option<Timestamp>> {
+        let row = sqlx::query(
+            "SELECT expires_at FROM blob INDEXED BY blob_by_expiry \
+             ORDER BY expires_slot LIMIT 1",
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| timestamp(&row, 0)).transpose()
+    }
+
+    /// Rows of one slot behind a key, with their expiries.
+    pub(super) async fn of_slot(
+        &self,
+        slot: i64,
+        after: OrderKey,
+        limit: u32,
+    ) -> sqlx::Result<Vec<(OrderKey, Timestamp)>> {
+        let rows = sqlx::query(
+            "SELECT seq, expires_at FROM blob INDEXED BY blob_by_expiry \
+             WHERE expires_slot = ? AND seq > ? ORDER BY seq LIMIT ?",
+        )
+        .bind(slot)
+        .bind(after.0)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| Ok((OrderKey(row.try_get(0)?), timestamp(row, 1)?)))
+            .collect()
+    }
+}
+
+/// One bit for each class that is shown.
+fn shown_classes(view: View) -> i64 {
+    let shown = Class::ALL.into_iter().filter(|class| view.shows(*class));
+    shown.map(|class| 1 << class as u8).sum()
+}
+
+fn keys(rows: &[SqliteRow]) -> sqlx::Result<Vec<OrderKey>> {
+    rows.iter()
+        .map(|row| row.try_get(0).map(OrderKey))
+        .collect()
+}
+
+/// Reads rows as far as that succeeds.
+async fn read_rows(
+    pool: &SqlitePool,
+    mailbox: &MailboxHash,
+    mut keys: &[i64],
+    secret: &Secret,
+    rows: &mut Rows,
+) -> sqlx::Result<()> {
+    while let Some((query, later)) = SELECT_ROWS.cut_keys(keys) {
+        for row in query.fetch_all(pool).await? {
+            match sound(&row, secret)? {
+                Some((blob, of)) => rows.read.push(Row {
+                    blob,
+                    is_ours: of == *mailbox,
+                }),
+                None => rows.doubtful.push(OrderKey(row.try_get(0)?)),
+            }
+        }
+        keys = later;
+    }
+    Ok(())
+}
+
+/// Which of these rows cannot be read, or do not match their checksum.
+pub(super) async fn bad_rows(
+    connection: &mut SqliteConnection,
+    keys: &[OrderKey],
+    secret: &Secret,
+) -> sqlx::Result<Vec<OrderKey>> {
+    let mut bad = Vec::new();
+    for key in keys {
+        let Some((query, _)) = SELECT_ROWS.cut_keys(&[key.0]) else {
+            continue;
+        };
+        let read = query.fetch_optional(&mut *connection).await;
+        let is_bad = read.and_then(|row| match row {
+            Some(row) => Ok(sound(&row, secret)?.is_none()),
+            None => Ok(false),
+        });
+        match is_bad {
+            Ok(false) => {}
+            Ok(true) => bad.push(*key),
+            Err(error) if is_damage(&error) => bad.push(*key),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bad)
+}
+
+/// A row and its mailbox; `None` when it does not match its checksum.
+fn sound(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Option<(StoredBlob, MailboxHash)>> {
+    let size = Size(row.try_get(1)?);
+    let of = MailboxHash::from_bytes(fixed(row, 4)?);
+    let id = BlobId::from_bytes(fixed(row, 5)?);
+    let checksum: Checksum = fixed(row, 6)?;
+    let version: Option<i64> = row.try_get(9)?;
+    let kind = Kind::read(row, 10)?;
+    let (sealed, body): (Vec<u8>, Vec<u8>) = (row.try_get(7)?, row.try_get(8)?);
+    if secret.checksum(&of, &id, &body) != checksum {
+        return Ok(None);
+    }
+    let blob = StoredBlob {
+        key: OrderKey(row.try_get(0)?),
+        id,
+        class: size.class(),
+        version: version.map(version_of),
+        wants_receipts: kind.wants_receipts(),
+        is_delivered_told: kind.is_delivered_told(),
+        stored_at: timestamp(row, 3)?,
+        expires_at: timestamp(row, 2)?,
+        sealed: sealed.into(),
+        body: body.into(),
+    };
+    Ok(Some((blob, of)))
+}

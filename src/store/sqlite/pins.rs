@@ -1,0 +1,135 @@
+//! The SQL of pins.
+//!
+//! Whether a mailbox is pinned is one read by primary key: some tens of microseconds, asked once
+//! for each opening without a proof. A set in memory would be faster, at 30 to 50 MiB for a million
+//! pins and the time to load them at each start.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::columns::{fixed, timestamp, to_i64};
+use super::rows::Sized;
+use crate::ids::MailboxHash;
+use crate::store::engine::{Asked, CANDIDATES, KnownPins, Pin, PinPlan};
+
+static SELECT_PINS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT mailbox, is_often, last_used FROM pin WHERE mailbox IN (",
+        "?",
+        ")",
+    )
+});
+
+static WRITE_PINS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "INSERT OR REPLACE INTO pin (mailbox, mailbox64, is_often, last_used) VALUES ",
+        "(?,?,?,?)",
+        "",
+    )
+});
+
+static DELETE_PINS: LazyLock<Sized> =
+    LazyLock::new(|| Sized::new("DELETE FROM pin WHERE mailbox IN (", "?", ")"));
+
+/// Those that may go, by `pins::rank`, then by last use.
+const SELECT_TO_GO: &str = "SELECT mailbox FROM ( \
+       SELECT * FROM (SELECT mailbox, mailbox64, is_often, last_used FROM pin \
+         INDEXED BY pin_by_use WHERE is_often = 0 ORDER BY last_used, mailbox LIMIT ?1) \
+       UNION ALL \
+       SELECT * FROM (SELECT mailbox, mailbox64, is_often, last_used FROM pin \
+         INDEXED BY pin_by_use WHERE is_often = 1 ORDER BY last_used, mailbox LIMIT ?1) \
+     ) AS old \
+     ORDER BY CASE WHEN EXISTS (SELECT 1 FROM blob INDEXED BY blob_by_mailbox \
+       WHERE blob.mailbox64 = old.mailbox64) THEN 2 ELSE is_often END, last_used, mailbox \
+     LIMIT ?2";
+
+/// The pins of some mailboxes, those that there are.
+pub(super) async fn read_pins(
+    connection: &mut SqliteConnection,
+    mailboxes: &[MailboxHash],
+) -> sqlx::Result<HashMap<MailboxHash, Pin>> {
+    let mut pins = HashMap::new();
+    let mut left = mailboxes;
+    while let Some((mut query, now, later)) = SELECT_PINS.cut(left) {
+        for mailbox in now {
+            query = query.bind(mailbox.as_bytes().to_vec());
+        }
+        for row in query.fetch_all(&mut *connection).await? {
+            let (mailbox, pin) = pin(&row)?;
+            pins.insert(mailbox, pin);
+        }
+        left = later;
+    }
+    Ok(pins)
+}
+
+/// What a batch asks about pins.
+pub(super) async fn read_known_pins(
+    connection: &mut SqliteConnection,
+    asked: &Asked,
+) -> sqlx::Result<KnownPins> {
+    let mut known = KnownPins {
+        pins: read_pins(connection, &asked.pins).await?,
+        ..KnownPins::default()
+    };
+    let wanted = asked.pins_to_go;
+    if wanted > 0 {
+        let rows = sqlx::query(SELECT_TO_GO)
+            .bind(to_i64(wanted.max(CANDIDATES as u64)))
+            .bind(to_i64(wanted))
+            .fetch_all(connection)
+            .await?;
+        known.are_all = (rows.len() as u64) < wanted;
+        for row in &rows {
+            let mailbox = MailboxHash::from_bytes(fixed(row, 0)?);
+            known.to_go.push_back(mailbox);
+        }
+    }
+    Ok(known)
+}
+
+fn pin(row: &SqliteRow) -> sqlx::Result<(MailboxHash, Pin)> {
+    let pin = Pin {
+        is_often: row.try_get(1)?,
+        last_used: timestamp(row, 2)?,
+    };
+    Ok((MailboxHash::from_bytes(fixed(row, 0)?), pin))
+}
+
+/// Writes what a plan does.
+pub(super) async fn write_pins(
+    connection: &mut SqliteConnection,
+    plan: &PinPlan,
+) -> sqlx::Result<()> {
+    let (mut kept, mut gone) = (Vec::new(), Vec::new());
+    for (mailbox, pin) in &plan.changed {
+        match pin {
+            Some(pin) => kept.push((*mailbox, *pin)),
+            None => gone.push(*mailbox),
+        }
+    }
+    let mut left = kept.as_slice();
+    while let Some((mut query, now, later)) = WRITE_PINS.cut(left) {
+        for (mailbox, pin) in now {
+            query = query
+                .bind(mailbox.as_bytes().to_vec())
+                .bind(mailbox.prefix64())
+                .bind(pin.is_often)
+                .bind(to_i64(pin.last_used.millis()));
+        }
+        query.execute(&mut *connection).await?;
+        left = later;
+    }
+    let mut left = gone.as_slice();
+    while let Some((mut query, now, later)) = DELETE_PINS.cut(left) {
+        for mailbox in now {
+            query = query.bind(mailbox.as_bytes().to_vec());
+        }
+        query.execute(&mut *connection).await?;
+        left = later;
+    }
+    Ok(())
+}

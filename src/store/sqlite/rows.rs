@@ -1,0 +1,354 @@
+//! The SQL of rows: statements over a fixed number of them.
+//!
+//! Every statement is a round trip to the connection's thread, so there are few and large ones. A
+//! statement exists for 1, 10 and 100 rows each, so that the cache of prepared statements hits.
+
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+
+use super::columns::{Kind, Size, fixed, timestamp, to_i64};
+use super::errors::is_damage;
+use crate::clock::Timestamp;
+use crate::ids::{BlobId, MailboxHash, Topic};
+use crate::secrets::Secret;
+use crate::store::engine::{Departed, Departure, Header};
+use crate::store::model::OrderKey;
+
+/// A query with its arguments.
+pub(super) type Query = sqlx::query::Query<'static, sqlx::Sqlite, SqliteArguments>;
+
+/// One statement in the three sizes.
+pub(super) struct Sized {
+    texts: [(usize, String); 3],
+}
+
+impl Sized {
+    /// `part` once for each row between `head` and `tail`.
+    pub(super) fn new(head: &str, part: &str, tail: &str) -> Self {
+        let texts = [100, 10, 1].map(|rows| {
+            let parts = vec![part; rows].join(",");
+            (rows, format!("{head}{parts}{tail}"))
+        });
+        Self { texts }
+    }
+
+    /// The statement for so many rows.
+    #[cfg(test)]
+    pub(super) fn text(&self, rows: usize) -> &str {
+        let sized = self.texts.iter().find(|(size, _)| *size == rows);
+        sized.map_or("", |(_, text)| text)
+    }
+
+    /// The first rows of `rows` that one statement takes, exactly as many as it is for.
+    pub(super) fn cut<'a, T>(&'static self, rows: &'a [T]) -> Option<(Query, &'a [T], &'a [T])> {
+        let (size, text) = self.texts.iter().find(|(size, _)| *size <= rows.len())?;
+        let (now, later) = rows.split_at_checked(*size)?;
+        Some((sqlx::query(text.as_str()), now, later))
+    }
+
+    /// The same for a list of keys, where the last statement may be for more keys than there are:
+    /// what is not bound is NULL and equals nothing.
+    pub(super) fn cut_keys<'a>(&'static self, keys: &'a [i64]) -> Option<(Query, &'a [i64])> {
+        self.cut_keys_after(&[], keys)
+    }
+
+    /// The same with arguments that come before the keys.
+    pub(super) fn cut_keys_after<'a>(
+        &'static self,
+        first: &[i64],
+        keys: &'a [i64],
+    ) -> Option<(Query, &'a [i64])> {
+        let [(most, _), ..] = &self.texts;
+        let (now, later) = keys.split_at_checked(keys.len().min(*most))?;
+        let (_, text) = self
+            .texts
+            .iter()
+            .rev()
+            .find(|(size, _)| *size >= now.len())?;
+        if now.is_empty() {
+            return None;
+        }
+        let query = first
+            .iter()
+            .chain(now)
+            .fold(sqlx::query(text.as_str()), |query, key| query.bind(*key));
+        Some((query, later))
+    }
+}
+
+static INSERT_DEPARTED: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "INSERT INTO departed (n, left_at, mailbox64, id, checksum, expires_at) VALUES ",
+        "(?,?,?,?,?,?)",
+        "",
+    )
+});
+
+static DELETE_BLOBS: LazyLock<Sized> =
+    LazyLock::new(|| Sized::new("DELETE FROM blob WHERE seq IN (", "?", ")"));
+
+const COPY_CORRUPT: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, \
+     expires_slot, kind, expires_at, stored_at, mailbox, id, checksum, topic64, owner64, owner, \
+     version, sealed, body) \
+     SELECT seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, mailbox, id, \
+     checksum, topic64, owner64, owner, version, sealed, body FROM blob WHERE seq = ?";
+
+/// The same without what lies on pages of its own.
+const COPY_CORRUPT_HEADER: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, \
+     expires_slot, kind, expires_at, stored_at, mailbox, id, checksum) \
+     SELECT seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, mailbox, id, \
+     checksum FROM blob WHERE seq = ?";
+
+static SELECT_HEADERS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT seq, size, expires_at, mailbox, id, checksum, owner, kind, topic64 \
+         FROM blob WHERE seq IN (",
+        "?",
+        ")",
+    )
+});
+
+/// The rows of topics, given with their mailboxes: mailbox64, topic64 and seq.
+pub(super) static SELECT_TOPICS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT mailbox64, topic64, seq FROM (VALUES ",
+        "(?,?)",
+        ") AS asked CROSS JOIN blob INDEXED BY blob_by_topic \
+         WHERE mailbox64 = asked.column1 AND topic64 = asked.column2 AND topic64 IS NOT NULL",
+    )
+});
+
+/// The index entries of owners: owner64, size and expires_slot.
+pub(super) static SELECT_OWNERS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT owner64, size, expires_slot FROM blob INDEXED BY blob_by_owner \
+         WHERE owner64 IN (",
+        "?",
+        ")",
+    )
+});
+
+/// The index entries of mailboxes: seq, id64, size, expires_slot and, last, mailbox64.
+pub(super) static SELECT_SETS: LazyLock<Sized> = LazyLock::new(|| {
+    Sized::new(
+        "SELECT seq, id64, size, expires_slot, mailbox64 FROM blob INDEXED BY blob_by_mailbox \
+         WHERE mailbox64 IN (",
+        "?",
+        ")",
+    )
+});
+
+/// Reads the headers of these rows; what is not there is left out.
+pub(super) async fn read_headers(
+    connection: &mut SqliteConnection,
+    mut keys: &[i64],
+    secret: &Secret,
+) -> sqlx::Result<Vec<(OrderKey, Header)>> {
+    let mut headers = Vec::with_capacity(keys.len());
+    while let Some((query, later)) = SELECT_HEADERS.cut_keys(keys) {
+        for row in query.fetch_all(&mut *connection).await? {
+            headers.push((OrderKey(row.try_get(0)?), header(&row, secret)?));
+        }
+        keys = later;
+    }
+    Ok(headers)
+}
+
+fn header(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Header> {
+    let size = Size(row.try_get(1)?);
+    let kind = Kind::read(row, 7)?;
+    let topic: Option<i64> = row.try_get(8)?;
+    let is_asking = kind.wants_receipts();
+    Ok(Header {
+        mailbox: MailboxHash::from_bytes(fixed(row, 3)?),
+        id: BlobId::from_bytes(fixed(row, 4)?),
+        class: size.class(),
+        bytes: size.bytes(),
+        checksum: fixed(row, 5)?,
+        expires_at: timestamp(row, 2)?,
+        owner: if is_asking { None } else { owner(row, 6)? },
+        topic: topic.map(Topic::from_prefix64),
+        receipt_to: if is_asking {
+            sealed_receipt_to(row, 6, secret)?
+        } else {
+            None
+        },
+        is_delivered_told: kind.is_delivered_told(),
+    })
+}
+
+/// Where the receipts of a row go, if that can still be read.
+fn sealed_receipt_to(
+    row: &SqliteRow,
+    column: usize,
+    secret: &Secret,
+) -> sqlx::Result<Option<MailboxHash>> {
+    let sealed: Option<&[u8]> = row.try_get(column)?;
+    Ok(sealed.and_then(|sealed| secret.unseal_receipt_to(sealed).ok()))
+}
+
+/// The owner of a row, if it has one that reads as one.
+fn owner(row: &SqliteRow, column: usize) -> sqlx::Result<Option<MailboxHash>> {
+    let bytes: Option<&[u8]> = row.try_get(column)?;
+    let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+    Ok(bytes.map(MailboxHash::from_bytes))
+}
+
+/// Reads the keys of the rows of these topics, given with their mailboxes.
+pub(super) async fn read_topics(
+    connection: &mut SqliteConnection,
+    mut topics: &[(MailboxHash, Topic)],
+) -> sqlx::Result<Vec<i64>> {
+    let mut found = Vec::new();
+    while let Some((mut query, now, later)) = SELECT_TOPICS.cut(topics) {
+        for (mailbox, topic) in now {
+            query = query.bind(mailbox.prefix64()).bind(topic.prefix64());
+        }
+        for row in query.fetch_all(&mut *connection).await? {
+            found.push(row.try_get(2)?);
+        }
+        topics = later;
+    }
+    Ok(found)
+}
+
+/// Deletes these rows.
+pub(super) async fn delete_blobs(
+    connection: &mut SqliteConnection,
+    mut keys: &[i64],
+) -> sqlx::Result<()> {
+    while let Some((query, later)) = DELETE_BLOBS.cut_keys(keys) {
+        query.execute(&mut *connection).await?;
+        keys = later;
+    }
+    Ok(())
+}
+
+/// Corrupt rows that are kept, the newest ones: with bodies of 1 MiB this is 100 MiB.
+const CORRUPT_ROWS_MAX: i64 = 100;
+
+/// Which of these rows are on damaged pages. Asked outside of a transaction that writes: such a
+/// failure within one leaves it unfit for anything else.
+pub(super) async fn damaged(
+    connection: &mut SqliteConnection,
+    keys: &[i64],
+) -> sqlx::Result<HashSet<i64>> {
+    let mut damaged = HashSet::new();
+    for key in keys {
+        let read = sqlx::query("SELECT sealed, body FROM blob WHERE seq = ?")
+            .bind(*key)
+            .fetch_optional(&mut *connection)
+            .await;
+        match read {
+            Ok(_) => {}
+            Err(error) if is_damage(&error) => {
+                damaged.insert(*key);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(damaged)
+}
+
+/// Moves these rows to the corrupt ones, the `damaged` ones without their bodies.
+pub(super) async fn set_aside(
+    connection: &mut SqliteConnection,
+    keys: &[i64],
+    damaged: &HashSet<i64>,
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    for key in keys {
+        let copy = if damaged.contains(key) {
+            COPY_CORRUPT_HEADER
+        } else {
+            COPY_CORRUPT
+        };
+        sqlx::query(copy)
+            .bind(*key)
+            .execute(&mut *connection)
+            .await?;
+    }
+    delete_blobs(connection, keys).await?;
+    sqlx::query("UPDATE corrupt SET set_aside_at = ? WHERE set_aside_at IS NULL")
+        .bind(to_i64(now.millis()))
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(
+        "DELETE FROM corrupt WHERE seq <= \
+         (SELECT seq FROM corrupt ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+    )
+    .bind(CORRUPT_ROWS_MAX)
+    .execute(&mut *connection)
+    .await?;
+    Ok(())
+}
+
+/// Writes down what left; the first gets `first_number`.
+pub(super) async fn insert_departures(
+    connection: &mut SqliteConnection,
+    departures: &[Departure],
+    first_number: i64,
+) -> sqlx::Result<()> {
+    let rows: Vec<_> = (first_number..).zip(departures).collect();
+    let mut rows = rows.as_slice();
+    while let Some((mut query, now, later)) = INSERT_DEPARTED.cut(rows) {
+        for (number, departure) in now {
+            let departed = &departure.departed;
+            query = query
+                .bind(*number)
+                .bind(to_i64(departed.left_at.millis()))
+                .bind(departure.mailbox.prefix64())
+                .bind(departure.id.as_bytes().to_vec())
+                .bind(departed.checksum.to_vec())
+                .bind(to_i64(departed.expires_at.millis()));
+        }
+        query.execute(&mut *connection).await?;
+        rows = later;
+    }
+    Ok(())
+}
+
+/// A departure as the table has it: left_at, mailbox64, id, checksum, expires_at, after its number.
+pub(super) fn departure(row: &SqliteRow) -> sqlx::Result<((i64, BlobId), Departed)> {
+    let departed = Departed {
+        left_at: timestamp(row, 1)?,
+        checksum: fixed(row, 4)?,
+        expires_at: timestamp(row, 5)?,
+    };
+    let id = BlobId::from_bytes(fixed(row, 3)?);
+    Ok(((row.try_get(2)?, id), departed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static KEYS: LazyLock<Sized> = LazyLock::new(|| Sized::new("x IN (", "?", ")"));
+
+    #[test]
+    fn rows_are_cut_into_the_sizes_that_there_are() {
+        let rows: Vec<_> = (0..123).collect();
+        let mut rows = rows.as_slice();
+        let mut sizes = Vec::new();
+        while let Some((_, now, later)) = KEYS.cut(rows) {
+            sizes.push(now.len());
+            rows = later;
+        }
+        assert_eq!(sizes, [100, 10, 10, 1, 1, 1]);
+    }
+
+    #[test]
+    fn keys_are_cut_into_few_statements() {
+        let keys: Vec<_> = (0..113).collect();
+        let mut keys = keys.as_slice();
+        let mut left = Vec::new();
+        while let Some((_, later)) = KEYS.cut_keys(keys) {
+            left.push(later.len());
+            keys = later;
+        }
+        assert_eq!(left, [13, 0]);
+    }
+}

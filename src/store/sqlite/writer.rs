@@ -1,0 +1,474 @@
+//! The committer's hands: one plan becomes one SQLite transaction.
+//!
+//! Answer what a fold asks (`known`), write the plan, commit, and only then let the caches follow.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection as _, Row as _};
+use tracing::warn;
+
+use super::blobs::{change_blobs, insert_blobs};
+use super::columns::{Size, to_i64};
+use super::disk::DiskWatch;
+use super::errors::{classify, classify_commit, code, primary_code, words};
+use super::known::{Totals, answer, read_departures, read_totals};
+use super::nonces::{Nonces, Over, write_nonces};
+use super::open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
+use super::pins::write_pins;
+use super::recovery::write_proofs;
+use super::rows;
+use super::working_set::{Entry, WORKING_SETS_BYTES_MAX, WorkingSets};
+use crate::clock::Timestamp;
+use crate::metrics::Metrics;
+use crate::secrets::Secret;
+use crate::store::StoreError;
+use crate::store::departures::Departures;
+use crate::store::engine::{
+    Asked, CommitError, Departure, Engine, Header, HeldInAll, Holder, Known, Plan, TookPlace, Write,
+};
+use crate::store::model::OrderKey;
+use crate::store::tally::as_float;
+
+/// Rows of `departed` that one slice of housekeeping deletes.
+const TRIM_ROWS: usize = 1_000;
+
+/// Free pages that the database keeps for what comes next: 8 MiB.
+const FREE_PAGES_KEPT: i64 = 1_024;
+
+/// The committer's connection and all that it remembers.
+pub(super) struct SqliteWriter {
+    path: PathBuf,
+    secret: Secret,
+    /// `None` after a failed write, until it is reopened.
+    connection: Option<SqliteConnection>,
+    caches: Caches,
+    totals: Totals,
+    disk: DiskWatch,
+    /// Of a plan whose commit failed with an unknown end.
+    unsettled: Option<Vec<Departure>>,
+    metrics: Arc<Metrics>,
+    /// Until the connection is closed the data directory stays ours.
+    _lock: Arc<DataDirLock>,
+}
+
+/// Facts that are remembered, because this process is the database's only writer.
+pub(super) struct Caches {
+    pub(super) sets: WorkingSets,
+    pub(super) departures: Departures,
+    pub(super) nonces: Nonces,
+}
+
+impl Caches {
+    /// Nothing of this holder expires before then.
+    pub(super) fn look_again(&mut self, holder: Holder, at: Timestamp) {
+        match holder {
+            Holder::Mailbox(mailbox) => self.sets.set_earliest_expiry(mailbox.prefix64(), at),
+            Holder::Owner(owner) => self.sets.owners.set_earliest_expiry(owner.prefix64(), at),
+        }
+    }
+
+    /// A plan is durable.
+    fn follow(&mut self, batch: &[&Write], plan: &Plan, secret: &Secret) {
+        for row in plan.new_rows(batch) {
+            let envelope = row.envelope;
+            let bytes = envelope.sealed.len() + envelope.body.len();
+            let entry = Entry {
+                key: row.key.0,
+                id64: secret.id64(&envelope.id),
+                size: Size::new(bytes, envelope.class),
+                expires_from: row.expires_at,
+            };
+            self.sets.insert(envelope.mailbox.prefix64(), entry);
+            if let Some(owner) = crate::store::plan::owner_of(envelope) {
+                let charged = envelope.charged_bytes();
+                self.sets.owners.change(owner.hash.prefix64(), |account| {
+                    account.add(envelope.class, charged, row.expires_at);
+                });
+            }
+        }
+        for (key, header) in plan.deletes.iter().chain(&plan.set_aside) {
+            self.leave(*key, header, secret);
+        }
+        self.departures.remember(&plan.departures);
+    }
+
+    fn leave(&mut self, key: OrderKey, header: &Header, secret: &Secret) {
+        let bytes = usize::try_from(header.bytes).unwrap_or(usize::MAX);
+        let size = Size::new(bytes, header.class);
+        let id64 = secret.id64(&header.id);
+        self.sets
+            .remove(header.mailbox.prefix64(), key.0, id64, size);
+        if let Some(owner) = header.owner {
+            self.sets.owners.change(owner.prefix64(), |account| {
+                account.remove(header.class, header.charged_bytes());
+            });
+        }
+    }
+}
+
+/// Where a transaction failed.
+enum Failure {
+    /// Before its COMMIT: it did not happen.
+    Before(sqlx::Error),
+    /// At its COMMIT.
+    At(sqlx::Error),
+}
+
+impl SqliteWriter {
+    /// The writer over a connection that was just opened; reads the counters and what is remembered.
+    pub(super) async fn new(
+        options: &SqliteOptions,
+        path: PathBuf,
+        mut connection: SqliteConnection,
+        lock: Arc<DataDirLock>,
+    ) -> Result<Self, OpenError> {
+        let loaded = async {
+            let totals = read_totals(&mut connection).await?;
+            let remembered = (options.dedup, options.dedup_max);
+            let departures = read_departures(&mut connection, remembered, options.now).await?;
+            Ok((totals, departures, Nonces::read(&mut connection).await?))
+        };
+        let (totals, departures, nonces) = loaded.await.map_err(|error| describe(&path, &error))?;
+        let writer = Self {
+            disk: DiskWatch::new(&options.data_dir, options.free_bytes_min),
+            path,
+            secret: options.secret.clone(),
+            connection: Some(connection),
+            caches: Caches {
+                sets: WorkingSets::new(WORKING_SETS_BYTES_MAX),
+                departures,
+                nonces,
+            },
+            totals,
+            unsettled: None,
+            metrics: Arc::clone(&options.metrics),
+            _lock: lock,
+        };
+        writer.show(options.now);
+        Ok(writer)
+    }
+
+    pub(super) fn held(&self) -> HeldInAll {
+        self.totals.held
+    }
+
+    /// Writes a plan in one transaction. Departures are trimmed in step with those that come, so that
+    /// the table does not grow between two sweeps; nonces likewise.
+    async fn write(
+        &mut self,
+        batch: &[&Write],
+        plan: &Plan,
+        (trim_to, over): (Option<i64>, &Over),
+    ) -> Result<(), Failure> {
+        let Some(connection) = &mut self.connection else {
+            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
+        };
+        let first_departure = self.caches.departures.next_number();
+        let commits = self.totals.commits + 1;
+        let deletes: Vec<_> = plan.deletes.iter().map(|(key, _)| key.0).collect();
+        let aside: Vec<_> = plan.set_aside.iter().map(|(key, _)| key.0).collect();
+        let body = async {
+            let damaged = rows::damaged(connection, &aside).await?;
+            begin(connection, plan, commits).await?;
+            insert_blobs(connection, plan, batch, &self.secret).await?;
+            rows::delete_blobs(connection, &deletes).await?;
+            change_blobs(connection, plan).await?;
+            if !aside.is_empty() {
+                rows::set_aside(connection, &aside, &damaged, plan.now).await?;
+            }
+            rows::insert_departures(connection, &plan.departures, first_departure).await?;
+            write_pins(connection, &plan.pins).await?;
+            write_proofs(connection, &plan.proofs, batch).await?;
+            write_nonces(connection, &plan.nonces, &over.nonces).await?;
+            trim_departures(connection, trim_to).await
+        };
+        if let Err(error) = body.await {
+            return Err(Failure::Before(error));
+        }
+        execute(connection, "COMMIT").await.map_err(Failure::At)
+    }
+
+    /// Undoes what a failed transaction left. What its failure means, and whether it failed at its
+    /// COMMIT with an unknown end.
+    async fn fail(&mut self, failure: Failure) -> (CommitError, bool) {
+        let (error, was_commit) = match failure {
+            Failure::Before(error) => (classify(&error), false),
+            Failure::At(error) => (classify_commit(&error), true),
+        };
+        let (Some(connection), false) = (
+            &mut self.connection,
+            matches!(error, CommitError::Unknown(_)),
+        ) else {
+            return (error, was_commit);
+        };
+        match execute(connection, "ROLLBACK").await {
+            Ok(()) => (error, false),
+            // SQLite has rolled back by itself; it says so with its general code.
+            Err(rollback) if primary_code(&rollback) == Some(code::ERROR) => (error, false),
+            Err(rollback) => (CommitError::Unknown(words(&rollback)), was_commit),
+        }
+    }
+
+    fn forget(&mut self, now: Timestamp) {
+        let early = self.caches.departures.forget(now);
+        self.metrics.dedup_forgotten_total.increment(early);
+    }
+
+    fn show(&self, now: Timestamp) {
+        let (metrics, caches) = (&self.metrics, &self.caches);
+        metrics
+            .dedup_remembered
+            .set(as_float(caches.departures.len() as u64));
+        metrics
+            .dedup_memory_seconds
+            .set(caches.departures.reach(now).as_secs_f64());
+        metrics
+            .working_sets_bytes
+            .set(as_float(caches.sets.bytes()));
+    }
+
+    /// A slice of housekeeping in a transaction of its own.
+    async fn do_upkeep(&mut self, now: Timestamp) -> Result<bool, Failure> {
+        self.forget(now);
+        let trim_to = self.caches.departures.trim_to(TRIM_ROWS);
+        let over = self.caches.nonces.over(now);
+        let Some(connection) = &mut self.connection else {
+            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
+        };
+        let body = async {
+            let vacuums = has_much_free(connection).await?;
+            let corrupt = has_old_corrupt(connection, now).await?;
+            if trim_to.is_none() && over.count == 0 && !vacuums && !corrupt {
+                return Ok(None);
+            }
+            execute(connection, "BEGIN IMMEDIATE").await?;
+            trim_departures(connection, trim_to).await?;
+            write_nonces(connection, &Default::default(), &over.nonces).await?;
+            sqlx::query("DELETE FROM corrupt WHERE expires_at <= ?")
+                .bind(to_i64(now.millis()))
+                .execute(&mut *connection)
+                .await?;
+            if vacuums {
+                // A slice of 256 pages: 2 MiB.
+                execute(connection, "PRAGMA incremental_vacuum(256)").await?;
+            }
+            Ok::<_, sqlx::Error>(Some(vacuums))
+        };
+        let Some(vacuums) = body.await.map_err(Failure::Before)? else {
+            return Ok(false);
+        };
+        execute(connection, "COMMIT").await.map_err(Failure::At)?;
+        if vacuums && let Err(error) = execute(connection, "PRAGMA wal_checkpoint(PASSIVE)").await {
+            // What was given back leaves the file with a checkpoint. The next commit does it again by
+            // itself.
+            warn!("store: a checkpoint failed: {}", words(&error));
+        }
+        if let Some(to) = trim_to {
+            self.caches.departures.trimmed(to);
+        }
+        self.caches.nonces.written(&Default::default(), over.count);
+        let departures = &self.caches.departures;
+        let more =
+            vacuums || departures.trim_to(1).is_some() || self.caches.nonces.over(now).count > 0;
+        self.show(now);
+        Ok(more)
+    }
+}
+
+#[async_trait]
+impl Engine for SqliteWriter {
+    async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError> {
+        self.disk.look().await;
+        self.caches.sets.shrink();
+        let connection = self.connection.as_mut().ok_or_else(not_open)?;
+        let known = answer(connection, &mut self.caches, &self.secret, asked).await?;
+        Ok(Known {
+            next_key: self.totals.next_key,
+            held: self.totals.held,
+            has_room: self.disk.has_room(),
+            ..known
+        })
+    }
+
+    async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {
+        self.forget(plan.now);
+        if plan.is_empty() {
+            return Ok(());
+        }
+        let trim_to = self.caches.departures.trim_to(2 * plan.departures.len());
+        let over = match plan.nonces.burnt.is_empty() {
+            true => Over::default(),
+            false => self.caches.nonces.over(plan.now),
+        };
+        if let Err(failure) = self.write(batch, plan, (trim_to, &over)).await {
+            let (error, is_unsettled) = self.fail(failure).await;
+            self.unsettled = is_unsettled.then(|| plan.departures.clone());
+            return Err(error);
+        }
+        self.totals = Totals {
+            next_key: plan.next_key,
+            held: plan.change.applied_to(self.totals.held),
+            commits: self.totals.commits + 1,
+        };
+        self.caches.follow(batch, plan, &self.secret);
+        if let Some(to) = trim_to {
+            self.caches.departures.trimmed(to);
+        }
+        self.caches.nonces.written(&plan.nonces, over.count);
+        self.forget(plan.now);
+        self.show(plan.now);
+        Ok(())
+    }
+
+    async fn reopen(&mut self) -> Result<TookPlace, StoreError> {
+        if let Some(broken) = self.connection.take() {
+            // Whatever it says: it is not used again.
+            broken.close_hard().await.ok();
+        }
+        self.caches.sets.clear();
+        let reopened = async {
+            let mut connection = reopen_writer(&self.path, &self.secret).await?;
+            let totals = make_durable(&mut connection).await?;
+            let nonces = Nonces::read(&mut connection).await;
+            let nonces = nonces.map_err(|error| words(&error))?;
+            Ok::<_, String>((connection, totals, nonces))
+        };
+        let (connection, totals, nonces) = reopened.await.map_err(StoreError::unavailable)?;
+        self.connection = Some(connection);
+        self.caches.nonces = nonces;
+        // The number of the last transaction tells whether the unsettled one took place.
+        let took_place = match self.unsettled.take() {
+            Some(departures) if totals.commits == self.totals.commits + 1 => {
+                self.caches.departures.remember(&departures);
+                TookPlace::Yes
+            }
+            _ => TookPlace::No,
+        };
+        self.totals = totals;
+        Ok(took_place)
+    }
+
+    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, CommitError> {
+        match self.do_upkeep(now).await {
+            Ok(more) => Ok(more),
+            Err(failure) => Err(self.fail(failure).await.0),
+        }
+    }
+
+    async fn close(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            // So that a copy of the one file is the whole database. Closing does it too, unless a
+            // reader is open still; nothing is lost without it. A backup that is being made is not
+            // waited for.
+            execute(&mut connection, "PRAGMA busy_timeout = 0")
+                .await
+                .ok();
+            execute(&mut connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+                .await
+                .ok();
+            if let Err(error) = connection.close().await {
+                warn!("store: closing failed: {}", words(&error));
+            }
+        }
+    }
+}
+
+fn not_open() -> CommitError {
+    CommitError::Unknown("the database is not open".to_owned())
+}
+
+async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> sqlx::Result<()> {
+    sqlx::query(sql).execute(connection).await.map(drop)
+}
+
+/// Writes something and moves everything that is in the log into the database, fsynced: what was
+/// read from a log whose fsync had failed might otherwise be gone after a power cut.
+async fn make_durable(connection: &mut SqliteConnection) -> Result<Totals, String> {
+    let made = async {
+        execute(
+            connection,
+            "UPDATE meta SET value = value + 1 WHERE name = 'trial'",
+        )
+        .await?;
+        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(&mut *connection)
+            .await?;
+        let is_busy: i64 = row.try_get(0)?;
+        Ok::<_, sqlx::Error>((is_busy != 0, read_totals(connection).await?))
+    };
+    match made.await {
+        Ok((false, totals)) => Ok(totals),
+        Ok((true, _)) => Err("a reader holds the log; it is tried again".to_owned()),
+        Err(error) => Err(words(&error)),
+    }
+}
+
+/// The number of `auto_vacuum=INCREMENTAL`.
+const INCREMENTAL: i64 = 2;
+
+/// Whether a good part of the file is free.
+async fn has_much_free(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
+    let row = sqlx::query(
+        "SELECT freelist_count, page_count, auto_vacuum \
+         FROM pragma_freelist_count, pragma_page_count, pragma_auto_vacuum",
+    )
+    .fetch_one(connection)
+    .await?;
+    let (free, pages): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    // A file that was rebuilt by hand may not be able to shrink; trying would never end.
+    let can_shrink = row.try_get::<i64, _>(2)? == INCREMENTAL;
+    Ok(can_shrink && free > FREE_PAGES_KEPT.max(pages / 10))
+}
+
+/// Whether corrupt rows are kept that would have expired by now.
+async fn has_old_corrupt(connection: &mut SqliteConnection, now: Timestamp) -> sqlx::Result<bool> {
+    let row = sqlx::query("SELECT EXISTS (SELECT 1 FROM corrupt WHERE expires_at <= ?)")
+        .bind(to_i64(now.millis()))
+        .fetch_one(connection)
+        .await?;
+    row.try_get(0)
+}
+
+async fn trim_departures(
+    connection: &mut SqliteConnection,
+    trim_to: Option<i64>,
+) -> sqlx::Result<()> {
+    if let Some(to) = trim_to {
+        sqlx::query("DELETE FROM departed WHERE n <= ?")
+            .bind(to)
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Begins a transaction with the totals and the high-water mark of the order keys after it: in one
+/// query, because each is a way to the connection's thread and back.
+async fn begin(connection: &mut SqliteConnection, plan: &Plan, commits: i64) -> sqlx::Result<()> {
+    let change = &plan.change;
+    sqlx::query(
+        "BEGIN IMMEDIATE; \
+         UPDATE usage SET blobs = max(0, blobs + ?), device_sync = max(0, device_sync + ?), \
+         recovery_proofs = max(0, recovery_proofs + ?), pins = max(0, pins + ?), \
+         bytes = max(0, bytes + ?), receipts = max(0, receipts + ?), commits = ? WHERE one = 1; \
+         UPDATE meta SET value = ? WHERE name = 'high_water'",
+    )
+    .bind(change.blobs)
+    .bind(change.device_sync)
+    .bind(change.recovery_proofs)
+    .bind(change.pins)
+    .bind(change.bytes)
+    .bind(change.receipts)
+    .bind(commits)
+    .bind(plan.next_key - 1)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;
