@@ -86,10 +86,6 @@ mod request;
 mod routes;
 mod send_order;
 mod state;
-#[cfg(test)]
-mod state_mailbox_tests;
-#[cfg(test)]
-mod state_tests;
 pub mod v1;
 
 use std::sync::Arc;

@@ -14,7 +14,6 @@ use super::model::{BacklogCursor, Holding, OrderKey, Page, PageBounds, RecoveryP
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 
-pub use super::commit::write::{Cause, Checksum, Write};
 pub use super::plan::change::Change;
 pub use super::plan::known::{
     Account, Asked, Departed, Header, Holder, Known, Name, RELIEF_ROWS_MAX,
@@ -24,6 +23,7 @@ pub use super::plan::pins::{CANDIDATES, KnownPins, Pin, PinPlan, rank};
 pub use super::plan::quota::{Held, HeldInAll};
 pub use super::plan::recovery::{KnownProofs, ProofPlan, SWEPT_PROOFS_MAX, Slot};
 pub use super::plan::{Departure, NewRow, Plan};
+pub use super::write::{Cause, Checksum, Write};
 
 /// Why a batch was not committed. The texts are for the operator.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,8 @@
 //!
 //! A [`Store`] keeps blobs in mailboxes, in order, until they are acknowledged, purged or expired.
 //! It keeps the same promises over every engine; `tests/it/store/` runs each promise on each engine.
-//! Reading order: `model` (what is kept), `plan` (the rules: what a batch of writes comes to),
+//! Reading order: `model` (what is kept), `write` (what is written), `plan` (the rules: what a batch of
+//! writes comes to),
 //! `commit` (how writes become durable together), `engine` (what a database must do for that), then
 //! the engines `memory` and `sqlite`. `departures` is what both remember of blobs that left; `tally`
 //! counts.
@@ -15,6 +16,7 @@ pub mod model;
 mod plan;
 pub mod sqlite;
 mod tally;
+mod write;
 
 pub use plan::quota;
 
@@ -32,7 +34,6 @@ use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
-use commit::write::{Cause, Write};
 use commit::{Ground, Lane, Pipeline};
 use engine::{KeysOf, NewRow, Opened, Reads, SWEPT_PROOFS_MAX};
 use model::{
@@ -42,6 +43,7 @@ use model::{
 use plan::Rules;
 use quota::Quota;
 use tally::Tally;
+use write::{Cause, Write};
 
 /// Called after each commit with the rows that it brought, in order.
 ///

@@ -81,6 +81,156 @@ fn files_are_named_by_what_they_hold_and_lie_on_three_floors_at_most() {
     }
 }
 
+/// Files that share a prefix belong into a folder of that name.
+#[test]
+fn no_two_files_of_a_folder_share_a_prefix() {
+    let mut families: BTreeMap<(PathBuf, String), Vec<String>> = BTreeMap::new();
+    for file in source_files() {
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        if let Some((prefix, _)) = name.split_once('_') {
+            let folder = file.parent().unwrap().to_owned();
+            families
+                .entry((folder, prefix.to_owned()))
+                .or_default()
+                .push(name);
+        }
+    }
+    families.retain(|_, names| names.len() > 1);
+    assert!(families.is_empty(), "{families:#?}");
+}
+
+/// A `mod.rs` opens its folder and knows all that is in it; any other two files of a module import one
+/// another in one direction only.
+#[test]
+fn the_files_of_a_module_do_not_import_each_other_in_a_circle() {
+    let files: BTreeMap<String, PathBuf> = source_files()
+        .into_iter()
+        .map(|file| (place_of(&file), file))
+        .collect();
+    let mut left: BTreeMap<&str, BTreeSet<&str>> = files
+        .iter()
+        .filter(|(place, file)| !is_opening(file) && !place.ends_with("tests"))
+        .map(|(place, file)| (place.as_str(), imports(place, file, &files)))
+        .collect();
+    loop {
+        let free: Vec<_> = left
+            .iter()
+            .filter(|(_, uses)| uses.iter().all(|used| !left.contains_key(used)))
+            .map(|(place, _)| *place)
+            .collect();
+        if free.is_empty() {
+            break;
+        }
+        for place in free {
+            left.remove(place);
+        }
+    }
+    // What only uses a circle is left as well: take away what nobody uses.
+    loop {
+        let used: BTreeSet<_> = left.values().flatten().copied().collect();
+        let before = left.len();
+        left.retain(|place, _| used.contains(place));
+        if left.len() == before {
+            break;
+        }
+    }
+    assert!(left.is_empty(), "a circle: {left:#?}");
+}
+
+/// The files of `place`'s own module that it imports, but for those that open a folder.
+fn imports<'a>(
+    place: &str,
+    file: &Path,
+    files: &'a BTreeMap<String, PathBuf>,
+) -> BTreeSet<&'a str> {
+    let text = product_code(file);
+    let module = place.split('/').next().unwrap();
+    let (folder, _) = place.rsplit_once('/').unwrap_or_default();
+    let mut found = BTreeSet::new();
+    let own = format!("crate::{module}::");
+    let (above, _) = folder.rsplit_once('/').unwrap_or_default();
+    for (prefix, base) in [
+        ("super::super::", above),
+        ("super::", folder),
+        (&own, module),
+    ] {
+        for path in paths_after(&text, prefix) {
+            let mut at = base.to_owned();
+            for word in path {
+                at = format!("{at}/{word}");
+                if let Some((other, other_file)) = files.get_key_value(&at)
+                    && !is_opening(other_file)
+                    && other != place
+                {
+                    found.insert(other.as_str());
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The paths that follow `prefix`, each as its words, groups written out.
+fn paths_after(text: &str, prefix: &str) -> Vec<Vec<String>> {
+    let mut paths = Vec::new();
+    for (at, _) in text.match_indices(prefix) {
+        let before = text[..at].chars().next_back();
+        if !before.is_some_and(|c| c == ':' || c.is_alphanumeric() || c == '_') {
+            read_paths(&text[at + prefix.len()..], &mut Vec::new(), &mut paths);
+        }
+    }
+    paths
+}
+
+/// Reads one path or group of paths; returns what is behind it.
+fn read_paths<'t>(
+    text: &'t str,
+    so_far: &mut Vec<String>,
+    paths: &mut Vec<Vec<String>>,
+) -> &'t str {
+    let text = text.trim_start();
+    if let Some(mut rest) = text.strip_prefix('{') {
+        loop {
+            rest = read_paths(rest, &mut so_far.clone(), paths).trim_start();
+            match rest.strip_prefix(',') {
+                Some(more) => rest = more,
+                None => return rest.strip_prefix('}').unwrap_or(rest),
+            }
+        }
+    }
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
+    let (word, rest) = text.split_at(end.unwrap_or(text.len()));
+    so_far.push(word.to_owned());
+    match rest.strip_prefix("::") {
+        Some(deeper) => read_paths(deeper, so_far, paths),
+        None => {
+            paths.push(so_far.clone());
+            rest.trim_start_matches(|c| !",};".contains(c))
+        }
+    }
+}
+
+/// `store/plan/append`, and `store/plan` for a file that opens its folder.
+fn place_of(file: &Path) -> String {
+    let inside = file.strip_prefix(source()).unwrap().with_extension("");
+    let inside = inside.to_string_lossy();
+    inside.strip_suffix("/mod").unwrap_or(&inside).to_owned()
+}
+
+fn is_opening(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name == "mod.rs")
+}
+
+#[test]
+fn paths_are_read_with_their_groups() {
+    let text = "use super::{a::{self, B}, c};\nlet x = super::d::e(1);\nuse not_super::f;";
+    let found: Vec<_> = paths_after(text, "super::")
+        .iter()
+        .map(|path| path.join("/"))
+        .collect();
+    assert_eq!(found, ["a/self", "a/B", "c", "d/e"]);
+}
+
 #[test]
 fn every_metric_is_moved_somewhere() {
     let declaration = fs::read_to_string(source().join("metrics/mod.rs")).unwrap();

@@ -2,9 +2,9 @@
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::write::{Outcome, Write};
 use crate::store::StoreError;
 use crate::store::model::{Appended, Burnt, RecoveryPut, Removed};
+use crate::store::write::{Outcome, Write};
 
 /// Where an outcome goes to.
 #[derive(Debug)]

@@ -15,7 +15,6 @@ use tracing::{error, info, warn};
 
 use super::batch::Batch;
 use super::queues::{Item, Job, Queues};
-use super::write::{Outcome, Write};
 use super::{Gate, Ground, being_reopened};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
@@ -24,6 +23,7 @@ use crate::store::engine::{Asked, CommitError, Engine, TookPlace};
 use crate::store::model::Removed;
 use crate::store::plan::known::Learnt;
 use crate::store::plan::{self, Folded, NewRow, PLAN_ROWS_MAX, Plan, RELIEFS_MAX};
+use crate::store::write::{Outcome, Write};
 
 /// How long the senders of a batch with an unknown end wait for the truth.
 const SETTLE_WAIT_MAX: Duration = Duration::from_secs(10);

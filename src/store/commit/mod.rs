@@ -4,12 +4,11 @@
 //! that is queued when the last commit ends and hands it to the engine as one transaction with one
 //! fsync. It never waits for a batch to fill: while one commit runs the next gathers by itself, so
 //! a lone sender pays one fsync and a thousand share it. This file is the sessions' side, `committer`
-//! the task, `queues` what it takes its batches from, `batch` those who wait, `write` what waits.
+//! the task, `queues` what it takes its batches from, `batch` those who wait.
 
 mod batch;
 mod committer;
 mod queues;
-pub(super) mod write;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,13 +23,13 @@ use super::engine::{Engine, Reads};
 use super::model::OrderKey;
 use super::plan::Rules;
 use super::tally::Tally;
+use super::write::Write;
 use super::{OnNews, Pending, StoreError};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 pub(super) use batch::Answer;
 use committer::Committer;
 use queues::{Item, Job, Queues};
-use write::Write;
 
 /// Writes that may wait: eight full batches.
 const QUEUE_ITEMS_MAX: usize = 4_096;

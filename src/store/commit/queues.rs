@@ -7,12 +7,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::batch::Reply;
-use super::write::{ITEM_BYTES, Write};
 use super::{Gate, being_reopened};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::StoreError;
 use crate::store::model::OrderKey;
+use crate::store::write::{ITEM_BYTES, Write};
 
 /// Rows of a batch. More make each commit longer and each row hardly cheaper.
 pub(super) const BATCH_ROWS_MAX: usize = 500;

@@ -6,7 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-use super::write::Cause;
 use super::*;
 use crate::ids::{BlobId, MailboxHash};
 use crate::secrets::Secret;
@@ -16,6 +15,7 @@ use crate::store::engine::{
 use crate::store::memory::{self, MemoryOptions};
 use crate::store::model::{Appended, Class, Envelope, Opener, OrderKey, Removed, Tells, View};
 use crate::store::quota::Quota;
+use crate::store::write::Cause;
 
 /// What the engine does with the next commits; afterwards it commits everything.
 #[derive(Debug, Clone, Copy)]

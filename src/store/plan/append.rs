@@ -4,8 +4,8 @@ use super::known::{Header, Holder};
 use super::leaving::Leaving;
 use super::{Folding, Source, topic_of};
 use crate::clock::Timestamp;
-use crate::store::commit::write::Checksum;
 use crate::store::model::{Appended, Envelope, OrderKey};
+use crate::store::write::Checksum;
 
 impl Folding<'_> {
     /// Takes a blob in, or says why not.

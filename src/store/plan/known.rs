@@ -13,9 +13,9 @@ use super::recovery::KnownProofs;
 use super::{owner_of, receipt_to, topic_of};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};
-use crate::store::commit::write::{Cause, Checksum, Write};
 use crate::store::model::{Class, Envelope, OrderKey, charged_bytes};
 use crate::store::plan::leaving::Leaving;
+use crate::store::write::{Cause, Checksum, Write};
 
 /// A blob within the relay.
 pub type Name = (MailboxHash, BlobId);

@@ -6,8 +6,8 @@ use super::receipts::Due;
 use super::{Departure, Folding};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
-use crate::store::commit::write::Cause;
 use crate::store::model::{Class, Opener, OrderKey, Removed, Tells};
+use crate::store::write::Cause;
 
 impl Folding<'_> {
     /// Takes out what its recipient has, of what it may see.

@@ -21,10 +21,10 @@ pub(super) mod recovery;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::commit::write::{Checksum, Outcome, Write};
 use super::model::{
     Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, StoredBlob,
 };
+use super::write::{Checksum, Outcome, Write};
 use crate::clock::Timestamp;
 use crate::ids::{MailboxHash, Topic};
 use crate::secrets::Secret;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::quota::{HeldInAll, Quota};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
-use crate::store::commit::write::Write;
+use crate::store::write::Write;
 
 /// Pins of either kind, opened once and more often, among which the next one to go is looked for.
 pub const CANDIDATES: usize = 64;

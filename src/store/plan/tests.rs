@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::known::{Departed, RELIEF_ROWS_MAX};
 use super::*;
 use crate::ids::BlobId;
-use crate::store::commit::write::Cause;
 use crate::store::model::{Appended, Opener, Tells, View};
+use crate::store::write::Cause;
 
 /// Rows in memory and everything that a plan needs, instead of a database.
 struct Engine {

@@ -11,6 +11,7 @@ use futures_util::TryStreamExt as _;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
+use super::caches::Caches;
 use super::columns::{Size, expiry_slot, slot_start, to_i64, to_u64};
 use super::errors::classify;
 use super::pages::bad_rows;
@@ -18,7 +19,6 @@ use super::pins::read_known_pins;
 use super::recovery::read_known_proofs;
 use super::rows::{self, SELECT_OWNERS, SELECT_SETS};
 use super::working_set::{ENTRY_BYTES, Entry, WorkingSet, WorkingSets};
-use super::writer::Caches;
 use crate::clock::Timestamp;
 use crate::secrets::Secret;
 use crate::store::departures::Departures;

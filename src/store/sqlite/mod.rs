@@ -2,13 +2,14 @@
 //!
 //! The committer has the one writing connection (`writer`, which answers questions from `known`);
 //! pages come from a few read-only ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
-//! lock, schema), `doubts` (whether what cannot be read is damaged), `working_set`, `owners` and
-//! `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
+//! lock, schema), `doubts` (whether what cannot be read is damaged), `caches` with
+//! `working_set`, `owners` and `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
 //! (how values stand in them), `errors` (what failed), `disk` (free space), `backup` (a copy of the
 //! whole, beside a running relay).
 
 pub mod backup;
 mod blobs;
+mod caches;
 mod columns;
 mod disk;
 mod doubts;

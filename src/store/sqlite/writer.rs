@@ -11,7 +11,8 @@ use sqlx::{Connection as _, Row as _};
 use tracing::warn;
 
 use super::blobs::{change_blobs, insert_blobs};
-use super::columns::{Size, to_i64};
+use super::caches::Caches;
+use super::columns::to_i64;
 use super::disk::DiskWatch;
 use super::errors::{classify, classify_commit, code, primary_code, words};
 use super::known::{Totals, answer, read_departures, read_totals};
@@ -20,16 +21,14 @@ use super::open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer
 use super::pins::write_pins;
 use super::recovery::write_proofs;
 use super::rows;
-use super::working_set::{Entry, WORKING_SETS_BYTES_MAX, WorkingSets};
+use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::StoreError;
-use crate::store::departures::Departures;
 use crate::store::engine::{
-    Asked, CommitError, Departure, Engine, Header, HeldInAll, Holder, Known, Plan, TookPlace, Write,
+    Asked, CommitError, Departure, Engine, HeldInAll, Known, Plan, TookPlace, Write,
 };
-use crate::store::model::OrderKey;
 use crate::store::tally::as_float;
 
 /// Rows of `departed` that one slice of housekeeping deletes.
@@ -52,61 +51,6 @@ pub(super) struct SqliteWriter {
     metrics: Arc<Metrics>,
     /// Until the connection is closed the data directory stays ours.
     _lock: Arc<DataDirLock>,
-}
-
-/// Facts that are remembered, because this process is the database's only writer.
-pub(super) struct Caches {
-    pub(super) sets: WorkingSets,
-    pub(super) departures: Departures,
-    pub(super) nonces: Nonces,
-}
-
-impl Caches {
-    /// Nothing of this holder expires before then.
-    pub(super) fn look_again(&mut self, holder: Holder, at: Timestamp) {
-        match holder {
-            Holder::Mailbox(mailbox) => self.sets.set_earliest_expiry(mailbox.prefix64(), at),
-            Holder::Owner(owner) => self.sets.owners.set_earliest_expiry(owner.prefix64(), at),
-        }
-    }
-
-    /// A plan is durable.
-    fn follow(&mut self, batch: &[&Write], plan: &Plan, secret: &Secret) {
-        for row in plan.new_rows(batch) {
-            let envelope = row.envelope;
-            let bytes = envelope.sealed.len() + envelope.body.len();
-            let entry = Entry {
-                key: row.key.0,
-                id64: secret.id64(&envelope.id),
-                size: Size::new(bytes, envelope.class),
-                expires_from: row.expires_at,
-            };
-            self.sets.insert(envelope.mailbox.prefix64(), entry);
-            if let Some(owner) = crate::store::plan::owner_of(envelope) {
-                let charged = envelope.charged_bytes();
-                self.sets.owners.change(owner.hash.prefix64(), |account| {
-                    account.add(envelope.class, charged, row.expires_at);
-                });
-            }
-        }
-        for (key, header) in plan.deletes.iter().chain(&plan.set_aside) {
-            self.leave(*key, header, secret);
-        }
-        self.departures.remember(&plan.departures);
-    }
-
-    fn leave(&mut self, key: OrderKey, header: &Header, secret: &Secret) {
-        let bytes = usize::try_from(header.bytes).unwrap_or(usize::MAX);
-        let size = Size::new(bytes, header.class);
-        let id64 = secret.id64(&header.id);
-        self.sets
-            .remove(header.mailbox.prefix64(), key.0, id64, size);
-        if let Some(owner) = header.owner {
-            self.sets.owners.change(owner.prefix64(), |account| {
-                account.remove(header.class, header.charged_bytes());
-            });
-        }
-    }
 }
 
 /// Where a transaction failed.

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::*;
 use crate::ids::{BlobId, MailboxHash};
-use crate::store::commit::write::{Cause, Outcome};
 use crate::store::model::{Appended, Burnt, Class, Envelope, Opener, OrderKey, Tells, View};
 use crate::store::plan::known::Learnt;
 use crate::store::plan::{Folded, Rules, fold};
 use crate::store::quota::Quota;
 use crate::store::sqlite::open::{DATABASE_FILE, open_writer, take_data_dir};
 use crate::store::tally::Tally;
+use crate::store::write::{Cause, Outcome};
 
 /// A writer and what the committer does with it.
 struct Bench {

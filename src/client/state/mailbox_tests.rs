@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::request::{Ask, Key};
-use super::state::State;
-use super::state_tests::{Played, subscribed, waiter};
-use super::{ClientError, Event, Item, MailboxKey, Options};
+use super::State;
+use super::tests::{Played, subscribed, waiter};
+use crate::client::request::{Ask, Key};
+use crate::client::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
 use crate::protocol::v2::message::{BlobDelivery, Done, Opened};
@@ -135,7 +135,7 @@ fn a_secret_is_shown_to_one_relay_only() {
     assert_eq!(why, Some(ClientError::OtherRelay));
     // Shown, though the answer is lost.
     let key = MailboxKey::secret([2; 32]);
-    let (waiter, mut told) = super::state_tests::waiter();
+    let (waiter, mut told) = super::tests::waiter();
     played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
     played.written().unwrap();
     played.0.disconnected();

@@ -10,18 +10,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::ClientError;
-use super::acknowledgements::Acknowledgements;
-use super::arrivals::Arrivals;
-use super::blob::Item;
-use super::duplicates::Acknowledging;
-use super::keyring::Keyring;
-use super::options::Options;
-use super::request::{
+use crate::client::ClientError;
+use crate::client::acknowledgements::Acknowledgements;
+use crate::client::arrivals::Arrivals;
+use crate::client::blob::Item;
+use crate::client::duplicates::Acknowledging;
+use crate::client::keyring::Keyring;
+use crate::client::options::Options;
+use crate::client::request::{
     Ask, Asked, FRAME_SPARE_BYTES, Key, Live, Outcome, RATE_LIMITED, SHUTTING_DOWN, Waiter,
     refused_for,
 };
-use super::send_order::{Next, SendOrder};
+use crate::client::send_order::{Next, SendOrder};
 use crate::ids::MailboxId;
 use crate::protocol::message::Refused;
 use crate::protocol::v2::client::{ServerFrame, encode_request};
@@ -511,3 +511,8 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod mailbox_tests;
+#[cfg(test)]
+mod tests;

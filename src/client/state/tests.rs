@@ -7,10 +7,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::request::{Ask, Key, Live, Outcome, Waiter};
-use super::send_order::Next;
-use super::state::State;
-use super::{ClientError, Event, Item, MailboxKey, Options};
+use super::State;
+use crate::client::request::{Ask, Key, Live, Outcome, Waiter};
+use crate::client::send_order::Next;
+use crate::client::{ClientError, Event, Item, MailboxKey, Options};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::Refused;
