@@ -463,7 +463,7 @@ async fn nothing_is_ever_overwritten() {
     // A relay runs in it.
     let (code, _, errors) = place.run(("restore", &file)).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("another relay runs"), "{errors}");
+    assert!(errors.contains("another relay is using"), "{errors}");
     stop(relay).await;
 
     // Each file of a database is in the way, and is named.
@@ -516,7 +516,7 @@ async fn a_wrong_secret_is_noticed_wherever_it_is() {
     // Backing up: another one, and none.
     let (code, _, errors) = run(with(place.data(), &wrong).arg("backup").arg(&file)).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("another secret"), "{errors}");
+    assert!(errors.contains("a different secret"), "{errors}");
     let (code, _, errors) = place.run(("backup", &file)).await;
     assert_eq!(code, Some(1));
     assert!(errors.contains("RELAY_SECRET_FILE"), "{errors}");
