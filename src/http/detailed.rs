@@ -101,6 +101,10 @@ impl Detailed {
                 "remembered": value("relay_dedup_remembered"),
                 "oldest_seconds": value("relay_dedup_memory_seconds"),
             },
+            "clock": {
+                "steady": self.health.is_clock_steady(),
+                "steps": value("relay_clock_steps_total"),
+            },
             "rate_limited_clients_remembered": value("relay_rate_limit_clients"),
             "recovery_proofs": value("relay_recovery_proofs_active"),
         })

@@ -66,6 +66,11 @@ impl Health {
         self.clock.monotonic().saturating_sub(self.started)
     }
 
+    /// Whether the clock has been steady for long enough that what has expired is deleted.
+    pub(super) fn is_clock_steady(&self) -> bool {
+        self.service.is_clock_steady()
+    }
+
     /// What is kept now.
     pub(super) fn usage(&self) -> Usage {
         self.service.store().usage()

@@ -105,6 +105,8 @@ pub struct Metrics {
     pub rate_limit_clients: Gauge,
     pub ready: Gauge,
     pub draining: Gauge,
+    pub clock_steady: Gauge,
+    pub clock_steps_total: Counter,
 }
 
 impl Default for Metrics {
@@ -415,6 +417,14 @@ impl Metrics {
                 draining: level(
                     "relay_draining",
                     "1 while the relay drains before it stops, else 0.",
+                ),
+                clock_steady: level(
+                    "relay_clock_steady",
+                    "1 when the clock has been steady for 10 min; 0 after a start and after a step, and while it is 0 nothing that has expired is deleted.",
+                ),
+                clock_steps_total: count(
+                    "relay_clock_steps_total",
+                    "Times that the wall clock moved by over 5 s at once; sleep of the machine counts.",
                 ),
                 recorder: Arc::clone(&recorder),
             }

@@ -5,10 +5,12 @@
 //! at the deadline is cut → pending commits finish, the store closes → the operators' port, which
 //! has answered all the while, closes last.
 //!
-//! `keeping` opens what the relay keeps; `start_error` says why it did not start.
+//! `keeping` opens what the relay keeps; `start_error` says why it did not start; `sweep` says when what
+//! has expired is deleted.
 
 mod keeping;
 mod start_error;
+mod sweep;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,6 +48,7 @@ use crate::store::engine::Opened;
 pub use keeping::is_secret_gone;
 use keeping::{load_secret, open_store};
 pub use start_error::StartError;
+use sweep::sweep_for_ever;
 
 /// Connections on the clients' port that are not sessions yet: as many as may become one, but never
 /// fewer than this, so that a small relay still answers probes while strangers knock.
@@ -361,19 +364,6 @@ impl Running {
 
 fn lobby_max(config: &Config) -> usize {
     LOBBY_MIN.max(config.connections_max as usize)
-}
-
-async fn sweep_for_ever(service: Arc<Service>, interval: Duration) {
-    loop {
-        match service.sweep().await {
-            Ok(0) => {}
-            Ok(blobs) => tracing::info!(blobs, "deleted {blobs} expired blobs"),
-            Err(error) => {
-                tracing::warn!(%error, "the sweep of expired blobs failed; retrying at the next interval")
-            }
-        }
-        tokio::time::sleep(interval).await;
-    }
 }
 
 fn bind(

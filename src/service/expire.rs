@@ -1,9 +1,10 @@
-//! The background sweep of what is past its time.
+//! The background sweep of what is past its time, and whether the clock is to be trusted with that.
 
 use std::time::Duration;
 
 use super::Service;
 use crate::clock::Timestamp;
+use crate::clock::steady::STEADY_AFTER;
 use crate::store::StoreError;
 
 /// Blobs deleted in one transaction. Small, so that a sweep never makes a sender wait for long.
@@ -13,15 +14,14 @@ const STEP: u32 = 256;
 const REST: Duration = Duration::from_millis(2);
 
 impl Service {
-    /// Deletes everything that has expired; returns how many blobs that were.
+    /// Deletes everything that has expired; returns how many blobs that were. While the clock is not
+    /// steady that is nothing, and only the rest of the housekeeping is done.
     pub async fn sweep(&self) -> Result<u64, StoreError> {
         let mut blobs = 0;
         loop {
-            let swept = self
-                .parts
-                .store
-                .expire(STEP, self.parts.clock.now())
-                .await?;
+            // Asked before each step: the clock may be set in the middle of a long sweep.
+            let expired_by = self.expired_by();
+            let swept = self.parts.store.expire(STEP, expired_by).await?;
             blobs += swept.blobs;
             if !swept.more {
                 let next = swept.next_expiry.map_or(0, Timestamp::secs);
@@ -33,5 +33,37 @@ impl Service {
             }
             tokio::time::sleep(REST).await;
         }
+    }
+
+    /// Deletes what expired lately of the blobs whose senders asked to hear of it; returns how many
+    /// blobs that were. What they are told is in the same transaction.
+    pub async fn sweep_asking(&self) -> Result<u64, StoreError> {
+        self.parts.store.expire_asking(self.expired_by()).await
+    }
+
+    /// Whether what has expired is deleted: not before the clock has been steady for a while.
+    pub fn is_clock_steady(&self) -> bool {
+        self.steady_clock.is_steady()
+    }
+
+    /// What had expired by then may be deleted for good.
+    pub(super) fn expired_by(&self) -> Timestamp {
+        self.steady_clock.expired_by()
+    }
+
+    /// Tells the operator when the clock was set.
+    pub(super) fn watch_clock(&self) {
+        let (steps, metrics) = (self.steady_clock.take_steps(), &self.parts.metrics);
+        let is_steady = f64::from(u8::from(self.is_clock_steady()));
+        metrics.clock_steady.set(is_steady);
+        if steps.count == 0 {
+            return;
+        }
+        metrics.clock_steps_total.increment(steps.count);
+        tracing::warn!(
+            "the clock moved {steps}; nothing that has expired is deleted until it has been steady \
+             for {} minutes",
+            STEADY_AFTER.as_secs() / 60
+        );
     }
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::clock::steady::SteadyClock;
 use crate::clock::{Clock, Timestamp};
 use crate::hub::Hub;
 use crate::ids::BlobId;
@@ -75,6 +76,8 @@ pub struct Service {
     parts: Parts,
     notices: Notices,
     nonces: Nonces,
+    /// Says up to when things may be deleted for good.
+    steady_clock: SteadyClock,
     relay_id: [u8; 32],
     /// What was delivered lately, by the first bits of the mailbox. Nothing awaits inside.
     delivered: Mutex<LruCache<(i64, BlobId), ()>>,
@@ -95,6 +98,7 @@ impl Service {
         let relay_id = parts.secret.relay_id();
         let notices = Notices::new(Arc::clone(&parts.hub), Arc::clone(&parts.metrics));
         let service = Self {
+            steady_clock: SteadyClock::new(parts.clock.clone()),
             parts,
             notices,
             nonces: Nonces::default(),
@@ -123,8 +127,50 @@ impl Service {
         self.parts.metrics.refusals(refusal.code()).increment(1);
     }
 
-    /// Housekeeping that keeps bounded memory small; called every few seconds.
+    /// Housekeeping that keeps bounded memory small, and a look at the clock; called every few
+    /// seconds.
     pub fn tidy(&self) {
         self.parts.budgets.tidy();
+        self.watch_clock();
+    }
+}
+
+#[cfg(test)]
+impl Service {
+    /// One over a memory store without bounds, and what it counts.
+    pub(crate) fn in_memory(clock: Clock) -> (Self, Arc<Metrics>) {
+        use crate::config::Config;
+        use crate::store::StoreOptions;
+        use crate::store::memory::{self, MemoryOptions};
+        use crate::store::quota::Quota;
+
+        let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
+        let opened = memory::open(MemoryOptions {
+            dedup: Duration::ZERO,
+            dedup_max: 1,
+            metrics: Arc::clone(&metrics),
+        });
+        let options = StoreOptions {
+            secret: secret.clone(),
+            quota: Quota::UNBOUNDED,
+            dedup: Duration::ZERO,
+            receipt_ttl: Duration::from_secs(86_400),
+            news: Arc::new(|_| {}),
+            metrics: Arc::clone(&metrics),
+        };
+        let config = Config::default();
+        let service = Self::new(Parts {
+            receipt_min_ttl: Duration::from_secs(3_600),
+            v1_allows_unverified: true,
+            v1_keeps_sender_id: true,
+            store: Arc::new(Store::start(opened, options)),
+            hub: Arc::new(Hub::default()),
+            secret,
+            budgets: Arc::new(Budgets::new(&config, clock.clone(), &metrics)),
+            clock,
+            metrics: Arc::clone(&metrics),
+            blob_ttl: config.blob_ttl,
+        });
+        (service, metrics)
     }
 }

@@ -1,8 +1,8 @@
 //! Which signed handshakes have been used, so that a recorded one opens nothing a second time.
 //!
 //! A nonce is burnt only after its signature was found good: otherwise a stranger could burn the
-//! nonces of others. None is forgotten before its time; when the memory is full, signed handshakes
-//! are refused until there is room.
+//! nonces of others. None is forgotten before its time, nor by a clock that is not steady; when the
+//! memory is full, signed handshakes are refused until there is room.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -34,11 +34,16 @@ struct Burnt {
 }
 
 impl Nonces {
-    /// Burns a nonce whose signature is good.
-    pub(super) fn burn(&self, nonce: [u8; 32], now: Timestamp) -> Result<(), NonceRefused> {
+    /// Burns a nonce whose signature is good. Those whose time was over by `expired_by` are forgotten.
+    pub(super) fn burn(
+        &self,
+        nonce: [u8; 32],
+        expired_by: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), NonceRefused> {
         let mut burnt = self.burnt.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((at, oldest)) = burnt.order.front().copied()
-            && now.since(at) >= REMEMBERED
+            && expired_by.since(at) >= REMEMBERED
         {
             burnt.order.pop_front();
             burnt.nonces.remove(&oldest);
@@ -65,16 +70,32 @@ mod tests {
         nonce
     }
 
+    /// Burns by a clock that is trusted.
+    fn burn(nonces: &Nonces, nonce: [u8; 32], now: Timestamp) -> Result<(), NonceRefused> {
+        nonces.burn(nonce, now, now)
+    }
+
     #[test]
     fn a_nonce_is_good_once_within_its_time() {
         let nonces = Nonces::default();
         let now = Timestamp::from_millis(1_000_000);
-        assert_eq!(nonces.burn(nonce(1), now), Ok(()));
-        assert_eq!(nonces.burn(nonce(1), now), Err(NonceRefused::Used));
-        assert_eq!(nonces.burn(nonce(2), now), Ok(()));
+        assert_eq!(burn(&nonces, nonce(1), now), Ok(()));
+        assert_eq!(burn(&nonces, nonce(1), now), Err(NonceRefused::Used));
+        assert_eq!(burn(&nonces, nonce(2), now), Ok(()));
         let almost = now.plus(REMEMBERED - Duration::from_millis(1));
-        assert_eq!(nonces.burn(nonce(1), almost), Err(NonceRefused::Used));
-        assert_eq!(nonces.burn(nonce(1), now.plus(REMEMBERED)), Ok(()));
+        assert_eq!(burn(&nonces, nonce(1), almost), Err(NonceRefused::Used));
+        assert_eq!(burn(&nonces, nonce(1), now.plus(REMEMBERED)), Ok(()));
+    }
+
+    /// Else a clock that jumps and is put right opens the door to who recorded a handshake.
+    #[test]
+    fn a_step_of_the_clock_makes_no_nonce_forgotten() {
+        let nonces = Nonces::default();
+        let (now, untrusted) = (Timestamp::from_millis(1_000_000), Timestamp::default());
+        assert_eq!(burn(&nonces, nonce(1), now), Ok(()));
+        let ahead = now.plus(10 * REMEMBERED);
+        assert_eq!(nonces.burn(nonce(2), untrusted, ahead), Ok(()));
+        assert_eq!(burn(&nonces, nonce(1), now), Err(NonceRefused::Used));
     }
 
     #[test]
@@ -82,12 +103,12 @@ mod tests {
         let nonces = Nonces::default();
         let now = Timestamp::from_millis(1_000_000);
         for number in 0..NONCES_MAX as u64 {
-            nonces.burn(nonce(number), now).unwrap();
+            burn(&nonces, nonce(number), now).unwrap();
         }
-        assert_eq!(nonces.burn(nonce(u64::MAX), now), Err(NonceRefused::Full));
-        assert_eq!(nonces.burn(nonce(0), now), Err(NonceRefused::Used));
+        assert_eq!(burn(&nonces, nonce(u64::MAX), now), Err(NonceRefused::Full));
+        assert_eq!(burn(&nonces, nonce(0), now), Err(NonceRefused::Used));
         let later = now.plus(REMEMBERED);
-        assert_eq!(nonces.burn(nonce(u64::MAX), later), Ok(()));
+        assert_eq!(burn(&nonces, nonce(u64::MAX), later), Ok(()));
         assert_eq!(nonces.burnt.lock().unwrap().nonces.len(), 1);
     }
 }

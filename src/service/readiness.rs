@@ -37,55 +37,17 @@ impl Service {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::clock::{Clock, Timestamp};
-    use crate::config::Config;
-    use crate::hub::Hub;
-    use crate::limits::budgets::Budgets;
-    use crate::metrics::Metrics;
-    use crate::secrets::Secret;
-    use crate::service::Parts;
-    use crate::store::memory::{self, MemoryOptions};
-    use crate::store::quota::Quota;
-    use crate::store::{Store, StoreOptions};
 
     #[tokio::test(start_paused = true)]
     async fn where_nobody_asks_the_relay_asks_itself() {
         let (clock, _) = Clock::manual(Timestamp::from_millis(0));
-        let (secret, metrics) = (Secret::random(), Arc::new(Metrics::new()));
-        let opened = memory::open(MemoryOptions {
-            dedup: Duration::ZERO,
-            dedup_max: 1,
-            metrics: Arc::clone(&metrics),
-        });
-        let options = StoreOptions {
-            secret: secret.clone(),
-            quota: Quota::UNBOUNDED,
-            dedup: Duration::ZERO,
-            receipt_ttl: Duration::from_secs(60),
-            news: Arc::new(|_| {}),
-            metrics: Arc::clone(&metrics),
-        };
-        let store = Arc::new(Store::start(opened, options));
-        let config = Config::default();
-        let service = Service::new(Parts {
-            receipt_min_ttl: Duration::from_secs(3_600),
-            v1_allows_unverified: true,
-            v1_keeps_sender_id: true,
-            store: Arc::clone(&store),
-            hub: Arc::new(Hub::default()),
-            secret,
-            budgets: Arc::new(Budgets::new(&config, clock.clone(), &metrics)),
-            clock,
-            metrics: Arc::clone(&metrics),
-            blob_ttl: config.blob_ttl,
-        });
+        let (service, metrics) = Service::in_memory(clock);
         let is_ready = || metrics.values()["relay_ready"];
         assert_eq!(is_ready(), 1.0);
         // From now on it does not answer.
-        store.close().await;
+        service.store().close().await;
         tokio::time::advance(UNASKED_MAX - Duration::from_secs(1)).await;
         service.probe_if_unasked().await;
         assert_eq!(is_ready(), 1.0, "somebody asked lately");

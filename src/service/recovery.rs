@@ -66,7 +66,7 @@ impl Service {
             stored_at,
             expires_at,
         };
-        let refused = match self.parts.store.recovery_put(kept).await {
+        let refused = match self.parts.store.recovery_put(kept, self.expired_by()).await {
             Ok(RecoveryPut::Stored) => return Ok(expires_at),
             Ok(RecoveryPut::Full) => Refusal::MailboxFull,
             Ok(RecoveryPut::RelayFull) => Refusal::RelayFull,

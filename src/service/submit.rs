@@ -153,7 +153,8 @@ impl Service {
         envelope: Envelope,
         room: Room,
     ) -> Result<Submitted, Refusal> {
-        match self.parts.store.append(envelope).await {
+        let expired_by = self.expired_by();
+        match self.parts.store.append(envelope, expired_by).await {
             Ok(appended) => Ok(Submitted { appended, room }),
             Err(error) => {
                 room.give_back();

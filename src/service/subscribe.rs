@@ -95,9 +95,9 @@ impl Service {
     /// after a restart either. While nothing can be written, as on a full disk, it is burnt in memory:
     /// whoever proves itself can still fetch and acknowledge, which makes room.
     pub async fn burn_nonce(&self, nonce: [u8; 32]) -> Result<(), NonceRefused> {
-        let now = self.parts.clock.now();
-        self.nonces.burn(nonce, now)?;
-        match self.parts.store.burn(nonce, now).await {
+        let (expired_by, now) = (self.expired_by(), self.parts.clock.now());
+        self.nonces.burn(nonce, expired_by, now)?;
+        match self.parts.store.burn(nonce, expired_by, now).await {
             Ok(Burnt::First) => Ok(()),
             Ok(Burnt::Used) => Err(NonceRefused::Used),
             Ok(Burnt::Full) => Err(NonceRefused::Full),

@@ -11,6 +11,7 @@ use super::mailboxes::ToBegin;
 use super::outbox::Owed;
 use super::state::{Charge, Said, Verdict};
 use super::{Parts, Shared};
+use crate::ids::MailboxHash;
 use crate::protocol::close::Close;
 use crate::protocol::message::Refused;
 use crate::service::refusal::Refusal;
@@ -70,6 +71,13 @@ impl Answers<'_> {
     pub(super) fn opened(self, answer: Bytes, to_begin: Vec<ToBegin>) {
         record(self.parts, self.read_at);
         self.shared.outbox.push(Owed::Opened { answer, to_begin });
+    }
+
+    /// The answer that mailboxes are closed; when it has left the window forgets what is in flight of
+    /// them.
+    pub(super) fn closed(self, answer: Bytes, closed: Vec<MailboxHash>) {
+        record(self.parts, self.read_at);
+        self.shared.outbox.push(Owed::Closed { answer, closed });
     }
 
     /// The answer to something that is being written; it resolves when that is durable, and repeats

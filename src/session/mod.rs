@@ -349,6 +349,20 @@ async fn say_goodbye(
 }
 
 impl Shared {
+    /// Room in the window may let the next blob go, or a draining session end.
+    fn slots_came_back(&self) {
+        self.unblocked.wake();
+        self.settled.notify_one();
+    }
+
+    /// The client has given up what is in flight of these mailboxes.
+    fn forget(&self, closed: &[MailboxHash]) {
+        for mailbox in closed {
+            self.state().forget(mailbox);
+        }
+        self.slots_came_back();
+    }
+
     fn new(state: State) -> Self {
         Self {
             outbox: Outbox::default(),

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::task::AtomicWaker;
 
 use super::mailboxes::ToBegin;
+use crate::ids::MailboxHash;
 use crate::protocol::close::Close;
 
 /// Answers that wait, at the most.
@@ -34,6 +35,14 @@ pub enum Owed {
         answer: Bytes,
         /// Those that were not open before.
         to_begin: Vec<ToBegin>,
+    },
+    /// The answer that mailboxes are closed. The window counts what is in flight of them until it has
+    /// left: until then the client may count it, too.
+    Closed {
+        /// The answer.
+        answer: Bytes,
+        /// Those that were open before.
+        closed: Vec<MailboxHash>,
     },
     /// The last thing: the close frame.
     Close(Close),
@@ -155,6 +164,7 @@ fn cost(owed: &Owed) -> usize {
         + match owed {
             Owed::Answer(answer) => answer.len(),
             Owed::Opened { answer, to_begin } => answer.len() + size_of_val(to_begin.as_slice()),
+            Owed::Closed { answer, closed } => answer.len() + size_of_val(closed.as_slice()),
             Owed::Close(_) => 0,
         }
 }

@@ -78,6 +78,11 @@ impl<'a> Writer<'a> {
                 Next::Answer(Owed::Opened { answer, to_begin }) => {
                     self.begin(answer, &to_begin).await
                 }
+                Next::Answer(Owed::Closed { answer, closed }) => {
+                    let written = self.write(answer).await;
+                    self.shared.forget(&closed);
+                    written
+                }
                 Next::Notice(notice) => self.notify(notice).await,
                 Next::Delivery(mailbox, blob) => self.deliver(mailbox, blob).await,
                 Next::Live(blob) => self.deliver_live(blob).await,

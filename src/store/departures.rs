@@ -102,16 +102,17 @@ impl Departures {
         is_it.then_some(found.departed)
     }
 
-    /// Forgets what is past its time and what is too much; returns how many went before their time.
-    pub(super) fn forget(&mut self, now: Timestamp) -> u64 {
+    /// Forgets what was past its time by `forget_by` and what is too much; returns how many went
+    /// before their time, which is over by `now`.
+    pub(super) fn forget(&mut self, forget_by: Timestamp, now: Timestamp) -> u64 {
         let mut early = 0;
         while let Some(oldest) = self.by_age.front() {
-            let is_over = self.is_over(&oldest.departed, now);
+            let is_over = self.is_over(&oldest.departed, forget_by);
             let is_too_much = self.count_max != 0 && self.by_age.len() as u64 > self.count_max;
             if !is_over && !is_too_much {
                 break;
             }
-            early += u64::from(!is_over);
+            early += u64::from(!self.is_over(&oldest.departed, now));
             self.forgotten_to = oldest.number;
             let mixed = mix(oldest.mailbox64, &oldest.id);
             if self.places.get(&mixed) == Some(&self.forgotten) {
@@ -200,9 +201,9 @@ mod tests {
     fn a_departure_is_remembered_for_its_span() {
         let mut departures = Departures::new(Duration::from_millis(100), 0);
         departures.remember(&[departure(1, 1000), departure(2, 1050)]);
-        assert_eq!(departures.forget(at(1099)), 0);
+        assert_eq!(departures.forget(at(1099), at(1099)), 0);
         assert_eq!(found(&departures, 1), Some(1000));
-        assert_eq!(departures.forget(at(1100)), 0);
+        assert_eq!(departures.forget(at(1100), at(1100)), 0);
         assert_eq!(found(&departures, 1), None);
         assert_eq!(found(&departures, 2), Some(1050));
         assert_eq!(found(&departures, 3), None);
@@ -211,10 +212,21 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_not_trusted_makes_nothing_forgotten() {
+        let mut departures = Departures::new(Duration::from_millis(100), 2);
+        departures.remember(&[departure(1, 1000), departure(2, 1050)]);
+        assert_eq!(departures.forget(at(0), at(9000)), 0);
+        assert_eq!(found(&departures, 1), Some(1000));
+        departures.remember(&[departure(3, 9000)]);
+        assert_eq!(departures.forget(at(0), at(9000)), 0, "its time was over");
+        assert_eq!(departures.len(), 2);
+    }
+
+    #[test]
     fn the_oldest_is_forgotten_when_there_are_too_many() {
         let mut departures = Departures::new(Duration::from_secs(100), 2);
         departures.remember(&[departure(1, 1), departure(2, 2), departure(3, 3)]);
-        assert_eq!(departures.forget(at(3)), 1);
+        assert_eq!(departures.forget(at(3), at(3)), 1);
         assert_eq!(found(&departures, 1), None);
         assert!(found(&departures, 2).is_some() && found(&departures, 3).is_some());
     }
@@ -223,7 +235,7 @@ mod tests {
     fn a_second_departure_of_the_same_id_outlives_the_first() {
         let mut departures = Departures::new(Duration::from_millis(100), 0);
         departures.remember(&[departure(1, 1000), departure(1, 1080)]);
-        departures.forget(at(1100));
+        departures.forget(at(1100), at(1100));
         assert_eq!(found(&departures, 1), Some(1080));
     }
 
@@ -236,7 +248,7 @@ mod tests {
             departures.load(number, name, departed(number as u8, number as u64));
         }
         assert_eq!(departures.trim_to(2), None);
-        departures.forget(at(107));
+        departures.forget(at(107), at(107));
         assert_eq!(departures.trim_to(2), Some(6));
         departures.trimmed(6);
         assert_eq!(departures.trim_to(2), Some(7));

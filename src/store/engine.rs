@@ -65,7 +65,9 @@ pub trait Engine: Send + 'static {
     async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError>;
 
     /// Does what the plan says in one transaction; durable on return. An empty plan
-    /// ([`Plan::is_empty`]) ends what [`Engine::known`] began, and writes nothing.
+    /// ([`Plan::is_empty`]) ends what [`Engine::known`] began, and writes nothing. Departures and
+    /// nonces are forgotten by [`Plan::forget_by`], here and in [`Engine::upkeep`] alone: at a start
+    /// nobody knows whether the clock is right.
     async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError>;
 
     /// Opens a fresh handle and verifies it: schema version, secret check value, one trial write.
@@ -73,9 +75,9 @@ pub trait Engine: Send + 'static {
     /// transaction's own number.
     async fn reopen(&mut self) -> Result<TookPlace, StoreError>;
 
-    /// Does a slice of housekeeping: trims what is remembered, gives free pages back. Tells whether
-    /// there is more to do.
-    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, CommitError>;
+    /// Does a slice of housekeeping: forgets what was over by `expired_by`, trims what is remembered,
+    /// gives free pages back. Tells whether there is more to do.
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError>;
 
     /// Closes the handle.
     async fn close(&mut self);
@@ -88,6 +90,15 @@ pub enum KeysOf {
     Mailbox(MailboxHash, View),
     /// What an owner has on all its devices.
     Owner(MailboxHash),
+}
+
+/// How far rows were looked at that are read by their expiry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExpiryCursor {
+    /// Up to rows that expire then.
+    pub expires_at: Timestamp,
+    /// And of these up to this key.
+    pub key: OrderKey,
 }
 
 /// Reads beside the writer. None waits for a commit.
@@ -140,14 +151,24 @@ pub trait Reads: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<OrderKey>, StoreError>;
 
-    /// Up to `limit` rows that have expired, the oldest expiry first, give or take ten minutes.
-    /// Fewer than `limit` when there are no more, or when it has looked through much in vain; the
+    /// Up to `limit` rows that had expired by `expired_by`, the oldest expiry first, give or take ten
+    /// minutes. Fewer than `limit` when there are no more, or when it has looked through much in vain; the
     /// flag tells whether another call may find more.
     async fn expired(
         &self,
         limit: u32,
-        now: Timestamp,
+        expired_by: Timestamp,
     ) -> Result<(Vec<OrderKey>, bool), StoreError>;
+
+    /// Looks at up to `limit` rows from `from` on, by expiry, give or take ten minutes. Tells which
+    /// of them asked for receipts and had expired by `expired_by`, and where to go on if there may be
+    /// more.
+    async fn expired_asking(
+        &self,
+        from: ExpiryCursor,
+        limit: u32,
+        expired_by: Timestamp,
+    ) -> Result<(Vec<OrderKey>, Option<ExpiryCursor>), StoreError>;
 
     /// When the next row expires, give or take ten minutes.
     async fn next_expiry(&self) -> Result<Option<Timestamp>, StoreError>;

@@ -35,7 +35,7 @@ use crate::ids::{BlobId, MailboxHash};
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use commit::{Ground, Lane, Pipeline};
-use engine::{KeysOf, NewRow, Opened, Reads, SWEPT_PROOFS_MAX};
+use engine::{ExpiryCursor, KeysOf, NewRow, Opened, Reads, SWEPT_PROOFS_MAX};
 use model::{
     Appended, BacklogCursor, Burnt, Envelope, Holding, Opener, OrderKey, Page, PageBounds,
     RecoveryPage, RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage, View,
@@ -56,6 +56,9 @@ const SLICE_ROWS: u32 = 256;
 
 /// How long a probe may take.
 const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// How far back [`Store::expire_asking`] looks, at least.
+const LATELY: Duration = Duration::from_secs(600);
 
 /// A probe writes when nothing else was written for this long.
 const PROBE_WRITE_AFTER: Duration = Duration::from_secs(5);
@@ -81,7 +84,9 @@ pub struct StoreOptions {
 /// Writes answer in two steps: the call returns when the write has its place in the order, and the
 /// [`Pending`] it returns resolves when the write is durable. A session may so hand in its next
 /// blob while the last one is being committed, and the order of calls is the order of blobs.
-/// Time is an argument; no engine reads a clock.
+/// Time is an argument; no engine reads a clock. `now` decides what is shown, `expired_by` what is
+/// deleted for good because its time is over: it is now or, while the clock is not to be trusted
+/// with that (`clock::steady`), the epoch.
 pub struct Store {
     pipeline: Pipeline,
     reads: Arc<dyn Reads>,
@@ -116,12 +121,22 @@ impl Store {
         }
     }
 
-    /// Takes a blob into its mailbox. `envelope.stored_at` is the time of the call.
-    pub async fn append(&self, envelope: Envelope) -> Result<Pending<Appended>, StoreError> {
+    /// Takes a blob into its mailbox. `envelope.stored_at` is the time of the call. A full mailbox
+    /// first loses what had expired by `expired_by`.
+    pub async fn append(
+        &self,
+        envelope: Envelope,
+        expired_by: Timestamp,
+    ) -> Result<Pending<Appended>, StoreError> {
         let checksum = self
             .secret
             .checksum(&envelope.mailbox, &envelope.id, &envelope.body);
-        self.queue(Write::Append { envelope, checksum }).await
+        let write = Write::Append {
+            envelope,
+            checksum,
+            expired_by,
+        };
+        self.queue(write).await
     }
 
     /// Deletes blobs and receipts that their recipient has, of those that it may see. What is not
@@ -233,22 +248,19 @@ impl Store {
         }
     }
 
-    /// Deletes up to `limit` expired rows, the oldest expiry first, expired recovery proofs, and
-    /// forgets departures past their time; durable when it returns. Runs at lower priority than the
-    /// other writes.
-    pub async fn expire(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
+    /// Deletes up to `limit` rows that had expired by `expired_by`, the oldest expiry first, recovery
+    /// proofs that had, and forgets departures past their time; durable when it returns. Runs at
+    /// lower priority than the other writes.
+    pub async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         while swept.blobs < u64::from(limit) {
             let left = limit.saturating_sub(u32::try_from(swept.blobs).unwrap_or(u32::MAX));
             let slice = left.min(SLICE_ROWS);
-            let (keys, more) = self.read(self.reads.expired(slice, now)).await?;
+            let (keys, more) = self.read(self.reads.expired(slice, expired_by)).await?;
             let keys_found = keys.len();
             let removed: Removed = match keys.is_empty() {
                 true => Removed::default(),
-                false => {
-                    let cause = Cause::Expired;
-                    self.write_low(Write::Remove { keys, cause, now }).await?
-                }
+                false => self.remove_expired(keys, expired_by).await?,
             };
             swept.blobs += removed.rows();
             // Rows that cannot be removed are found again and again: they end it, too.
@@ -257,13 +269,48 @@ impl Store {
                 break;
             }
         }
-        let proofs: Removed = self.write_low(Write::ExpireProofs { now }).await?;
-        let upkeep = self.counted(self.pipeline.upkeep(now).await)?;
+        let proofs: Removed = self.write_low(Write::ExpireProofs { expired_by }).await?;
+        let upkeep = self.counted(self.pipeline.upkeep(expired_by).await)?;
         swept.more |= upkeep || proofs.blobs >= SWEPT_PROOFS_MAX as u64;
         if !swept.more {
             swept.next_expiry = self.read(self.reads.next_expiry()).await?;
         }
         Ok(swept)
+    }
+
+    /// Deletes what [`Store::expire`] would delete later of the blobs that asked for receipts, so that
+    /// their senders hear soon: those that had expired by `expired_by`, and not ten minutes before.
+    /// Answers how many; durable when it returns.
+    pub async fn expire_asking(&self, expired_by: Timestamp) -> Result<u64, StoreError> {
+        let mut expired = 0;
+        let mut next = Some(ExpiryCursor {
+            expires_at: expired_by.minus(LATELY),
+            key: OrderKey::START,
+        });
+        while let Some(from) = next {
+            let slice = self.reads.expired_asking(from, SLICE_ROWS, expired_by);
+            let (keys, later) = self.read(slice).await?;
+            if !keys.is_empty() {
+                expired += self.remove_expired(keys, expired_by).await?.rows();
+            }
+            next = later;
+            // An engine may answer without waiting for anything.
+            tokio::task::yield_now().await;
+        }
+        Ok(expired)
+    }
+
+    async fn remove_expired(
+        &self,
+        keys: Vec<OrderKey>,
+        expired_by: Timestamp,
+    ) -> Result<Removed, StoreError> {
+        let write = Write::Remove {
+            keys,
+            cause: Cause::Expired,
+            now: expired_by,
+        };
+        self.write_low(write).await
     }
 
     /// The next blobs of a mailbox after `after`, in order, bounded by `bounds`, expired ones left
@@ -326,10 +373,14 @@ impl Store {
     }
 
     /// Keeps a recovery proof; durable when it returns. Each owner has one under a recovery key, a
-    /// later one replaces it; each key has eight. A ninth takes the place of the oldest of an owner
-    /// that never proved itself.
-    pub async fn recovery_put(&self, proof: RecoveryProof) -> Result<RecoveryPut, StoreError> {
-        self.write(Write::RecoveryPut(proof)).await
+    /// later one replaces it; each key has eight. What had expired by `expired_by` goes first; else a
+    /// ninth takes the place of the oldest of an owner that never proved itself.
+    pub async fn recovery_put(
+        &self,
+        proof: RecoveryProof,
+        expired_by: Timestamp,
+    ) -> Result<RecoveryPut, StoreError> {
+        self.write(Write::RecoveryPut { proof, expired_by }).await
     }
 
     /// What is known about these recovery keys (at most 50, more are not looked up), the newest
@@ -393,9 +444,20 @@ impl Store {
         self.write(Write::Unpin { mailbox }).await
     }
 
-    /// Burns the nonce of a handshake whose signature is good; durable when it returns.
-    pub async fn burn(&self, nonce: [u8; 32], now: Timestamp) -> Result<Burnt, StoreError> {
-        self.write(Write::Burn { nonce, now }).await
+    /// Burns the nonce of a handshake whose signature is good; durable when it returns. Nonces whose
+    /// time was over by `expired_by` may be forgotten.
+    pub async fn burn(
+        &self,
+        nonce: [u8; 32],
+        expired_by: Timestamp,
+        now: Timestamp,
+    ) -> Result<Burnt, StoreError> {
+        let write = Write::Burn {
+            nonce,
+            expired_by,
+            now,
+        };
+        self.write(write).await
     }
 
     /// What is kept now, from counters and never by counting rows.

@@ -21,6 +21,8 @@ pub enum Write {
         envelope: Envelope,
         /// What a repeat is compared with.
         checksum: Checksum,
+        /// What had expired by then may be deleted to make room.
+        expired_by: Timestamp,
     },
     /// Delete what the recipient has, of what it may see.
     Acknowledge {
@@ -72,7 +74,12 @@ pub enum Write {
         now: Timestamp,
     },
     /// Keep a recovery proof.
-    RecoveryPut(RecoveryProof),
+    RecoveryPut {
+        /// The proof and whose it is.
+        proof: RecoveryProof,
+        /// What had expired by then may be deleted to make room.
+        expired_by: Timestamp,
+    },
     /// Delete an owner's recovery proof.
     RecoveryRemove {
         /// Of this recovery key.
@@ -83,7 +90,7 @@ pub enum Write {
     /// Delete some recovery proofs that have expired.
     ExpireProofs {
         /// By then.
-        now: Timestamp,
+        expired_by: Timestamp,
     },
     /// Mailboxes were opened with a proof: only a proof opens them from now on.
     Pin {
@@ -101,6 +108,8 @@ pub enum Write {
     Burn {
         /// The nonce.
         nonce: [u8; 32],
+        /// Nonces whose time was over by then may be forgotten.
+        expired_by: Timestamp,
         /// When.
         now: Timestamp,
     },
@@ -141,7 +150,7 @@ impl Write {
                     size_of_val(ids.as_slice())
                 }
                 Self::Remove { keys, .. } => size_of_val(keys.as_slice()),
-                Self::RecoveryPut(proof) => proof.sealed_proof.len(),
+                Self::RecoveryPut { proof, .. } => proof.sealed_proof.len(),
                 Self::Pin { mailboxes, .. } => size_of_val(mailboxes.as_slice()),
                 Self::Extend { .. }
                 | Self::Cancel { .. }
@@ -167,16 +176,32 @@ impl Write {
     pub(in crate::store) fn now(&self) -> Option<Timestamp> {
         match self {
             Self::Append { envelope, .. } => Some(envelope.stored_at),
-            Self::RecoveryPut(proof) => Some(proof.stored_at),
+            Self::RecoveryPut { proof, .. } => Some(proof.stored_at),
             Self::Acknowledge { now, .. }
             | Self::Delivered { now, .. }
             | Self::Extend { now, .. }
             | Self::Cancel { now, .. }
             | Self::Remove { now, .. }
-            | Self::ExpireProofs { now }
+            | Self::ExpireProofs { expired_by: now }
             | Self::Pin { now, .. }
             | Self::Burn { now, .. } => Some(*now),
             Self::RecoveryRemove { .. } | Self::Unpin { .. } | Self::Trial => None,
+        }
+    }
+
+    /// By when what it finds expired may be deleted for good, where it may delete that.
+    pub(in crate::store) fn expired_by(&self) -> Option<Timestamp> {
+        match self {
+            Self::Append { expired_by, .. }
+            | Self::RecoveryPut { expired_by, .. }
+            | Self::ExpireProofs { expired_by }
+            | Self::Burn { expired_by, .. } => Some(*expired_by),
+            Self::Remove {
+                cause: Cause::Expired,
+                now,
+                ..
+            } => Some(*now),
+            _ => None,
         }
     }
 
@@ -193,7 +218,7 @@ impl Write {
     pub(super) fn without_room(&self) -> Option<Outcome> {
         match self {
             Self::Append { .. } => Some(Outcome::Appended(Appended::RelayFull)),
-            Self::RecoveryPut(_) => Some(Outcome::RecoveryPut(RecoveryPut::RelayFull)),
+            Self::RecoveryPut { .. } => Some(Outcome::RecoveryPut(RecoveryPut::RelayFull)),
             _ => None,
         }
     }

@@ -26,6 +26,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a test listens for what must not come.
 pub(crate) const SILENCE: Duration = Duration::from_millis(150);
 
+/// When the relay's clock begins: 2026-11-21, so that times look like times.
+const BEGINNING: Timestamp = Timestamp::from_millis(1_795_220_095_000);
+
 /// A relay in this process.
 pub(crate) struct Relay {
     pub(crate) running: Running,
@@ -94,31 +97,21 @@ impl Relay {
             .or_insert_with(|| folder.path().display().to_string());
         let mut config = config(settings);
         change(&mut config);
-        Self::launch(config, Some(folder), wrap).await
+        Self::launch(config, Some(folder), BEGINNING, wrap).await
     }
 
     /// A relay whose clock starts at `now`, on the folder that these settings name.
     pub(crate) async fn start_at(now: Timestamp, variables: &[(&str, &str)]) -> Self {
-        Self::launch_at(now, config(settings(variables)), None, |store| store).await
+        Self::launch(config(settings(variables)), None, now, |store| store).await
     }
 
     async fn launch(
         config: Config,
         folder: Option<tempfile::TempDir>,
+        time_of_day: Timestamp,
         wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
-        // 2026-11-21, so that times look like times.
-        let now = Timestamp::from_millis(1_795_220_095_000);
-        Self::launch_at(now, config, folder, wrap).await
-    }
-
-    async fn launch_at(
-        now: Timestamp,
-        config: Config,
-        folder: Option<tempfile::TempDir>,
-        wrap: impl FnOnce(Opened) -> Opened,
-    ) -> Self {
-        let (clock, time) = Clock::manual(now);
+        let (clock, time) = Clock::manual(time_of_day);
         let running = server::start_with(&config, clock, wrap).await.unwrap();
         Self {
             running,
@@ -147,9 +140,24 @@ impl Relay {
             .await
             .expect("the relay ends");
         let elapsed = time.elapsed();
-        let relay = Self::launch(config, folder, |store| store).await;
+        let relay = Self::launch(config, folder, BEGINNING, |store| store).await;
         relay.time.advance(elapsed);
         relay
+    }
+
+    /// Drains the relay and starts another one on the same folder, whose clock is `ahead` from the
+    /// start on; its store is changed by the test.
+    pub(crate) async fn restart_ahead(
+        self,
+        ahead: Duration,
+        wrap: impl FnOnce(Opened) -> Opened,
+    ) -> Self {
+        let (config, folder) = (self.config, self.folder);
+        let time_of_day = BEGINNING.plus(self.time.elapsed() + ahead);
+        tokio::time::timeout(PATIENCE, self.running.drain())
+            .await
+            .expect("the relay ends");
+        Self::launch(config, folder, time_of_day, wrap).await
     }
 
     /// A client that has opened the mailbox `id`.

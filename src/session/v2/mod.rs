@@ -13,12 +13,12 @@ use std::collections::HashSet;
 
 use self::guest::{Guest, tells};
 use self::reply::{Reply, To};
+use super::Parts;
 use super::answers::{Answers, Asker as _};
 use super::reader::{Heard, TEXT};
 use super::state::{Charge, Said};
 use super::window::Size;
-use super::{Parts, Shared};
-use crate::ids::MailboxId;
+use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::close::Close;
 use crate::protocol::message::{RecoveryProof, RecoveryQuery};
 use crate::protocol::v2::message::{
@@ -94,8 +94,8 @@ impl Guest {
                 }
             },
             Request::Unsubscribe(mailboxes) => {
-                self.unsubscribe(&mailboxes, answers);
-                reply.answer(&Answer::Done(Done::Unsubscribed));
+                let closed = self.unsubscribe(&mailboxes, answers);
+                reply.closed(&Answer::Done(Done::Unsubscribed), closed);
             }
             Request::Window { blobs, bytes } => {
                 let Size { blobs, bytes } = self.resize(Size { blobs, bytes }, answers);
@@ -186,17 +186,19 @@ impl Guest {
         granted
     }
 
-    fn unsubscribe(&self, ids: &[MailboxId], answers: Answers<'_>) {
+    /// Closes those that are open; returns which.
+    fn unsubscribe(&self, ids: &[MailboxId], answers: Answers<'_>) -> Vec<MailboxHash> {
+        let mut closed = Vec::new();
         for id in ids {
             let mailbox = answers.parts.service.mailbox(id);
             // A frame may name tens of thousands, free of charge; closing looks through all that is
             // in flight, and at most 1,024 are open.
             if self.mailboxes.is_open(&mailbox) {
                 self.close(&mailbox);
-                answers.shared.state().forget(&mailbox);
+                closed.push(mailbox);
             }
         }
-        answers.shared.slots_came_back();
+        closed
     }
 
     async fn withdraw(&self, withdrawal: Withdrawal, reply: Reply<'_>) {
@@ -333,12 +335,4 @@ fn read(heard: Heard, parts: &Parts) -> Read {
         Incoming::Garbage { why } => (To::Unread, Said::Garbage(Refusal::Invalid(why))),
     };
     Read::Other { to, said }
-}
-
-impl Shared {
-    /// Room in the window may let the next blob go, or a draining session end.
-    pub(super) fn slots_came_back(&self) {
-        self.unblocked.wake();
-        self.settled.notify_one();
-    }
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 
 use super::guest::Guest;
+use crate::ids::MailboxHash;
 use crate::protocol::v2::{self, Answer, Tag};
 use crate::service::refusal::Refusal;
 use crate::service::submit::Submitted;
@@ -65,6 +66,14 @@ impl Reply<'_> {
     pub(super) fn opened(self, answer: &Answer, to_begin: Vec<ToBegin>) {
         if let Some(frame) = self.to.frame(answer) {
             self.answers.opened(frame, to_begin);
+        }
+    }
+
+    /// The answer that mailboxes are closed.
+    pub(super) fn closed(self, answer: &Answer, closed: Vec<MailboxHash>) {
+        match self.to.frame(answer) {
+            Some(frame) => self.answers.closed(frame, closed),
+            None => self.answers.shared.forget(&closed),
         }
     }
 

@@ -112,8 +112,8 @@ impl Committer {
         }
         for job in others {
             match job {
-                Job::Upkeep(now, reply) => {
-                    let done = self.upkeep(now).await;
+                Job::Upkeep(expired_by, reply) => {
+                    let done = self.upkeep(expired_by).await;
                     // Whoever asked may have gone.
                     reply.send(done).ok();
                 }
@@ -125,8 +125,8 @@ impl Committer {
         }
     }
 
-    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, StoreError> {
-        let error = match self.engine.upkeep(now).await {
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, StoreError> {
+        let error = match self.engine.upkeep(expired_by).await {
             Ok(more) => return Ok(more),
             Err(error) => error,
         };

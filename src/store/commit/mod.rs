@@ -156,9 +156,10 @@ impl Pipeline {
     }
 
     /// Does a slice of housekeeping at low priority; tells whether there is more.
-    pub(super) async fn upkeep(&self, now: Timestamp) -> Result<bool, StoreError> {
+    pub(super) async fn upkeep(&self, expired_by: Timestamp) -> Result<bool, StoreError> {
         let (reply, pending) = Pending::channel();
-        self.place(Lane::Low, Job::Upkeep(now, reply)).await?;
+        self.place(Lane::Low, Job::Upkeep(expired_by, reply))
+            .await?;
         pending.await
     }
 

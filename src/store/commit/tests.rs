@@ -140,7 +140,7 @@ impl Engine for Fake {
         Ok(seen.unsettled.take().unwrap_or(TookPlace::No))
     }
 
-    async fn upkeep(&mut self, _now: Timestamp) -> Result<bool, CommitError> {
+    async fn upkeep(&mut self, _expired_by: Timestamp) -> Result<bool, CommitError> {
         Ok(false)
     }
 
@@ -219,7 +219,11 @@ impl Bench {
             body: body.into(),
         };
         let checksum = [0; 16];
-        let write = Write::Append { envelope, checksum };
+        let write = Write::Append {
+            envelope,
+            checksum,
+            expired_by: Timestamp::default(),
+        };
         self.pipeline.queue(Lane::Normal, write).await
     }
 

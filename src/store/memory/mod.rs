@@ -15,9 +15,9 @@ use async_trait::async_trait;
 use super::StoreError;
 use super::departures::Departures;
 use super::engine::{
-    Asked, CANDIDATES, CommitError, Engine, HeldInAll, KeysOf, Known, KnownNonces, KnownPins,
-    KnownProofs, Opened, Pin, Plan, Reads, SWEPT_PROOFS_MAX, Slot, TookPlace, Write, is_nonce_over,
-    rank,
+    Asked, CANDIDATES, CommitError, Engine, ExpiryCursor, HeldInAll, KeysOf, Known, KnownNonces,
+    KnownPins, KnownProofs, Opened, Pin, Plan, Reads, SWEPT_PROOFS_MAX, Slot, TookPlace, Write,
+    is_nonce_over, rank,
 };
 use super::model::{
     BacklogCursor, Holding, OrderKey, Page, PageBounds, RECOVERY_KEYS_MAX, RecoveryPage,
@@ -95,11 +95,11 @@ impl State {
         for key_hash in &asked.proofs {
             known.slots.insert(*key_hash, self.slots(key_hash));
         }
-        let Some(now) = asked.expired_proofs else {
+        let Some(expired_by) = asked.expired_proofs else {
             return known;
         };
         let over = self.proof_expiries.iter().take(SWEPT_PROOFS_MAX);
-        for (_, number) in over.take_while(|(expires_at, _)| *expires_at <= now) {
+        for (_, number) in over.take_while(|(expires_at, _)| *expires_at <= expired_by) {
             if let Some((_, proof)) = self.proofs.get(number) {
                 known.expired.push((proof.key_hash, *number));
                 let slots = || self.slots(&proof.key_hash);
@@ -153,7 +153,7 @@ impl State {
             self.remove_proof(*number);
         }
         for (number, index, is_proven) in &plan.proofs.inserts {
-            if let Some(Write::RecoveryPut(proof)) = batch.get(*index) {
+            if let Some(Write::RecoveryPut { proof, .. }) = batch.get(*index) {
                 self.insert_proof(*number, *is_proven, proof);
             }
         }
@@ -227,9 +227,9 @@ impl Nonces {
         }
     }
 
-    fn forget(&mut self, now: Timestamp) {
+    fn forget(&mut self, forget_by: Timestamp) {
         while let Some((burnt_at, nonce)) = self.order.front().copied()
-            && is_nonce_over(burnt_at, now)
+            && is_nonce_over(burnt_at, forget_by)
         {
             self.order.pop_front();
             // It may have been burnt again since.
@@ -249,13 +249,16 @@ struct Writer {
 }
 
 impl Writer {
-    fn forget(&mut self, now: Timestamp) {
-        let early = self.departures.forget(now);
+    fn forget(&mut self, forget_by: Timestamp, now: Timestamp) {
+        let early = self.departures.forget(forget_by, now);
         self.metrics.dedup_forgotten_total.increment(early);
         let remembered = as_float(self.departures.len() as u64);
         self.metrics.dedup_remembered.set(remembered);
-        let reach = self.departures.reach(now).as_secs_f64();
-        self.metrics.dedup_memory_seconds.set(reach);
+        // Not every batch tells the time.
+        if now > Timestamp::default() {
+            let reach = self.departures.reach(now).as_secs_f64();
+            self.metrics.dedup_memory_seconds.set(reach);
+        }
     }
 }
 
@@ -292,8 +295,8 @@ impl Engine for Writer {
         for holder in &asked.holders {
             known.accounts.insert(*holder, state.rows.account(holder));
         }
-        for (holder, now) in &asked.expired {
-            let keys = state.rows.expired_of(holder, *now);
+        for (holder, expired_by) in &asked.expired {
+            let keys = state.rows.expired_of(holder, *expired_by);
             for key in &keys {
                 let header = state.rows.header(*key);
                 known.rows.extend(header.map(|header| (*key, header)));
@@ -304,18 +307,18 @@ impl Engine for Writer {
     }
 
     async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {
-        self.forget(plan.now);
+        self.forget(plan.forget_by, plan.now);
         if plan.is_empty() {
             return Ok(());
         }
         write(&self.state).apply(batch, plan);
         self.departures.remember(&plan.departures);
-        self.nonces.forget(plan.now);
+        self.nonces.forget(plan.forget_by);
         for (nonce, burnt_at) in &plan.nonces.burnt {
             self.nonces.burnt.insert(*nonce, *burnt_at);
             self.nonces.order.push_back((*burnt_at, *nonce));
         }
-        self.forget(plan.now);
+        self.forget(plan.forget_by, plan.now);
         Ok(())
     }
 
@@ -323,9 +326,9 @@ impl Engine for Writer {
         Ok(TookPlace::No)
     }
 
-    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, CommitError> {
-        self.forget(now);
-        self.nonces.forget(now);
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
+        self.forget(expired_by, expired_by);
+        self.nonces.forget(expired_by);
         Ok(false)
     }
 
@@ -420,13 +423,24 @@ impl Reads for MemoryReads {
     async fn expired(
         &self,
         limit: u32,
-        now: Timestamp,
+        expired_by: Timestamp,
     ) -> Result<(Vec<OrderKey>, bool), StoreError> {
         let limit = limit as usize;
-        let mut keys = read(&self.state).rows.expired(limit.saturating_add(1), now);
+        let rows = &read(&self.state).rows;
+        let mut keys = rows.expired(limit.saturating_add(1), expired_by);
         let more = keys.len() > limit;
         keys.truncate(limit);
         Ok((keys, more))
+    }
+
+    async fn expired_asking(
+        &self,
+        from: ExpiryCursor,
+        limit: u32,
+        expired_by: Timestamp,
+    ) -> Result<(Vec<OrderKey>, Option<ExpiryCursor>), StoreError> {
+        let rows = &read(&self.state).rows;
+        Ok(rows.expired_asking(from, limit as usize, expired_by))
     }
 
     async fn next_expiry(&self) -> Result<Option<Timestamp>, StoreError> {

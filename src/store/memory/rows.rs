@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};
-use crate::store::engine::{Account, Header, Holder, KeysOf, NewRow, RELIEF_ROWS_MAX};
+use crate::store::engine::{
+    Account, ExpiryCursor, Header, Holder, KeysOf, NewRow, RELIEF_ROWS_MAX,
+};
 use crate::store::model::{
     BacklogCursor, Class, Holding, More, OrderKey, Page, PageBounds, StoredBlob, View,
 };
@@ -125,13 +127,13 @@ impl Rows {
         }
     }
 
-    pub(super) fn expired_of(&self, holder: &Holder, now: Timestamp) -> Vec<OrderKey> {
+    pub(super) fn expired_of(&self, holder: &Holder, expired_by: Timestamp) -> Vec<OrderKey> {
         let expiries = match holder {
             Holder::Mailbox(mailbox) => self.mailboxes.get(mailbox).map(|all| &all.expiries),
             Holder::Owner(owner) => self.owners.get(owner).map(|all| &all.expiries),
         };
         let over = expiries.into_iter().flatten();
-        let over = over.take_while(|(expires_at, _)| *expires_at <= now);
+        let over = over.take_while(|(expires_at, _)| *expires_at <= expired_by);
         over.take(RELIEF_ROWS_MAX).map(|(_, key)| *key).collect()
     }
 
@@ -319,10 +321,35 @@ impl Rows {
         }
     }
 
-    pub(super) fn expired(&self, limit: usize, now: Timestamp) -> Vec<OrderKey> {
+    pub(super) fn expired(&self, limit: usize, expired_by: Timestamp) -> Vec<OrderKey> {
         let over = self.expiries.iter();
-        let over = over.take_while(|(expires_at, _)| *expires_at <= now);
+        let over = over.take_while(|(expires_at, _)| *expires_at <= expired_by);
         over.take(limit).map(|(_, key)| *key).collect()
+    }
+
+    /// Those that asked for receipts, of up to `limit` rows behind `from` that had expired by then;
+    /// and where to go on.
+    pub(super) fn expired_asking(
+        &self,
+        from: ExpiryCursor,
+        limit: usize,
+        expired_by: Timestamp,
+    ) -> (Vec<OrderKey>, Option<ExpiryCursor>) {
+        let behind = (Excluded((from.expires_at, from.key)), Unbounded);
+        let over = self.expiries.range(behind).take(limit);
+        let over = over.take_while(|(expires_at, _)| *expires_at <= expired_by);
+        let over: Vec<_> = over.copied().collect();
+        let last = over.last().filter(|_| over.len() == limit);
+        let next = last.map(|(expires_at, key)| ExpiryCursor {
+            expires_at: *expires_at,
+            key: *key,
+        });
+        let is_asking = |key: &OrderKey| {
+            let header = self.header(*key);
+            header.is_some_and(|header| header.receipt_to.is_some())
+        };
+        let keys = over.into_iter().map(|(_, key)| key).filter(is_asking);
+        (keys.collect(), next)
     }
 
     pub(super) fn next_expiry(&self) -> Option<Timestamp> {

@@ -12,8 +12,8 @@ impl Folding<'_> {
     pub(super) fn append(
         &mut self,
         index: usize,
-        envelope: &Envelope,
-        checksum: &Checksum,
+        (envelope, checksum): (&Envelope, &Checksum),
+        expired_by: Timestamp,
     ) -> Appended {
         if let Some((first, expires_at)) = self.first_of(envelope) {
             if first != *checksum {
@@ -25,7 +25,7 @@ impl Folding<'_> {
         if !self.known.has_room {
             return Appended::RelayFull;
         }
-        if let Err(refused) = self.admit(envelope) {
+        if let Err(refused) = self.admit(envelope, expired_by) {
             return refused;
         }
         if let Some((key, replaced)) = self.replaced_by(envelope) {
@@ -68,25 +68,23 @@ impl Folding<'_> {
         Some((departed.checksum, departed.expires_at))
     }
 
-    fn admit(&mut self, envelope: &Envelope) -> Result<(), Appended> {
+    fn admit(&mut self, envelope: &Envelope, expired_by: Timestamp) -> Result<(), Appended> {
         let refused = match self.quota_admits(envelope) {
             Err(refused @ Appended::MailboxFull) => refused,
             other => return other,
         };
-        // What has expired in it makes room first.
+        // What has expired in it makes room first, if the time is to be trusted with that.
         let holder = Holder::of(envelope);
-        if self.account(holder).earliest_expiry > envelope.stored_at
-            || !self.relieved.insert(holder)
-        {
+        if self.account(holder).earliest_expiry > expired_by || !self.relieved.insert(holder) {
             return Err(refused);
         }
         let Some(expired) = self.known.expired.get(&holder) else {
-            self.asks.expired.push((holder, envelope.stored_at));
+            self.asks.expired.push((holder, expired_by));
             return Err(refused);
         };
         for key in expired {
             let row = self.row(*key);
-            if row.is_some_and(|row| row.expires_at <= envelope.stored_at) {
+            if row.is_some_and(|row| row.expires_at <= expired_by) {
                 self.leave(*key, Leaving::Expired, envelope.stored_at);
             }
         }

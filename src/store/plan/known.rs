@@ -228,10 +228,10 @@ impl Asked {
                     self.doubtful.extend(keys);
                 }
             }
-            Write::RecoveryPut(proof) => self.proofs.push(proof.key_hash),
+            Write::RecoveryPut { proof, .. } => self.proofs.push(proof.key_hash),
             Write::RecoveryRemove { key_hash, .. } => self.proofs.push(*key_hash),
-            Write::ExpireProofs { now } => {
-                self.expired_proofs = Some(self.expired_proofs.map_or(*now, |at| at.max(*now)));
+            Write::ExpireProofs { expired_by } => {
+                self.expired_proofs = self.expired_proofs.max(Some(*expired_by));
             }
             Write::Pin { mailboxes, .. } => self.pins.extend(mailboxes),
             Write::Unpin { mailbox } => self.pins.push(*mailbox),

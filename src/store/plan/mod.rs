@@ -151,6 +151,9 @@ pub struct Plan {
     pub is_trial: bool,
     /// The latest time that a write was handed in.
     pub now: Timestamp,
+    /// What was over by then may be forgotten for good: the epoch when no write says so. Not `now`,
+    /// because the clock may be wrong for a while.
+    pub forget_by: Timestamp,
     /// One for each write.
     pub(super) outcomes: Vec<Outcome>,
     pub(super) happened: Happened,
@@ -166,7 +169,9 @@ impl Plan {
                     (envelope, checksum)
                 }
                 Source::Write(index) => match batch.get(index)? {
-                    Write::Append { envelope, checksum } => (envelope, checksum),
+                    Write::Append {
+                        envelope, checksum, ..
+                    } => (envelope, checksum),
                     _ => return None,
                 },
             };
@@ -299,10 +304,15 @@ impl<'a> Folding<'a> {
         if let Some(now) = write.now() {
             self.plan.now = self.plan.now.max(now);
         }
+        if let Some(expired_by) = write.expired_by() {
+            self.plan.forget_by = self.plan.forget_by.max(expired_by);
+        }
         match write {
-            Write::Append { envelope, checksum } => {
-                Outcome::Appended(self.append(index, envelope, checksum))
-            }
+            Write::Append {
+                envelope,
+                checksum,
+                expired_by,
+            } => Outcome::Appended(self.append(index, (envelope, checksum), *expired_by)),
             Write::Acknowledge {
                 mailbox,
                 ids,
@@ -327,15 +337,22 @@ impl<'a> Folding<'a> {
                 Outcome::Written
             }
             Write::Remove { keys, cause, now } => Outcome::Removed(self.remove(keys, cause, *now)),
-            Write::RecoveryPut(proof) => Outcome::RecoveryPut(self.recovery_put(index, proof)),
+            Write::RecoveryPut { proof, expired_by } => {
+                Outcome::RecoveryPut(self.recovery_put(index, proof, *expired_by))
+            }
             Write::RecoveryRemove { key_hash, owner } => {
                 Outcome::Removed(self.recovery_remove(key_hash, owner))
             }
             Write::ExpireProofs { .. } => Outcome::Removed(self.expire_proofs()),
             Write::Pin { mailboxes, now } => self.pin(mailboxes, *now),
             Write::Unpin { mailbox } => self.unpin(mailbox),
-            Write::Burn { nonce, now } => {
-                let burnt = self.plan.nonces.burn(&self.known.nonces, nonce, *now);
+            Write::Burn {
+                nonce,
+                expired_by,
+                now,
+            } => {
+                let times = (*expired_by, *now);
+                let burnt = self.plan.nonces.burn(&self.known.nonces, nonce, times);
                 Outcome::Burnt(burnt)
             }
             Write::Trial => {
@@ -345,7 +362,12 @@ impl<'a> Folding<'a> {
         }
     }
 
-    fn recovery_put(&mut self, index: usize, proof: &RecoveryProof) -> RecoveryPut {
+    fn recovery_put(
+        &mut self,
+        index: usize,
+        proof: &RecoveryProof,
+        expired_by: Timestamp,
+    ) -> RecoveryPut {
         if !self.known.has_room {
             return RecoveryPut::RelayFull;
         }
@@ -354,7 +376,7 @@ impl<'a> Folding<'a> {
         proofs.put(
             &mut self.known_proofs,
             &mut self.held,
-            (index, proof),
+            (index, proof, expired_by),
             quota,
         )
     }

@@ -1,8 +1,8 @@
 //! Which signed handshakes have been used, so that a recorded one opens nothing a second time.
 //!
 //! A nonce is burnt only after its signature was found good: otherwise a stranger could burn the
-//! nonces of others. None is forgotten before its time; when too many are remembered, signed
-//! handshakes are refused until there is room.
+//! nonces of others. None is forgotten before its time, nor by a clock that is not to be trusted; when
+//! too many are remembered, signed handshakes are refused until there is room.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,13 +23,13 @@ pub(super) const NONCES_MAX: u64 = 1_000_000;
 pub struct KnownNonces {
     /// When each of those that were asked for was burnt, if it was.
     pub burnt: HashMap<[u8; 32], Timestamp>,
-    /// How many are remembered whose time is not over.
+    /// How many are remembered.
     pub count: u64,
 }
 
-/// Whether a nonce that was burnt then is over.
-pub fn is_nonce_over(burnt_at: Timestamp, now: Timestamp) -> bool {
-    now.since(burnt_at) >= NONCE_REMEMBERED
+/// Whether the time of a nonce that was burnt at `burnt_at` was over by `expired_by`.
+pub fn is_nonce_over(burnt_at: Timestamp, expired_by: Timestamp) -> bool {
+    expired_by.since(burnt_at) >= NONCE_REMEMBERED
 }
 
 /// What a transaction does to nonces.
@@ -40,9 +40,14 @@ pub struct NoncePlan {
 }
 
 impl NoncePlan {
-    pub(super) fn burn(&mut self, known: &KnownNonces, nonce: &[u8; 32], now: Timestamp) -> Burnt {
+    pub(super) fn burn(
+        &mut self,
+        known: &KnownNonces,
+        nonce: &[u8; 32],
+        (expired_by, now): (Timestamp, Timestamp),
+    ) -> Burnt {
         let before = self.burnt.get(nonce).or_else(|| known.burnt.get(nonce));
-        if before.is_some_and(|at| !is_nonce_over(*at, now)) {
+        if before.is_some_and(|at| !is_nonce_over(*at, expired_by)) {
             return Burnt::Used;
         }
         if known.count + self.burnt.len() as u64 >= NONCES_MAX {
@@ -62,7 +67,7 @@ mod tests {
         let now = Timestamp::from_millis(1_000_000);
         let mut known = KnownNonces::default();
         let burn = |known: &KnownNonces, plan: &mut NoncePlan, number: u8, now| {
-            plan.burn(known, &[number; 32], now)
+            plan.burn(known, &[number; 32], (now, now))
         };
         let mut plan = NoncePlan::default();
         assert_eq!(burn(&known, &mut plan, 1, now), Burnt::First);
@@ -77,6 +82,19 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_not_trusted_makes_no_nonce_good_again() {
+        let (burnt_at, untrusted) = (Timestamp::from_millis(1_000_000), Timestamp::default());
+        let known = KnownNonces {
+            burnt: [([1; 32], burnt_at)].into(),
+            count: 1,
+        };
+        let ahead = burnt_at.plus(2 * NONCE_REMEMBERED);
+        let burn = |times| NoncePlan::default().burn(&known, &[1; 32], times);
+        assert_eq!(burn((untrusted, ahead)), Burnt::Used);
+        assert_eq!(burn((ahead, ahead)), Burnt::First);
+    }
+
+    #[test]
     fn a_full_memory_refuses_and_forgets_nothing_early() {
         let now = Timestamp::from_millis(1_000_000);
         let known = KnownNonces {
@@ -84,7 +102,7 @@ mod tests {
             count: NONCES_MAX,
         };
         let mut plan = NoncePlan::default();
-        assert_eq!(plan.burn(&known, &[2; 32], now), Burnt::Full);
-        assert_eq!(plan.burn(&known, &[1; 32], now), Burnt::Used);
+        assert_eq!(plan.burn(&known, &[2; 32], (now, now)), Burnt::Full);
+        assert_eq!(plan.burn(&known, &[1; 32], (now, now)), Burnt::Used);
     }
 }

@@ -41,12 +41,16 @@ impl Slot {
 }
 
 /// The numbers of the slots of one recovery key that go when `owner` stores a proof: its own
-/// earlier one, what has expired, and when all are taken the oldest of an owner that never proved
-/// itself. `None` when all are taken by owners who did.
-pub(super) fn make_room(slots: &[Slot], owner: &MailboxHash, now: Timestamp) -> Option<Vec<i64>> {
+/// earlier one, what had expired by `expired_by`, and when all are taken the oldest of an owner that
+/// never proved itself. `None` when all are taken by owners who did.
+pub(super) fn make_room(
+    slots: &[Slot],
+    owner: &MailboxHash,
+    expired_by: Timestamp,
+) -> Option<Vec<i64>> {
     let (mut gone, kept): (Vec<&Slot>, Vec<&Slot>) = slots
         .iter()
-        .partition(|slot| slot.owner == *owner || slot.expires_at <= now);
+        .partition(|slot| slot.owner == *owner || slot.expires_at <= expired_by);
     if kept.len() >= RECOVERY_PROOFS_MAX {
         let strangers = kept.into_iter().filter(|slot| !slot.is_proven);
         gone.push(strangers.min_by_key(|slot| slot.number)?);
@@ -85,11 +89,11 @@ impl ProofPlan {
         &mut self,
         known: &mut KnownProofs,
         held: &mut HeldInAll,
-        (index, proof): (usize, &RecoveryProof),
+        (index, proof, expired_by): (usize, &RecoveryProof, Timestamp),
         quota: &Quota,
     ) -> RecoveryPut {
         let slots = known.slots.entry(proof.key_hash).or_default();
-        let Some(gone) = make_room(slots, &proof.owner, proof.stored_at) else {
+        let Some(gone) = make_room(slots, &proof.owner, expired_by) else {
             return RecoveryPut::Full;
         };
         let slot = Slot::of(known.next_number, proof, slots);

@@ -172,6 +172,7 @@ fn append(to: u8, id: u8, checksum: u8, now: u64) -> Write {
             body: bytes::Bytes::from_static(b"body"),
         },
         checksum: [checksum; 16],
+        expired_by: at(now),
     }
 }
 

@@ -59,11 +59,11 @@ pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Resu
     })
 }
 
-/// The departures that are still remembered.
+/// The departures that are still remembered. Those whose time is over are among them: whether the
+/// clock is right is not known at a start, and they are forgotten when it is.
 pub(super) async fn read_departures(
     connection: &mut SqliteConnection,
     (dedup, dedup_max): (Duration, u64),
-    now: Timestamp,
 ) -> sqlx::Result<Departures> {
     let mut departures = Departures::new(dedup, dedup_max);
     let ends = sqlx::query(
@@ -89,8 +89,6 @@ pub(super) async fn read_departures(
         let (name, departed) = rows::departure(&row)?;
         departures.load(row.try_get(0)?, name, departed);
     }
-    drop(table);
-    departures.forget(now);
     Ok(departures)
 }
 
@@ -256,10 +254,10 @@ async fn read_rows(
     let bad = bad_rows(connection, &asked.doubtful, secret).await?;
     let sound = asked.doubtful.iter().filter(|key| !bad.contains(key));
     known.sound.extend(sound);
-    for (holder, now) in &asked.expired {
-        let expired = read_expired(connection, *holder, secret, *now).await?;
+    for (holder, expired_by) in &asked.expired {
+        let expired = read_expired(connection, *holder, secret, *expired_by).await?;
         if expired.keys.is_empty() {
-            caches.look_again(*holder, expired.look_again_at(*now));
+            caches.look_again(*holder, expired.look_again_at(*expired_by));
         }
         known.expired.insert(*holder, expired.keys);
         known.rows.extend(expired.headers);
@@ -283,8 +281,8 @@ struct Expired {
 
 impl Expired {
     /// A second later at the soonest, so that a full mailbox is not searched at every append.
-    fn look_again_at(&self, now: Timestamp) -> Timestamp {
-        self.earliest.max(now.plus(Duration::from_secs(1)))
+    fn look_again_at(&self, expired_by: Timestamp) -> Timestamp {
+        self.earliest.max(expired_by.plus(Duration::from_secs(1)))
     }
 }
 
@@ -293,9 +291,9 @@ async fn read_expired(
     connection: &mut SqliteConnection,
     holder: Holder,
     secret: &Secret,
-    now: Timestamp,
+    expired_by: Timestamp,
 ) -> sqlx::Result<Expired> {
-    let slot = expiry_slot(now);
+    let slot = expiry_slot(expired_by);
     let (sql, holder64) = match holder {
         Holder::Mailbox(mailbox) => (EXPIRED_OF_MAILBOX, mailbox.prefix64()),
         Holder::Owner(owner) => (EXPIRED_OF_OWNER, owner.prefix64()),
@@ -315,10 +313,14 @@ async fn read_expired(
     let mut expired = Expired {
         keys: Vec::new(),
         headers: Vec::new(),
-        earliest: if is_all { slot_start(slot + 1) } else { now },
+        earliest: if is_all {
+            slot_start(slot + 1)
+        } else {
+            expired_by
+        },
     };
     for (key, header) in &headers {
-        if header.expires_at <= now {
+        if header.expires_at <= expired_by {
             expired.keys.push(*key);
         } else {
             expired.earliest = expired.earliest.min(header.expires_at);

@@ -62,11 +62,11 @@ impl Nonces {
         known.count = self.burnt.len() as u64;
     }
 
-    /// How many of the oldest are over by now, within a bound, and which rows go with them: one that
+    /// How many of the oldest were over by then, within a bound, and which rows go with them: one that
     /// was burnt again since stays.
-    pub(super) fn over(&self, now: Timestamp) -> Over {
+    pub(super) fn over(&self, forget_by: Timestamp) -> Over {
         let over = self.order.iter().take(TRIM_MAX);
-        let over = over.take_while(|(burnt_at, _)| is_nonce_over(*burnt_at, now));
+        let over = over.take_while(|(burnt_at, _)| is_nonce_over(*burnt_at, forget_by));
         let mut found = Over::default();
         for (burnt_at, nonce) in over {
             found.count += 1;

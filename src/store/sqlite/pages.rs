@@ -420,15 +420,15 @@ impl Readers {
         row.map(|row| timestamp(&row, 0)).transpose()
     }
 
-    /// Rows of one slot behind a key, with their expiries.
+    /// Rows of one slot behind a key.
     pub(super) async fn of_slot(
         &self,
         slot: i64,
         after: OrderKey,
         limit: u32,
-    ) -> sqlx::Result<Vec<(OrderKey, Timestamp)>> {
+    ) -> sqlx::Result<Vec<RowOfSlot>> {
         let rows = sqlx::query(
-            "SELECT seq, expires_at FROM blob INDEXED BY blob_by_expiry \
+            "SELECT seq, expires_at, kind FROM blob INDEXED BY blob_by_expiry \
              WHERE expires_slot = ? AND seq > ? ORDER BY seq LIMIT ?",
         )
         .bind(slot)
@@ -436,10 +436,23 @@ impl Readers {
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| Ok((OrderKey(row.try_get(0)?), timestamp(row, 1)?)))
-            .collect()
+        let of_slot = |row: &SqliteRow| {
+            Ok(RowOfSlot {
+                key: OrderKey(row.try_get(0)?),
+                expires_at: timestamp(row, 1)?,
+                is_asking: Kind::read(row, 2)?.wants_receipts(),
+            })
+        };
+        rows.iter().map(of_slot).collect()
     }
+}
+
+/// What the sweep must know of a row.
+pub(super) struct RowOfSlot {
+    pub(super) key: OrderKey,
+    pub(super) expires_at: Timestamp,
+    /// Whether its sender asked for receipts.
+    pub(super) is_asking: bool,
 }
 
 /// One bit for each class that is shown.

@@ -5,15 +5,15 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::columns::expiry_slot;
+use super::columns::{expiry_slot, slot_start};
 use super::doubts::Doubts;
 use super::errors::words;
-use super::pages::{Cut, Readers, Row};
+use super::pages::{Cut, Readers, Row, RowOfSlot};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::secrets::Secret;
 use crate::store::StoreError;
-use crate::store::engine::{KeysOf, Pin, Reads};
+use crate::store::engine::{ExpiryCursor, KeysOf, Pin, Reads};
 use crate::store::model::{
     BacklogCursor, Holding, More, OrderKey, Page, PageBounds, RecoveryPage, View,
 };
@@ -142,9 +142,9 @@ impl SqliteReads {
     async fn expired_of_slot(
         &self,
         limit: u32,
-        now: Timestamp,
+        expired_by: Timestamp,
     ) -> Result<(Vec<OrderKey>, bool), StoreError> {
-        let slot = expiry_slot(now);
+        let slot = expiry_slot(expired_by);
         let mut cursor = *self.swept.lock().unwrap_or_else(PoisonError::into_inner);
         if cursor.slot != slot {
             cursor = SlotCursor {
@@ -157,15 +157,15 @@ impl SqliteReads {
         for _ in 0..slices_max {
             let scanned = read(self.readers.of_slot(slot, cursor.after, slice).await)?;
             is_end = scanned.len() < slice as usize;
-            for (key, expires_at) in scanned {
-                if expires_at <= now {
+            for row in scanned {
+                if row.expires_at <= expired_by {
                     if keys.len() >= limit as usize {
                         is_end = false;
                         break;
                     }
-                    keys.push(key);
+                    keys.push(row.key);
                 }
-                cursor.after = key;
+                cursor.after = row.key;
             }
             if is_end || (limit > 0 && keys.len() >= limit as usize) {
                 break;
@@ -322,18 +322,42 @@ impl Reads for SqliteReads {
     async fn expired(
         &self,
         limit: u32,
-        now: Timestamp,
+        expired_by: Timestamp,
     ) -> Result<(Vec<OrderKey>, bool), StoreError> {
-        let (slot, one_more) = (expiry_slot(now), limit.saturating_add(1));
+        let (slot, one_more) = (expiry_slot(expired_by), limit.saturating_add(1));
         let mut keys = read(self.readers.expired_before(slot, one_more).await)?;
         if keys.len() > limit as usize {
             keys.truncate(limit as usize);
             return Ok((keys, true));
         }
         let left = limit.saturating_sub(u32::try_from(keys.len()).unwrap_or(u32::MAX));
-        let (current, is_end) = self.expired_of_slot(left, now).await?;
+        let (current, is_end) = self.expired_of_slot(left, expired_by).await?;
         keys.extend(current);
         Ok((keys, !is_end))
+    }
+
+    async fn expired_asking(
+        &self,
+        from: ExpiryCursor,
+        limit: u32,
+        expired_by: Timestamp,
+    ) -> Result<(Vec<OrderKey>, Option<ExpiryCursor>), StoreError> {
+        let slot = expiry_slot(from.expires_at);
+        let scanned = read(self.readers.of_slot(slot, from.key, limit).await)?;
+        let last = scanned.last().filter(|_| scanned.len() == limit as usize);
+        let next = match last {
+            Some(last) => Some(ExpiryCursor {
+                expires_at: slot_start(slot),
+                key: last.key,
+            }),
+            None => (slot < expiry_slot(expired_by)).then_some(ExpiryCursor {
+                expires_at: slot_start(slot + 1),
+                key: OrderKey::START,
+            }),
+        };
+        let is_due = |row: &RowOfSlot| row.is_asking && row.expires_at <= expired_by;
+        let due = scanned.into_iter().filter(is_due);
+        Ok((due.map(|row| row.key).collect(), next))
     }
 
     async fn next_expiry(&self) -> Result<Option<Timestamp>, StoreError> {

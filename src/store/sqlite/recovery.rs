@@ -120,7 +120,7 @@ pub(super) async fn write_proofs(
         left = later;
     }
     for (number, index, is_proven) in &plan.inserts {
-        let Some(Write::RecoveryPut(proof)) = batch.get(*index) else {
+        let Some(Write::RecoveryPut { proof, .. }) = batch.get(*index) else {
             continue;
         };
         sqlx::query(

@@ -72,7 +72,7 @@ impl SqliteWriter {
         let loaded = async {
             let totals = read_totals(&mut connection).await?;
             let remembered = (options.dedup, options.dedup_max);
-            let departures = read_departures(&mut connection, remembered, options.now).await?;
+            let departures = read_departures(&mut connection, remembered).await?;
             Ok((totals, departures, Nonces::read(&mut connection).await?))
         };
         let (totals, departures, nonces) = loaded.await.map_err(|error| describe(&path, &error))?;
@@ -156,8 +156,8 @@ impl SqliteWriter {
         }
     }
 
-    fn forget(&mut self, now: Timestamp) {
-        let early = self.caches.departures.forget(now);
+    fn forget(&mut self, forget_by: Timestamp, now: Timestamp) {
+        let early = self.caches.departures.forget(forget_by, now);
         self.metrics.dedup_forgotten_total.increment(early);
     }
 
@@ -166,25 +166,27 @@ impl SqliteWriter {
         metrics
             .dedup_remembered
             .set(as_float(caches.departures.len() as u64));
-        metrics
-            .dedup_memory_seconds
-            .set(caches.departures.reach(now).as_secs_f64());
+        // Not every batch tells the time.
+        if now > Timestamp::default() {
+            let reach = caches.departures.reach(now);
+            metrics.dedup_memory_seconds.set(reach.as_secs_f64());
+        }
         metrics
             .working_sets_bytes
             .set(as_float(caches.sets.bytes()));
     }
 
     /// A slice of housekeeping in a transaction of its own.
-    async fn do_upkeep(&mut self, now: Timestamp) -> Result<bool, Failure> {
-        self.forget(now);
+    async fn do_upkeep(&mut self, expired_by: Timestamp) -> Result<bool, Failure> {
+        self.forget(expired_by, expired_by);
         let trim_to = self.caches.departures.trim_to(TRIM_ROWS);
-        let over = self.caches.nonces.over(now);
+        let over = self.caches.nonces.over(expired_by);
         let Some(connection) = &mut self.connection else {
             return Err(Failure::Before(sqlx::Error::WorkerCrashed));
         };
         let body = async {
             let vacuums = has_much_free(connection).await?;
-            let corrupt = has_old_corrupt(connection, now).await?;
+            let corrupt = has_old_corrupt(connection, expired_by).await?;
             if trim_to.is_none() && over.count == 0 && !vacuums && !corrupt {
                 return Ok(None);
             }
@@ -192,7 +194,7 @@ impl SqliteWriter {
             trim_departures(connection, trim_to).await?;
             write_nonces(connection, &Default::default(), &over.nonces).await?;
             sqlx::query("DELETE FROM corrupt WHERE expires_at <= ?")
-                .bind(to_i64(now.millis()))
+                .bind(to_i64(expired_by.millis()))
                 .execute(&mut *connection)
                 .await?;
             if vacuums {
@@ -215,9 +217,10 @@ impl SqliteWriter {
         }
         self.caches.nonces.written(&Default::default(), over.count);
         let departures = &self.caches.departures;
-        let more =
-            vacuums || departures.trim_to(1).is_some() || self.caches.nonces.over(now).count > 0;
-        self.show(now);
+        let more = vacuums
+            || departures.trim_to(1).is_some()
+            || self.caches.nonces.over(expired_by).count > 0;
+        self.show(expired_by);
         Ok(more)
     }
 }
@@ -238,14 +241,14 @@ impl Engine for SqliteWriter {
     }
 
     async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {
-        self.forget(plan.now);
+        self.forget(plan.forget_by, plan.now);
         if plan.is_empty() {
             return Ok(());
         }
         let trim_to = self.caches.departures.trim_to(2 * plan.departures.len());
         let over = match plan.nonces.burnt.is_empty() {
             true => Over::default(),
-            false => self.caches.nonces.over(plan.now),
+            false => self.caches.nonces.over(plan.forget_by),
         };
         if let Err(failure) = self.write(batch, plan, (trim_to, &over)).await {
             let (error, is_unsettled) = self.fail(failure).await;
@@ -262,7 +265,7 @@ impl Engine for SqliteWriter {
             self.caches.departures.trimmed(to);
         }
         self.caches.nonces.written(&plan.nonces, over.count);
-        self.forget(plan.now);
+        self.forget(plan.forget_by, plan.now);
         self.show(plan.now);
         Ok(())
     }
@@ -295,8 +298,8 @@ impl Engine for SqliteWriter {
         Ok(took_place)
     }
 
-    async fn upkeep(&mut self, now: Timestamp) -> Result<bool, CommitError> {
-        match self.do_upkeep(now).await {
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
+        match self.do_upkeep(expired_by).await {
             Ok(more) => Ok(more),
             Err(failure) => Err(self.fail(failure).await.0),
         }
@@ -367,10 +370,13 @@ async fn has_much_free(connection: &mut SqliteConnection) -> sqlx::Result<bool> 
     Ok(can_shrink && free > FREE_PAGES_KEPT.max(pages / 10))
 }
 
-/// Whether corrupt rows are kept that would have expired by now.
-async fn has_old_corrupt(connection: &mut SqliteConnection, now: Timestamp) -> sqlx::Result<bool> {
+/// Whether corrupt rows are kept that would have expired by then.
+async fn has_old_corrupt(
+    connection: &mut SqliteConnection,
+    expired_by: Timestamp,
+) -> sqlx::Result<bool> {
     let row = sqlx::query("SELECT EXISTS (SELECT 1 FROM corrupt WHERE expires_at <= ?)")
-        .bind(to_i64(now.millis()))
+        .bind(to_i64(expired_by.millis()))
         .fetch_one(connection)
         .await?;
     row.try_get(0)

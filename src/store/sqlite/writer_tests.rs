@@ -98,6 +98,7 @@ fn append(id: u8, now: u64, expires_at: u64) -> Write {
             body: bytes::Bytes::from_static(b"body"),
         },
         checksum: [id; 16],
+        expired_by: Timestamp::from_millis(now),
     }
 }
 
@@ -356,6 +357,7 @@ async fn nonces_outlive_the_process_and_not_their_time() {
     let folder = tempfile::tempdir().unwrap();
     let burn = |number: u8, now: u64| Write::Burn {
         nonce: [number; 32],
+        expired_by: Timestamp::from_millis(now),
         now: Timestamp::from_millis(now),
     };
     let mut bench = writer(folder.path(), 0).await;

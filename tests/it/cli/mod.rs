@@ -1,0 +1,7 @@
+//! The commands of the binary.
+
+mod backup;
+mod check;
+mod errands;
+mod neighbours;
+mod v2;

@@ -1,0 +1,9 @@
+//! What operators see and do: starting, stopping, settings, the operators' port.
+
+mod accept_queue;
+mod clock;
+mod drain;
+mod http;
+mod settings;
+mod start_and_stop;
+mod supervisor;

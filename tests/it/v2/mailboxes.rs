@@ -1,0 +1,317 @@
+//! v2: who may open a mailbox, and what a stranger who knows its id can not do.
+
+use std::time::Duration;
+
+use vauchi_relay::ids::{BlobId, MailboxId};
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
+use vauchi_relay::protocol::v2::message::{
+    Done, Opening, OpeningProof, Subscribe, Withdrawal, WithdrawalKind,
+};
+use vauchi_relay::protocol::v2::{Answer, Request};
+
+use crate::harness::Relay;
+use crate::v2::client::{Guest, ORIGIN, Owned, on_terms, submit};
+
+#[tokio::test]
+async fn only_a_good_proof_opens_a_mailbox_and_every_bad_one_is_refused_alike() {
+    let relay = Relay::start(&[]).await;
+    let (by_key, by_secret) = (Owned::key(1), Owned::secret(2));
+    let mut guest = Guest::connect(&relay).await;
+    let good = guest.subscribe_to(&[&by_key, &by_secret], false);
+    let mut bad = Vec::new();
+    for proof in [
+        OpeningProof::Malformed,
+        OpeningProof::Secret([9; 32]),
+        OpeningProof::Signature([0; 64]),
+        // The right key over something else.
+        match good.openings[0].proof {
+            OpeningProof::Signature(mut signature) => {
+                signature[0] ^= 1;
+                OpeningProof::Signature(signature)
+            }
+            _ => unreachable!(),
+        },
+    ] {
+        for place in [0, 1] {
+            let mut opening = good.openings[place].clone();
+            opening.proof = proof.clone();
+            bad.push(opening);
+        }
+    }
+    let mut subscribe = good.clone();
+    subscribe.openings.extend(bad);
+    let outcomes = guest.try_subscribe(subscribe).await;
+    assert!(outcomes[..2].iter().all(Result::is_ok));
+    assert_eq!(outcomes.len(), 10);
+    assert!(
+        outcomes[2..]
+            .iter()
+            .all(|outcome| *outcome == Err("unauthorized"))
+    );
+    // Signed for another connection, or for another host.
+    let mut other = Guest::connect(&relay).await;
+    assert_eq!(
+        other
+            .try_subscribe(guest.subscribe_to(&[&by_key], false))
+            .await,
+        [Err("unauthorized")]
+    );
+    let mut elsewhere = other.subscribe_to(&[&by_key], false);
+    elsewhere.origin = "relay.example.org".into();
+    assert_eq!(other.try_subscribe(elsewhere).await, [Err("unauthorized")]);
+}
+
+#[tokio::test]
+async fn with_public_origins_a_signature_for_another_host_opens_nothing() {
+    let relay = Relay::start(&[("RELAY_PUBLIC_ORIGINS", "relay.example.net")]).await;
+    let mut guest = Guest::connect(&relay).await;
+    let (by_key, by_secret) = (Owned::key(1), Owned::secret(2));
+    let subscribe = guest.subscribe_to(&[&by_key, &by_secret], false);
+    let outcomes = guest.try_subscribe(subscribe).await;
+    assert_eq!(outcomes[0], Err("unauthorized"));
+    assert!(outcomes[1].is_ok(), "a secret is bound to no host");
+    assert_ne!(ORIGIN, "relay.example.net");
+}
+
+#[tokio::test]
+async fn an_origin_of_another_shape_is_invalid_also_without_public_origins() {
+    let relay = Relay::start(&[]).await;
+    let mut guest = Guest::connect(&relay).await;
+    let by_key = Owned::key(1);
+    for bad in [
+        "",
+        "ws://relay.example.com",
+        "relay.example.com/",
+        "relay.example.com/path",
+        "relay.example.com:443",
+        "relay.example.com:80",
+        "relay.example.com:",
+        "::1",
+        "[::1",
+    ] {
+        let mut subscribe = guest.subscribe_to(&[&by_key], false);
+        subscribe.origin = bad.into();
+        let OpeningProof::Signature(signature) = &mut subscribe.openings[0].proof else {
+            unreachable!()
+        };
+        // Signed as it is sent, so that only its shape is wrong.
+        *signature = match by_key.proof(&guest.welcome, bad) {
+            OpeningProof::Signature(signature) => signature,
+            _ => unreachable!(),
+        };
+        let refused = guest.refusal(Request::Subscribe(subscribe)).await;
+        assert_eq!(refused.code, "invalid", "{bad:?}");
+    }
+    // Secrets are bound to no host, so they need no origin.
+    let mut subscribe = guest.subscribe_to(&[&Owned::secret(2)], false);
+    subscribe.origin = "".into();
+    assert!(guest.try_subscribe(subscribe).await[0].is_ok());
+}
+
+/// What a stranger is answered to everything it may try with the id of a mailbox, one by one.
+async fn answers_to_a_stranger(relay: &Relay, id: MailboxId) -> Vec<String> {
+    let mut stranger = Guest::connect(relay).await;
+    let opening = |proof| Opening {
+        mailbox: id,
+        proof,
+        tells_senders: true,
+    };
+    let withdraw = |kind| {
+        Request::Withdraw(Withdrawal {
+            mailbox: id,
+            secret: *id.as_bytes(),
+            kind,
+        })
+    };
+    let mut id_as_secret = [0; 16];
+    id_as_secret.copy_from_slice(&id.as_bytes()[..16]);
+    let blob = BlobId::from_bytes(id_as_secret);
+    let mut answers = Vec::new();
+    for request in [
+        Request::Subscribe(Subscribe {
+            origin: ORIGIN.into(),
+            openings: vec![
+                opening(OpeningProof::Malformed),
+                opening(OpeningProof::Secret(*id.as_bytes())),
+                opening(OpeningProof::Signature([7; 64])),
+            ],
+        }),
+        Request::Acknowledge(vec![(id, blob)]),
+        Request::Purge(vec![id]),
+        Request::Unpin(id),
+        Request::Unsubscribe(vec![id]),
+        withdraw(WithdrawalKind::Cancel),
+        withdraw(WithdrawalKind::Extend(Duration::from_secs(86_400))),
+        Request::Submit(on_terms(submit(&id, 77, b"x"), |terms| {
+            terms.live_only = true;
+        })),
+        Request::Submit(on_terms(submit(&id, 77, b"x"), |terms| {
+            terms.receipt_to = Some(id);
+        })),
+        Request::Submit(submit(&id, 77, b"x")),
+        Request::Submit(submit(&id, 77, b"x")),
+    ] {
+        answers.push(format!("{:?}", stranger.answer(request).await));
+    }
+    stranger.expect_nothing().await;
+    answers
+}
+
+#[tokio::test]
+async fn a_stranger_is_answered_alike_whether_a_mailbox_is_in_use_or_was_never_seen() {
+    let relay = Relay::start(&[]).await;
+    let never_seen = MailboxId::from_bytes([9; 32]);
+    let expected = answers_to_a_stranger(&relay, never_seen).await;
+    for (owned, number) in [(Owned::key(1), 10), (Owned::secret(2), 20)] {
+        // It has a blob in flight, one that waits, and a receipt; its owner is there and tells nobody.
+        let id = owned.id();
+        let mut owner = Guest::connect(&relay).await;
+        let quiet = owner.subscribe_to(&[&owned], false);
+        owner.try_subscribe(quiet).await;
+        owner.caught_up().await;
+        let mut sender = Guest::connect(&relay).await;
+        sender.store(submit(&id, 1, b"in flight")).await;
+        owner.blob().await;
+        let gone = on_terms(submit(&never_seen, number, b"x"), |terms| {
+            terms.receipt_to = Some(id);
+            terms.topic = Some([4; 32]);
+        });
+        owner.store(gone).await;
+        let in_its_place = on_terms(submit(&never_seen, number + 1, b"x"), |terms| {
+            terms.topic = Some([4; 32]);
+        });
+        sender.store(in_its_place).await;
+        owner.receipt().await;
+        let narrow = Request::Window { blobs: 1, bytes: 1 };
+        owner.answer(narrow).await;
+        sender.store(submit(&id, 2, b"waits")).await;
+        assert_eq!(answers_to_a_stranger(&relay, id).await, expected);
+
+        // v1 lets a stranger into what was never proven by key; it sees none of this.
+        if let Owned::Secret(_) = owned {
+            let mut v1 = relay.client(&id.to_hex()).await;
+            v1.expect_silence().await;
+        }
+        let mut again = Guest::connect(&relay).await;
+        let pending = again.open(&owned).await.pending;
+        assert_eq!(
+            pending, 4,
+            "two blobs, the receipt, and what the stranger sent"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_own_mailbox_gives_no_power_over_another() {
+    let relay = Relay::start(&[]).await;
+    let (owned, own) = (Owned::key(1), Owned::secret(2));
+    let mut owner = Guest::connect(&relay).await;
+    owner.open_empty(&owned).await;
+    let mut stranger = Guest::connect(&relay).await;
+    stranger.open_empty(&own).await;
+    let mut sender = Guest::connect(&relay).await;
+    sender.store(submit(&owned.id(), 1, b"private")).await;
+    sender.store(submit(&own.id(), 2, b"the stranger's")).await;
+    let (private, theirs) = (owner.blob().await.id, stranger.blob().await.id);
+    // Under the name of the own mailbox the other's blob is not there, which is fine.
+    stranger.acknowledge(own.id(), private).await;
+    // A request that names both is refused, and does nothing to either.
+    for request in [
+        Request::Acknowledge(vec![(own.id(), theirs), (owned.id(), private)]),
+        Request::Purge(vec![own.id(), owned.id()]),
+    ] {
+        assert_eq!(stranger.refusal(request).await.code, "unauthorized");
+    }
+    assert_eq!(relay.metric("relay_blobs_stored").await, 2.0);
+    // Closing what another has open closes nothing there.
+    let close = Request::Unsubscribe(vec![owned.id()]);
+    assert_eq!(stranger.done(close).await, Done::Unsubscribed);
+    sender.store(submit(&owned.id(), 3, b"still open")).await;
+    assert_eq!(&*owner.blob().await.body, b"still open");
+    stranger.acknowledge(own.id(), theirs).await;
+    assert_eq!(relay.metric("relay_blobs_stored").await, 2.0);
+}
+
+#[tokio::test]
+async fn v1_and_v2_meet_in_one_mailbox() {
+    let relay = Relay::start(&[]).await;
+    let owned = Owned::secret(1);
+    let mut sender = Guest::connect(&relay).await;
+    let open_to_all = on_terms(submit(&owned.id(), 1, b"for both"), |terms| {
+        terms.v1_ok = true
+    });
+    sender.store(open_to_all).await;
+    sender.store(submit(&owned.id(), 2, b"for v2")).await;
+    let mut v1 = relay.client(&owned.id().to_hex()).await;
+    assert_eq!(v1.delivery().await.blob, b"for both");
+    v1.expect_silence().await;
+    v1.store(&owned.id().to_hex(), b"from v1").await;
+    let mut owner = Guest::connect(&relay).await;
+    owner.open(&owned).await;
+    let mut bodies = Vec::new();
+    for _ in 0..3 {
+        bodies.push(owner.blob().await.body);
+    }
+    assert_eq!(bodies, [&b"for both"[..], b"for v2", b"from v1"]);
+}
+
+#[tokio::test]
+async fn strangers_can_not_lock_v1_users_out_with_blobs_that_v1_can_not_see() {
+    let relay = Relay::start(&[("RELAY_MAILBOX_MAX_BLOBS", "2")]).await;
+    let owned = Owned::secret(1);
+    let mut stranger = Guest::connect(&relay).await;
+    for number in 0..2 {
+        stranger.store(submit(&owned.id(), number, b"unseen")).await;
+    }
+    let full = Request::Submit(submit(&owned.id(), 3, b"unseen"));
+    assert_eq!(stranger.refusal(full).await.code, "mailbox_full");
+    let mut v1 = relay.client(&owned.id().to_hex()).await;
+    v1.store(&owned.id().to_hex(), b"seen").await;
+    assert_eq!(v1.delivery().await.blob, b"seen");
+}
+
+#[tokio::test]
+async fn a_purge_counts_and_gives_the_id_up() {
+    let relay = Relay::start(&[]).await;
+    let owned = Owned::key(1);
+    let mut guest = Guest::connect(&relay).await;
+    guest.store(submit(&owned.id(), 1, b"one")).await;
+    guest.store(submit(&owned.id(), 2, b"two")).await;
+    guest.open(&owned).await;
+    guest.blob().await;
+    guest.blob().await;
+    guest.caught_up().await;
+    let purge = Request::Purge(vec![owned.id()]);
+    let Answer::Purged(mailboxes) = guest.answer(purge).await else {
+        panic!()
+    };
+    assert_eq!((mailboxes[0].blobs, mailboxes[0].receipts), (2, 0));
+    // The pin went with it.
+    let mut v1 = relay.client(&owned.id().to_hex()).await;
+    v1.expect_silence().await;
+}
+
+#[tokio::test]
+async fn recovery_proofs_are_stored_by_who_opened_a_mailbox_and_found_by_anyone() {
+    let relay = Relay::start(&[]).await;
+    let proof = |byte| RecoveryProof {
+        key_hash: [5; 32],
+        proof: vec![byte; 40].into(),
+    };
+    let mut guest = Guest::connect(&relay).await;
+    let refused = guest.refusal(Request::RecoveryStore(proof(1))).await;
+    assert_eq!(refused.code, "unauthorized");
+    guest.open(&Owned::key(1)).await;
+    guest.caught_up().await;
+    let kept = guest.answer(Request::RecoveryStore(proof(1))).await;
+    assert!(matches!(kept, Answer::RecoveryKept { .. }));
+    let mut other = Guest::connect(&relay).await;
+    let query = Request::RecoveryQuery(RecoveryQuery {
+        key_hashes: vec![[5; 32], [6; 32]],
+    });
+    let Answer::RecoveryFound { proofs, more, .. } = other.answer(query).await else {
+        panic!()
+    };
+    assert_eq!((proofs.len(), more), (1, false));
+    assert_eq!(&proofs[0].proof[..], [1; 40]);
+}

@@ -1,0 +1,18 @@
+//! Protocol v2 through the real socket; `client` is what the tests speak it with.
+
+pub(crate) mod client;
+mod delivery;
+mod faults;
+mod frames;
+mod golden;
+pub(crate) mod golden_frames;
+mod idle;
+mod lists;
+mod mailboxes;
+mod model;
+mod private;
+mod refusals;
+mod session;
+mod slow;
+mod strangers;
+mod submit;
