@@ -71,7 +71,7 @@ find_binary() {
         [ -n "$source" ] || fail "there is no $name beside this script's folder and none in target/release;" \
             "build it with: cargo build --release"
     fi
-    [ -x "$source" ] || fail "$source is not there, or is no program"
+    [ -x "$source" ] || fail "$source is missing or not executable"
     version=$("$source" --version) || fail "$source does not run on this machine ($(uname -sm))"
 }
 

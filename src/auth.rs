@@ -30,16 +30,16 @@ pub enum AuthError {
     #[error("the signature is incomplete")]
     Partial,
     /// The client's clock is too far from ours, or the handshake was recorded some time ago.
-    #[error("the handshake's time is more than {} s from ours", SKEW_MAX.as_secs())]
+    #[error("the handshake's timestamp differs from the relay's clock by more than {} s", SKEW_MAX.as_secs())]
     Skewed,
     /// The signing key is not the one that `client_id` names.
-    #[error("the key is not the client's id")]
+    #[error("the public key differs from client_id")]
     ForeignKey,
     /// The key is no point of the curve, or one that lets anybody sign.
-    #[error("the key is unusable")]
+    #[error("the public key is invalid")]
     BadKey,
     /// The signature does not fit the key and the signed bytes.
-    #[error("the signature is wrong")]
+    #[error("the signature is invalid")]
     BadSignature,
 }
 

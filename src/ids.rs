@@ -14,7 +14,7 @@ pub struct MailboxId([u8; 32]);
 
 /// Not 64 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an id is 64 hexadecimal digits")]
+#[error("an id must have 64 hexadecimal digits")]
 pub struct InvalidId;
 
 impl MailboxId {

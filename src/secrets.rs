@@ -41,7 +41,7 @@ pub struct Secret {
 
 /// Sealed bytes that do not open: another mailbox, another secret, or a damaged row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("sealed bytes do not open under this mailbox and secret")]
+#[error("sealed bytes cannot be decrypted with this mailbox id and secret")]
 pub struct NotSealedHere;
 
 /// Why the secret could not be read or made.
@@ -57,7 +57,7 @@ pub enum SecretError {
     },
     /// The file was named and is not there. It is not made: a named file that is missing is usually
     /// a secret that did not arrive, and blobs under a made-up one are lost when it does.
-    #[error("{path}: is not there; put the relay's secret there, or make one for a new relay: (umask 077; openssl rand -hex 32 > {path})", path = .0.display())]
+    #[error("{path}: is missing; put the relay's secret there, or create one for a new relay: (umask 077; openssl rand -hex 32 > {path})", path = .0.display())]
     Missing(PathBuf),
     /// The file is there and is not a secret.
     #[error("{}: is not a relay secret (64 hexadecimal digits); restore it from the backup", .0.display())]
@@ -67,7 +67,7 @@ pub enum SecretError {
 /// What to do about it, where that can be told.
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => "; it and its directory must belong to the relay's user",
+        io::ErrorKind::PermissionDenied => "; the relay's user must own the file and its folder",
         _ => "",
     }
 }
@@ -370,7 +370,7 @@ mod tests {
         assert!(
             denied
                 .to_string()
-                .ends_with("; it and its directory must belong to the relay's user")
+                .ends_with("; the relay's user must own the file and its folder")
         );
     }
 

@@ -42,7 +42,7 @@ impl Supervisor {
         let line = variable("NOTIFY_SOCKET").and_then(|name| match open(&name) {
             Ok(line) => Some(line),
             Err(error) => {
-                tracing::warn!(%error, "NOTIFY_SOCKET: {name:?} cannot be used; nobody is told that the relay is ready");
+                tracing::warn!(%error, "NOTIFY_SOCKET: cannot use {name:?}; the supervisor (systemd) does not learn that the relay is ready");
                 None
             }
         });
@@ -137,7 +137,7 @@ impl Supervisor {
 
     fn complain(&self, error: &io::Error) {
         self.complained.call_once(|| {
-            tracing::warn!(%error, "the supervisor cannot be told how the relay is; it may take it for dead");
+            tracing::warn!(%error, "cannot reach the supervisor (systemd); it may consider the relay dead");
         });
     }
 }

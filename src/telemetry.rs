@@ -23,7 +23,7 @@ const DEBUG_FILTER: &str = "vauchi_relay=debug";
 
 /// Logging was set up before in this process; that first set-up stays.
 #[derive(Debug, thiserror::Error)]
-#[error("logging is set up already")]
+#[error("logging is already set up")]
 pub struct AlreadySetUp;
 
 /// Which lines are logged; changes at SIGHUP.
@@ -84,7 +84,7 @@ impl LogFilter {
             Ok(filter) => self.put_in_force(filter),
             Err(why) => {
                 let in_force = &self.in_force;
-                tracing::warn!("SIGHUP: {why}; the log filter stays {in_force}");
+                tracing::warn!("SIGHUP: {why}; keeping the log filter {in_force}");
             }
         }
     }
@@ -99,14 +99,14 @@ impl LogFilter {
     }
 
     fn put_in_force(&mut self, filter: String) {
-        let tell = || tracing::info!("SIGHUP: the log filter is {filter} from now on");
+        let tell = || tracing::info!("SIGHUP: the log filter is now {filter}");
         // Told under whichever of the two filters shows it.
         let is_shown = tracing::enabled!(tracing::Level::INFO);
         if is_shown {
             tell();
         }
         if let Err(error) = self.handle.reload(EnvFilter::new(&filter)) {
-            tracing::error!(%error, "SIGHUP: the log filter cannot be changed");
+            tracing::error!(%error, "SIGHUP: cannot change the log filter");
             return;
         }
         if !is_shown {
@@ -127,8 +127,7 @@ fn configured(rust_log: Option<&OsStr>) -> (String, Option<String>) {
         Ok(_) => (text.into_owned(), None),
         Err(error) => {
             let warning = format!(
-                "RUST_LOG: {text:?} cannot be read ({error}); using {DEFAULT_FILTER}, \
-                 write for example {DEBUG_FILTER}"
+                "RUST_LOG: {text:?} is not a valid filter ({error}); using {DEFAULT_FILTER}; a valid one is {DEBUG_FILTER}"
             );
             (default, Some(warning))
         }
@@ -159,7 +158,7 @@ fn said_by_file(path: &Path, read: io::Result<String>) -> Result<Option<String>,
     match EnvFilter::try_new(&filter) {
         Ok(_) => Ok(Some(filter)),
         Err(error) => Err(format!(
-            "{place}: cannot be read ({error}), write for example {DEBUG_FILTER}"
+            "{place}: not a valid filter ({error}); a valid one is {DEBUG_FILTER}"
         )),
     }
 }
@@ -297,8 +296,8 @@ mod tests {
         tracing::info!("three");
         let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text.lines().count(), 3, "{text}");
-        assert!(text.contains("SIGHUP: the log filter is vauchi_relay=debug"));
+        assert!(text.contains("SIGHUP: the log filter is now vauchi_relay=debug"));
         assert!(text.contains("two") && !text.contains("one") && !text.contains("three"));
-        assert!(text.contains("SIGHUP: the log filter is vauchi_relay=warn"));
+        assert!(text.contains("SIGHUP: the log filter is now vauchi_relay=warn"));
     }
 }

@@ -35,10 +35,10 @@ const END_BYTES: u64 = 2 * BLOCK_BYTES;
 /// What is left free on a disk that something large is written to.
 pub(super) const ROOM_BESIDE: u64 = 16 << 20;
 
-const ABOUT: &str = "Backup of a vauchi-relay. relay.db is its SQLite database, relay.secret its secret, \
-     checksums.b3 the BLAKE3 sums of the other files. KEEP IT AS SAFE AS THE RELAY ITSELF: who has it can find out \
-     whether a mailbox id that he already knows is in it, what it holds and when that came, and can go on in this relay's place. \
-     It opens no blob. To put it back: vauchi-relay restore FILE.";
+const ABOUT: &str = "Backup of a vauchi-relay: relay.db is its SQLite database, relay.secret its secret, \
+     checksums.b3 the BLAKE3 sums of the other files. KEEP IT AS SAFE AS THE RELAY ITSELF: anyone who has this file can \
+     test whether a mailbox id that they already know is in it, see what that mailbox holds and when each blob came, and \
+     impersonate this relay. Nothing in it decrypts a blob. To restore it: vauchi-relay restore FILE.";
 
 /// The first file of an archive.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -142,7 +142,7 @@ fn add(
     tar.append_data(&mut header, name, &mut from)?;
     if from.bytes != bytes {
         return Err(io::Error::other(format!(
-            "{name} has another length than it had"
+            "{name} changed its size during the backup"
         )));
     }
     Ok(format!("{}  {name}\n", from.hash.finalize().to_hex()))
@@ -155,24 +155,24 @@ pub(super) enum ReadError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// It is something else.
-    #[error("is not an archive of `vauchi-relay backup`, or its beginning is damaged: {0}")]
+    #[error("not a vauchi-relay backup: {0}")]
     Foreign(String),
     /// It ends before it should.
-    #[error("is cut off: it was not written or not copied to its end")]
+    #[error("incomplete: the file ends too early; writing or copying it was interrupted")]
     CutOff,
     /// Something in it is not what it was.
-    #[error("is damaged: {0}")]
+    #[error("damaged: {0}")]
     Damaged(String),
     /// It is of another time.
     #[error(
-        "was made by a newer relay (its format is {found}, this relay knows {FORMAT}); use that one"
+        "made by a newer relay (format {found}, this relay knows {FORMAT}); use that relay's version"
     )]
     Newer {
         /// The format that it has.
         found: u32,
     },
     /// The disk cannot take what is in it.
-    #[error("takes {} for its database, and {} has {} free; make room, or name another folder with --temp-dir", in_bytes(*.needed), folder.display(), in_bytes(*.free))]
+    #[error("its database needs {}, but {} has {} free; free disk space, or choose another folder with --temp-dir", in_bytes(*.needed), folder.display(), in_bytes(*.free))]
     NoRoom {
         /// Bytes.
         needed: u64,
@@ -234,7 +234,7 @@ fn known_name(entry: &tar::Entry<'_, impl Read>) -> Result<&'static str, ReadErr
         .into_iter()
         .find(|known| name.is_ok_and(|name| name == Path::new(known)))
         .filter(|_| entry.header().entry_type().is_file())
-        .ok_or_else(|| ReadError::Foreign("a file is in it that does not belong there".to_owned()))
+        .ok_or_else(|| ReadError::Foreign("it contains an unexpected file".to_owned()))
 }
 
 impl Found {
@@ -249,7 +249,9 @@ impl Found {
         let mut end = 0;
         for entry in tar.entries()? {
             let mut entry = entry.map_err(|error| match end {
-                0 => ReadError::Foreign(error.to_string()),
+                0 => ReadError::Foreign(
+                    "it is not a tar archive, or its beginning is damaged".to_owned(),
+                ),
                 _ => ReadError::Damaged(error.to_string()),
             })?;
             end = entry.raw_file_position() + entry.size().next_multiple_of(BLOCK_BYTES);
@@ -265,10 +267,10 @@ impl Found {
             }
         }
         if end == 0 {
-            return Err(ReadError::Foreign("there is nothing in it".to_owned()));
+            return Err(ReadError::Foreign("it is empty".to_owned()));
         }
         if !is_zero_to_the_end(tar.into_inner())? {
-            return Err(ReadError::Damaged("something follows its end".to_owned()));
+            return Err(ReadError::Damaged("there is data after its end".to_owned()));
         }
         Ok(end)
     }
@@ -286,7 +288,7 @@ impl Found {
         let size = entry.size();
         if place.is_some() || size > SMALL_BYTES_MAX {
             return Err(ReadError::Damaged(format!(
-                "{name} is too long or twice there"
+                "{name} is too long or appears twice"
             )));
         }
         let mut bytes = Vec::new();
@@ -362,7 +364,7 @@ impl Found {
         let secret = Secret::parse(&String::from_utf8_lossy(&secret));
         Ok(Unpacked {
             manifest,
-            secret: secret.ok_or_else(|| damaged("relay.secret is no secret"))?,
+            secret: secret.ok_or_else(|| damaged("relay.secret is not a valid secret"))?,
             database,
         })
     }

@@ -21,24 +21,23 @@ use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::DATABASE_FILE;
 use crate::store::sqlite::backup::{Copy, Serving, log_bytes};
 
-/// Back up a relay, also while it serves: database and secret in one file.
+/// Back up a relay, even while it runs: database and secret in one file.
 ///
-/// Everything that was confirmed before the command began is in it. THE FILE HOLDS THE RELAY'S
-/// SECRET: keep it as safe as the relay's own disk, and encrypt it before it goes elsewhere, for
-/// example `vauchi-relay backup - | age -r KEY > FILE`.
+/// The backup contains every blob that was confirmed before the command began. IT ALSO CONTAINS THE
+/// RELAY'S SECRET: keep it as safe as the relay's own disk, and encrypt it before you copy it
+/// elsewhere, for example `vauchi-relay backup - | age -r KEY > FILE`.
 ///
-/// It runs beside the relay, as the same user and with the same RELAY_DATA_DIR and RELAY_SECRET_FILE.
-/// Exit codes: 0 the backup is complete and on the disk; 1 it is not, and nothing is left behind; 2
-/// settings or arguments are wrong.
+/// Run it as the relay's user, with the same RELAY_DATA_DIR and RELAY_SECRET_FILE. Exit codes: 0 the
+/// backup is complete and on the disk; 1 it failed and left no files behind; 2 invalid settings or
+/// arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where to: a file that is not there yet (mode 0600), a folder, in which the file is then named by
-    /// the time, or - for standard output
+    /// A new file (mode 0600), a folder, in which the file is named by the time, or - for standard
+    /// output
     #[arg(value_name = "FILE")]
     to: PathBuf,
 
-    /// Where the copy of the database is made that goes into the file: by default beside FILE, and for
-    /// - in the data directory
+    /// Folder for the temporary copy of the database [default: FILE's folder; for - the data directory]
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
 
@@ -69,9 +68,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let to = To::parse(&args)?;
     let config = settings()?;
     if config.storage == StorageBackend::Memory {
-        bail!(
-            "RELAY_STORAGE_BACKEND is memory: nothing is on a disk, and there is nothing to back up"
-        );
+        bail!("RELAY_STORAGE_BACKEND is memory: there are no files to back up");
     }
     let written = tokio::select! {
         written = write(&args, &config, &to) => written?,
@@ -93,7 +90,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         began.elapsed().as_secs_f64(),
     );
     eprintln!(
-        "it holds the relay's secret: keep it as safe as the relay's own disk, and encrypt it before it goes elsewhere"
+        "the backup contains the relay's secret: keep it as safe as the relay's own disk, and encrypt it before you copy it elsewhere"
     );
     if let Some(path) = path {
         // For scripts: which file it is.
@@ -110,12 +107,12 @@ impl To {
         if args.to == Path::new("-") {
             if args.verify {
                 bail!(Usage(
-                    "--verify reads the file back, and standard output is none".to_owned()
+                    "--verify reads the file back, which standard output does not allow".to_owned()
                 ));
             }
             if io::stdout().is_terminal() {
                 bail!(Usage(
-                    "standard output is a terminal; send the backup into a file or a pipe, for example: vauchi-relay backup - > FILE"
+                    "standard output is a terminal; redirect the backup to a file or a pipe, for example: vauchi-relay backup - > FILE"
                         .to_owned()
                 ));
             }
@@ -134,7 +131,7 @@ impl To {
 
 fn already_there(path: &Path) -> String {
     format!(
-        "{}: is there already, and a backup overwrites nothing; name another file, or a folder",
+        "{} already exists, and backup overwrites nothing; choose another file name, or a folder",
         path.display()
     )
 }
@@ -221,13 +218,13 @@ fn secret(config: &Config) -> anyhow::Result<Secret> {
     let path = config.data_dir.join(SECRET_FILE);
     if !path.exists() && !config.data_dir.join(DATABASE_FILE).exists() {
         bail!(
-            "{}: no relay has kept anything here; RELAY_DATA_DIR must name the folder of the relay",
+            "{}: there is no relay's database here; RELAY_DATA_DIR must name the relay's folder",
             full_path(&config.data_dir)
         );
     }
     if !path.exists() {
         bail!(
-            "{}: is not there; set RELAY_SECRET_FILE as the relay has it",
+            "{} is missing; set RELAY_SECRET_FILE as the relay has it",
             full_path(&path)
         );
     }
@@ -236,7 +233,7 @@ fn secret(config: &Config) -> anyhow::Result<Secret> {
 
 fn scratch(folder: &Path) -> anyhow::Result<Scratch> {
     name_what_was_left(folder);
-    Scratch::new(folder).with_context(|| format!("{}: cannot be written to", full_path(folder)))
+    Scratch::new(folder).with_context(|| format!("cannot write to {}", full_path(folder)))
 }
 
 fn new_file(path: &Path) -> io::Result<File> {
@@ -275,13 +272,13 @@ fn see_that_there_is_room(
         let free = filesystem::free_bytes(folder).with_context(|| full_path(folder))?;
         if free < needed {
             bail!(
-                "{}: {} are free, and this takes {} for a while (the copy of the database, {}, and the file{}); make room, or use another disk for FILE or --temp-dir",
+                "{}: {} are free, but the backup needs {} temporarily (the copy of the database, {}, and the file{}); free disk space, or use another disk for FILE or --temp-dir",
                 full_path(folder),
                 in_bytes(free),
                 in_bytes(needed),
                 in_bytes(database_bytes),
                 if is_the_relays {
-                    ", and what RELAY_MIN_FREE_BYTES keeps free"
+                    ", plus RELAY_MIN_FREE_BYTES"
                 } else {
                     ""
                 },
@@ -310,13 +307,13 @@ async fn watch(
         let grown = log_bytes(&config.data_dir).saturating_sub(log_at_first);
         if grown > log_growth_max {
             return anyhow::anyhow!(
-                "given up: the relay has written {} to its log while the database was copied, which is more than it should have to move at once; back up when less is going on, or to a faster disk",
+                "backup stopped: the relay wrote {} to its log while the database was copied, more than it should have to move at once; retry at a quieter time, or to a faster disk",
                 in_bytes(grown)
             );
         }
         if free() < free_bytes_min {
             return anyhow::anyhow!(
-                "given up: the relay's disk has less than RELAY_MIN_FREE_BYTES free; make room, or use another disk for FILE or --temp-dir"
+                "backup stopped: the relay's disk has less than RELAY_MIN_FREE_BYTES free; free disk space, or use another disk for FILE or --temp-dir"
             );
         }
         let done = copy.metadata().map_or(0, |metadata| metadata.len());
@@ -377,7 +374,7 @@ mod tests {
         assert!(still.is_err(), "nothing grows");
         fs::write(&log, vec![0; 1_101]).unwrap();
         let line = watching.await.to_string();
-        assert!(line.contains("the relay has written 101 bytes"), "{line}");
+        assert!(line.contains("the relay wrote 101 bytes"), "{line}");
     }
 
     #[test]

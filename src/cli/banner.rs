@@ -42,12 +42,12 @@ pub fn banner(config: &Config, facts: &Facts) -> Banner {
     ];
     if config.public_origins.is_empty() {
         lines.push(
-            "protocol v2: proofs for any host are good, as RELAY_PUBLIC_ORIGINS is none".to_owned(),
+            "protocol v2: RELAY_PUBLIC_ORIGINS is not set: signatures made for any host name are accepted".to_owned(),
         );
     }
     let off = config.limits_off();
     if !off.is_empty() {
-        lines.push(format!("limits that are off: {}", off.join(", ")));
+        lines.push(format!("disabled limits: {}", off.join(", ")));
     }
     Banner {
         lines,
@@ -60,21 +60,21 @@ pub fn banner(config: &Config, facts: &Facts) -> Banner {
 
 fn clients_line(config: &Config, facts: &Facts) -> String {
     let connections = match config.connections_max {
-        0 => "any number of connections".to_owned(),
-        1 => "1 connection at the most".to_owned(),
-        max => format!("{max} connections at the most"),
+        0 => "unlimited connections".to_owned(),
+        1 => "at most 1 connection".to_owned(),
+        max => format!("at most {max} connections"),
     };
     format!(
-        "clients: ws://{}, {connections}; no TLS of its own, put a proxy in front",
+        "clients: ws://{}, {connections}; no built-in TLS, use a reverse proxy",
         facts.listen_addr
     )
 }
 
 fn operators_line(config: &Config, facts: &Facts) -> String {
     let guard = if config.metrics_token.is_some() {
-        "metrics need the token"
+        "metrics require the token"
     } else {
-        "metrics need no token"
+        "metrics require no token"
     };
     format!(
         "operators: http://{}/health, /ready, /metrics; {guard}",
@@ -84,18 +84,18 @@ fn operators_line(config: &Config, facts: &Facts) -> String {
 
 fn storage_line(config: &Config) -> String {
     match config.storage {
-        StorageBackend::Memory => "storage: memory; a restart loses everything".to_owned(),
+        StorageBackend::Memory => "storage: memory; a restart deletes everything".to_owned(),
         StorageBackend::Sqlite => format!("storage: SQLite in {}", full_path(&config.data_dir)),
     }
 }
 
 fn bounds_line(config: &Config) -> String {
     let bytes_max = match config.storage_bytes_max {
-        0 => "any number of bytes".to_owned(),
+        0 => "unlimited storage".to_owned(),
         max => format!("at most {}", in_bytes(max)),
     };
     format!(
-        "keeps: {bytes_max} in all, each blob for {}",
+        "limits: {bytes_max} in total, each blob expires after {}",
         in_time(config.blob_ttl)
     )
 }
@@ -109,8 +109,7 @@ fn disk_warning(config: &Config, facts: &Facts) -> Option<String> {
     let to_come = config.storage_bytes_max.saturating_sub(facts.stored_bytes);
     (free < to_come.saturating_add(config.free_bytes_min)).then(|| {
         format!(
-            "the disk of {} has {} free, less than the {} that may still be stored plus \
-             RELAY_MIN_FREE_BYTES; lower RELAY_MAX_STORAGE_BYTES or make room",
+            "the disk of {} has {} free, but RELAY_MAX_STORAGE_BYTES allows another {} (plus RELAY_MIN_FREE_BYTES); lower RELAY_MAX_STORAGE_BYTES or free disk space",
             full_path(&config.data_dir),
             in_bytes(free),
             in_bytes(to_come)
@@ -176,12 +175,11 @@ mod tests {
             banner.lines,
             [
                 concat!("vauchi-relay ", env!("VAUCHI_VERSION")),
-                "clients: ws://0.0.0.0:8080, 1000 connections at the most; no TLS of its own, \
-                 put a proxy in front",
-                "operators: http://0.0.0.0:8081/health, /ready, /metrics; metrics need no token",
+                "clients: ws://0.0.0.0:8080, at most 1000 connections; no built-in TLS, use a reverse proxy",
+                "operators: http://0.0.0.0:8081/health, /ready, /metrics; metrics require no token",
                 "storage: SQLite in /data",
-                "keeps: at most 10 GiB in all, each blob for 90 days",
-                "protocol v2: proofs for any host are good, as RELAY_PUBLIC_ORIGINS is none",
+                "limits: at most 10 GiB in total, each blob expires after 90 days",
+                "protocol v2: RELAY_PUBLIC_ORIGINS is not set: signatures made for any host name are accepted",
             ]
         );
         assert_eq!(banner.warnings, [""; 0]);
@@ -195,7 +193,7 @@ mod tests {
         };
         let text = banner(&config, &facts()).lines.join("\n");
         assert!(
-            text.contains("memory; a restart loses everything"),
+            text.contains("memory; a restart deletes everything"),
             "{text}"
         );
         assert!(!text.contains("/data"), "{text}");
@@ -233,7 +231,7 @@ mod tests {
         let last = banner.lines.last().unwrap();
         assert_eq!(
             last,
-            "limits that are off: RELAY_MAX_CONNECTIONS, RELAY_MAX_STORAGE_BYTES"
+            "disabled limits: RELAY_MAX_CONNECTIONS, RELAY_MAX_STORAGE_BYTES"
         );
         assert_eq!(banner.warnings, [""; 0]);
     }
@@ -245,7 +243,7 @@ mod tests {
             ..Config::default()
         };
         let text = banner(&config, &facts()).lines.join("\n");
-        assert!(text.contains("metrics need the token"), "{text}");
+        assert!(text.contains("metrics require the token"), "{text}");
         assert!(!text.contains("swordfish"), "{text}");
     }
 

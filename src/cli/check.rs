@@ -9,10 +9,10 @@ use super::exit;
 use super::preflight::{self, Finding, Level};
 use crate::config::{Config, ConfigError, InForce, Loaded, Origin};
 
-/// Show every setting as it is in force, and try what a start would need: disk, secret, ports.
+/// Print the effective settings, and test disk, secret, ports and limits without starting the relay.
 ///
-/// Starts nothing and leaves nothing behind. Exit codes: 0 nothing failed; 1 something did; 2 settings
-/// are wrong, told as a start would tell them.
+/// Leaves nothing behind. Exit codes: 0 every test passed; 1 a test failed, so a start would fail; 2 invalid
+/// settings, reported as at startup.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Print one JSON object

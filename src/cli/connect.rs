@@ -32,8 +32,8 @@ const BLOB_BYTES_MAX: usize = 64 << 20;
 /// Where relays are, and how to see that it is them.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Relays {
-    /// The relay's address, ws:// or wss://; several are tried in turn, and when one fails the next
-    /// takes over
+    /// Relay address, ws:// or wss://; if several are given, they are tried in turn, and the next takes
+    /// over when one fails
     #[arg(
         long = "relay",
         value_name = "URL",
@@ -41,7 +41,7 @@ pub(super) struct Relays {
     )]
     relays: Vec<String>,
 
-    /// The certificates (PEM) to check wss:// against, instead of the system's
+    /// File with the certificates (PEM) to trust for wss://, instead of the system's
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 }
@@ -65,7 +65,7 @@ impl Relays {
     /// A v1 client has one relay.
     pub(super) async fn connect_v1(&self, mut options: v1::Options) -> anyhow::Result<v1::Client> {
         let [relay] = self.relays.as_slice() else {
-            bail!(Usage("protocol v1 takes one --relay".to_owned()))
+            bail!(Usage("protocol v1 takes only one --relay".to_owned()))
         };
         options.authorities.clone_from(&self.ca);
         let connected = v1::Client::connect(relay, options).await;
@@ -85,10 +85,10 @@ pub(super) async fn open(
     receipts: Receipts,
 ) -> anyhow::Result<Vec<Opened>> {
     let opened = client.open_each(keys, receipts).await;
-    let opened = opened.map_err(|error| explained("no mailbox was opened", error))?;
+    let opened = opened.map_err(|error| explained("cannot open the mailboxes", error))?;
     opened
         .into_iter()
-        .map(|opened| opened.map_err(|error| explained("a mailbox was not opened", error)))
+        .map(|opened| opened.map_err(|error| explained("cannot open a mailbox", error)))
         .collect()
 }
 
@@ -101,7 +101,7 @@ pub(super) fn keys(files: &[PathBuf]) -> anyhow::Result<Vec<MailboxKey>> {
 pub(super) fn parse_mailbox(text: &str) -> Result<MailboxId, String> {
     MailboxId::parse(text).map_err(|_| {
         format!(
-            "a mailbox is 64 hexadecimal digits; this has {} characters",
+            "a mailbox must have 64 hexadecimal digits; this has {} characters",
             text.chars().count()
         )
     })
@@ -109,7 +109,7 @@ pub(super) fn parse_mailbox(text: &str) -> Result<MailboxId, String> {
 
 /// Reads 32 bytes from the command line.
 pub(super) fn parse_32_bytes(text: &str) -> Result<[u8; 32], String> {
-    parse_hex(text).map_err(|_| "it has to be 64 hexadecimal digits".to_owned())
+    parse_hex(text).map_err(|_| "this must be 64 hexadecimal digits".to_owned())
 }
 
 /// Reads a time from the command line.
@@ -127,7 +127,7 @@ pub(super) fn parse_span(text: &str) -> Result<Duration, String> {
     });
     match seconds {
         Some(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
-        _ => Err("a time is a number and s, m, h or d".to_owned()),
+        _ => Err("a time must be a number followed by s, m, h or d".to_owned()),
     }
 }
 
@@ -138,7 +138,7 @@ pub(super) async fn read_file(file: &Path) -> anyhow::Result<Bytes> {
     }
     let name = file.display().to_string();
     let opened = tokio::fs::File::open(file).await;
-    let mut opened = opened.with_context(|| format!("can not read {name}"))?;
+    let mut opened = opened.with_context(|| format!("cannot read {name}"))?;
     read(&mut opened, &name).await
 }
 
@@ -148,10 +148,10 @@ async fn read(from: &mut (impl AsyncRead + Unpin), name: &str) -> anyhow::Result
         .take(BLOB_BYTES_MAX as u64 + 1)
         .read_to_end(&mut bytes)
         .await;
-    read.with_context(|| format!("can not read {name}"))?;
+    read.with_context(|| format!("cannot read {name}"))?;
     if bytes.len() > BLOB_BYTES_MAX {
         bail!(
-            "{name} has more than {} MiB, which no relay takes as one blob",
+            "{name} is larger than {} MiB, the most that any relay takes as one blob",
             BLOB_BYTES_MAX >> 20
         );
     }
@@ -166,13 +166,13 @@ fn not_connected(relay: &str, error: ClientError) -> anyhow::Error {
             "{error}\nIs a relay running at {relay}? `vauchi-relay` starts one; --relay names another."
         ),
         ClientError::Timeout => {
-            anyhow::anyhow!("{relay} does not answer; is it a relay, and is the network open?")
+            anyhow::anyhow!("{relay} does not answer; check its address and the firewall")
         }
         error @ ClientError::Certificates(_) => anyhow::anyhow!("--ca: {error}"),
         error @ ClientError::Untrusted(_) => anyhow::anyhow!(
             "{relay}: {error}\n--ca names a file with the certificate of its authority."
         ),
-        error => explained(&format!("{relay} does not let us in"), error),
+        error => explained(&format!("{relay} refused the connection"), error),
     }
 }
 
@@ -182,7 +182,7 @@ pub(super) fn explained(what: &str, error: ClientError) -> anyhow::Error {
         Some(after) => {
             // Rounded up: a wait that is too short is refused again.
             let seconds = after.as_millis().div_ceil(1_000);
-            format!("\nTry again in {seconds} s.")
+            format!("\nRetry in {seconds} s.")
         }
         None => String::new(),
     };
@@ -214,7 +214,7 @@ mod tests {
         let why = parse_mailbox("abc").unwrap_err();
         assert_eq!(
             why,
-            "a mailbox is 64 hexadecimal digits; this has 3 characters"
+            "a mailbox must have 64 hexadecimal digits; this has 3 characters"
         );
     }
 
@@ -224,7 +224,7 @@ mod tests {
         let text = error.to_string();
         assert_eq!(
             text,
-            "it has more than 64 MiB, which no relay takes as one blob"
+            "it is larger than 64 MiB, the most that any relay takes as one blob"
         );
     }
 }

@@ -75,7 +75,7 @@ pub(super) fn told(place: Place, data_dir: &Path) -> String {
         _ => format!(", for example with: docker run -v relay-data:{path}"),
     };
     format!(
-        "THE DATA GOES WITH THIS CONTAINER: {path} {what}, so every blob and the relay's secret are lost when the container is removed, as at an upgrade; {instead}{example}"
+        "DATA WILL BE LOST: {path} {what}; removing this container (for example on upgrade) deletes all blobs and the relay's secret; {instead}{example}"
     )
 }
 

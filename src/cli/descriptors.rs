@@ -35,12 +35,10 @@ impl Descriptors {
         match self.needed {
             Some(needed) if needed <= allowed => None,
             Some(needed) => Some(format!(
-                "{allowed} file descriptors are allowed and a full house takes {needed}; raise the \
-                 limit (LimitNOFILE in systemd, ulimit -Hn) or lower RELAY_MAX_CONNECTIONS"
+                "the limit of {allowed} file descriptors is too low for RELAY_MAX_CONNECTIONS, which needs {needed}; raise the limit (LimitNOFILE in systemd, ulimit -Hn) or lower RELAY_MAX_CONNECTIONS"
             )),
             None => Some(format!(
-                "RELAY_MAX_CONNECTIONS is 0 and {allowed} file descriptors are allowed: with that \
-                 many connections no more are accepted"
+                "RELAY_MAX_CONNECTIONS is 0, but the limit of {allowed} file descriptors still bounds the connections"
             )),
         }
     }
@@ -81,10 +79,10 @@ mod tests {
         assert_eq!(warning(Some(1_025), None), None);
         let told = warning(Some(1_025), Some(1_024)).unwrap();
         assert!(
-            told.starts_with("1024 file descriptors are allowed"),
+            told.starts_with("the limit of 1024 file descriptors is too low"),
             "{told}"
         );
-        assert!(told.contains("takes 1025"), "{told}");
+        assert!(told.contains("needs 1025"), "{told}");
         let told = warning(None, Some(1_024)).unwrap();
         assert!(told.starts_with("RELAY_MAX_CONNECTIONS is 0"), "{told}");
         assert_eq!(warning(None, None), None);

@@ -4,7 +4,7 @@
 pub const DRAINED: u8 = 0;
 /// It could not start, or what was asked failed.
 pub const FAILED: u8 = 1;
-/// Settings or arguments are wrong.
+/// Invalid settings or arguments.
 pub const SETTINGS: u8 = 2;
 /// A relay stopped before its drain was complete.
 pub const CUT: u8 = 3;

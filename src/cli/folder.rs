@@ -27,7 +27,7 @@ impl Folder {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let made = fs::create_dir_all(path).and_then(|()| Scratch::new(path));
         let mut scratch =
-            made.with_context(|| format!("can not make the folder {}", path.display()))?;
+            made.with_context(|| format!("cannot make the folder {}", path.display()))?;
         name_what_was_left(path);
         Ok(Self {
             path: path.to_owned(),
@@ -45,7 +45,7 @@ impl Folder {
         let written = writing
             .await
             .unwrap_or_else(|error| Err(io::Error::other(error)));
-        written.with_context(|| format!("can not write {}", self.path.join(name).display()))
+        written.with_context(|| format!("cannot write {}", self.path.join(name).display()))
     }
 }
 
@@ -123,6 +123,6 @@ mod tests {
         let folder = Folder::open(place.path()).unwrap();
         fs::write(&folder.draft, "in the way").unwrap();
         let error = folder.put("name", Bytes::new()).await.unwrap_err();
-        assert!(error.to_string().contains("can not write"), "{error}");
+        assert!(error.to_string().contains("cannot write"), "{error}");
     }
 }

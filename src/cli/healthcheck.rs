@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// More than the status line and headers that our relay sends.
 const ANSWER_BYTES_MAX: u64 = 4096;
 
-/// Ask the relay on this machine whether it is alive, or with --ready whether it takes blobs.
+/// Check whether the relay on this machine is alive, or with --ready whether it takes blobs.
 ///
 /// Exit codes: 0 yes; 1 no, or no answer within 3 s, with one line on stderr.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long)]
     ready: bool,
 
-    /// Where to ask [default: RELAY_HTTP_ADDR, or else 127.0.0.1:8081]
+    /// Address to ask [default: RELAY_HTTP_ADDR, or else 127.0.0.1:8081]
     #[arg(long, value_name = "HOST:PORT")]
     addr: Option<SocketAddr>,
 }

@@ -18,23 +18,25 @@ const WORD: &str = "vauchi-relay-mailbox";
 const ED25519: &str = "ed25519";
 const SECRET: &str = "secret";
 
-/// Make a mailbox that only you can open. Writes its key to a file of your own and prints its address,
-/// for those who shall send to it.
+/// Create a mailbox that only its key opens. Writes the key to a file and prints the mailbox's address,
+/// which you give to your senders.
 ///
-/// There is nothing to register: any relay will do. Who loses the file loses the mailbox.
+/// The mailbox needs no registration and works at any relay. If you lose the file, you lose the
+/// mailbox.
 ///
-/// Exit codes: 0 made, or shown; 1 not, with the reason on stderr; 2 arguments wrong, or no such key.
+/// Exit codes: 0 created, or shown; 1 failed, with the reason on stderr; 2 invalid arguments, or not a
+/// key file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where the key goes; a file that is there is not overwritten
+    /// File to write the key to; an existing file is never overwritten
     file: PathBuf,
 
-    /// A secret instead of a key pair: cheaper to open by the hundred, but the relay is shown it, so
-    /// make one for each relay
+    /// Create a secret instead of a key pair: faster when you open hundreds, but the relay sees it, so
+    /// create one for each relay
     #[arg(long)]
     secret: bool,
 
-    /// Make nothing: print the address of the key in this file
+    /// Create nothing; print the address of the key in this file
     #[arg(long, conflicts_with = "secret")]
     show: bool,
 
@@ -72,7 +74,7 @@ fn make(args: &Args) -> anyhow::Result<MailboxKey> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             bail!("{name} already exists; keygen never overwrites a key. Choose another name.")
         }
-        Err(error) => Err(error).with_context(|| format!("can not write {name}")),
+        Err(error) => Err(error).with_context(|| format!("cannot write {name}")),
     }
 }
 
@@ -100,8 +102,8 @@ fn write(path: &Path, line: &str) -> std::io::Result<()> {
 
 /// Reads a key file.
 pub(super) fn read(path: &Path) -> anyhow::Result<MailboxKey> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("can not read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let words: Vec<_> = text.split_ascii_whitespace().collect();
     let parsed = match words.as_slice() {
         [WORD, kind, hex] => parse_hex::<32>(hex).ok().map(|bytes| (*kind, bytes)),
@@ -112,7 +114,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<MailboxKey> {
         Some((SECRET, bytes)) => Ok(MailboxKey::secret(bytes)),
         // Never shows what is in it.
         _ => bail!(Usage(format!(
-            "{}: is no key of `vauchi-relay keygen`",
+            "{}: not a key file of `vauchi-relay keygen`",
             path.display()
         ))),
     }
@@ -153,7 +155,7 @@ mod tests {
             std::fs::write(file.path(), text).unwrap();
             let error = format!("{:#}", read(file.path()).unwrap_err());
             assert!(
-                error.contains("is no key of") && !error.contains("HUSH"),
+                error.contains("not a key file of") && !error.contains("HUSH"),
                 "{error}"
             );
         }

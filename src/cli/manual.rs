@@ -139,7 +139,7 @@ fn write_command(page: &mut Vec<u8>, name: &str, command: Command) -> io::Result
 fn environment(page: &mut Roff) {
     page.control("SH", ["ENVIRONMENT"]);
     page.text([roman(
-        "All settings are environment variables. They are read at the start; wrong ones are told all at once.",
+        "All settings are environment variables, read at startup. Invalid settings are reported all at once.",
     )]);
     for setting in SETTINGS {
         entry(page, setting.name, &meaning(setting));
@@ -147,7 +147,7 @@ fn environment(page: &mut Roff) {
     entry(
         page,
         "RUST_LOG",
-        "What is logged. Default: `vauchi_relay=info`.",
+        "Log filter. Default: `vauchi_relay=info`.",
     );
 }
 
@@ -170,15 +170,15 @@ fn meaning(setting: &Setting) -> String {
 fn exit_status(page: &mut Roff) {
     page.control("SH", ["EXIT STATUS"]);
     for (code, means) in [
-        (exit::DRAINED, "Done; of a relay: drained and stopped."),
+        (exit::DRAINED, "Success; for a relay: drained and stopped."),
         (
             exit::FAILED,
-            "It could not start, or what was asked failed; of `check`: a start would fail.",
+            "The relay could not start, or the command failed; for `check`: a start would fail.",
         ),
-        (exit::SETTINGS, "Settings or arguments are wrong."),
+        (exit::SETTINGS, "Invalid settings or arguments."),
         (
             exit::CUT,
-            "The relay stopped before its drain was complete: second signal or deadline.",
+            "The relay stopped before its drain was complete (second signal or deadline).",
         ),
     ] {
         entry(page, &code.to_string(), means);
@@ -190,12 +190,12 @@ fn signals(page: &mut Roff) {
     for (signal, does) in [
         (
             "SIGTERM, SIGINT",
-            "The first one drains: confirmed work is finished, clients are told to go, then the relay \
-             ends. A second one stops it at once.",
+            "The first signal drains the relay: it finishes the work it has accepted, tells clients to \
+             disconnect, and exits. A second signal stops it at once.",
         ),
         (
             "SIGHUP",
-            "Switches debug lines in the log on and off, or reads `RELAY_LOG_FILTER_FILE` again.",
+            "Turns debug lines in the log on or off, or reads `RELAY_LOG_FILTER_FILE` again.",
         ),
     ] {
         entry(page, signal, does);
@@ -207,17 +207,20 @@ fn files(page: &mut Roff) {
     for (file, holds) in [
         (
             "/etc/vauchi-relay/relay.env",
-            "Settings of the systemd service, a line NAME=value each.",
+            "Settings of the systemd service, one NAME=value per line.",
         ),
         (
             "/var/lib/vauchi-relay",
             "Data directory of the systemd service (`RELAY_DATA_DIR`).",
         ),
-        ("relay.db", "In the data directory: blobs that wait."),
+        (
+            "relay.db",
+            "In the data directory: the SQLite database with the stored blobs.",
+        ),
         (
             "relay.secret",
-            "In the data directory, unless `RELAY_SECRET_FILE` names another file: the key without \
-             which the database is worthless. Back it up with the database.",
+            "In the data directory, unless `RELAY_SECRET_FILE` names another file: the relay's secret. \
+             The database is useless without it, so back up both together.",
         ),
     ] {
         entry(page, file, holds);
@@ -227,7 +230,7 @@ fn files(page: &mut Roff) {
 fn examples(page: &mut Roff) {
     const MAILBOX: &str = "5af025d33b141c9dbe95aaaeaa62d60819294aa443dec41daba5a15fce7c571c";
     page.control("SH", ["EXAMPLES"]);
-    page.text([roman("Hand a blob in, and fetch it:")]);
+    page.text([roman("Send a blob and receive it:")]);
     page.control("PP", []);
     page.control("EX", []);
     page.text([roman(format!(
@@ -235,13 +238,13 @@ fn examples(page: &mut Roff) {
     ))]);
     page.text([roman(format!("vauchi-relay receive --mailbox {MAILBOX}"))]);
     page.control("EE", []);
-    page.text([roman("A mailbox that opens to nobody else:")]);
+    page.text([roman("A mailbox that only its key opens:")]);
     page.control("PP", []);
     page.control("EX", []);
     page.text([roman("vauchi-relay keygen mine.key")]);
     page.text([roman("vauchi-relay receive --key mine.key")]);
     page.control("EE", []);
-    page.text([roman("A blob that may be taken back:")]);
+    page.text([roman("A blob that can be cancelled:")]);
     page.control("PP", []);
     page.control("EX", []);
     page.text([roman(format!(

@@ -43,11 +43,11 @@ use crate::config::Config;
 
 /// A store-and-forward relay for end-to-end encrypted blobs.
 ///
-/// Without a command it serves. Settings come from RELAY_* variables; docs/configuration.md and
-/// vauchi-relay(1) list them.
+/// Without a command it runs the relay. Settings are RELAY_* environment variables;
+/// docs/configuration.md and vauchi-relay(1) list them.
 ///
-/// Exit codes: 0 done, or drained and stopped; 1 could not start, or what was asked failed;
-/// 2 settings or arguments wrong; 3 stopped before the drain was complete.
+/// Exit codes: 0 success, or drained and stopped; 1 the relay could not start, or the command failed; 2
+/// invalid settings or arguments; 3 stopped before the drain was complete.
 #[derive(Debug, Parser)]
 #[command(name = "vauchi-relay", version = env!("VAUCHI_VERSION"))]
 struct Arguments {
@@ -115,7 +115,7 @@ fn settings() -> anyhow::Result<Config> {
 /// Comes with a signal to stop; what is half done is removed by whoever is dropped then.
 async fn interrupted() -> anyhow::Error {
     match stop_signal().await {
-        Ok(()) => anyhow::anyhow!("interrupted; nothing is left behind"),
+        Ok(()) => anyhow::anyhow!("interrupted; no files are left behind"),
         Err(error) => anyhow::Error::from(error).context("cannot listen for signals"),
     }
 }

@@ -79,7 +79,10 @@ impl Finding {
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let mut findings = match config.storage {
         StorageBackend::Memory => {
-            vec![Finding::ok("storage", "memory; a restart loses everything")]
+            vec![Finding::ok(
+                "storage",
+                "memory; a restart deletes everything",
+            )]
         }
         StorageBackend::Sqlite => storage(config),
     };
@@ -110,7 +113,7 @@ fn storage(config: &Config) -> Vec<Finding> {
             findings[0] = Finding::fail(
                 DATA_DIR,
                 format!(
-                    "{} cannot be written to: {error}; give it to the user that runs the relay, or set RELAY_DATA_DIR to another folder",
+                    "cannot write to {}: {error}; change its owner to the user that runs the relay, or set RELAY_DATA_DIR to another folder",
                     full_path(&folder)
                 ),
             );
@@ -131,17 +134,17 @@ fn data_dir(config: &Config) -> Result<(PathBuf, Finding), Finding> {
             OpenError::InUse(folder).to_string(),
         )),
         Ok(_) => {
-            let text = format!("{path} is there and can be written to");
+            let text = format!("{path} exists and is writable");
             Ok((folder, Finding::ok(DATA_DIR, text)))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && config.data_dir_is_fallback => {
             let parent = folder.parent().unwrap_or(Path::new(".")).to_owned();
-            let text = format!("{path} is not there; a start makes it");
+            let text = format!("{path} does not exist; a start creates it");
             Ok((parent, Finding::ok(DATA_DIR, text)))
         }
         Err(error) => {
             let text = format!(
-                "{path}: {error}; RELAY_DATA_DIR must name a folder that is there (is a volume not mounted?)"
+                "{path}: {error}; RELAY_DATA_DIR must name an existing folder (is a volume not mounted?)"
             );
             Err(Finding::fail(DATA_DIR, text))
         }
@@ -161,20 +164,18 @@ fn file_system(config: &Config, folder: &Path) -> Option<Finding> {
         Ok(Kind::Local) => Finding::ok(SUBJECT, "local"),
         Ok(Kind::Memory(name)) => Finding::warn(
             SUBJECT,
-            format!("{name}, which is memory: a restart of this machine loses everything"),
+            format!("{name}, in memory: a restart of this machine deletes everything"),
         ),
         Ok(Kind::Network(name)) if config.allow_network_fs => Finding::warn(
             SUBJECT,
-            format!(
-                "{name}, where SQLite can lose blobs; RELAY_ALLOW_NETWORK_FS says to start all the same"
-            ),
+            format!("{name}, where SQLite can lose blobs; allowed by RELAY_ALLOW_NETWORK_FS"),
         ),
         Ok(Kind::Network(kind)) => {
             let path = folder.to_owned();
             let error = OpenError::NetworkFileSystem { path, kind };
             Finding::fail(SUBJECT, error.to_string())
         }
-        Err(error) => Finding::warn(SUBJECT, format!("cannot be told: {error}")),
+        Err(error) => Finding::warn(SUBJECT, format!("unknown: {error}")),
     })
 }
 
@@ -182,7 +183,10 @@ fn file_system(config: &Config, folder: &Path) -> Option<Finding> {
 fn volume(config: &Config) -> Option<Finding> {
     const SUBJECT: &str = "volume";
     Some(match container::goes_along(config)? {
-        Ok(()) => Finding::ok(SUBJECT, "the data outlives this container"),
+        Ok(()) => Finding::ok(
+            SUBJECT,
+            "the data is on a volume that outlives this container",
+        ),
         Err(place) => Finding::warn(SUBJECT, container::told(place, &config.data_dir)),
     })
 }
@@ -192,7 +196,7 @@ fn room(config: &Config, folder: &Path) -> Option<Finding> {
     let free = match filesystem::free_bytes(folder) {
         Ok(free) => free,
         Err(error) => {
-            return Some(Finding::warn(SUBJECT, format!("cannot be told: {error}")));
+            return Some(Finding::warn(SUBJECT, format!("unknown: {error}")));
         }
     };
     let (max, min) = (config.storage_bytes_max, config.free_bytes_min);
@@ -200,7 +204,7 @@ fn room(config: &Config, folder: &Path) -> Option<Finding> {
     if free < min {
         let min = in_bytes(min);
         let text = format!(
-            "{shown}, less than the {min} of RELAY_MIN_FREE_BYTES: no blob would be taken; make room"
+            "{shown}, less than RELAY_MIN_FREE_BYTES ({min}): the relay would refuse every blob; free disk space"
         );
         return Some(Finding::fail(SUBJECT, text));
     }
@@ -212,7 +216,7 @@ fn room(config: &Config, folder: &Path) -> Option<Finding> {
     if free < to_come.saturating_add(min) {
         let to_come = in_bytes(to_come);
         let text = format!(
-            "{shown}, less than the {to_come} that may still be stored plus RELAY_MIN_FREE_BYTES; lower RELAY_MAX_STORAGE_BYTES or make room"
+            "{shown}, but RELAY_MAX_STORAGE_BYTES allows another {to_come} (plus RELAY_MIN_FREE_BYTES); lower RELAY_MAX_STORAGE_BYTES or free disk space"
         );
         return Some(Finding::warn(SUBJECT, text));
     }
@@ -286,7 +290,7 @@ impl Trial {
 impl Drop for Trial {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
-            eprintln!("{}: cannot be removed: {error}", self.path.display());
+            eprintln!("cannot remove {}: {error}", self.path.display());
         }
     }
 }
@@ -300,12 +304,12 @@ fn told_of_syncs(median: Duration) -> (Level, String) {
     let millis = median.as_secs_f64() * 1e3;
     let a_second = 1.0 / median.as_secs_f64().max(1e-6);
     let mut text = format!(
-        "{millis:.2} ms, the middle of {SYNCS}: a lone sender gets at most {a_second:.0} stores a second; many at once share each fsync"
+        "{millis:.2} ms (median of {SYNCS}): a single sender gets at most {a_second:.0} stores a second; concurrent senders share each fsync"
     );
     if median <= SYNC_SLOW {
         return (Level::Ok, text);
     }
-    text += "; over 10 ms is slow: use a local SSD, and see who else writes to this disk";
+    text += "; over 10 ms is slow: use a local SSD, and check what else writes to this disk";
     (Level::Warn, text)
 }
 
@@ -332,7 +336,7 @@ fn secret(config: &Config) -> Option<Finding> {
         Ok(_) => privacy_of(&path),
         Err(SecretError::Missing(_)) => Finding::ok(
             SUBJECT,
-            format!("{} is not there; a start makes it", full_path(&path)),
+            format!("{} does not exist; a start creates it", full_path(&path)),
         ),
         Err(error) => Finding::fail(SUBJECT, StartError::Secret(error).to_string()),
     })
@@ -344,13 +348,14 @@ fn privacy_of(path: &Path) -> Finding {
     const TOO_OPEN: u32 = 0o027;
     let shown = full_path(path);
     match fs::metadata(path) {
-        Ok(metadata) if metadata.permissions().mode() & TOO_OPEN == 0 => Finding::ok(
-            SUBJECT,
-            format!("{shown} can be read, and not by everybody"),
-        ),
+        Ok(metadata) if metadata.permissions().mode() & TOO_OPEN == 0 => {
+            Finding::ok(SUBJECT, format!("{shown}: readable, permissions OK"))
+        }
         Ok(metadata) => {
             let mode = metadata.permissions().mode() & 0o777;
-            let text = format!("{shown} is open to others (mode {mode:03o}); chmod 600 {shown}");
+            let text = format!(
+                "{shown} is accessible to other users (mode {mode:03o}); run: chmod 600 {shown}"
+            );
             Finding::warn(SUBJECT, text)
         }
         Err(error) => Finding::fail(SUBJECT, format!("{shown}: {error}")),
@@ -388,26 +393,26 @@ fn queue(room_max: Option<u32>, dropped: Option<Dropped>) -> Finding {
     let wanted = accept_queue::ROOM;
     let dropped = match dropped {
         Some(dropped) => format!(
-            "{} dropped so far by full queues, over all programs of this network namespace",
+            "{} dropped so far by full queues (all programs of this network namespace)",
             dropped.overflows
         ),
-        None => "the system does not say how many are dropped".to_owned(),
+        None => "the system does not report drops".to_owned(),
     };
     match room_max {
         Some(max) if max < wanted => Finding::warn(
             SUBJECT,
             format!(
-                "room for {max} connections that wait to be accepted, not {wanted}, because net.core.somaxconn is {max}; {dropped}; sysctl -w net.core.somaxconn={wanted}"
+                "room for {max} connections waiting to be accepted, not {wanted}, because net.core.somaxconn is {max}; {dropped}; run: sysctl -w net.core.somaxconn={wanted}"
             ),
         ),
         Some(_) => Finding::ok(
             SUBJECT,
-            format!("room for {wanted} connections that wait to be accepted; {dropped}"),
+            format!("room for {wanted} connections waiting to be accepted; {dropped}"),
         ),
         None => Finding::ok(
             SUBJECT,
             format!(
-                "the relay asks for room for {wanted} connections that wait to be accepted; {dropped}"
+                "the relay asks for room for {wanted} connections waiting to be accepted; {dropped}"
             ),
         ),
     }
@@ -421,7 +426,7 @@ fn descriptors(config: &Config) -> Finding {
     }
     let count = |count: Option<u64>| count.map_or("no limit".to_owned(), |count| count.to_string());
     let (allowed, needed) = (count(descriptors.allowed), count(descriptors.needed));
-    let text = format!("allowed: {allowed}; a full house takes: {needed}");
+    let text = format!("limit: {allowed}; needed for RELAY_MAX_CONNECTIONS: {needed}");
     Finding::ok(SUBJECT, text)
 }
 

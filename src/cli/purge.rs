@@ -10,26 +10,26 @@ use super::connect::{Relays, explained, keys, open};
 use super::keygen;
 use crate::client::Receipts;
 
-/// Delete everything that waits in mailboxes of your own, unread.
+/// Delete everything that waits in your mailboxes, unread.
 ///
-/// Prints how many blobs and receipts it was, for each mailbox. Senders who asked for receipts hear that
-/// their blobs were removed only with --receipts. There is no way back.
+/// Prints the number of deleted blobs and receipts of each mailbox. This cannot be undone. Senders who
+/// asked for receipts learn of the deletion only with --receipts.
 ///
-/// Exit codes: 0 it is deleted; 1 an error, with the reason on stderr; 2 arguments wrong.
+/// Exit codes: 0 deleted; 1 an error, with the reason on stderr; 2 invalid arguments.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     relays: Relays,
 
-    /// The key of the mailbox, a file of `keygen`; may be given several times
+    /// Key file of the mailbox, made by `keygen`; can be given several times
     #[arg(long = "key", value_name = "KEYFILE", required = true)]
     keys: Vec<PathBuf>,
 
-    /// Let senders who asked for it know that their blobs were removed
+    /// Let senders who asked for receipts know that their blobs were removed
     #[arg(long)]
     receipts: bool,
 
-    /// Print one JSON object a line for each mailbox
+    /// Print one JSON object per line and mailbox
     #[arg(long)]
     json: bool,
 }
@@ -45,7 +45,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     open(&client, &keys, receipts).await?;
     let mailboxes: Vec<_> = keys.iter().map(|key| key.mailbox()).collect();
     let purged = client.purge(&mailboxes).await;
-    let purged = purged.map_err(|error| explained("it is not known what was deleted", error))?;
+    let purged = purged.map_err(|error| explained("the purge may be incomplete", error))?;
     let mut out = std::io::stdout();
     for purged in purged {
         let mailbox = keygen::address(&purged.mailbox);
@@ -55,7 +55,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             true => writeln!(out, "{said}"),
             false => writeln!(out, "purged {mailbox}: {blobs} blobs, {receipts} receipts"),
         };
-        written.context("can not write to standard output")?;
+        written.context("cannot write to standard output")?;
     }
     client.close().await.ok();
     Ok(())

@@ -13,13 +13,13 @@ use super::keygen;
 use super::receive::print;
 use crate::client::{FoundProof, Receipts};
 
-/// Keep a proof under the hash of a lost key, or look for such proofs.
+/// Store a recovery proof under the hash of a lost key, or look such proofs up.
 ///
-/// The key is lost, so a relay can not judge who is right: it keeps a proof of each mailbox that puts one
-/// there, eight at the most, for 90 days, and gives back all. Check them.
+/// The relay cannot verify proofs, because the key is lost: it keeps one proof per mailbox, at most
+/// eight per hash, for 90 days, and returns all of them. Verify them yourself.
 ///
-/// Exit codes: 0 done, of get also when there is none; 1 an error, with the reason on stderr; 2 arguments
-/// wrong.
+/// Exit codes: 0 done, also if `get` finds no proof; 1 an error, with the reason on stderr; 2 invalid
+/// arguments.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -32,7 +32,7 @@ enum Command {
     Get(GetArgs),
 }
 
-/// Keep a proof. A later one of the same mailbox replaces it.
+/// Store a proof. It replaces an earlier one of the same mailbox.
 #[derive(Debug, clap::Args)]
 struct PutArgs {
     #[command(flatten)]
@@ -42,11 +42,11 @@ struct PutArgs {
     #[arg(value_name = "HASH", value_parser = parse_32_bytes)]
     hash: [u8; 32],
 
-    /// The proof; standard input without it, or for `-`
+    /// File with the proof; standard input without it, or for `-`
     #[arg(value_name = "FILE", default_value = "-", hide_default_value = true)]
     file: PathBuf,
 
-    /// The key of the mailbox that the proof is from, a file of `keygen`
+    /// Key file of the mailbox that stores the proof, made by `keygen`
     #[arg(long, value_name = "KEYFILE")]
     key: PathBuf,
 
@@ -55,22 +55,21 @@ struct PutArgs {
     json: bool,
 }
 
-/// Print the proofs that are kept, the newest first.
+/// Print the stored proofs, newest first.
 #[derive(Debug, clap::Args)]
 struct GetArgs {
     #[command(flatten)]
     relays: Relays,
 
-    /// The hashes of lost keys, 64 hexadecimal digits each; 50 at the most
+    /// The hashes of lost keys, 64 hexadecimal digits each; at most 50
     #[arg(value_name = "HASH", required = true, num_args = 1..=50, value_parser = parse_32_bytes)]
     hashes: Vec<[u8; 32]>,
 
-    /// Write each proof to a file of its own in this folder, instead of to standard output;
-    /// none is overwritten
+    /// Write each proof to a file in this folder, instead of to standard output; no file is overwritten
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// Print one JSON object a line for each proof, instead of the proofs
+    /// Print one JSON object per line and proof, instead of the proofs
     #[arg(long)]
     json: bool,
 }
@@ -89,7 +88,7 @@ async fn put(args: PutArgs) -> anyhow::Result<()> {
     let client = args.relays.connect(args.relays.options()).await?;
     open(&client, std::slice::from_ref(&key), Receipts::None).await?;
     let kept = client.put_recovery(args.hash, proof).await;
-    let expires_at = kept.map_err(|error| explained("the proof is not kept", error))?;
+    let expires_at = kept.map_err(|error| explained("the relay did not store the proof", error))?;
     client.close().await.ok();
     let hash = HEXLOWER.encode(&args.hash);
     let said = json!({ "key_hash": hash, "expires_at": expires_at.millis() });
@@ -98,20 +97,20 @@ async fn put(args: PutArgs) -> anyhow::Result<()> {
         true => writeln!(out, "{said}"),
         false => writeln!(out, "kept {hash}"),
     };
-    written.context("can not write to standard output")
+    written.context("cannot write to standard output")
 }
 
 async fn get(args: GetArgs) -> anyhow::Result<()> {
     let folder = args.out.as_deref().map(Folder::open).transpose()?;
     let client = args.relays.connect(args.relays.options()).await?;
     let found = client.get_recovery(&args.hashes).await;
-    let found = found.map_err(|error| explained("nothing was looked up", error))?;
+    let found = found.map_err(|error| explained("cannot look up the proofs", error))?;
     client.close().await.ok();
     for (number, proof) in found.proofs.iter().enumerate() {
         args.keep(number, proof, folder.as_ref()).await?;
     }
     if found.is_cut {
-        anyhow::bail!("there are more proofs than fit into one answer; ask for fewer hashes");
+        anyhow::bail!("more proofs exist than fit into one answer; ask for fewer hashes");
     }
     Ok(())
 }
@@ -140,11 +139,11 @@ impl GetArgs {
                 "proof": proof,
                 "file": file,
             });
-            writeln!(std::io::stdout(), "{said}").context("can not write to standard output")
+            writeln!(std::io::stdout(), "{said}").context("cannot write to standard output")
         } else if file.is_some() {
             Ok(())
         } else {
-            print(&found.proof).context("can not write to standard output")
+            print(&found.proof).context("cannot write to standard output")
         }
     }
 }

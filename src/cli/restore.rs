@@ -16,20 +16,21 @@ use crate::config::{Config, StorageBackend};
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::{DATABASE_FILE, DataDirLock, LOCK_FILE};
 
-/// Put a backup into an empty data directory, from which the relay then starts.
+/// Restore a backup into an empty data directory.
 ///
-/// Checks the backup as `verify` does and overwrites nothing: what is in the way is named. Where
-/// RELAY_SECRET_FILE is set that file stays what it is and must hold the secret of the backup.
+/// Checks the backup as `verify` does, and overwrites nothing: if files are in the way, it names them
+/// and fails. If RELAY_SECRET_FILE is set, that file is not changed and must hold the backup's secret.
 ///
-/// Blobs that were acknowledged after the backup come again; blobs that were stored after it are gone.
-/// Exit codes: 0 restored; 1 not, and nothing is changed; 2 settings or arguments are wrong.
+/// Blobs that were acknowledged after the backup are delivered again; blobs that were stored after it
+/// are lost. Exit codes: 0 restored; 1 failed, and nothing was changed; 2 invalid settings or
+/// arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The backup, or - for standard input
     #[arg(value_name = "FILE")]
     from: PathBuf,
 
-    /// Into this folder instead of RELAY_DATA_DIR
+    /// Restore into this folder instead of RELAY_DATA_DIR
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
 }
@@ -39,14 +40,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut config = settings()?;
     if config.storage == StorageBackend::Memory {
         bail!(
-            "RELAY_STORAGE_BACKEND is memory: a relay with these settings would not look at what is restored"
+            "RELAY_STORAGE_BACKEND is memory: a relay with these settings ignores restored files"
         );
     }
     config.data_dir = args.to.unwrap_or(config.data_dir);
     let folder = config.data_dir.as_path();
     let owner = Owner::of(folder).with_context(|| {
         format!(
-            "{}: RELAY_DATA_DIR or --to must name a folder that is there",
+            "{}: RELAY_DATA_DIR or --to must name an existing folder",
             full_path(folder)
         )
     })?;
@@ -86,7 +87,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
     if owner.is_another() {
         eprintln!(
-            "warning: the folder belongs to user {} and the files to user {}, who is you; give them to the user that runs the relay",
+            "warning: the folder belongs to user {}, but the restored files to user {} (you); change their owner to the user that runs the relay",
             owner.user,
             geteuid().as_raw()
         );
@@ -104,7 +105,7 @@ fn see_that_nothing_is_in_the_way(folder: &Path) -> anyhow::Result<()> {
         .collect();
     if !there.is_empty() {
         bail!(
-            "a database is there already, and a restore overwrites nothing; move away: {}",
+            "a database already exists, and restore overwrites nothing; move it away: {}",
             there.join(" ")
         );
     }
@@ -119,7 +120,7 @@ fn is_secret_there(config: &Config, secret: &Secret) -> anyhow::Result<bool> {
         let there = Secret::load(path).context("RELAY_SECRET_FILE")?;
         if !is_same(&there) {
             bail!(
-                "RELAY_SECRET_FILE: {} holds another secret than the backup; put the one of the backup there (tar -xOf FILE {SECRET_FILE}), or unset RELAY_SECRET_FILE",
+                "RELAY_SECRET_FILE: {} differs from the backup's secret; put the backup's secret there (tar -xOf FILE {SECRET_FILE}), or unset RELAY_SECRET_FILE",
                 path.display()
             );
         }
@@ -131,7 +132,7 @@ fn is_secret_there(config: &Config, secret: &Secret) -> anyhow::Result<bool> {
     }
     if !Secret::load(&path).is_ok_and(|there| is_same(&there)) {
         bail!(
-            "{} is there already and is not the secret of the backup; a restore overwrites nothing: move it away",
+            "{} already exists and differs from the backup's secret; restore overwrites nothing: move it away",
             full_path(&path)
         );
     }

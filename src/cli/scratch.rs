@@ -90,7 +90,7 @@ impl Drop for Scratch {
         // Once more, should a copy that was broken off have made a file meanwhile.
         if let Err(error) = self.remove().or_else(|_| self.remove()) {
             let path = full_path(&self.path);
-            eprintln!("warning: {path} cannot be removed: {error}; look into it, then delete it");
+            eprintln!("warning: cannot remove {path}: {error}; look into it, then delete it");
         }
     }
 }

@@ -25,64 +25,65 @@ use crate::client::{
 /// Files on their way at once; each is in memory meanwhile.
 const AT_ONCE: usize = 8;
 
-/// Hand blobs to a relay, each file as one. Prints `stored` and the blob's id once the relay has it on
-/// its disk, or `handed` with --live.
+/// Send files, or standard input, to a mailbox, each as one blob. Prints `stored` and the blob's id
+/// when the relay has the blob on its disk, or `handed` with --live.
 ///
-/// The blob is not encrypted here: that is up to you. What v1 clients can not collect is padded, so
-/// that its size tells little. What the relay refuses for now is tried again for 50 seconds.
+/// `send` does not encrypt: it uploads the bytes you give it. Blobs that v1 clients cannot collect are
+/// padded to hide their exact size. Temporary refusals are retried for 50 seconds.
 ///
-/// Exit codes: 0 all are stored, or handed over; 1 not all, with the reason on stderr; 2 arguments wrong.
+/// Exit codes: 0 all blobs are stored, or handed over; 1 at least one is not, with the reason on
+/// stderr; 2 invalid arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     relays: Relays,
 
-    /// Whose mailbox: an address of `keygen`, or 64 hexadecimal digits, which clients of protocol v1
-    /// may collect, too
+    /// The recipient's mailbox: an address that `keygen` printed, or 64 hexadecimal digits; blobs for
+    /// the latter are also visible to clients of protocol v1
     #[arg(long, value_name = "MAILBOX", value_parser = parse_recipient)]
     to: Recipient,
 
-    /// The blob itself, instead of a file
+    /// Send this text instead of a file
     #[arg(long, conflicts_with = "files")]
     text: Option<String>,
 
-    /// The files to send, in this order as long as the relay refuses none for now; without any, or for
-    /// `-`, standard input is sent
+    /// Files to send, in this order unless the relay temporarily refuses one; standard input without
+    /// any, or for `-`
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
 
-    /// How long the relay shall keep it, as 90s, 15m, 12h or 30d; the relay's default otherwise
+    /// How long the relay keeps the blob, for example 90s, 15m, 12h or 30d [default: the relay's]
     #[arg(long, value_name = "TIME", value_parser = parse_span)]
     ttl: Option<Duration>,
 
-    /// 64 hexadecimal digits that replace what was sent with the same and not collected yet; who knows
-    /// them may replace it, so keep them to yourself
+    /// 64 hexadecimal digits: replaces the uncollected blob that was sent with the same topic. Anyone
+    /// who knows the topic can replace the blob, so keep it secret
     #[arg(long, value_name = "HEX", value_parser = parse_32_bytes)]
     topic: Option<[u8; 32]>,
 
-    /// A key of `keygen`: its mailbox gets a receipt of what becomes of the blob
+    /// Send delivery receipts for this blob to the mailbox of this key, a file of `keygen`
     #[arg(long, value_name = "KEYFILE")]
     receipt: Option<PathBuf>,
 
-    /// Only to a recipient who is connected now and tells senders (`receive --receipts`); it is never
-    /// stored, and may be lost
+    /// Deliver only if the recipient is connected now with receipts enabled (`receive --receipts`). The
+    /// relay never stores the blob, so it can be lost
     #[arg(long, conflicts_with_all = ["ttl", "topic", "receipt"])]
     live: bool,
 
-    /// Send it in its own size
+    /// Do not pad the blob to hide its exact size
     #[arg(long)]
     no_pad: bool,
 
-    /// Speak protocol v1
+    /// Use protocol v1
     #[arg(long, conflicts_with_all = ["ttl", "topic", "receipt", "live", "no_pad"])]
     v1: bool,
 
-    /// Print one JSON object a line for each blob, with the secret that can take it back: keep it for
+    /// Print one JSON object per line and blob, with the secret that can cancel it; keep the output for
     /// `cancel` and `extend`
     #[arg(long)]
     json: bool,
 
-    /// Say how far it is also where standard error is no terminal
+    /// Show progress even if standard error is not a terminal
     #[arg(long)]
     progress: bool,
 }
@@ -159,7 +160,7 @@ fn tell(said: &Value, is_json: bool) -> anyhow::Result<()> {
         true => writeln!(out, "{said}"),
         false => writeln!(out, "{what} {}", said["id"].as_str().unwrap_or_default()),
     };
-    written.context("can not write to standard output")
+    written.context("cannot write to standard output")
 }
 
 /// Where a blob comes from.
@@ -201,7 +202,7 @@ fn sources(args: &Args) -> anyhow::Result<Vec<Source>> {
     }
     let inputs = files.iter().filter(|file| *file == Path::new("-")).count();
     if inputs > 1 {
-        bail!(Usage("standard input can be sent once".to_owned()));
+        bail!(Usage("standard input can be sent only once".to_owned()));
     }
     if inputs == 1 && std::io::stdin().is_terminal() {
         writeln!(
@@ -321,9 +322,9 @@ fn described(blob: &Blob, submitted: Submitted) -> Value {
 fn not_stored(error: &ClientError) -> &'static str {
     match error {
         ClientError::Refused { .. } | ClientError::TooLarge { .. } | ClientError::Url(_) => {
-            "the blob is not stored"
+            "the relay did not store the blob"
         }
-        _ => "it is not known whether the blob is stored",
+        _ => "unknown whether the blob is stored",
     }
 }
 
@@ -393,7 +394,7 @@ mod tests {
         let (outcome, _) = sent(&["--text", ""], Some(refused)).await;
         assert_eq!(
             outcome.unwrap_err().to_string(),
-            "the blob is not stored: refused (rate_limited): too many submits\nTry again in 2 s."
+            "the relay did not store the blob: refused (rate_limited): too many submits\nRetry in 2 s."
         );
     }
 
@@ -419,7 +420,7 @@ mod tests {
             },
             ClientError::Url("it".to_owned()),
         ] {
-            assert_eq!(not_stored(&told_no), "the blob is not stored");
+            assert_eq!(not_stored(&told_no), "the relay did not store the blob");
         }
         for unknown in [
             ClientError::NotAccepted {
@@ -432,7 +433,7 @@ mod tests {
             ClientError::Timeout,
         ] {
             let said = not_stored(&unknown);
-            assert_eq!(said, "it is not known whether the blob is stored");
+            assert_eq!(said, "unknown whether the blob is stored");
         }
     }
 

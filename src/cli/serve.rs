@@ -116,8 +116,8 @@ async fn serve(config: &Config, mut terminate: Signal, mut interrupt: Signal) ->
     tokio::select! {
         () = signalled(&mut terminate, &mut interrupt) => {}
         task = running.broken() => {
-            tracing::error!(task, "a part of the relay ended that must not; stopping");
-            supervisor.stopping(running.drain_takes_max(), "stopping: a part of it broke").await;
+            tracing::error!(task, "internal task {task} ended unexpectedly; stopping");
+            supervisor.stopping(running.drain_takes_max(), "stopping: an internal task ended unexpectedly").await;
             running.shutdown.stop();
             running.drain().await;
             return exit::FAILED;
@@ -155,7 +155,7 @@ fn status(vitals: &Vitals) -> String {
     match (is_draining, takes_writes) {
         (true, _) => format!("draining; {kept}"),
         (false, true) => format!("serving; {kept}"),
-        (false, false) => format!("storage takes no writes, the log says why; {kept}"),
+        (false, false) => format!("storage takes no writes, see the log; {kept}"),
     }
 }
 
@@ -176,7 +176,7 @@ fn say_hello(config: &Config, running: &Running) {
 }
 
 async fn drain(running: Running, terminate: &mut Signal, interrupt: &mut Signal) -> u8 {
-    tracing::info!("draining: sessions end when they are served; a second signal stops at once");
+    tracing::info!("draining: finishing open sessions; a second signal stops at once");
     let shutdown = running.shutdown.clone();
     let draining = running.drain();
     tokio::pin!(draining);
@@ -190,12 +190,12 @@ async fn drain(running: Running, terminate: &mut Signal, interrupt: &mut Signal)
     };
     match ending {
         Ending::Drained => {
-            tracing::info!("stopped; everybody was served");
+            tracing::info!("stopped; all sessions were drained");
             exit::DRAINED
         }
         Ending::Cut => {
             tracing::warn!(
-                "stopped; some sessions were cut off, their clients come back for what is kept"
+                "stopped; some sessions were cut off, their clients reconnect for what is stored"
             );
             exit::CUT
         }

@@ -10,21 +10,23 @@ use super::connect::{Relays, explained, keys, open};
 use super::keygen;
 use crate::client::Receipts;
 
-/// Let clients of protocol v1, which prove nothing, open mailboxes again that were opened by their keys.
+/// Allow protocol v1 clients to open your mailboxes without a proof again.
 ///
-/// Until the key opens the mailbox the next time. What was sent to its v2: address stays hidden from them.
+/// A mailbox that was opened with its key requires that key from then on (it is pinned). Unpinning
+/// lasts until the key opens the mailbox again. Blobs sent to its v2: address stay hidden from v1
+/// clients.
 ///
-/// Exit codes: 0 done; 1 an error, with the reason on stderr; 2 arguments wrong.
+/// Exit codes: 0 done; 1 an error, with the reason on stderr; 2 invalid arguments.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     relays: Relays,
 
-    /// The key of the mailbox, a file of `keygen`; may be given several times
+    /// Key file of the mailbox, made by `keygen`; can be given several times
     #[arg(long = "key", value_name = "KEYFILE", required = true)]
     keys: Vec<PathBuf>,
 
-    /// Print one JSON object a line for each mailbox
+    /// Print one JSON object per line and mailbox
     #[arg(long)]
     json: bool,
 }
@@ -43,7 +45,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             true => writeln!(out, "{}", json!({ "kind": "unpinned", "mailbox": mailbox })),
             false => writeln!(out, "unpinned {mailbox}"),
         };
-        written.context("can not write to standard output")?;
+        written.context("cannot write to standard output")?;
     }
     client.close().await.ok();
     Ok(())

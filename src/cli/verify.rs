@@ -12,19 +12,18 @@ use super::progress::Progress;
 use super::scratch::{Scratch, folder_of, name_what_was_left};
 use crate::store::sqlite::backup::{Checked, Copy, newest_schema};
 
-/// Check a backup: all of it is read, nothing is changed.
+/// Check that a backup is complete and can be restored. Changes nothing.
 ///
-/// Compares every checksum, lets SQLite check the database, sees that the secret belongs to it, and
-/// reads every blob. Needs no relay and no setting. Exit codes: 0 it is whole; 1 it is not, with the
-/// reason.
+/// Checks every checksum, the database (by SQLite's own check), that the secret belongs to the
+/// database, and every blob. Needs no relay and no settings. Exit codes: 0 the backup is complete; 1 it
+/// is not, with the reason on stderr.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The backup, or - for standard input
     #[arg(value_name = "FILE")]
     from: PathBuf,
 
-    /// Where the database is unpacked to: by default beside FILE, and for - in the system's folder for
-    /// such things
+    /// Folder to unpack the database to [default: FILE's folder; for - the system's temporary folder]
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
 }
@@ -47,7 +46,7 @@ pub(super) async fn run_on(from: &From, temp_dir: Option<&Path>) -> anyhow::Resu
     let folder = from.unpacked_in(temp_dir);
     let mut scratch = Scratch::new(&folder).with_context(|| {
         let folder = full_path(&folder);
-        format!("{folder}: cannot be written to; name another folder with --temp-dir")
+        format!("cannot write to {folder}; choose another folder with --temp-dir")
     })?;
     let (unpacked, checked) = tokio::select! {
         looked = look(from, scratch.database()) => looked?,
@@ -57,7 +56,7 @@ pub(super) async fn run_on(from: &From, temp_dir: Option<&Path>) -> anyhow::Resu
     if checked.damaged > 0 {
         bail!("{}: {}", from.name(), told_of_damage(checked));
     }
-    eprintln!("whole: every checksum is right, and the secret belongs to the database");
+    eprintln!("complete: every checksum matches, and the secret belongs to the database");
     Ok(())
 }
 
@@ -111,7 +110,7 @@ async fn check(unpacked: &Unpacked) -> anyhow::Result<Checked> {
     let (found, known) = (unpacked.manifest.schema, newest_schema());
     if found > known {
         bail!(
-            "was made by relay {}, which is newer (its schema is {found}, this relay knows {known}); use that one",
+            "made by the newer relay {} (schema {found}, this relay knows {known}); use that version",
             unpacked.manifest.relay_version
         );
     }
@@ -124,7 +123,7 @@ async fn check(unpacked: &Unpacked) -> anyhow::Result<Checked> {
     }
     if !copy.is_of(&unpacked.secret).await? {
         bail!(
-            "its database was written under another secret than the one that is in it; without that one the blobs are lost"
+            "its database was written with a different secret than the backup contains; without that secret the blobs are lost"
         );
     }
     let blobs = copy.contents().await?.blobs;
@@ -133,7 +132,7 @@ async fn check(unpacked: &Unpacked) -> anyhow::Result<Checked> {
     copy.close().await;
     if checked.blobs != blobs {
         bail!(
-            "its database has {} blobs and says that it has {blobs}",
+            "its database has {} blobs, but its total says {blobs}",
             checked.blobs
         );
     }
@@ -144,7 +143,7 @@ async fn check(unpacked: &Unpacked) -> anyhow::Result<Checked> {
 pub(super) fn summary(unpacked: &Unpacked) -> String {
     let manifest = &unpacked.manifest;
     format!(
-        "as of {}, made by relay {}: {}, recovery proofs: {}, proven mailboxes: {}; database {}, schema {}; with the relay's secret",
+        "as of {}, made by relay {}: {}, recovery proofs: {}, proven mailboxes: {}; database {}, schema {}; contains the relay's secret",
         manifest.created_at,
         manifest.relay_version,
         in_blobs(manifest.blobs),
@@ -158,7 +157,7 @@ pub(super) fn summary(unpacked: &Unpacked) -> String {
 /// Blobs that had been damaged before they were backed up.
 pub(super) fn told_of_damage(checked: Checked) -> String {
     format!(
-        "{} of {} blobs do not match their checksum: they were damaged on the relay's disk before the backup; look at that disk. The backup can be restored all the same, and the relay will not deliver these",
+        "{} of {} blobs do not match their checksum: they were damaged on the relay's disk before the backup; check that disk. The backup can still be restored; the relay does not deliver the damaged blobs",
         checked.damaged, checked.blobs
     )
 }

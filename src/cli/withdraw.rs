@@ -11,30 +11,31 @@ use super::Usage;
 use super::connect::{Relays, explained, parse_32_bytes, parse_mailbox, parse_span, read_file};
 use crate::client::{BlobSecret, Client, ClientError, MailboxId};
 
-/// Take back what was sent, where it has not been collected yet.
+/// Cancel blobs that you sent and the recipient has not collected yet.
 ///
-/// Reads what `send --json` has printed, which holds the secrets that allow it. Prints `cancelled` and the
-/// id of each blob; whether it was still there is told only by receipts.
+/// Reads the output of `send --json`, which contains the required secrets. Prints `cancelled` and the
+/// id of each blob; only a receipt tells whether the blob was still there.
 ///
-/// Exit codes: 0 the relay has done it; 1 an error, with the reason on stderr; 2 arguments wrong.
+/// Exit codes: 0 done; 1 an error, with the reason on stderr; 2 invalid arguments.
 #[derive(Debug, clap::Args)]
 pub(super) struct CancelArgs {
     #[command(flatten)]
     what: What,
 }
 
-/// Have what was sent kept for longer, where it has not been collected yet.
+/// Extend the time to live of blobs that you sent and the recipient has not collected yet.
 ///
-/// Reads what `send --json` has printed, which holds the secrets that allow it. Prints `extended` and the
-/// id of each blob; whether it was still there is told only by receipts.
+/// Reads the output of `send --json`, which contains the required secrets. Prints `extended` and the id
+/// of each blob; only a receipt tells whether the blob was still there.
 ///
-/// Exit codes: 0 the relay has done it; 1 an error, with the reason on stderr; 2 arguments wrong.
+/// Exit codes: 0 done; 1 an error, with the reason on stderr; 2 invalid arguments.
 #[derive(Debug, clap::Args)]
 pub(super) struct ExtendArgs {
     #[command(flatten)]
     what: What,
 
-    /// How long from now on, as 90s, 15m, 12h or 30d; less than what is left changes nothing
+    /// New time to live from now on, for example 90s, 15m, 12h or 30d; a shorter time than is left
+    /// changes nothing
     #[arg(long, value_name = "TIME", value_parser = parse_span)]
     ttl: Duration,
 }
@@ -44,11 +45,11 @@ struct What {
     #[command(flatten)]
     relays: Relays,
 
-    /// What `send --json` has printed; standard input without it, or for `-`
+    /// Output of `send --json`; standard input without it, or for `-`
     #[arg(value_name = "FILE", default_value = "-", hide_default_value = true)]
     file: PathBuf,
 
-    /// Print one JSON object a line for each blob
+    /// Print one JSON object per line and blob
     #[arg(long)]
     json: bool,
 }
@@ -63,7 +64,7 @@ struct Sent {
 /// Takes blobs back.
 pub(super) async fn cancel(args: CancelArgs) -> anyhow::Result<()> {
     args.what
-        .each(("cancelled", "is not cancelled"), async |client, sent| {
+        .each(("cancelled", "was not cancelled"), async |client, sent| {
             client.cancel(sent.mailbox, &sent.secret).await
         })
         .await
@@ -73,7 +74,7 @@ pub(super) async fn cancel(args: CancelArgs) -> anyhow::Result<()> {
 pub(super) async fn extend(args: ExtendArgs) -> anyhow::Result<()> {
     let ttl = args.ttl;
     args.what
-        .each(("extended", "is not extended"), async |client, sent| {
+        .each(("extended", "was not extended"), async |client, sent| {
             client.extend(sent.mailbox, &sent.secret, ttl).await
         })
         .await
@@ -96,7 +97,7 @@ impl What {
                 true => writeln!(out, "{}", json!({ "kind": done, "id": id })),
                 false => writeln!(out, "{done} {id}"),
             };
-            written.context("can not write to standard output")?;
+            written.context("cannot write to standard output")?;
         }
         client.close().await.ok();
         Ok(())
@@ -111,7 +112,7 @@ impl What {
             Some(sent) if !sent.is_empty() => Ok(sent),
             // Never shows what is in it.
             _ => bail!(Usage(format!(
-                "{}: is not what `send --json` prints",
+                "{}: not the output of `send --json`",
                 self.file.display()
             ))),
         }

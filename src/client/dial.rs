@@ -204,7 +204,7 @@ pub(super) fn not_connected(error: SocketError) -> ClientError {
             status: response.status().as_u16(),
             retry_after: retry_after(&response),
         },
-        other => ClientError::Unreachable(format!("this is no relay: {other}")),
+        other => ClientError::Unreachable(format!("this is not a vauchi-relay: {other}")),
     }
 }
 
@@ -219,9 +219,9 @@ fn no_tls(error: &rustls::Error) -> ClientError {
         other => return ClientError::Unreachable(other.to_string()),
     };
     ClientError::Untrusted(match why {
-        CertificateError::UnknownIssuer => "no authority that is known here has signed it".into(),
+        CertificateError::UnknownIssuer => "no trusted authority has signed it".into(),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "it is for another host".into()
+            "it is for another host name".into()
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "it has expired, or the clock here is wrong".into()
@@ -250,21 +250,23 @@ async fn welcome(socket: &mut Socket) -> Result<Welcome, ClientError> {
                         answer: Answer::Welcome(welcome),
                         ..
                     }) => Ok(*welcome),
-                    Ok(_) => Err(ClientError::Protocol("the first frame is no welcome")),
+                    Ok(_) => Err(ClientError::Protocol("the first frame is not a Welcome")),
                     Err(bad) => Err(ClientError::Protocol(bad.0)),
                 };
             }
             Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
             Some(Ok(_)) => {}
             Some(Err(error)) => return Err(lost(error)),
-            None => return Err(ClientError::Lost("there was no welcome".to_owned())),
+            None => return Err(ClientError::Lost("the relay sent no Welcome".to_owned())),
         }
     }
 }
 
 pub(super) fn lost(error: SocketError) -> ClientError {
     match error {
-        SocketError::Capacity(_) => ClientError::Protocol("a frame is over message_bytes_max"),
+        SocketError::Capacity(_) => {
+            ClientError::Protocol("a frame is larger than message_bytes_max")
+        }
         other => ClientError::Lost(other.to_string()),
     }
 }

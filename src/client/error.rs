@@ -9,20 +9,20 @@ const TOO_MANY_FAILED_PROOFS: u16 = 4429;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// The address of the relay can not be used.
-    #[error("the relay's address can not be used: {0}")]
+    #[error("invalid relay address: {0}")]
     Url(String),
     /// The certificates that TLS is checked against can not be used.
-    #[error("TLS can not be checked: {0}")]
+    #[error("cannot verify TLS certificates: {0}")]
     Certificates(String),
     /// Nobody answers there. Try again later.
-    #[error("the relay can not be reached: {0}")]
+    #[error("cannot reach the relay: {0}")]
     Unreachable(String),
     /// The relay's certificate is not good. Repeating helps only after somebody has mended it.
-    #[error("the relay's certificate is not accepted: {0}")]
+    #[error("the relay's certificate is not trusted: {0}")]
     Untrusted(String),
     /// The relay takes blobs that are larger than [`super::Options::message_bytes_max`].
     #[error(
-        "the relay's blobs have up to {blob_bytes_max} bytes, and message_bytes_max is {message_bytes_max}"
+        "the relay allows blobs of {blob_bytes_max} bytes, but message_bytes_max is {message_bytes_max}"
     )]
     BlobsTooLarge {
         /// The relay's limit.
@@ -32,7 +32,7 @@ pub enum ClientError {
     },
     /// The relay refused the connection before it began: full (503), or too many from this address
     /// (429); other codes mean that this is no relay.
-    #[error("the connection was refused with HTTP status {status}")]
+    #[error("the relay refused the connection with HTTP status {status}")]
     NotAccepted {
         /// The HTTP status.
         status: u16,
@@ -50,7 +50,7 @@ pub enum ClientError {
         retry_after: Option<Duration>,
     },
     /// The blob or its frame is larger than the relay or the client takes.
-    #[error("{bytes} bytes are over the limit of {bytes_max}")]
+    #[error("{bytes} bytes exceed the limit of {bytes_max}")]
     TooLarge {
         /// Its size.
         bytes: usize,
@@ -69,7 +69,7 @@ pub enum ClientError {
     #[error("the connection was lost: {0}")]
     Lost(String),
     /// The relay sent something that is not its protocol.
-    #[error("the relay does not keep to the protocol: {0}")]
+    #[error("the relay violated the protocol: {0}")]
     Protocol(&'static str),
     /// The mailbox is not open, so nothing in it can be acknowledged. What was to be is acknowledged when
     /// this client opens the mailbox again.
@@ -77,7 +77,7 @@ pub enum ClientError {
     NotOpen,
     /// The blob came from another relay, which is told when it delivers the blob again; or the mailbox is
     /// opened by a secret that only the other relay may see.
-    #[error("the client is at another relay by now")]
+    #[error("the client is now connected to another relay")]
     OtherRelay,
     /// The client was closed before there was an answer.
     #[error("the client is closed")]

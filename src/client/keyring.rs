@@ -76,9 +76,9 @@ impl Keyring {
                 Ok(Answer::Subscribed(openings)) => match openings.get(at) {
                     Some(Ok(_)) => continue,
                     Some(Err(code)) => not_opened(code),
-                    None => ClientError::Protocol("too few mailboxes in the answer"),
+                    None => ClientError::Protocol("the answer lists too few mailboxes"),
                 },
-                Ok(_) => ClientError::Protocol("the answer is one to something else"),
+                Ok(_) => ClientError::Protocol("the answer is of another kind than the request"),
                 Err(why) => why.clone(),
             };
             if self.keys.remove(&mailbox).is_some() {

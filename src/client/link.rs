@@ -240,8 +240,8 @@ async fn finished(shared: &Shared) {
 /// How an absence that the relay asked for is told: as its goodbye would.
 fn sent_away(go_away: &GoAway) -> ClientError {
     let reason = match go_away.reason {
-        GoAwayReason::Draining => "it stops, and sends its clients away",
-        GoAwayReason::Overloaded => "it has too much to do, and sends its clients away",
+        GoAwayReason::Draining => "the relay is shutting down",
+        GoAwayReason::Overloaded => "the relay is overloaded",
     };
     ClientError::Closed {
         code: CloseCode::Away.into(),
@@ -282,7 +282,9 @@ impl Reader<'_> {
             }
             is_asked = false;
             match heard {
-                Err(_silent) => return ClientError::Lost("nothing is heard any more".to_owned()),
+                Err(_silent) => {
+                    return ClientError::Lost("the relay sent nothing for too long".to_owned());
+                }
                 Ok(Some(Ok(Message::Binary(frame)))) => match decode_server_frame(&frame) {
                     Ok(frame) => self.hear(frame),
                     Err(bad) => return ClientError::Protocol(bad.0),
@@ -296,7 +298,7 @@ impl Reader<'_> {
                 // Pings are answered by tungstenite with the next read.
                 Ok(Some(Ok(_))) => {}
                 Ok(Some(Err(error))) => return lost(error),
-                Ok(None) => return ClientError::Lost("the relay hung up".to_owned()),
+                Ok(None) => return ClientError::Lost("the relay ended the connection".to_owned()),
             }
         }
     }
@@ -349,7 +351,7 @@ async fn write(mut sink: SplitSink<Socket, Message>, shared: &Shared) -> Ended {
             }
         };
         if !is_written {
-            let why = "nothing can be sent any more".to_owned();
+            let why = "cannot send any more".to_owned();
             return Ended::Lost(ClientError::Lost(why));
         }
     }

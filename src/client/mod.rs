@@ -135,7 +135,7 @@ pub struct Client {
 }
 
 const ANSWER_TO_SOMETHING_ELSE: ClientError =
-    ClientError::Protocol("the answer is one to something else");
+    ClientError::Protocol("the answer is of another kind than the request");
 
 fn waiter(room: Vec<OwnedSemaphorePermit>) -> (Waiter, oneshot::Receiver<Outcome>) {
     let (tell, told) = oneshot::channel();
@@ -319,7 +319,7 @@ impl Client {
     /// after each reconnect. Whoever drops the future does not keep it from opening.
     pub async fn open(&self, key: &MailboxKey, receipts: Receipts) -> Result<Opened, ClientError> {
         let opened = self.open_each(std::slice::from_ref(key), receipts).await?;
-        let too_few = ClientError::Protocol("too few mailboxes in the answer");
+        let too_few = ClientError::Protocol("the answer lists too few mailboxes");
         opened.into_iter().next().unwrap_or(Err(too_few))
     }
 

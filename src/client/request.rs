@@ -285,7 +285,9 @@ pub(super) fn each_opened(answer: Answer) -> Result<Vec<Result<Opened, ClientErr
             .into_iter()
             .map(|opened| opened.map_err(not_opened))
             .collect()),
-        _ => Err(ClientError::Protocol("the answer is one to something else")),
+        _ => Err(ClientError::Protocol(
+            "the answer is of another kind than the request",
+        )),
     }
 }
 
@@ -294,7 +296,7 @@ pub(super) fn not_opened(code: &str) -> ClientError {
         OTHER_RELAY => ClientError::OtherRelay,
         code => ClientError::Refused {
             code: code.to_owned(),
-            message: "the relay does not open this mailbox".to_owned(),
+            message: "the relay did not open this mailbox".to_owned(),
             retry_after: None,
         },
     }

@@ -51,7 +51,9 @@ impl Config {
         } = sorted;
         if !vauchi_only.is_empty() {
             let names = vauchi_only.join(", ");
-            warnings.push(format!("{names}: known to the Vauchi relay, not used here"));
+            warnings.push(format!(
+                "{names}: a setting of the Vauchi relay that this relay does not use"
+            ));
         }
 
         let mut reader = Reader::new(settings.into_iter().collect());
@@ -157,8 +159,7 @@ impl Config {
             !reader.is_faulty("RELAY_LISTEN_ADDR") && !reader.is_faulty("RELAY_HTTP_ADDR");
         if addresses_are_read && would_collide(self.listen_addr, self.http_addr) {
             faults.push(format!(
-                "RELAY_LISTEN_ADDR {} and RELAY_HTTP_ADDR {} cannot share a port; \
-                 give one of them another (defaults 8080 and 8081)",
+                "RELAY_LISTEN_ADDR {} and RELAY_HTTP_ADDR {} cannot share a port; change one of them (defaults 8080 and 8081)",
                 self.listen_addr, self.http_addr
             ));
         }
@@ -168,7 +169,7 @@ impl Config {
             && !reader.is_faulty("RELAY_MAX_UNFINISHED_BYTES");
         if sizes_are_read && (1..one_message).contains(&self.unfinished_bytes_max) {
             faults.push(format!(
-                "RELAY_MAX_UNFINISHED_BYTES: {} has no room for one message; use at least {} \
+                "RELAY_MAX_UNFINISHED_BYTES: {} is too small for one message; use at least {} \
                  (2 × RELAY_MAX_MESSAGE_SIZE + 4096)",
                 self.unfinished_bytes_max, one_message
             ));
@@ -201,10 +202,10 @@ impl Config {
 fn fallback_warning(data_dir: &Path) -> String {
     // A process that runs in the root folder: its ./data is the /data that was missing.
     if data_dir == Path::new("/data") {
-        return "RELAY_DATA_DIR is not set and /data is new: blobs are kept in /data".to_owned();
+        return "RELAY_DATA_DIR is not set and /data is new: storing blobs in /data".to_owned();
     }
     format!(
-        "RELAY_DATA_DIR is not set and there is no /data: blobs are kept in {}",
+        "RELAY_DATA_DIR is not set and /data does not exist: storing blobs in {}",
         data_dir.display()
     )
 }
@@ -237,7 +238,7 @@ impl Sorted {
                     .map(|known| format!("; did you mean {known}?"))
                     .unwrap_or_default();
                 self.warnings
-                    .push(format!("{name:?}: there is no such setting{hint}"));
+                    .push(format!("{name:?}: unknown setting{hint}"));
             }
         }
     }
@@ -246,8 +247,7 @@ impl Sorted {
         match value.trim().to_ascii_lowercase().as_str() {
             // The Vauchi relay takes everything else for false.
             "true" | "1" => self.faults.push(format!(
-                "{name}: this relay has no Noise encryption and would take unencrypted \
-                 connections; remove the variable and let a proxy in front speak TLS"
+                "{name}: this relay has no Noise encryption and would accept unencrypted connections; remove the variable and use a reverse proxy for TLS"
             )),
             _ => self.vauchi_only.push(name.to_owned()),
         }
@@ -288,11 +288,11 @@ mod tests {
     #[test]
     fn in_the_root_folder_the_warning_does_not_contradict_itself() {
         let elsewhere = fallback_warning(Path::new("/home/me/data"));
-        assert!(elsewhere.contains("there is no /data"), "{elsewhere}");
+        assert!(elsewhere.contains("/data does not exist"), "{elsewhere}");
         assert!(elsewhere.contains("/home/me/data"), "{elsewhere}");
         let in_root = fallback_warning(Path::new("/data"));
-        assert!(!in_root.contains("there is no /data"), "{in_root}");
-        assert!(in_root.contains("kept in /data"), "{in_root}");
+        assert!(!in_root.contains("/data does not exist"), "{in_root}");
+        assert!(in_root.contains("storing blobs in /data"), "{in_root}");
     }
 
     #[test]

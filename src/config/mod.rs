@@ -131,7 +131,7 @@ pub struct Config {
 pub enum StorageBackend {
     /// A file in the data directory.
     Sqlite,
-    /// This process's memory; a restart loses everything.
+    /// This process's memory; a restart deletes everything.
     Memory,
 }
 

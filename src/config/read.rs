@@ -138,7 +138,7 @@ impl Reader {
     pub(super) fn networks(&mut self, name: &str, target: &mut Networks) {
         let wrong = |part: String| {
             Wrong::new(format!(
-                "has {} in it, which is no IP address and no network",
+                "contains {}, which is not an IP address or a network",
                 quoted(&part)
             ))
         };
@@ -149,13 +149,13 @@ impl Reader {
 
     /// Reads a list of hosts that clients dial.
     pub(super) fn origins(&mut self, name: &str, target: &mut Vec<String>) {
-        let wrong = |part: &str| format!("has {part} in it, which is no host in lower case");
+        let wrong = |part: &str| format!("contains {part}, which is not a host name in lower case");
         self.list(name, target, wrong, names_of_relays::origins);
     }
 
     /// Reads a list of relays.
     pub(super) fn alternates(&mut self, name: &str, target: &mut Vec<String>) {
-        let wrong = |part: &str| format!("has {part} in it, which is no WebSocket URL");
+        let wrong = |part: &str| format!("contains {part}, which is not a WebSocket URL");
         self.list(name, target, wrong, names_of_relays::alternates);
     }
 
@@ -183,7 +183,10 @@ impl Reader {
             let found = meanings.iter().find(|(word, _)| *word == text);
             found.map(|(_, value)| *value).ok_or_else(|| {
                 let words: Vec<_> = meanings.iter().map(|(word, _)| *word).collect();
-                Wrong::with_hint("is not known", format!("use {}", words.join(" or ")))
+                Wrong::with_hint(
+                    "is not a valid value",
+                    format!("use {}", words.join(" or ")),
+                )
             })
         });
         if let Some(value) = value {
@@ -235,7 +238,7 @@ impl Reader {
         if text.is_empty() || !sendable {
             // A secret is never quoted.
             self.faults.push(format!(
-                "{place} is empty or holds something else than visible ASCII without spaces"
+                "{place} is empty, or contains a space or something else than visible ASCII"
             ));
             return None;
         }
@@ -267,8 +270,7 @@ impl Reader {
                 }
                 (Ok(value), Some((other, first))) if *first != value => {
                     self.faults.push(format!(
-                        "{spelling} is an older spelling of {other} and says something else; \
-                         keep {other}"
+                        "{spelling} is an older spelling of {other} and has another value; keep {other}"
                     ));
                 }
                 (Ok(value), _) => found = Some((spelling, value)),
@@ -366,7 +368,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, Wrong> {
     }
     let port = text.strip_prefix(':').unwrap_or(text);
     if port.parse::<u16>().is_ok() {
-        let hint = format!("for every interface use 0.0.0.0:{port}");
+        let hint = format!("for all interfaces use 0.0.0.0:{port}");
         return Err(Wrong::with_hint("has no IP address", hint));
     }
     if let Ok(ip) = text.parse::<IpAddr>() {

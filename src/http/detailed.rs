@@ -59,7 +59,7 @@ impl Detailed {
             "storage": {
                 "engine": match self.storage {
                     StorageBackend::Sqlite => "sqlite",
-                    StorageBackend::Memory => "memory: a restart loses everything",
+                    StorageBackend::Memory => "memory: a restart deletes everything",
                 },
                 "takes_writes": value("relay_store_up") == 1,
                 "bytes": usage.bytes,

@@ -33,10 +33,10 @@ pub(super) async fn keep_strangers_out(
     }
     if guard.token.is_some() {
         return unauthorized(
-            "ask from the relay's own machine, or with the bearer token of RELAY_METRICS_TOKEN\n",
+            "allowed only from the relay's own machine, or with the bearer token of RELAY_METRICS_TOKEN\n",
         );
     }
-    let why = "only the relay's own machine may ask; set RELAY_METRICS_TOKEN to let others in who have it\n";
+    let why = "allowed only from the relay's own machine; to allow others, set RELAY_METRICS_TOKEN and send it as bearer token\n";
     (StatusCode::FORBIDDEN, why).into_response()
 }
 

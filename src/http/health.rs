@@ -47,7 +47,7 @@ impl Health {
     /// Whether blobs are taken and given out, or why not.
     pub(super) async fn readiness(&self) -> Result<(), String> {
         if self.is_draining() {
-            return Err("draining: the relay is about to stop".to_owned());
+            return Err("draining: the relay is shutting down".to_owned());
         }
         let Ok(_permit) = self.permits.try_acquire() else {
             return Err("too many probes at once".to_owned());

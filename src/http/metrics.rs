@@ -35,7 +35,7 @@ pub(super) fn routes(metrics: Arc<Metrics>, guard: Guard) -> Router {
 /// Without a token everybody may scrape; once one is set nobody without it, this machine included.
 async fn render(State(scrape): State<Scrape>, headers: HeaderMap) -> Response {
     if scrape.guard.asks_for_token() && !scrape.guard.has_token(&headers) {
-        return unauthorized("metrics need the bearer token of RELAY_METRICS_TOKEN\n");
+        return unauthorized("metrics require the bearer token of RELAY_METRICS_TOKEN\n");
     }
     scrape.accept_queue.look();
     (

@@ -53,7 +53,7 @@ async fn index() -> Response {
 async fn not_here() -> Response {
     (
         StatusCode::NOT_FOUND,
-        "nothing here; see /health, /ready, /metrics and /health/detailed\n",
+        "not found; this port serves /health, /ready, /metrics and /health/detailed\n",
     )
         .into_response()
 }

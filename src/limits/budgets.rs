@@ -163,9 +163,7 @@ impl Budgets {
         let is_first = address.is_private() && !self.has_warned.swap(true, Ordering::Relaxed);
         is_first.then(|| {
             format!(
-                "{setting} was reached by a private address. If a proxy or a container network is \
-                 in front, all its clients count as one: name it in RELAY_TRUSTED_PROXIES and let \
-                 it send Forwarded or X-Forwarded-For. Otherwise raise {setting}. This is said once."
+                "{setting} was reached by a private address. If a proxy or a container network is in front of the relay, all its clients count as one: add it to RELAY_TRUSTED_PROXIES and let it send Forwarded or X-Forwarded-For. Otherwise raise {setting}. This is logged once."
             )
         })
     }

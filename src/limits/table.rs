@@ -82,7 +82,7 @@ pub const TABLE: [Row; 12] = [
         period: MINUTE,
         setting: "RELAY_RATE_LIMIT_PER_MIN",
         holds: |config| config.rate_limit_per_min.into(),
-        refusal: "too many requests; wait as long as retry_after_ms says",
+        refusal: "too many requests; retry when retry_after_ms has passed",
     },
     Row {
         budget: Budget::Address,
@@ -92,7 +92,7 @@ pub const TABLE: [Row; 12] = [
         period: MINUTE,
         setting: "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
         holds: |config| config.rate_limit_per_address_per_min.into(),
-        refusal: "too many requests from your network; wait as long as retry_after_ms says",
+        refusal: "too many requests from your network; retry when retry_after_ms has passed",
     },
     Row {
         budget: Budget::MailboxBlobs,
@@ -102,7 +102,7 @@ pub const TABLE: [Row; 12] = [
         period: HOUR,
         setting: "RELAY_MAILBOX_SHARE_PER_HOUR",
         holds: |config| share(config.mailbox_share_per_hour, config.mailbox_blobs_max),
-        refusal: "your network has put its hourly share of blobs into this mailbox; wait as long as retry_after_ms says",
+        refusal: "your network has used its hourly share of this mailbox's blobs; retry when retry_after_ms has passed",
     },
     Row {
         budget: Budget::MailboxBytes,
@@ -117,7 +117,7 @@ pub const TABLE: [Row; 12] = [
                 config.mailbox_bytes_max,
             ))
         },
-        refusal: "your network has put its hourly share of bytes into this mailbox; wait as long as retry_after_ms says",
+        refusal: "your network has used its hourly share of this mailbox's bytes; retry when retry_after_ms has passed",
     },
     Row {
         budget: Budget::AddressBytes,
@@ -132,7 +132,7 @@ pub const TABLE: [Row; 12] = [
                 config.storage_bytes_max,
             ))
         },
-        refusal: "your network has stored its daily share of this relay; wait as long as retry_after_ms says",
+        refusal: "your network has used its daily share of this relay's storage; retry when retry_after_ms has passed",
     },
     Row {
         budget: Budget::Openings,
@@ -142,7 +142,7 @@ pub const TABLE: [Row; 12] = [
         period: MINUTE,
         setting: "RELAY_OPENINGS_PER_MIN",
         holds: |config| config.openings_per_min.into(),
-        refusal: "too many mailboxes opened on this connection; wait as long as retry_after_ms says",
+        refusal: "too many mailboxes opened on this connection; retry when retry_after_ms has passed",
     },
     Row {
         budget: Budget::AddressOpenings,
@@ -152,7 +152,7 @@ pub const TABLE: [Row; 12] = [
         period: MINUTE,
         setting: "RELAY_OPENINGS_PER_MIN",
         holds: |config| OPENINGS_PER_ADDRESS * u64::from(config.openings_per_min),
-        refusal: "too many mailboxes opened from your network; wait as long as retry_after_ms says",
+        refusal: "too many mailboxes opened from your network; retry when retry_after_ms has passed",
     },
     Row {
         budget: Budget::Connections,
@@ -162,7 +162,7 @@ pub const TABLE: [Row; 12] = [
         period: MINUTE,
         setting: "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
         holds: |config| config.connections_per_address_per_min.into(),
-        refusal: "too many new connections from your network; wait as long as Retry-After says",
+        refusal: "too many new connections from your network; retry after the time in Retry-After",
     },
     Row {
         budget: Budget::FailedProofs,
@@ -172,7 +172,7 @@ pub const TABLE: [Row; 12] = [
         period: MINUTE,
         setting: "RELAY_FAILED_PROOFS_PER_MIN",
         holds: |config| config.failed_proofs_per_min.into(),
-        refusal: "too many proofs from your network were not good; wait as long as retry_after_ms says",
+        refusal: "too many failed proofs from your network; retry when retry_after_ms has passed",
     },
     Row {
         budget: Budget::Recovery,
@@ -182,7 +182,7 @@ pub const TABLE: [Row; 12] = [
         period: MINUTE,
         setting: "RELAY_RECOVERY_RATE_LIMIT",
         holds: |config| config.recovery_rate_limit.into(),
-        refusal: "too many recovery requests; wait as long as retry_after_ms says",
+        refusal: "too many recovery requests; retry when retry_after_ms has passed",
     },
     Row {
         budget: Budget::RecoverySlots,
@@ -192,7 +192,7 @@ pub const TABLE: [Row; 12] = [
         period: DAY,
         setting: "RELAY_RECOVERY_RATE_LIMIT",
         holds: |config| SLOTS_A_DAY * u64::from(config.recovery_rate_limit.min(1)),
-        refusal: "your network has stored its two proofs of today under this hash; come back tomorrow",
+        refusal: "your network may store two recovery proofs a day under one hash; retry tomorrow",
     },
     Row {
         budget: Budget::Pins,
@@ -202,7 +202,7 @@ pub const TABLE: [Row; 12] = [
         period: DAY,
         setting: "RELAY_PINS_MAX",
         holds: |_| PINS_A_DAY,
-        refusal: "too many new ids from your network have proved themselves today; come back tomorrow",
+        refusal: "your network has opened too many mailboxes with a key for the first time today; retry tomorrow",
     },
 ];
 

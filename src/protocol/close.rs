@@ -49,24 +49,22 @@ impl Close {
     /// The text in the close frame; at most 123 bytes, the room that RFC 6455 leaves for it.
     pub const fn reason(self) -> &'static str {
         match self {
-            Self::Drain => "the relay is going away; reconnect in a moment",
+            Self::Drain => "the relay is shutting down; reconnect in a moment",
             Self::TooLarge => "the message is too large (over twice RELAY_MAX_MESSAGE_SIZE)",
             Self::Slow(why) | Self::Protocol(why) => why,
             Self::NotProven => {
-                "the handshake does not prove that this client_id is yours; check the key and the clock"
+                "the handshake's signature is invalid, incomplete or too old; check the key and the clock"
             }
             Self::Pinned => {
-                "this id has proved itself before and is opened only with a signature since"
+                "this mailbox has been opened with its key before; it now requires that key"
             }
             Self::ProofRequired => {
-                "this relay opens a mailbox only to who signs for it; sign, and name no routing_token"
+                "this relay requires a signed handshake without routing_token (RELAY_V1_UNVERIFIED=deny)"
             }
-            Self::NotOffered => "Noise is not offered here; speak plain protocol v1 through TLS",
-            Self::FirstFrameLate => "the first frame did not come in time",
-            Self::Silent => "nothing was heard for too long",
-            Self::TooManyFailedProofs => {
-                "too many proofs from your network were not good; wait a minute"
-            }
+            Self::NotOffered => "Noise is not supported; use plain protocol v1 over TLS",
+            Self::FirstFrameLate => "the client did not send its first frame in time",
+            Self::Silent => "the client sent nothing for too long",
+            Self::TooManyFailedProofs => "too many failed proofs from your network; wait a minute",
             Self::TooManyOpenings => "too many mailboxes opened from your network; wait a minute",
         }
     }

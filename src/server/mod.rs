@@ -217,7 +217,9 @@ impl Running {
             self.store.close().await;
         };
         if tokio::time::timeout(AFTER_THE_END, closing).await.is_err() {
-            tracing::error!("the store did not close in time; what was confirmed is safe on disk");
+            tracing::error!(
+                "the store did not close in time; confirmed blobs are safe on the disk"
+            );
         }
         self.close_operators.cancel();
         self.requests.close();
@@ -407,8 +409,8 @@ async fn upgrade_or_hint(State(upgrader): State<Upgrader>, request: Request) -> 
     let hint = concat!(
         "This is a vauchi-relay ",
         env!("CARGO_PKG_VERSION"),
-        ". It speaks WebSocket here: connect a client to ws:// (or wss:// through your proxy) and this address.\n",
-        "Is it up? GET /health. Does it take blobs? GET /ready.\n"
+        ". This port speaks WebSocket: connect a client to ws:// (or wss:// through your proxy) and this address.\n",
+        "Alive: GET /health. Takes blobs: GET /ready.\n"
     );
     (status, hint).into_response()
 }

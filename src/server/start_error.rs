@@ -25,7 +25,7 @@ pub enum StartError {
     },
     /// The data directory is missing, or `./data` could not be made.
     #[error(
-        "cannot use the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user may write to"
+        "cannot use the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user can write to"
     )]
     DataDir {
         /// The folder.
@@ -38,7 +38,7 @@ pub enum StartError {
     Secret(SecretError),
     /// There is a database and not its secret. A new one would lock it for good.
     #[error(
-        "{path} is not there, and the database beside it needs it; restore it from the backup, or set RELAY_SECRET_FILE to where it is"
+        "{path} is missing, and the database beside it needs it; restore it from the backup, or set RELAY_SECRET_FILE to its location"
     )]
     SecretGone {
         /// Where it belongs.
@@ -64,12 +64,14 @@ fn bind_words(error: &io::Error) -> String {
 fn bind_hint(error: &io::Error, address: &SocketAddr) -> String {
     let port = address.port();
     match error.kind() {
-        io::ErrorKind::AddrInUse => format!("; see who has the port with: lsof -i :{port}"),
+        io::ErrorKind::AddrInUse => {
+            format!("; to see which process uses the port: lsof -i :{port}")
+        }
         io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 need CAP_NET_BIND_SERVICE, use a higher one".to_owned()
+            "; ports below 1024 require CAP_NET_BIND_SERVICE: use a higher port".to_owned()
         }
         io::ErrorKind::AddrNotAvailable => format!(
-            "; no interface of this machine has this address, use 0.0.0.0:{port} for every one"
+            "; no interface of this machine has this address: use 0.0.0.0:{port} for all interfaces"
         ),
         _ => String::new(),
     }

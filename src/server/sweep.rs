@@ -42,7 +42,7 @@ fn or_warn(swept: Result<u64, StoreError>) -> Option<u64> {
     match swept {
         Ok(blobs) => (blobs > 0).then_some(blobs),
         Err(error) => {
-            tracing::warn!(%error, "the sweep of expired blobs stopped; it goes on at the next interval");
+            tracing::warn!(%error, "the sweep of expired blobs failed; retrying at the next interval");
             None
         }
     }

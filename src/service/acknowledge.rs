@@ -37,7 +37,7 @@ impl Service {
     pub async fn note_delivered(&self, mailbox: MailboxHash, id: BlobId) {
         let now = self.parts.clock.now();
         if let Err(error) = self.parts.store.delivered(mailbox, vec![id], now).await {
-            tracing::debug!(%error, "a receipt of a delivery is not written");
+            tracing::debug!(%error, "cannot write the receipt of a delivery");
         }
     }
 

@@ -49,7 +49,7 @@ impl Service {
         Proof { key_hash, proof }: Proof,
     ) -> Result<Timestamp, Refusal> {
         if proof.len() > PROOF_BYTES_MAX {
-            return Err(Refusal::Invalid("a recovery proof has 64 KiB at the most"));
+            return Err(Refusal::Invalid("a recovery proof may have at most 64 KiB"));
         }
         let room = self.charge_recovery_room(client, &key_hash, charged_bytes(proof.len()))?;
         let (secret, stored_at) = (&self.parts.secret, self.parts.clock.now());

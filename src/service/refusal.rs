@@ -44,7 +44,12 @@ pub enum Refusal {
     /// A request that this version of the relay does not know.
     Unsupported,
     /// The time to live is longer than the relay keeps blobs, or too short for a receipt.
-    TtlOutOfRange,
+    TtlOutOfRange {
+        /// The longest.
+        ttl_max: Duration,
+        /// The shortest of a blob that asks for receipts.
+        receipt_ttl_min: Duration,
+    },
     /// Nobody is there to take a live-only blob.
     NotConnected,
     /// The connection has as many mailboxes open as it may.
@@ -86,7 +91,7 @@ impl Refusal {
             Self::Unauthorized => "unauthorized",
             Self::Unavailable => "unavailable",
             Self::Unsupported => "unsupported",
-            Self::TtlOutOfRange => "ttl_out_of_range",
+            Self::TtlOutOfRange { .. } => "ttl_out_of_range",
             Self::NotConnected => "not_connected",
             Self::TooManyMailboxes => "too_many_mailboxes",
             Self::UnknownRelay => "unknown_relay",
@@ -99,38 +104,43 @@ impl Refusal {
         match self {
             Self::Invalid(why) => (*why).into(),
             Self::TooLarge { bytes_max } => format!(
-                "the frame is over {bytes_max} bytes (RELAY_MAX_MESSAGE_SIZE); send less at once"
+                "the frame is larger than {bytes_max} bytes (RELAY_MAX_MESSAGE_SIZE); send a smaller blob"
             )
             .into(),
             Self::RateLimited { budget, .. } => budget.row().refusal.into(),
             Self::MailboxFull => {
-                "the recipient's mailbox is full; try again when they have collected it".into()
+                "the recipient's mailbox is full; retry after the recipient has collected its blobs".into()
             }
-            Self::RelayFull => "the relay has no room; try again later or tell its operator".into(),
-            Self::IdReused => "another blob was sent under this id; use a fresh one".into(),
+            Self::RelayFull => "the relay's storage is full; retry later or tell its operator".into(),
+            Self::IdReused => "this id is already used for a different blob; choose a new random id".into(),
             Self::Unauthorized => {
-                "what was brought does not prove that this is yours; check the key and the origin"
+                "the proof is missing or invalid, or the mailbox is not open on this connection; check the key and the origin"
                     .into()
             }
             Self::Unavailable => {
-                "the relay can not store now; send it again under the same id".into()
+                "the relay's storage is unavailable; retry with the same id".into()
             }
             Self::Unsupported => {
-                "this relay does not know such a request; its welcome tells what it serves".into()
+                "unknown request type; Welcome.features lists what this relay supports".into()
             }
-            Self::TtlOutOfRange => {
-                "the welcome tells the longest ttl; one that asks for receipts has a shortest, too"
-                    .into()
-            }
+            Self::TtlOutOfRange {
+                ttl_max,
+                receipt_ttl_min,
+            } => format!(
+                "ttl_seconds must be at most {}, and at least {} with receipt_to",
+                ttl_max.as_secs(),
+                receipt_ttl_min.as_secs()
+            )
+            .into(),
             Self::NotConnected => {
-                "no subscriber that tells senders is connected; store the blob instead".into()
+                "the recipient is not connected with receipts enabled; submit without live_only".into()
             }
             Self::TooManyMailboxes => {
-                "the connection has as many mailboxes open as it may; close some, or open another"
+                "too many open mailboxes on this connection (Limits.mailboxes_max); close some, or open another connection"
                     .into()
             }
-            Self::UnknownRelay => "relays do not pass blobs on yet; go to that relay itself".into(),
-            Self::ShuttingDown => "the relay is about to stop; come back as it told you".into(),
+            Self::UnknownRelay => "this relay does not forward; connect to the recipient's relay".into(),
+            Self::ShuttingDown => "the relay is shutting down; reconnect and send the same request again".into(),
         }
     }
 
@@ -153,7 +163,7 @@ impl Refusal {
             Self::Unavailable | Self::ShuttingDown => Some(RETRY_UNAVAILABLE),
             Self::NotConnected => Some(RETRY_FULL),
             Self::Unsupported
-            | Self::TtlOutOfRange
+            | Self::TtlOutOfRange { .. }
             | Self::TooManyMailboxes
             | Self::UnknownRelay => None,
             Self::Invalid(_) | Self::TooLarge { .. } | Self::IdReused | Self::Unauthorized => None,
@@ -196,7 +206,10 @@ mod tests {
             Refusal::Unauthorized,
             Refusal::Unavailable,
             Refusal::Unsupported,
-            Refusal::TtlOutOfRange,
+            Refusal::TtlOutOfRange {
+                ttl_max: Duration::from_secs(7_776_000),
+                receipt_ttl_min: Duration::from_secs(3_600),
+            },
             Refusal::NotConnected,
             Refusal::TooManyMailboxes,
             Refusal::UnknownRelay,

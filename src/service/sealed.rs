@@ -65,7 +65,9 @@ impl Service {
         let plain = self.parts.secret.unseal(mailbox.as_bytes(), sealed).ok();
         let given = plain.as_deref().and_then(Sealed::unsealed);
         if given.is_none() {
-            tracing::warn!("what was kept beside a blob does not open; it is delivered without");
+            tracing::warn!(
+                "cannot decrypt the sender fields stored with a blob; delivering the blob without them"
+            );
         }
         given
     }

@@ -140,7 +140,10 @@ impl Service {
         // "Collected within its time or not" is what a receipt of a short-lived blob would tell.
         let too_short = terms.receipt_to.is_some() && ttl < self.parts.receipt_min_ttl;
         if ttl > self.parts.blob_ttl || too_short {
-            return Err(Refusal::TtlOutOfRange);
+            return Err(Refusal::TtlOutOfRange {
+                ttl_max: self.parts.blob_ttl,
+                receipt_ttl_min: self.parts.receipt_min_ttl,
+            });
         }
         Ok(ttl)
     }

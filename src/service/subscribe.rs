@@ -95,7 +95,9 @@ impl Service {
             Ok(Burnt::Used) => Err(NonceRefused::Used),
             Ok(Burnt::Full) => Err(NonceRefused::Full),
             Err(error) => {
-                tracing::warn!("the nonce of a handshake is remembered in memory only: {error}");
+                tracing::warn!(
+                    "cannot save the nonce of a handshake, keeping it in memory only: {error}"
+                );
                 Ok(())
             }
         }

@@ -120,7 +120,7 @@ impl Feed {
                     Ok(Ok(page)) => self.turned(page),
                     failed => {
                         let error = failed.map(|page| page.err());
-                        tracing::warn!(?error, "can not read a page of a mailbox; trying again");
+                        tracing::warn!(?error, "cannot read a page of a mailbox; retrying");
                         self.turn
                             .take()
                             .iter()

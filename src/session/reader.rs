@@ -15,7 +15,7 @@ use crate::protocol::close::Close;
 use crate::socket::{Message, Socket};
 
 /// Bytes that are no WebSocket.
-const BROKEN: Close = Close::Protocol("the WebSocket frames are not as RFC 6455 has them");
+const BROKEN: Close = Close::Protocol("invalid WebSocket frames (RFC 6455)");
 
 /// The reading half of a session.
 pub(super) struct Reader<'a> {
@@ -34,7 +34,7 @@ pub(super) enum Heard {
 }
 
 /// What is wrong with a text message.
-pub(super) const TEXT: &str = "this is a text message; the relay's protocols speak in binary ones";
+pub(super) const TEXT: &str = "text messages are not supported; send binary messages";
 
 /// What the socket gave.
 pub(super) enum Received {

@@ -174,8 +174,10 @@ impl State {
         self.garbage += 1;
         let why = match self.version {
             Version::V1 if self.garbage < GARBAGE_MAX => return Verdict::Refuse(refusal),
-            Version::V1 => "ten frames could not be read",
-            Version::V2 => "a frame could not be read as vauchi.relay.v2, or had no request number",
+            Version::V1 => "ten frames were invalid",
+            Version::V2 => {
+                "invalid vauchi.relay.v2 frame, or request number 0 where an answer is required"
+            }
         };
         self.phase = Phase::Closed;
         Verdict::Close(refusal, Close::Protocol(why))

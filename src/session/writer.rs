@@ -268,11 +268,11 @@ async fn within(
             | WsError::Protocol(ProtocolError::SendAfterClosing),
         )) => Err(Ended::ByClient),
         Ok(Err(WsError::WriteBufferFull(_))) => Err(Ended::ByRelay(Close::Slow(
-            "the client does not take its answers",
+            "the client does not read its answers",
         ))),
         Ok(Err(_)) => Err(Ended::Lost),
         Err(_) => Err(Ended::ByRelay(Close::Slow(
-            "the client does not take what is sent",
+            "the client does not read what the relay sends",
         ))),
     }
 }

@@ -45,9 +45,7 @@ impl Proxies {
         }
         if self.is_first_unheard(peer, headers) {
             tracing::warn!(
-                "a Forwarded or X-Forwarded-For header came from a private address that is not in \
-                 RELAY_TRUSTED_PROXIES and is not believed: all clients behind it count as one. If \
-                 it is your proxy, name its address or network there. This is said once."
+                "ignored a Forwarded or X-Forwarded-For header from a private address that is not in RELAY_TRUSTED_PROXIES: all clients behind it count as one. If it is your proxy, add its address or network there. This is logged once."
             );
         }
         peer

@@ -85,7 +85,7 @@ impl Listener {
                 Err(error) => {
                     self.metrics.accept_errors_total.increment(1);
                     if !is_about_one_connection(&error) {
-                        tracing::error!(%error, "can not accept connections; trying again");
+                        tracing::error!(%error, "cannot accept connections; retrying");
                         tokio::time::sleep(ACCEPT_BACKOFF).await;
                     }
                 }

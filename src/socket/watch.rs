@@ -157,7 +157,7 @@ impl<S> Watched<S> {
         if self.is_broken {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "a control frame announced more than it may carry",
+                "a WebSocket control frame is larger than 125 bytes",
             )));
         }
         let Some(message) = self.unfinished.as_mut() else {

@@ -81,15 +81,14 @@ impl Upgrader {
         let Some(RemoteAddress(peer)) = request.extensions().get().copied() else {
             return self.turn_away(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "the client's address is not known\n",
+                "the client's address is unknown\n",
             );
         };
         let address = self.proxies.client(peer.ip(), request.headers());
         let Some(version) = version_of(request.headers()) else {
             return self.turn_away(
                 StatusCode::BAD_REQUEST,
-                "none of the offered subprotocols is spoken here; offer vauchi.relay.v2, or none to \
-                 speak protocol v1\n",
+                "none of the offered subprotocols is supported; offer vauchi.relay.v2, or none to speak protocol v1\n",
             );
         };
         let mut response = match create_response_with_body(&request, Body::empty) {
@@ -114,7 +113,7 @@ impl Upgrader {
         let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
             return self.turn_away(
                 StatusCode::BAD_REQUEST,
-                "this connection can not be upgraded\n",
+                "this connection cannot be upgraded\n",
             );
         };
         if version == Version::V2 {
@@ -178,13 +177,12 @@ fn come_back_later(why: TurnedAway) -> Response {
     let (status, body, retry_after) = match why {
         TurnedAway::FullHouse => (
             StatusCode::SERVICE_UNAVAILABLE,
-            "the relay has as many connections as it may (RELAY_MAX_CONNECTIONS); try again soon",
+            "the relay has reached its limit of connections (RELAY_MAX_CONNECTIONS); retry later",
             RETRY_FULL_HOUSE,
         ),
         TurnedAway::AddressFull => (
             StatusCode::TOO_MANY_REQUESTS,
-            "your network has as many connections as it may (RELAY_MAX_CONNECTIONS_PER_ADDRESS); \
-             close some",
+            "your network has reached its limit of connections (RELAY_MAX_CONNECTIONS_PER_ADDRESS); close some",
             RETRY_ADDRESS_FULL,
         ),
         TurnedAway::TooMany(retry_after) => (

@@ -33,10 +33,10 @@ pub enum CommitError {
     #[error("{0}")]
     Rejected(String),
     /// Nothing happened: the batch needs more memory than there is for it.
-    #[error("the batch touches too much at once")]
+    #[error("the batch is too large")]
     TooWide,
     /// Nothing happened: another instance came first. It is folded again.
-    #[error("other instances came first, again and again")]
+    #[error("other instances repeatedly committed first")]
     Raced,
     /// Nothing happened, and no write is to blame.
     #[error("{0}")]

@@ -472,7 +472,7 @@ impl Store {
     /// Whether storage answers: a real read, and a real write when none has succeeded lately.
     pub async fn probe(&self) -> Result<(), StoreError> {
         let answer = tokio::time::timeout(PROBE_TIME_MAX, self.probe_now());
-        let late = "storage has not answered within 2 s";
+        let late = "storage did not answer within 2 s";
         let answer = answer.await;
         self.counted(answer.unwrap_or_else(|_| Err(StoreError::unavailable(late))))
     }

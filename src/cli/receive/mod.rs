@@ -20,55 +20,56 @@ use crate::client::{ClientError, MailboxId};
 /// How long a goodbye may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Take the blobs that wait in a mailbox, oldest first.
+/// Receive the blobs that wait in a mailbox, oldest first.
 ///
-/// Each blob is acknowledged, and so deleted at the relay, after it has been written. Without
-/// --follow the command ends when the mailbox is empty.
+/// Each blob is acknowledged after it has been written, and the relay then deletes it. Without --follow
+/// the command ends when the mailbox is empty.
 ///
-/// Exit codes: 0 all that waited is written, or --follow was interrupted; 1 an error, or an end before
-/// that, with the reason on stderr; 2 arguments wrong. What had been written by then is acknowledged; the
-/// rest comes again next time.
+/// Exit codes: 0 every waiting blob is written, or --follow was interrupted; 1 an error or an early
+/// end, with the reason on stderr; 2 invalid arguments. Blobs that were written by then are
+/// acknowledged; the others arrive again next time.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["mailbox", "keys"]))]
 pub(crate) struct Args {
     #[command(flatten)]
     relays: Relays,
 
-    /// Which mailbox, through protocol v1, which asks for no proof: 64 hexadecimal digits
-    #[arg(long, value_parser = parse_mailbox, required_unless_present = "keys")]
+    /// A mailbox without a key, opened through protocol v1: 64 hexadecimal digits
+    #[arg(long, value_parser = parse_mailbox)]
     mailbox: Option<MailboxId>,
 
-    /// The key of the mailbox, a file of `keygen`; may be given several times
+    /// Key file of the mailbox, made by `keygen`; can be given several times
     #[arg(long = "key", value_name = "KEYFILE", conflicts_with = "mailbox")]
     keys: Vec<PathBuf>,
 
-    /// Go on waiting for what comes, until interrupted
+    /// Keep receiving until interrupted
     #[arg(long)]
     follow: bool,
 
-    /// Leave the blobs at the relay; they come again next time. What waits behind as many as a relay
-    /// has under way does not come, which is an error with a key
+    /// Do not acknowledge: the blobs stay at the relay and arrive again next time. The relay stops
+    /// delivering when its window of unacknowledged blobs is full; with --key that is an error
     #[arg(long)]
     no_ack: bool,
 
-    /// Write each blob to a file of its own in this folder, named by its id, instead of to standard
-    /// output; none is overwritten: another blob of that id is ID-2 and so on
+    /// Write each blob to a file in this folder, named by its id, instead of to standard output. No
+    /// file is overwritten: another blob with the same id becomes ID-2 and so on
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// Let senders who asked for it know when their blobs were delivered and acknowledged
+    /// Let senders who asked for receipts know when their blobs are delivered and acknowledged
     #[arg(long, requires = "keys")]
     receipts: bool,
 
-    /// Print one JSON object a line, blobs and receipts, instead of the blobs
+    /// Print one JSON object per line for each blob and receipt, instead of the blobs
     #[arg(long, requires = "keys")]
     json: bool,
 
-    /// Say how far it is also where standard error is no terminal
+    /// Show progress even if standard error is not a terminal
     #[arg(long)]
     progress: bool,
 
-    /// How long nothing must come before the mailbox counts as empty; with a key the relay says when
-    /// it is, and with --no-ack nothing may come for so long once the relay holds back what else waits
+    /// Seconds of silence after which a v1 mailbox counts as empty. Not needed with --key, where the
+    /// relay reports that the mailbox is empty, except with --no-ack
     #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_seconds)]
     wait: Duration,
 }
@@ -116,9 +117,9 @@ async fn end(
 /// Comes with a signal to stop, which is how `--follow` is meant to end. What is being written then is
 /// not acknowledged, and comes again.
 async fn interrupted(args: &Args) -> anyhow::Result<()> {
-    stop_signal().await.context("can not listen for signals")?;
+    stop_signal().await.context("cannot listen for signals")?;
     if !args.follow {
-        bail!("interrupted; the rest comes again");
+        bail!("interrupted; unacknowledged blobs arrive again");
     }
     Ok(())
 }
@@ -132,13 +133,13 @@ async fn take_all(client: &Client, args: &Args, out: Option<&Folder>) -> anyhow:
                 let name = file_name(&delivery, count);
                 folder.put(&name, delivery.body.clone()).await?;
             }
-            None => print(&delivery.body).context("can not write to standard output")?,
+            None => print(&delivery.body).context("cannot write to standard output")?,
         }
         if !args.no_ack {
             client
                 .acknowledge(&delivery)
                 .await
-                .map_err(|error| explained("a written blob is not acknowledged", error))?;
+                .map_err(|error| explained("a written blob could not be acknowledged", error))?;
         }
     }
     Ok(())
@@ -157,7 +158,7 @@ async fn next(client: &Client, args: &Args) -> anyhow::Result<Option<Delivery>> 
     };
     if delivery.is_none() {
         let why = client.ended().unwrap_or(ClientError::Timeout);
-        return Err(explained("receiving ended early", why));
+        return Err(explained("receiving stopped early", why));
     }
     Ok(delivery)
 }

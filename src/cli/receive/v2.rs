@@ -103,7 +103,7 @@ impl Taking<'_> {
                     }
                 }
                 Event::Closed { why, .. } => {
-                    return Err(explained("a mailbox was not opened again", why));
+                    return Err(explained("cannot reopen a mailbox", why));
                 }
             }
             self.show();
@@ -127,7 +127,7 @@ impl Taking<'_> {
                 match tokio::time::timeout(self.args.wait, client.next()).await {
                     Ok(event) => break event,
                     Err(_quiet) if self.may_be_full() => bail!(
-                        "there may be more: what --no-ack leaves at the relay keeps the rest from coming"
+                        "more blobs may be waiting: with --no-ack, the relay stops delivering when its window of unacknowledged blobs is full"
                     ),
                     // The relay says when that was all.
                     Err(_slow) => {}
@@ -147,7 +147,7 @@ impl Taking<'_> {
         let why = || self.client.ended().unwrap_or(ClientError::Timeout);
         match event {
             Some(event) => Ok(event),
-            None => Err(explained("receiving ended early", why())),
+            None => Err(explained("receiving stopped early", why())),
         }
     }
 
@@ -211,7 +211,7 @@ impl Taking<'_> {
         }
         match file {
             Some(_) => Ok(()),
-            None => print(&delivery.body).context("can not write to standard output"),
+            None => print(&delivery.body).context("cannot write to standard output"),
         }
     }
 
@@ -239,7 +239,7 @@ impl Taking<'_> {
     fn say(&self, line: &serde_json::Value) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         let written = writeln!(out, "{line}").and_then(|()| out.flush());
-        written.context("can not write to standard output")
+        written.context("cannot write to standard output")
     }
 }
 
@@ -248,11 +248,11 @@ fn acknowledged(answer: Result<(), ClientError>) -> anyhow::Result<()> {
         Ok(()) => Ok(()),
         // The client does that by itself, so it is no reason to end.
         Err(error @ ClientError::OtherRelay) => {
-            let what = "a written blob is acknowledged when it comes again";
+            let what = "a written blob is not acknowledged yet and arrives again";
             writeln!(std::io::stderr(), "vauchi-relay: {what}: {error}")
                 .map_err(|error| anyhow!(error))
         }
-        Err(error) => Err(explained("a written blob is not acknowledged", error)),
+        Err(error) => Err(explained("a written blob could not be acknowledged", error)),
     }
 }
 

@@ -404,7 +404,7 @@ impl State {
             ServerFrame::Unknown {
                 answers: Some(number),
             } => {
-                let why = ClientError::Protocol("the answer is one of a later version");
+                let why = ClientError::Protocol("the answer is of a later protocol version");
                 return self.answer(number, Err(why));
             }
         };

@@ -106,7 +106,7 @@ async fn welcome(socket: &mut Socket) -> Result<(String, Vec<String>), ClientErr
             }
             Ok(_) => {
                 return Err(ClientError::Protocol(
-                    "the handshake was not answered first",
+                    "the first answer is not to the handshake",
                 ));
             }
             Err(bad) => return Err(ClientError::Protocol(bad.0)),
@@ -265,7 +265,7 @@ async fn read(
             // Pings are answered by tungstenite with the next read.
             Some(Ok(_)) => {}
             Some(Err(error)) => return lost(error),
-            None => return ClientError::Lost("the relay hung up".to_owned()),
+            None => return ClientError::Lost("the relay ended the connection".to_owned()),
         }
     }
 }
@@ -307,7 +307,7 @@ async fn write(
     mut to_write: mpsc::Receiver<Outbound>,
 ) -> ClientError {
     let why = match write_all(&mut sink, &mut to_write).await {
-        Ok(()) => ClientError::Lost("the relay did not answer the goodbye".to_owned()),
+        Ok(()) => ClientError::Lost("the relay did not answer the close frame".to_owned()),
         Err(error) => lost(error),
     };
     // The reader may still find the relay's goodbye, which says more.

@@ -209,9 +209,9 @@ fn each<A, B>(
 fn read_welcome(welcome: schema::Welcome) -> Result<Welcome, &'static str> {
     let limits = welcome.limits.ok_or("the welcome has no limits")?;
     Ok(Welcome {
-        relay_id: exactly(&welcome.relay_id, "a relay id has 32 bytes")?,
+        relay_id: exactly(&welcome.relay_id, "a relay id must have 32 bytes")?,
         server_version: welcome.server_version.into(),
-        challenge: exactly(&welcome.challenge, "a challenge has 32 bytes")?,
+        challenge: exactly(&welcome.challenge, "a challenge must have 32 bytes")?,
         limits: read_limits(&limits),
         keepalive: Duration::from_secs(welcome.keepalive_seconds.into()),
         features: welcome.features.into_iter().map(Into::into).collect(),
@@ -262,7 +262,7 @@ fn read_purged(purged: &schema::PurgedMailbox) -> Result<PurgedMailbox, &'static
 
 fn read_proof(found: &schema::RecoveryProof) -> Result<FoundProof, &'static str> {
     Ok(FoundProof {
-        key_hash: exactly(&found.key_hash, "a key hash has 32 bytes")?,
+        key_hash: exactly(&found.key_hash, "a key hash must have 32 bytes")?,
         proof: found.proof.clone(),
         stored_at: Timestamp::from_millis(found.stored_at),
     })

@@ -56,7 +56,7 @@ pub fn decode(frame: &Bytes) -> Incoming {
     let tag = Tag::new(outline.request);
     if tag.is_none() && !outline.may_be_unanswered() {
         return Incoming::Garbage {
-            why: "request 0 is for Acknowledge and Unsubscribe only",
+            why: "request number 0 is allowed for Acknowledge and Unsubscribe only",
         };
     }
     match outline.check_lists() {

@@ -15,13 +15,13 @@ const UNSPELT_PORTS: [u16; 2] = [443, 80];
 /// Says what is wrong with an origin that is not empty, in words that quote nothing.
 pub(super) fn check(origin: &str) -> Result<(), &'static str> {
     if origin.len() > BYTES_MAX {
-        return Err("an origin has at most 255 bytes");
+        return Err("an origin may have at most 255 bytes");
     }
     let (is_host, port) = match origin.strip_prefix('[') {
         Some(rest) => {
             let (address, port) = rest
                 .split_once(']')
-                .ok_or("an IPv6 address in an origin stands in brackets")?;
+                .ok_or("an IPv6 address in an origin must be in brackets")?;
             (is_ipv6(address), port)
         }
         None => {
@@ -30,12 +30,12 @@ pub(super) fn check(origin: &str) -> Result<(), &'static str> {
         }
     };
     if !is_host {
-        return Err("an origin is a host in lower case ASCII, without scheme and path");
+        return Err("an origin must be a host in lower case ASCII, without scheme and path");
     }
     match port.strip_prefix(':') {
         None if port.is_empty() => Ok(()),
         Some(port) if is_port(port) => Ok(()),
-        _ => Err("an origin ends with its host or with a port that is not 443 or 80"),
+        _ => Err("an origin must end with its host, or with a port other than 443 and 80"),
     }
 }
 

@@ -16,10 +16,10 @@ use crate::protocol::message::{RecoveryProof, RecoveryQuery};
 /// Bytes of a client's name.
 const CLIENT_BYTES_MAX: usize = 255;
 
-const MAILBOX: &str = "a mailbox has 32 bytes";
-const BLOB_ID: &str = "an id has 16 bytes";
-const SECRET: &str = "a secret has 32 bytes";
-const KEY_HASH: &str = "a key hash has 32 bytes";
+const MAILBOX: &str = "a mailbox must have 32 bytes";
+const BLOB_ID: &str = "an id must have 16 bytes";
+const SECRET: &str = "a secret must have 32 bytes";
+const KEY_HASH: &str = "a key hash must have 32 bytes";
 
 /// Reads what is asked, or says what is wrong with it in words that quote nothing.
 pub(super) fn read(frame: Frame) -> Result<Request, &'static str> {
@@ -59,7 +59,7 @@ pub(super) fn read(frame: Frame) -> Result<Request, &'static str> {
 /// Nothing in it changes what version 2.0 does, which has no features to choose from.
 fn read_hello(hello: &schema::Hello) -> Result<Request, &'static str> {
     if hello.client.len() > CLIENT_BYTES_MAX {
-        return Err("client has at most 255 bytes");
+        return Err("client may have at most 255 bytes");
     }
     Ok(Request::Hello)
 }
@@ -67,15 +67,15 @@ fn read_hello(hello: &schema::Hello) -> Result<Request, &'static str> {
 fn read_submit(submit: schema::Submit) -> Result<Submit, &'static str> {
     let terms = SubmitTerms {
         ttl: (submit.ttl_seconds != 0).then(|| Duration::from_secs(submit.ttl_seconds.into())),
-        topic: optional(&submit.topic, "a topic has 32 bytes")?,
+        topic: optional(&submit.topic, "a topic must have 32 bytes")?,
         receipt_to: optional(&submit.receipt_to, MAILBOX)?.map(MailboxId::from_bytes),
         live_only: submit.live_only,
         v1_ok: submit.v1_ok,
-        relay: optional(&submit.relay, "a relay id has 32 bytes")?,
+        relay: optional(&submit.relay, "a relay id must have 32 bytes")?,
     };
     let is_to_be_kept = terms.ttl.is_some() || terms.topic.is_some() || terms.receipt_to.is_some();
     if terms.live_only && is_to_be_kept {
-        return Err("live_only goes without ttl_seconds, topic and receipt_to");
+        return Err("live_only cannot be combined with ttl_seconds, topic or receipt_to");
     }
     Ok(Submit {
         recipient: mailbox(&submit.mailbox)?,
@@ -90,7 +90,7 @@ fn read_subscribe(subscribe: &schema::Subscribe) -> Result<Subscribe, &'static s
     if !subscribe.origin.is_empty() {
         origin::check(&subscribe.origin)?;
     } else if proofs.any(|proof| matches!(proof, Some(opening::Proof::Signature(_)))) {
-        return Err("a signature needs an origin, the host that was dialled");
+        return Err("a signature requires an origin: the host that the client connected to");
     }
     Ok(Subscribe {
         origin: subscribe.origin.as_str().into(),
@@ -126,7 +126,7 @@ fn read_item(item: &schema::Item) -> Result<(MailboxId, BlobId), &'static str> {
 
 fn read_extend(extend: &schema::Extend) -> Result<Withdrawal, &'static str> {
     if extend.ttl_seconds == 0 {
-        return Err("ttl_seconds of an Extend is at least 1");
+        return Err("Extend.ttl_seconds must be at least 1");
     }
     Ok(Withdrawal {
         mailbox: mailbox(&extend.mailbox)?,

@@ -54,7 +54,7 @@ impl<'a> Outline<'a> {
         match self.asked.replace((kind, body)) {
             None => Ok(()),
             // The decoder would join the lists of both.
-            Some(_) => Err("a frame asks for one thing only"),
+            Some(_) => Err("a frame may hold only one request"),
         }
     }
 
@@ -80,8 +80,8 @@ fn list_of(kind: u32) -> Option<List> {
             entries_max: ACKNOWLEDGEMENTS_MAX,
             // Each field has two bytes before it: 2 + 32 + 2 + 16.
             entry_bytes: (52, usize::MAX),
-            too_many: "at most 1,000 acknowledgements in one request",
-            wrong: "an acknowledged item has a mailbox of 32 bytes and an id of 16",
+            too_many: "a request may have at most 1,000 acknowledgements",
+            wrong: "an item of Acknowledge must have a mailbox of 32 bytes and an id of 16",
         },
         // How many a connection may open is a setting, and the session refuses those beyond. The least
         // entry takes 36 bytes of the frame and, while lists grow, about 350 of memory.
@@ -90,28 +90,28 @@ fn list_of(kind: u32) -> Option<List> {
             entries_max: usize::MAX,
             entry_bytes: (34, usize::MAX),
             too_many: "",
-            wrong: "a mailbox has 32 bytes",
+            wrong: "a mailbox must have 32 bytes",
         },
         UNSUBSCRIBE | PURGE => List {
             field: 1,
             entries_max: usize::MAX,
             entry_bytes: (32, 32),
             too_many: "",
-            wrong: "a mailbox has 32 bytes",
+            wrong: "a mailbox must have 32 bytes",
         },
         RECOVERY_GET => List {
             field: 1,
             entries_max: RECOVERY_HASHES_MAX,
             entry_bytes: (32, 32),
-            too_many: "at most 50 key hashes in one request",
-            wrong: "a key hash has 32 bytes",
+            too_many: "a request may have at most 50 key hashes",
+            wrong: "a key hash must have 32 bytes",
         },
         HELLO => List {
             field: 2,
             entries_max: 64,
             entry_bytes: (0, 64),
-            too_many: "at most 64 features",
-            wrong: "a feature has at most 64 bytes",
+            too_many: "a Hello may have at most 64 features",
+            wrong: "a feature may have at most 64 bytes",
         },
         _ => return None,
     };
@@ -204,7 +204,7 @@ enum Value<'a> {
 /// Groups, which proto3 does not have, count as malformed.
 struct Fields<'a>(&'a [u8]);
 
-pub(super) const MALFORMED: &str = "the bytes are no frame";
+pub(super) const MALFORMED: &str = "the message is not a valid frame";
 
 impl<'a> Fields<'a> {
     fn read(&mut self) -> Option<(u32, Value<'a>)> {

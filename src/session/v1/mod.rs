@@ -147,9 +147,7 @@ impl Opened {
     ) -> Result<Submitted, Refusal> {
         let AccountRevoked { recipient, frame } = revoked;
         if frame.len() > REVOKED_BYTES_MAX {
-            return Err(Refusal::Invalid(
-                "AccountRevoked is over 64 KiB; its signature has 64 bytes",
-            ));
+            return Err(Refusal::Invalid("AccountRevoked is larger than 64 KiB"));
         }
         let service = &parts.service;
         let id = service.v1_blob_id(tag.name(), &self.client_id, &recipient, &frame);
@@ -174,7 +172,7 @@ impl Opened {
     ) -> Result<Submitted, Refusal> {
         if message.identity != self.client_id {
             return Err(Refusal::Invalid(
-                "identity_id is not the client_id of this connection",
+                "identity_id differs from this connection's client_id",
             ));
         }
         let service = &parts.service;

@@ -113,7 +113,9 @@ pub(in crate::session) async fn open(
     let is_proven = verify(handshake, address, parts).await?;
     may_open(handshake, is_proven, address, service)
         .await
-        .map_err(|refusal| refusal.unwrap_or(Close::Slow("storage does not answer; try again")))?;
+        .map_err(|refusal| {
+            refusal.unwrap_or(Close::Slow("the relay's storage is unavailable; retry"))
+        })?;
     let mailbox = handshake.mailbox();
     let subscription = service.subscribe(&mailbox, address, connection, Arc::clone(&inbox));
     let from = Cursor::After(OrderKey::START);
@@ -153,7 +155,9 @@ async fn may_open(
         // Whoever proves itself is let in also while nothing can be written, as on a full disk; the
         // pin is set the next time.
         if service.pin(&[handshake.client_id], address).await.is_err() {
-            tracing::warn!("an id that proved itself could not be pinned");
+            tracing::warn!(
+                "cannot save the pin of a proven mailbox; retrying when it is opened next"
+            );
         }
     }
     Ok(())
@@ -206,7 +210,7 @@ async fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result
             // The proof itself is good, so it costs nothing to bring it again.
             attempt.succeeded();
             return Err(Close::Slow(
-                "too many signed handshakes; try again in a minute",
+                "too many signed handshakes at once; retry in a minute",
             ));
         }
     }

@@ -113,7 +113,9 @@ impl Guest {
         });
         let ids: Vec<_> = by_key.map(|(opening, _)| opening.mailbox).collect();
         if !ids.is_empty() && parts.service.pin(&ids, self.address).await.is_err() {
-            tracing::warn!("ids that proved themselves could not be pinned");
+            tracing::warn!(
+                "cannot save the pins of proven mailboxes; retrying when they are opened next"
+            );
         }
     }
 

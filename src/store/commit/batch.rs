@@ -50,7 +50,9 @@ impl Reply {
             outcome: Result<Outcome, StoreError>,
             pick: impl FnOnce(Outcome) -> Option<T>,
         ) {
-            let mixed_up = || StoreError::unavailable("an outcome of another kind of write");
+            let mixed_up = || {
+                StoreError::unavailable("internal error: the outcome is of another kind of write")
+            };
             let told = outcome.and_then(|outcome| pick(outcome).ok_or_else(mixed_up));
             to.send(told).ok();
         }

@@ -249,7 +249,7 @@ impl Committer {
         }
         match error {
             CommitError::DiskFull(cause) => warn!(
-                "store: {cause}. New blobs are refused until space is free; delivery goes on."
+                "store: {cause}. New blobs are refused until space is free; delivery continues."
             ),
             CommitError::Rejected(cause) | CommitError::Refused(cause) => {
                 warn!("store: a write failed: {cause}");
@@ -321,7 +321,9 @@ impl Committer {
                 Folded::Asks(more) => *more,
             };
         }
-        Err(CommitError::Refused("the batch asks without end".into()))
+        Err(CommitError::Refused(
+            "the batch needs too many lookups".into(),
+        ))
     }
 
     /// Lets the world see a plan that is durable: counters, answers, then those who wait for blobs.
@@ -365,7 +367,7 @@ impl Committer {
         loop {
             match self.try_recover(batch, part).await {
                 Ok(()) => break,
-                Err(error) => warn!("store: cannot be reopened yet: {error}"),
+                Err(error) => warn!("store: cannot reopen storage yet, retrying: {error}"),
             }
             if self.gate.closing.is_cancelled() {
                 return Err(StoreError::Closed);
@@ -376,18 +378,18 @@ impl Committer {
         self.gate.set_down(false);
         self.ground.metrics.store_up.set(1.0);
         self.ground.metrics.store_reopened_total.increment(1);
-        info!("store: reopened; new blobs are taken again.");
+        info!("store: reopened; new blobs are accepted again.");
         Ok(())
     }
 
     async fn try_recover(&mut self, batch: &mut Batch, part: &[usize]) -> Result<(), StoreError> {
         let took_place = tokio::time::timeout(REOPEN_TIME_MAX, self.engine.reopen())
             .await
-            .map_err(|_| StoreError::unavailable("reopening takes too long"))??;
+            .map_err(|_| StoreError::unavailable("reopening took too long"))??;
         match (self.unsettled.take(), took_place) {
             // Also when its senders were answered long ago: what was stored after all is delivered.
             (Some(plan), TookPlace::Yes) => {
-                info!("store: the failed commit had taken place after all");
+                info!("store: the failed commit is on disk after all");
                 self.finish(batch, part, *plan);
             }
             _ => batch.fail(part, &StoreError::unavailable("the write was lost")),

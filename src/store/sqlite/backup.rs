@@ -30,7 +30,7 @@ const WATCH_ROWS: u64 = 1_000;
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// There is nothing to back up.
-    #[error("{}: is not there; RELAY_DATA_DIR must name the folder of a relay that has been started once", .0.display())]
+    #[error("{}: is missing; RELAY_DATA_DIR must name the folder of a relay that has run before", .0.display())]
     NoDatabase(PathBuf),
     /// The database could not be opened or read.
     #[error(transparent)]
@@ -102,7 +102,7 @@ impl Serving {
             words,
         };
         let Some(name) = path.to_str() else {
-            return Err(write("SQLite takes only paths that are UTF-8".to_owned()));
+            return Err(write("SQLite accepts only UTF-8 paths".to_owned()));
         };
         let copied = sqlx::query("VACUUM INTO ?")
             .bind(name)

@@ -57,11 +57,11 @@ impl DiskWatch {
         if self.has_room && !has_room {
             let min = self.free_bytes_min;
             warn!(
-                "store: {}: {free} bytes are free, less than RELAY_MIN_FREE_BYTES ({min}). New blobs are refused until space is free; delivery goes on.",
+                "store: {}: {free} bytes are free, less than RELAY_MIN_FREE_BYTES ({min}). New blobs are refused until space is free; delivery continues.",
                 self.data_dir.display()
             );
         } else if !self.has_room && has_room {
-            info!("store: the disk has room again; new blobs are taken.");
+            info!("store: the disk has free space again; new blobs are accepted.");
         }
         self.has_room = has_room;
     }

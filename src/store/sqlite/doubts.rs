@@ -103,9 +103,7 @@ impl Doubts {
         });
         let read = read.await.map_err(StoreError::unavailable)?;
         read.map_err(|error| {
-            StoreError::unavailable(format!(
-                "the disk does not give back what is stored: {error}"
-            ))
+            StoreError::unavailable(format!("the disk returns read errors: {error}"))
         })
     }
 }

@@ -71,7 +71,7 @@ impl std::fmt::Debug for SqliteOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The data directory is missing or cannot be written to.
-    #[error("{}: {source}; RELAY_DATA_DIR must name a directory that exists and that the relay may write to", path.display())]
+    #[error("{}: {source}; RELAY_DATA_DIR must name an existing folder that the relay can write to", path.display())]
     DataDir {
         /// The directory or the file in it.
         path: PathBuf,
@@ -79,7 +79,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Another relay uses the data directory.
-    #[error("{}: another relay runs in this directory; stop it, or give this one a RELAY_DATA_DIR of its own", .0.display())]
+    #[error("{}: another relay is using this folder; stop it, or set another RELAY_DATA_DIR", .0.display())]
     InUse(PathBuf),
     /// The data directory is on a network file system.
     #[error("{}: is on a network file system ({kind}), where SQLite can lose blobs; use a local disk, or set RELAY_ALLOW_NETWORK_FS=true at your own risk", path.display())]
@@ -90,7 +90,7 @@ pub enum OpenError {
         kind: &'static str,
     },
     /// Another process holds a lock on the database.
-    #[error("{}: {words}; another process has it open for writing: end it and start again", path.display())]
+    #[error("{}: {words}; another process has the database open for writing; stop that process and start the relay again", path.display())]
     Locked {
         /// The database.
         path: PathBuf,
@@ -98,7 +98,7 @@ pub enum OpenError {
         words: String,
     },
     /// The file is damaged, or is no database.
-    #[error("{}: {words}; restore it from a backup, or move it away to start empty", path.display())]
+    #[error("{}: {words}; restore it from a backup, or move it away to start with an empty database", path.display())]
     Corrupt {
         /// The database.
         path: PathBuf,
@@ -106,10 +106,10 @@ pub enum OpenError {
         words: String,
     },
     /// The log beside the database is not one.
-    #[error("{}: is damaged, and may hold blobs that were confirmed; restore it from a backup together with the database, or move it away to start without what it holds", .0.display())]
+    #[error("{}: is damaged and may contain confirmed blobs; restore it from a backup together with the database, or move it away and lose the blobs in it", .0.display())]
     CorruptLog(PathBuf),
     /// A newer relay has changed the schema.
-    #[error("{}: was written by a newer relay (its schema is {found}, this relay knows {known}); run the newer relay, or restore a backup from before the update", path.display())]
+    #[error("{}: was written by a newer relay (its schema is {found}, this relay supports {known}); run the newer relay, or restore a backup from before the upgrade", path.display())]
     NewerSchema {
         /// The database.
         path: PathBuf,
@@ -119,7 +119,7 @@ pub enum OpenError {
         known: i64,
     },
     /// The database was written under another secret.
-    #[error("{}: was written under another secret than {}; put back the secret that belongs to it, or its blobs are lost", path.display(), secret.display())]
+    #[error("{}: was written with a different secret than {}; restore the secret that belongs to it, or its blobs are lost", path.display(), secret.display())]
     SecretMismatch {
         /// The database.
         path: PathBuf,
@@ -127,7 +127,7 @@ pub enum OpenError {
         secret: PathBuf,
     },
     /// Anything else that SQLite has to say.
-    #[error("{}: {words}; see that the disk has space and that the relay may write there", path.display())]
+    #[error("{}: {words}; check that the disk has space and that the relay can write there", path.display())]
     Database {
         /// The database.
         path: PathBuf,
@@ -350,7 +350,7 @@ pub(super) async fn reopen_writer(
     };
     match opened.await {
         Ok(Some(writer)) => Ok(writer),
-        Ok(None) => Err("it is another database now".to_owned()),
+        Ok(None) => Err("the file is now a different database".to_owned()),
         Err(error) => Err(words(&error)),
     }
 }

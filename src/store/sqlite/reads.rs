@@ -123,7 +123,7 @@ impl SqliteReads {
             Ok(judged) => {
                 rows = read(self.readers.rows(mailbox, keys, &self.secret).await)?;
                 rows.doubtful.retain(|key| !judged.damaged.contains(key));
-                let error = "a stored blob cannot be read at every try";
+                let error = "reading a stored blob fails at some attempts";
                 (judged.found_now, StoreError::unavailable(error))
             }
             Err(error) => (Vec::new(), error),

@@ -337,7 +337,7 @@ async fn make_durable(connection: &mut SqliteConnection) -> Result<Totals, Strin
     };
     match made.await {
         Ok((false, totals)) => Ok(totals),
-        Ok((true, _)) => Err("a reader holds the log; it is tried again".to_owned()),
+        Ok((true, _)) => Err("a reader is using the log; retrying".to_owned()),
         Err(error) => Err(words(&error)),
     }
 }

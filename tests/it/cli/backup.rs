@@ -58,7 +58,10 @@ impl Place {
         let file = self.file(name);
         let (code, _, errors) = self.run(("backup", &file)).await;
         assert_eq!(code, Some(0), "{errors}");
-        assert!(errors.contains("it holds the relay's secret"), "{errors}");
+        assert!(
+            errors.contains("the backup contains the relay's secret"),
+            "{errors}"
+        );
         file
     }
 
@@ -429,18 +432,21 @@ async fn an_archive_that_was_cut_off_is_noticed() {
         let (code, _, errors) = place.run(("verify", &cut)).await;
         assert_eq!(code, Some(1), "{length}: {errors}");
         if length > 512 {
-            assert!(errors.contains("is cut off"), "{length}: {errors}");
+            assert!(
+                errors.contains("incomplete: the file ends too early"),
+                "{length}: {errors}"
+            );
         }
     }
     fs::write(&cut, b"").unwrap();
     let (code, _, errors) = place.run(("verify", &cut)).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("is not an archive"), "{errors}");
+    assert!(errors.contains("not a vauchi-relay backup"), "{errors}");
     // Something that was put behind it.
     fs::write(&cut, [&whole[..], b"more"].concat()).unwrap();
     let (code, _, errors) = place.run(("verify", &cut)).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("something follows its end"), "{errors}");
+    assert!(errors.contains("there is data after its end"), "{errors}");
 }
 
 #[tokio::test]
@@ -451,13 +457,13 @@ async fn nothing_is_ever_overwritten() {
     let before = fs::read(&file).unwrap();
     let (code, _, errors) = place.run(("backup", &file)).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("is there already"), "{errors}");
+    assert!(errors.contains("already exists"), "{errors}");
     assert!(fs::read(&file).unwrap() == before);
 
     // A relay runs in it.
     let (code, _, errors) = place.run(("restore", &file)).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("another relay runs"), "{errors}");
+    assert!(errors.contains("another relay is using"), "{errors}");
     stop(relay).await;
 
     // Each file of a database is in the way, and is named.
@@ -465,7 +471,7 @@ async fn nothing_is_ever_overwritten() {
     let (code, _, errors) = place.run(("restore", &file)).await;
     assert_eq!(code, Some(1));
     assert!(
-        errors.contains("move away: ") && errors.contains("relay.db"),
+        errors.contains("move it away: ") && errors.contains("relay.db"),
         "{errors}"
     );
     assert!(fs::read(place.data().join("relay.db")).unwrap() == database);
@@ -510,7 +516,7 @@ async fn a_wrong_secret_is_noticed_wherever_it_is() {
     // Backing up: another one, and none.
     let (code, _, errors) = run(with(place.data(), &wrong).arg("backup").arg(&file)).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("another secret"), "{errors}");
+    assert!(errors.contains("a different secret"), "{errors}");
     let (code, _, errors) = place.run(("backup", &file)).await;
     assert_eq!(code, Some(1));
     assert!(errors.contains("RELAY_SECRET_FILE"), "{errors}");
@@ -524,7 +530,7 @@ async fn a_wrong_secret_is_noticed_wherever_it_is() {
     let (code, _, errors) = run(with(restored.data(), &wrong).arg("restore").arg(&file)).await;
     assert_eq!(code, Some(1));
     assert!(
-        errors.contains("holds another secret than the backup"),
+        errors.contains("differs from the backup's secret"),
         "{errors}"
     );
     assert_eq!(names_in(restored.data()), ["relay.lock"]);
@@ -532,7 +538,7 @@ async fn a_wrong_secret_is_noticed_wherever_it_is() {
     let (code, _, errors) = restored.run(("restore", &file)).await;
     assert_eq!(code, Some(1));
     assert!(
-        errors.contains("is not the secret of the backup"),
+        errors.contains("differs from the backup's secret"),
         "{errors}"
     );
     assert_eq!(names_in(restored.data()), ["relay.lock", "relay.secret"]);
@@ -560,7 +566,7 @@ async fn a_wrong_secret_is_noticed_wherever_it_is() {
     forge(&file, &forged, &fs::read(&wrong).unwrap());
     let (code, _, errors) = place.run(("verify", &forged)).await;
     assert_eq!(code, Some(1));
-    assert!(errors.contains("under another secret"), "{errors}");
+    assert!(errors.contains("with a different secret"), "{errors}");
 }
 
 /// The same archive with another secret.
@@ -745,7 +751,10 @@ async fn without_room_a_backup_says_so_first_and_a_failing_write_leaves_nothing(
     if let Some(disk) = Mount::tmpfs(6) {
         let (code, _, errors) = place.run(("backup", &disk.path().join("a.tar"))).await;
         assert_eq!(code, Some(1));
-        assert!(errors.contains("are free, and this takes"), "{errors}");
+        assert!(
+            errors.contains("are free, but the backup needs"),
+            "{errors}"
+        );
         assert!(names_in(disk.path()).is_empty());
         // A backup that is there, and no room to unpack it.
         let file = place.backup("b.tar").await;
@@ -757,10 +766,10 @@ async fn without_room_a_backup_says_so_first_and_a_failing_write_leaves_nothing(
             .arg(disk.path());
         let (code, _, errors) = run(&mut verify).await;
         assert_eq!(code, Some(1));
-        assert!(errors.contains("make room"), "{errors}");
+        assert!(errors.contains("free disk space"), "{errors}");
         let (code, _, errors) = on(disk.path(), ("restore", &file)).await;
         assert_eq!(code, Some(1));
-        assert!(errors.contains("make room"), "{errors}");
+        assert!(errors.contains("free disk space"), "{errors}");
         assert_eq!(names_in(disk.path()), ["relay.lock"]);
     }
     let mut sender = client(&relay, &id(1)).await;
@@ -839,7 +848,7 @@ async fn what_cannot_be_backed_up_is_refused_in_a_line() {
         command.arg("backup").arg(&file);
         command
     };
-    refused(&mut backup(), 1, "no relay has kept anything here").await;
+    refused(&mut backup(), 1, "there is no relay's database here").await;
     refused(backup().env("RELAY_STORAGE_BACKEND", "memory"), 1, "memory").await;
     refused(
         backup().env("RELAY_MAX_CONNECTIONS", "many"),
@@ -858,7 +867,7 @@ async fn what_cannot_be_backed_up_is_refused_in_a_line() {
     refused(
         &mut restore(&missing, &file),
         1,
-        "must name a folder that is there",
+        "must name an existing folder",
     )
     .await;
     refused(&mut restore(place.data(), &file), 1, "No such file").await;
@@ -873,7 +882,7 @@ async fn what_cannot_be_backed_up_is_refused_in_a_line() {
     refused(
         command(place.data()).arg("verify").arg(place.file("text")),
         1,
-        "is not an archive",
+        "not a vauchi-relay backup",
     )
     .await;
 }

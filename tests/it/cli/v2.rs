@@ -155,7 +155,7 @@ async fn a_blob_that_can_not_be_written_whole_is_not_acknowledged() {
             .current_dir(folder.path());
         let (code, _, errors) = run(&mut cramped).await;
         assert_eq!(code, Some(1), "{words:?}: {errors}");
-        assert!(errors.contains("can not write in/"), "{words:?}: {errors}");
+        assert!(errors.contains("cannot write in/"), "{words:?}: {errors}");
         cli(&[words, &["--out", "in"]].concat()).await;
         let written = std::fs::read_dir(folder.path().join("in")).unwrap();
         let written: Vec<_> = written.map(|entry| entry.unwrap().path()).collect();
@@ -207,9 +207,9 @@ async fn a_full_mailbox_is_told_at_once() {
     cli(&relay, folder.path(), &send).await;
     let (code, output, errors) = try_cli(&relay, folder.path(), &send).await;
     assert_eq!((code, output.as_str()), (Some(1), ""), "{errors}");
-    let told = "the blob is not stored: refused (mailbox_full)";
+    let told = "the relay did not store the blob: refused (mailbox_full)";
     assert!(errors.contains(told), "{errors}");
-    assert!(errors.contains("Try again in 60 s."), "{errors}");
+    assert!(errors.contains("Retry in 60 s."), "{errors}");
 }
 
 #[tokio::test]
@@ -221,7 +221,7 @@ async fn a_key_that_can_not_be_written_leaves_nothing_in_the_way() {
     cramped.args(keygen).current_dir(folder.path());
     let (code, _, errors) = run(&mut cramped).await;
     assert_eq!(code, Some(1), "{errors}");
-    assert!(errors.contains("can not write mine.key"), "{errors}");
+    assert!(errors.contains("cannot write mine.key"), "{errors}");
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
     let mut again = command(folder.path());
@@ -246,7 +246,7 @@ async fn faults_are_told_apart_by_exit_code_and_said() {
     too_many.resize(2 + 51, &hash);
     for (words, code, said) in [
         (&too_many[..], 2, &*hash),
-        (&["receive", "--key", "bad.key"], 2, "is no key of"),
+        (&["receive", "--key", "bad.key"], 2, "not a key file of"),
         (&["receive"], 2, "--mailbox"),
         (
             &["send", "--to", &to, "--text", "x", "--ttl", "5"],
@@ -268,11 +268,7 @@ async fn faults_are_told_apart_by_exit_code_and_said() {
             1,
             "ttl_out_of_range",
         ),
-        (
-            &["receive", "--key", "none.key"],
-            1,
-            "can not read none.key",
-        ),
+        (&["receive", "--key", "none.key"], 1, "cannot read none.key"),
     ] {
         let (got, output, errors) = try_cli(&relay, folder.path(), words).await;
         assert_eq!(

@@ -269,7 +269,7 @@ async fn the_detailed_health_of_a_relay_that_is_not_ready_says_why() {
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("storage is unavailable"), "{body}");
     assert!(
-        body.contains("memory: a restart loses everything"),
+        body.contains("memory: a restart deletes everything"),
         "{body}"
     );
 

@@ -98,10 +98,10 @@ fn all_faults_are_told_at_once() {
         "RELAY_MAX_CONNECTIONS: \"10k\" is not a whole number; use for example 10000 (default 1000)",
         "RELAY_MAX_MESSAGE_SIZE: \"1000\" is too small; use 1024 to 67108864 (default 1048576)",
         "RELAY_BLOB_TTL_DAYS: \"3651\" is too large; use 1 to 3650 (default 90)",
-        "RELAY_STORAGE_BACKEND: \"postgres\" is not known; use sqlite or memory (default sqlite)",
-        "RELAY_LISTEN_ADDR: \":8080\" has no IP address; for every interface use 0.0.0.0:8080 (default 0.0.0.0:8080)",
+        "RELAY_STORAGE_BACKEND: \"postgres\" is not a valid value; use sqlite or memory (default sqlite)",
+        "RELAY_LISTEN_ADDR: \":8080\" has no IP address; for all interfaces use 0.0.0.0:8080 (default 0.0.0.0:8080)",
         "RELAY_HTTP_ADDR: \"localhost:8081\" is not an IP address with a port; use for example 127.0.0.1:8081 (default 0.0.0.0:8081)",
-        "RELAY_ALLOW_NETWORK_FS: \"maybe\" is not known; use true or false or 1 or 0 (default false)",
+        "RELAY_ALLOW_NETWORK_FS: \"maybe\" is not a valid value; use true or false or 1 or 0 (default false)",
         "RELAY_CLEANUP_INTERVAL_SECS: is empty; remove it or use for example 600 (default 3600)",
         "RELAY_KEEPALIVE_SECS: \"99999999999999999999999\" is too large; use 1 to 315360000 (default 30)",
     ]
@@ -263,8 +263,8 @@ fn shares_and_networks_are_refused_with_what_is_wrong() {
     );
     assert_eq!(
         only(faults(&[("RELAY_TRUSTED_PROXIES", "10.0.0.0/8,nginx")])),
-        "RELAY_TRUSTED_PROXIES: \"10.0.0.0/8,nginx\" has \"nginx\" in it, which is no IP address \
-         and no network; use for example 172.16.0.0/12 (default 127.0.0.0/8,::1)"
+        "RELAY_TRUSTED_PROXIES: \"10.0.0.0/8,nginx\" contains \"nginx\", which is not an IP address \
+         or a network; use for example 172.16.0.0/12 (default 127.0.0.0/8,::1)"
     );
     let nobody = load(&[("RELAY_TRUSTED_PROXIES", "none")]);
     assert!(!nobody.trusted_proxies.contains([127, 0, 0, 1].into()));
@@ -307,8 +307,7 @@ fn both_spellings_may_be_set_only_when_they_say_the_same() {
     ]));
     assert_eq!(
         told,
-        "RELAY_RATE_LIMIT is an older spelling of RELAY_RATE_LIMIT_PER_MIN and says something \
-         else; keep RELAY_RATE_LIMIT_PER_MIN"
+        "RELAY_RATE_LIMIT is an older spelling of RELAY_RATE_LIMIT_PER_MIN and has another value; keep RELAY_RATE_LIMIT_PER_MIN"
     );
 }
 
@@ -334,13 +333,10 @@ fn an_unknown_variable_is_warned_about_with_the_nearest_name() {
     ];
     for (wrong, right) in cases {
         let (_, warnings) = load_with_warnings(&[(wrong, "1")]);
-        let expected = format!("\"{wrong}\": there is no such setting; did you mean {right}?");
+        let expected = format!("\"{wrong}\": unknown setting; did you mean {right}?");
         if wrong == "RELAY_STORAGE" {
             // Too far from every name: a guess would confuse.
-            assert_eq!(
-                only(warnings),
-                format!("\"{wrong}\": there is no such setting")
-            );
+            assert_eq!(only(warnings), format!("\"{wrong}\": unknown setting"));
             continue;
         }
         assert_eq!(only(warnings), expected);
@@ -379,7 +375,7 @@ fn what_only_the_vauchi_relay_knows_is_one_line() {
     assert_eq!(
         only(warnings),
         "RELAY_FEDERATION_PEERS, RELAY_NOISE_STATIC_KEY, RELAY_REQUIRE_NOISE_ENCRYPTION, \
-         RELAY_TLS_VERIFIED: known to the Vauchi relay, not used here"
+         RELAY_TLS_VERIFIED: a setting of the Vauchi relay that this relay does not use"
     );
 }
 

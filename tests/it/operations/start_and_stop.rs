@@ -53,7 +53,9 @@ async fn file_descriptors_are_raised_as_far_as_they_go_and_too_few_are_warned_ab
 
     let relay = Process::spawn(&mut command_after("ulimit -n 512", folder.path())).await;
     assert_eq!(allowed(&relay).await, Some(512.0));
-    relay.logs("512 file descriptors are allowed", 1).await;
+    relay
+        .logs("the limit of 512 file descriptors is too low", 1)
+        .await;
     relay.kill().await;
 }
 
@@ -75,12 +77,16 @@ async fn hanging_up_switches_debug_lines_on_and_off_and_never_ends_the_relay() {
     let relay = Process::start(folder.path()).await;
     visit(&relay).await;
     relay.signal("HUP").await;
-    relay.logs("the log filter is vauchi_relay=debug", 1).await;
+    relay
+        .logs("the log filter is now vauchi_relay=debug", 1)
+        .await;
     assert!(!relay.log().contains("DEBUG"), "{}", relay.log());
     visit(&relay).await;
     relay.logs("session ended", 1).await;
     relay.signal("HUP").await;
-    relay.logs("the log filter is vauchi_relay=info", 1).await;
+    relay
+        .logs("the log filter is now vauchi_relay=info", 1)
+        .await;
     visit(&relay).await;
     assert_eq!(relay.log().matches("session ended").count(), 1);
     for _ in 0..20 {
@@ -99,7 +105,9 @@ async fn hanging_up_a_draining_relay_does_not_hurry_it() {
     relay.signal("TERM").await;
     relay.logs("draining", 1).await;
     relay.signal("HUP").await;
-    relay.logs("the log filter is vauchi_relay=debug", 1).await;
+    relay
+        .logs("the log filter is now vauchi_relay=debug", 1)
+        .await;
     assert_eq!(http_get(relay.operators, "/health", &[]).await.0, 200);
     relay.signal("TERM").await;
     let (status, log) = relay.ended().await;
@@ -120,19 +128,23 @@ async fn hanging_up_reads_the_filter_file_again() {
     std::fs::write(&path, "vauchi_relay=loud").unwrap();
     relay.signal("HUP").await;
     relay
-        .logs("the log filter stays vauchi_relay=debug", 1)
+        .logs("keeping the log filter vauchi_relay=debug", 1)
         .await;
     visit(&relay).await;
     relay.logs("session ended", 2).await;
 
     std::fs::remove_file(&path).unwrap();
     relay.signal("HUP").await;
-    relay.logs("the log filter is vauchi_relay=info", 1).await;
+    relay
+        .logs("the log filter is now vauchi_relay=info", 1)
+        .await;
     visit(&relay).await;
 
     std::fs::write(&path, "vauchi_relay=trace").unwrap();
     relay.signal("HUP").await;
-    relay.logs("the log filter is vauchi_relay=trace", 1).await;
+    relay
+        .logs("the log filter is now vauchi_relay=trace", 1)
+        .await;
     let log = relay.log();
     assert_eq!(log.matches("session ended").count(), 2, "{log}");
     relay.kill().await;
@@ -196,7 +208,7 @@ async fn a_secret_file_that_is_named_must_be_there_and_hold_a_secret() {
             assert!(errors.contains(words), "{words} in {errors}");
         }
     };
-    told("is not there").await;
+    told("is missing").await;
     assert!(!path.exists(), "it is not made up");
     std::fs::write(&path, "swordfish").unwrap();
     told("is not a relay secret").await;

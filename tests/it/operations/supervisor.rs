@@ -190,7 +190,7 @@ async fn a_supervisor_that_is_gone_is_warned_about_once_and_harms_nothing() {
     let mut command = told_to(&listener, folder.path());
     std::fs::remove_file(&listener.name).unwrap();
     let relay = Process::spawn(command.env("WATCHDOG_USEC", "2000")).await;
-    let words = "the supervisor cannot be told how the relay is";
+    let words = "cannot reach the supervisor (systemd)";
     relay.logs(words, 1).await;
     tokio::time::sleep(SILENCE).await;
     assert_eq!(relay.log().matches(words).count(), 1, "{}", relay.log());

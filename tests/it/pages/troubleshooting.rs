@@ -43,20 +43,18 @@ const SENTENCES: [&str; 25] = [
 
 /// Sentences in them, by their beginning, that say that all is well, go on from another one, or are no messages.
 const FINE: &[&str] = &[
-    "memory; a restart loses everything",
-    "is there and can be written to",
-    "is not there; a start makes it",
-    "the data outlives this container",
+    "memory; a restart deletes everything",
+    "exists and is writable",
+    "does not exist; a start creates it",
+    "the data is on a volume that outlives this container",
     "RELAY_MAX_STORAGE_BYTES is 0",
     "enough for RELAY_MAX_STORAGE_BYTES",
-    "a lone sender gets",
     "dropped so far by full queues",
-    "the system does not say how many",
+    "the system does not report drops",
     "the relay asks for room for",
-    "the middle of",
-    "can be read",
+    "median of",
+    "needed for RELAY_MAX_CONNECTIONS",
     "is free",
-    "allowed:",
     // Parts of the warning of a container.
     "is not on a volume",
     "is on a volume without a name",
@@ -66,7 +64,7 @@ const FINE: &[&str] = &[
     "use a PersistentVolumeClaim",
     "for example with",
     // Ends of lines about a setting.
-    "for every interface use",
+    "for all interfaces use",
     "use for example",
     "use 1 to",
     "remove it or",
@@ -78,17 +76,19 @@ const FINE: &[&str] = &[
     // What a folder of unfinished files says of itself.
     "A vauchi-relay command keeps unfinished files",
     // Words on the way of a backup, and at its good end.
-    "every checksum is right",
+    "every checksum matches",
+    "made by relay",
+    "the log filter is now",
     "checking the database",
     "copying the database",
     "backed up",
-    "it holds the relay's secret",
-    "and what RELAY_MIN_FREE_BYTES keeps free",
+    "the backup contains the relay's secret",
+    "plus RELAY_MIN_FREE_BYTES",
     // Of a panic that a test rules out.
     "names are literals",
     "every name that is read is in SETTINGS",
-    // Told as "what was kept beside a blob does not open".
-    "sealed bytes do not open",
+    // Told as "cannot decrypt the sender fields stored with a blob".
+    "sealed bytes cannot be decrypted",
 ];
 
 /// What the system says in the relay's messages.

@@ -348,7 +348,7 @@ async fn a_good_signature_is_welcome_and_a_bad_or_partial_one_is_shown_out() {
         peer.send(&envelope("a bad handshake", handshake.clone()))
             .await;
         let reason = peer.expect_close(4401).await;
-        assert!(reason.contains("prove"), "{reason} for {handshake}");
+        assert!(reason.contains("signature"), "{reason} for {handshake}");
     }
 }
 

@@ -21,7 +21,7 @@ async fn refused_first(
     faulty.on(call, 1, fault.clone());
     let refused = guest.refusal(request.clone()).await;
     assert_eq!(refused.code, "unavailable", "{call:?}");
-    assert!(refused.message.contains("again"), "{refused:?}");
+    assert!(refused.message.contains("retry"), "{refused:?}");
     assert!(refused.retry_after.is_some_and(|wait| !wait.is_zero()));
     assert_eq!(guest.done(Request::Ping).await, Done::Pong);
     guest.answer(request).await
