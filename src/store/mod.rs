@@ -413,20 +413,13 @@ impl Store {
     }
 
     /// Remembers that these mailboxes were opened with a proof; durable when it returns. Tells which
-    /// of them were not pinned before. The last use is written at most once a day. When there are too
-    /// many pins, those that protect least go.
+    /// of them were not pinned before. The last use is written at most once a day, and nothing else is
+    /// committed. When there are too many pins, those that protect least go.
     pub async fn pin(
         &self,
         mailboxes: Vec<MailboxHash>,
         now: Timestamp,
     ) -> Result<Vec<bool>, StoreError> {
-        let known = self.read(self.reads.pins(&mailboxes)).await?;
-        let is_fresh = |pin: &Option<engine::Pin>| pin.is_some_and(|pin| pin.used(now).is_none());
-        if known.iter().all(is_fresh) {
-            // As good as written today.
-            self.counted(self.pipeline.check())?;
-            return Ok(vec![false; mailboxes.len()]);
-        }
         self.write(Write::Pin { mailboxes, now }).await
     }
 

@@ -10,6 +10,7 @@ use vauchi_relay::protocol::v2::message::{
 use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::harness::Relay;
+use crate::store::faulty::{Call, faulty_relay};
 use crate::v2::client::{Guest, ORIGIN, Owned, on_terms, submit};
 
 #[tokio::test]
@@ -314,4 +315,20 @@ async fn recovery_proofs_are_stored_by_who_opened_a_mailbox_and_found_by_anyone(
     };
     assert_eq!((proofs.len(), more), (1, false));
     assert_eq!(&proofs[0].proof[..], [1; 40]);
+}
+
+/// 800 keys were 800 commits of one row on the first connection, and 800 more on the second.
+#[tokio::test]
+async fn many_keys_are_pinned_by_one_read_and_one_commit() {
+    let (relay, faulty) = faulty_relay(&[("RELAY_RATE_LIMIT_PER_MIN", "0")]).await;
+    let owned: Vec<_> = (0..=255).map(Owned::key).collect();
+    let all: Vec<_> = owned.iter().collect();
+    for connection in 1..=3 {
+        let mut guest = Guest::connect(&relay).await;
+        let subscribe = guest.subscribe_to(&all, false);
+        guest.try_subscribe(subscribe).await;
+        assert_eq!(faulty.calls(Call::IsPinned), connection);
+        assert_eq!(faulty.calls(Call::Pin), connection);
+    }
+    assert!(relay.metric("relay_pins").await > 100.0);
 }
