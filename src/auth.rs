@@ -23,7 +23,7 @@ pub enum Verified {
 }
 
 /// Why a proof is not good. For our logs and tests; a client gets one text for all of them, so that
-/// it can not feel its way.
+/// it cannot feel its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// Some of the four fields are missing or have the wrong shape.

@@ -28,7 +28,7 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Coming {
     New,
-    /// It was given before, and is not acknowledged, or can not be.
+    /// It was given before, and is not acknowledged, or cannot be.
     InHand,
     Acknowledged,
 }

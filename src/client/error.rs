@@ -8,10 +8,10 @@ const TOO_MANY_FAILED_PROOFS: u16 = 4429;
 /// Why a call did not do what it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
-    /// The address of the relay can not be used.
+    /// The address of the relay cannot be used.
     #[error("invalid relay address: {0}")]
     Url(String),
-    /// The certificates that TLS is checked against can not be used.
+    /// The certificates that TLS is checked against cannot be used.
     #[error("cannot verify TLS certificates: {0}")]
     Certificates(String),
     /// Nobody answers there. Try again later.

@@ -107,7 +107,7 @@ impl std::fmt::Debug for MailboxKey {
 }
 
 /// What a blob's id is made from: who has it may cancel the blob, or have it kept for longer. The
-/// recipient, who sees the id, can not.
+/// recipient, who sees the id, cannot.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BlobSecret([u8; 32]);
 

@@ -7,7 +7,7 @@
 pub enum Close {
     /// The relay stops.
     Drain,
-    /// A message is larger than the socket takes, so it can not even be refused.
+    /// A message is larger than the socket takes, so it cannot even be refused.
     TooLarge,
     /// The client takes or sends too slowly.
     Slow(&'static str),

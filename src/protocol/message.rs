@@ -15,11 +15,11 @@ pub struct Refused {
     pub code: &'static str,
     /// What is wrong and what to do.
     pub message: Cow<'static, str>,
-    /// When to try again; `None` when an unchanged repeat can not succeed.
+    /// When to try again; `None` when an unchanged repeat cannot succeed.
     pub retry_after: Option<Duration>,
 }
 
-/// A frame from a relay that can not be understood.
+/// A frame from a relay that cannot be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadFrame(pub &'static str);

@@ -54,7 +54,7 @@ pub enum Refusal {
     NotConnected,
     /// The connection has as many mailboxes open as it may.
     TooManyMailboxes,
-    /// The blob is for a relay that this one can not reach.
+    /// The blob is for a relay that this one cannot reach.
     UnknownRelay,
     /// The relay is about to stop and takes nothing new.
     ShuttingDown,
@@ -155,7 +155,7 @@ impl Refusal {
         )
     }
 
-    /// When to try again; `None` when an unchanged repeat can not succeed.
+    /// When to try again; `None` when an unchanged repeat cannot succeed.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after, .. } => Some(*retry_after),

@@ -33,7 +33,7 @@ pub enum Said {
     Request(Charge),
     /// These have arrived.
     Arrived(Vec<Slot>),
-    /// A request that can not be served, whatever the session is at.
+    /// A request that cannot be served, whatever the session is at.
     Refused(Refusal),
     /// Not even the name of a request can be read.
     Garbage(Refusal),

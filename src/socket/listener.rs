@@ -111,7 +111,7 @@ async fn serve(
     place: Place,
     until: CancellationToken,
 ) {
-    // Small frames must not wait for the peer's acknowledgement; if the option can not be set, they do.
+    // Small frames must not wait for the peer's acknowledgement; if the option cannot be set, they do.
     drop(stream.set_nodelay(true));
     let service = routes.map_request(
         move |mut request: axum::http::Request<hyper::body::Incoming>| {

@@ -221,7 +221,7 @@ impl State {
         self.reopen(&self.keyring.all());
     }
 
-    /// What the other one delivered can not be acknowledged here, and this one must not see its secrets.
+    /// What the other one delivered cannot be acknowledged here, and this one must not see its secrets.
     fn leave_the_other_relay(&mut self, live: &Live) {
         self.acknowledged.end(&ClientError::OtherRelay);
         for asked in self.asked.values_mut() {

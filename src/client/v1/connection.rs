@@ -1,6 +1,6 @@
 //! The task that reads and writes the socket.
 //!
-//! Reading and writing go on at the same time: a relay that can not get rid of its answers stops
+//! Reading and writing go on at the same time: a relay that cannot get rid of its answers stops
 //! reading, so a client that wrote everything before it read would wait for ever.
 
 use std::collections::HashMap;

@@ -25,7 +25,7 @@ pub const FEATURES: &[&str] = &[
 /// The version that the welcome names.
 pub const PROTOCOL_VERSION: u8 = VERSION;
 
-/// Stands for a request whose name could not be read; one old client can not bear a shorter name.
+/// Stands for a request whose name could not be read; one old client cannot bear a shorter name.
 const UNKNOWN_MESSAGE_ID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Writes one frame to a client: the answer to the request of this name, `None` when that could not be
@@ -73,7 +73,7 @@ fn encode_delivery(delivery: &Delivery, now: Timestamp) -> Bytes {
     let room = 64 + delivery.mailbox_as_spelt.len() + sender_bytes + room_for_bytes(&delivery.body);
     let mut frame = Builder::new(&spell_blob_id(&delivery.id), now, "EncryptedUpdate", room)
         .text("recipient_id", &delivery.mailbox_as_spelt);
-    // Left out rather than empty: some clients cut it up, others acknowledge what they can not
+    // Left out rather than empty: some clients cut it up, others acknowledge what they cannot
     // attribute, which would destroy the only copy.
     if let Some(sender_id) = &delivery.sender_id {
         frame = frame.text("sender_id", sender_id);

@@ -133,7 +133,7 @@ pub enum HandshakeProof {
 pub struct Submit {
     /// Whose mailbox.
     pub recipient: MailboxId,
-    /// Who says to have sent it, as it stands in the frame, for clients that can not read a delivery
+    /// Who says to have sent it, as it stands in the frame, for clients that cannot read a delivery
     /// without it. Never empty.
     pub sender_id: Option<Box<str>>,
     /// The blob.

@@ -24,7 +24,7 @@ use self::frame::{Frame, message_id_of};
 pub use self::message::{Answer, Incoming, Request, Tag};
 use self::request::Asked;
 
-/// Reads one frame from a client. Never fails: what can not be read is a value too.
+/// Reads one frame from a client. Never fails: what cannot be read is a value too.
 pub fn decode(bytes: &[u8]) -> Incoming {
     let mut frame = Frame::default();
     let outcome = frame.read(bytes).and_then(|()| request::read(&mut frame));

@@ -55,7 +55,7 @@ pub enum Incoming {
         /// What is wrong, in words that quote nothing of the frame.
         why: &'static str,
     },
-    /// It can not be read, or has no number although it needs an answer.
+    /// It cannot be read, or has no number although it needs an answer.
     Garbage {
         /// What is wrong, in words that quote nothing of the frame.
         why: &'static str,

@@ -45,7 +45,7 @@ pub const SUBPROTOCOL: &str = "vauchi.relay.v2";
 /// What stands around the blob in the largest submit: tags, lengths, ids; 256 bytes would do.
 pub const FRAME_BYTES_AROUND_A_BLOB: usize = 1024;
 
-/// Reads one frame from a client. Never fails: what can not be read is a value too.
+/// Reads one frame from a client. Never fails: what cannot be read is a value too.
 ///
 /// A request without a number that needs an answer is [`Incoming::Garbage`].
 pub fn decode(frame: &Bytes) -> Incoming {

@@ -121,7 +121,7 @@ fn list_of(kind: u32) -> Option<List> {
 /// What is wrong with a list.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It can not be read.
+    /// It cannot be read.
     Malformed,
     /// It can be read, and is not what it may be.
     Refused(&'static str),
@@ -162,7 +162,7 @@ impl List {
     }
 }
 
-/// The number of a client's frame of which only the beginning may be there; `None` when it can not be
+/// The number of a client's frame of which only the beginning may be there; `None` when it cannot be
 /// found or is zero.
 pub(super) fn request_of(frame: &[u8]) -> Option<u32> {
     for field in Fields(frame) {

@@ -242,7 +242,7 @@ impl Opened {
             .into_iter()
             .map(|(Proof { key_hash, proof }, _)| RecoveryProof { key_hash, proof })
             .collect();
-        // v1 can not say that there is more; what does not fit is left out.
+        // v1 cannot say that there is more; what does not fit is left out.
         proofs.truncate(v1::proofs_that_fit(&proofs, frame_bytes_max));
         Ok(Answer::RecoveryProofs(proofs))
     }

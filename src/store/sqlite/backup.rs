@@ -2,7 +2,7 @@
 //! and what is to be known of such a copy.
 //!
 //! The copy is made by `VACUUM INTO` (docs/adr/0006): one read transaction, which no writer waits
-//! for. While it lasts the log can not be begun anew, so it grows by what is written meanwhile; who
+//! for. While it lasts the log cannot be begun anew, so it grows by what is written meanwhile; who
 //! calls watches [`log_bytes`] and gives up in time.
 
 use std::path::{Path, PathBuf};

@@ -129,7 +129,7 @@ async fn blobs_go_to_files_by_their_ids() {
     );
 }
 
-/// A file that can not grow fails as one on a full disk does, and needs no disk of its own.
+/// A file that cannot grow fails as one on a full disk does, and needs no disk of its own.
 #[tokio::test]
 async fn a_blob_that_can_not_be_written_whole_is_not_acknowledged() {
     let relay = Relay::start(&[]).await;

@@ -288,7 +288,7 @@ async fn a_thousand_submits_through_random_cuts_arrive_exactly_once_each() {
     let cuts = cutter.cuts.load(Ordering::Relaxed);
     assert!(cuts >= 10, "only {cuts} cuts");
 
-    // What a client can not see, a fresh one would.
+    // What a client cannot see, a fresh one would.
     let later = client(&relay).await;
     let opened = later.open(&key, Receipts::None).await.unwrap();
     assert_eq!(opened.pending, 0);

@@ -321,7 +321,7 @@ async fn send_and_receive_work_by_hand_and_healthcheck_tells() {
     assert_eq!((code, errors.lines().count()), (Some(1), 1), "{errors}");
 }
 
-/// A file that can not grow fails as one on a full disk does.
+/// A file that cannot grow fails as one on a full disk does.
 #[tokio::test]
 async fn a_secret_that_cannot_be_written_leaves_no_draft() {
     let folder = tempfile::tempdir().unwrap();

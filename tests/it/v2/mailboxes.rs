@@ -1,4 +1,4 @@
-//! v2: who may open a mailbox, and what a stranger who knows its id can not do.
+//! v2: who may open a mailbox, and what a stranger who knows its id cannot do.
 
 use std::time::Duration;
 
