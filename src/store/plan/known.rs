@@ -189,7 +189,7 @@ pub struct Asked {
     pub expired_proofs: Option<Timestamp>,
     /// The pins of these mailboxes.
     pub pins: Vec<MailboxHash>,
-    /// So many pins that may go, in the order of [`super::pins`]; zero asks for none.
+    /// So many pins that may go, in the order in which they go; zero asks for none.
     pub pins_to_go: u64,
     /// When these nonces were burnt, and how many nonces are remembered.
     pub nonces: Vec<[u8; 32]>,

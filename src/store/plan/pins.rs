@@ -28,7 +28,7 @@ const EVICTED_MAX: u64 = 256;
 pub struct Pin {
     /// Whether it was opened more than once.
     pub is_often: bool,
-    /// Not more than [`LAST_USE_PRECISION`] before its last use.
+    /// Not more than a day before its last use.
     pub last_used: Timestamp,
 }
 

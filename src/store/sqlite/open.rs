@@ -38,7 +38,7 @@ const LOG_HEADER_BYTES: usize = 32;
 /// Pages of the log before a commit moves them into the database: 2,000 × 8 KiB = 16 MiB.
 const CHECKPOINT_PAGES: &str = "2000";
 
-/// What a [`super::SqliteStore`] is opened with.
+/// What a [`super::open`] opens.
 #[derive(Clone)]
 pub struct SqliteOptions {
     /// `RELAY_DATA_DIR`; must exist.
