@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::harness::{Relay, eventually, http_get, id, value_of};
-use crate::store::faulty::{Call, Fault, Faults};
+use crate::store::faulty::{Call, Fault, Faults, faulty_relay};
 
 /// The guide's fourteen.
 const GUIDE: [&str; 14] = [
@@ -148,18 +148,7 @@ async fn both_ports_answer_probes() {
 
 #[tokio::test]
 async fn readiness_asks_the_store_and_names_the_reason() {
-    let mut faulty = None;
-    let relay = Relay::start_with(
-        &[],
-        |_| {},
-        |opened| {
-            let (faults, opened) = Faults::under(opened);
-            faulty = Some(faults);
-            opened
-        },
-    )
-    .await;
-    let faulty = faulty.unwrap();
+    let (relay, faulty) = faulty_relay(&[]).await;
     faulty.on(Call::Probe, 1, Fault::Fail);
     let (status, body) = http_get(relay.running.operators, "/ready", &[]).await;
     assert_eq!(status, 503);

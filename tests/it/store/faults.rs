@@ -378,18 +378,7 @@ async fn any_probe_may_fail_or_stall() {
 
 #[tokio::test]
 async fn while_everything_fails_everything_is_answered_and_afterwards_all_goes_on() {
-    let mut faulty = None;
-    let relay = Relay::start_with(
-        &[],
-        |_| {},
-        |opened| {
-            let (faults, opened) = Faults::under(opened);
-            faulty = Some(faults);
-            opened
-        },
-    )
-    .await;
-    let faulty = faulty.unwrap();
+    let (relay, faulty) = faulty_relay(&[]).await;
     let mut sender = relay.client(&id(1)).await;
     sender.store(&id(2), b"before").await;
     let all = [Call::Append, Call::Acknowledge, Call::Page, Call::Probe];
@@ -436,18 +425,7 @@ async fn senders_wait_for_a_stalled_store_and_are_confirmed_in_order_when_it_goe
     /// More than the answers that a session holds, so that its reading stops.
     const BLOBS: usize = 1_200;
     let stall = Stall::default();
-    let mut faulty = None;
-    let relay = Relay::start_with(
-        &[("RELAY_MAILBOX_MAX_BLOBS", "0")],
-        |_| {},
-        |opened| {
-            let (faults, opened) = Faults::under(opened);
-            faulty = Some(faults);
-            opened
-        },
-    )
-    .await;
-    let faulty = faulty.unwrap();
+    let (relay, faulty) = faulty_relay(&[("RELAY_MAILBOX_MAX_BLOBS", "0")]).await;
     let mut other = relay.client(&id(7)).await;
     other.store(&id(8), b"before").await;
     faulty.on_every(Call::Append, Fault::StallCommit(stall.clone()));
@@ -484,18 +462,7 @@ async fn senders_wait_for_a_stalled_store_and_are_confirmed_in_order_when_it_goe
 #[tokio::test]
 async fn a_blob_comes_again_when_its_acknowledgement_failed() {
     for fault in [Fault::Fail, Fault::FailCommit] {
-        let mut faulty = None;
-        let relay = Relay::start_with(
-            &[],
-            |_| {},
-            |opened| {
-                let (faults, opened) = Faults::under(opened);
-                faulty = Some(faults);
-                opened
-            },
-        )
-        .await;
-        let faulty = faulty.unwrap();
+        let (relay, faulty) = faulty_relay(&[]).await;
         relay.client(&id(1)).await.store(&id(2), b"twice").await;
         faulty.on(Call::Acknowledge, 1, fault.clone());
         let mut recipient = relay.client(&id(2)).await;

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::service::refusal::Refusal;
 
 use crate::harness::{Delivered, Peer, Relay, envelope, frame, id, prefixed, update};
-use crate::store::faulty::{Call, Fault, Faults};
+use crate::store::faulty::{Call, Fault, faulty_relay};
 
 /// Stands for a request whose own id could not be read.
 const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
@@ -250,18 +250,7 @@ async fn a_full_relay_says_so_and_confirms_what_it_has() {
 #[tokio::test]
 async fn a_failed_write_is_never_confirmed_and_its_repeat_is_stored_once() {
     for fault in [Fault::Fail, Fault::FailCommit] {
-        let mut faulty = None;
-        let relay = Relay::start_with(
-            &[],
-            |_| {},
-            |opened| {
-                let (faults, opened) = Faults::under(opened);
-                faulty = Some(faults);
-                opened
-            },
-        )
-        .await;
-        let faulty = faulty.unwrap();
+        let (relay, faulty) = faulty_relay(&[]).await;
         let mut sender = relay.client(&id(1)).await;
         faulty.on(Call::Append, 1, fault);
         let message_id = sender.submit(&id(2), b"blob").await;
