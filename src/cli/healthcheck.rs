@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// More than the status line and headers that our relay sends.
 const ANSWER_BYTES_MAX: u64 = 4096;
 
-/// Check whether the relay on this machine is alive, or with --ready whether it takes blobs.
+/// Check whether the relay on this machine is alive, or with --ready whether its storage answers and it is not draining.
 ///
 /// Exit codes: 0 yes; 1 no, or no answer within 3 s, with one line on stderr.
 #[derive(Debug, clap::Args)]
