@@ -23,8 +23,8 @@ pub(super) enum Place {
     Memory,
 }
 
-/// Whether what is kept goes with the container: `None` where this is no container or nothing is
-/// kept.
+/// Whether what is kept goes with the container: `None` where nothing is kept, and where it is not
+/// certain that this is a container. A warning that is wrong once is not read again.
 pub(super) fn goes_along(config: &Config) -> Option<Result<(), Place>> {
     if config.storage == StorageBackend::Memory {
         return None;
@@ -38,7 +38,13 @@ pub(super) fn goes_along(config: &Config) -> Option<Result<(), Place>> {
     }
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
     let folder = fs::canonicalize(&config.data_dir).ok()?;
-    Some(match place(&mounts, &folder) {
+    judged(&mounts, &folder)
+}
+
+/// What the mounts say of `folder`; nothing unless the root is one that goes with a container.
+fn judged(mounts: &str, folder: &Path) -> Option<Result<(), Place>> {
+    let root = mount_of(mounts, Path::new("/"))?;
+    root.is_layer().then(|| match place(mounts, folder) {
         Some(place) => Err(place),
         None => Ok(()),
     })
@@ -79,7 +85,8 @@ pub(super) fn told(place: Place, data_dir: &Path) -> String {
     )
 }
 
-/// By what Docker, Podman and Kubernetes leave in the ones that they start.
+/// By what Docker, Podman and Kubernetes leave in the ones that they start. A machine that was made
+/// from an image has it as well.
 fn is_container(root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> bool {
     root.join(".dockerenv").exists()
         || root.join("run/.containerenv").exists()
@@ -88,36 +95,75 @@ fn is_container(root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> boo
 
 /// Where `folder` is, when that goes with the container. `mounts` is /proc/self/mountinfo, see proc(5).
 fn place(mounts: &str, folder: &Path) -> Option<Place> {
-    // There, blanks are written as numbers.
-    let folder = folder.to_string_lossy().replace(' ', "\\040");
-    let (point, source, kind) = mounts
-        .lines()
-        .filter_map(mount)
-        .filter(|(point, ..)| Path::new(&folder).starts_with(point))
-        // Of equals the last one, which covers the others.
-        .max_by_key(|(point, ..)| Path::new(point).components().count())?;
-    if point == "/" {
+    let mount = mount_of(mounts, folder)?;
+    if mount.point == "/" {
         return Some(Place::Container);
     }
-    if matches!(kind, "tmpfs" | "ramfs") {
+    if matches!(mount.kind, "tmpfs" | "ramfs") {
         return Some(Place::Memory);
     }
-    if source.contains("/kubernetes.io~empty-dir/") {
+    if mount.folder.contains("/kubernetes.io~empty-dir/") {
         return Some(Place::EmptyDir);
     }
     // Docker and Podman: …/volumes/HASH/_data. containerd, for a VOLUME of the image: …/volumes/HASH.
-    let volume = source.strip_suffix("/_data").unwrap_or(source);
+    let volume = mount.folder.strip_suffix("/_data").unwrap_or(mount.folder);
     let (parent, name) = volume.rsplit_once('/')?;
-    let is_hash = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (is_hash && parent.ends_with("/volumes")).then_some(Place::NamelessVolume)
+    (is_hash(name) && parent.ends_with("/volumes")).then_some(Place::NamelessVolume)
 }
 
-/// Where it is mounted, which folder of its file system that is, and the kind of file system.
-fn mount(line: &str) -> Option<(&str, &str, &str)> {
-    let (mount, file_system) = line.split_once(" - ")?;
-    let mut words = mount.split(' ').skip(3);
-    let (source, point) = (words.next()?, words.next()?);
-    Some((point, source, file_system.split(' ').next()?))
+/// A line of /proc/self/mountinfo.
+#[derive(Clone, Copy)]
+struct Mount<'a> {
+    /// Where it is mounted.
+    point: &'a str,
+    /// Which folder of its file system that is.
+    folder: &'a str,
+    /// The kind of file system.
+    kind: &'a str,
+    /// The file system's own name: a device, or a data set.
+    device: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    fn of(line: &'a str) -> Option<Self> {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut words = mount.split(' ').skip(3);
+        let (folder, point) = (words.next()?, words.next()?);
+        let mut words = file_system.split(' ');
+        let (kind, device) = (words.next()?, words.next()?);
+        Some(Self {
+            point,
+            folder,
+            kind,
+            device,
+        })
+    }
+
+    /// Whether it is a file system that Docker, Podman or containerd made for one container: layers
+    /// over an image, or a copy of it that has a hash for its name (the drivers vfs, btrfs and zfs).
+    /// The root of a machine is a disk or a partition.
+    fn is_layer(&self) -> bool {
+        matches!(self.kind, "overlay" | "aufs" | "fuse.fuse-overlayfs")
+            || [self.folder, self.device]
+                .iter()
+                .any(|path| path.rsplit('/').next().is_some_and(is_hash))
+    }
+}
+
+/// The mount that `folder` is on.
+fn mount_of<'a>(mounts: &'a str, folder: &Path) -> Option<Mount<'a>> {
+    // There, blanks are written as numbers.
+    let folder = folder.to_string_lossy().replace(' ', "\\040");
+    mounts
+        .lines()
+        .filter_map(Mount::of)
+        .filter(|mount| Path::new(&folder).starts_with(mount.point))
+        // Of equals the last one, which covers the others.
+        .max_by_key(|mount| Path::new(mount.point).components().count())
+}
+
+fn is_hash(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -186,6 +232,34 @@ mod tests {
             Some(Place::Memory)
         );
         assert_eq!(place_of("/data", &format!("{memory}{disk}")), None);
+    }
+
+    /// Machines that were made from an image have its /.dockerenv, and a relay may be the first
+    /// process of a virtual machine: both were told that their data goes with a container.
+    #[test]
+    fn a_machine_that_only_looks_like_a_container_is_not_warned_about() {
+        for root in [
+            "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n",
+            "27 1 0:21 /@ / rw,relatime - btrfs /dev/nvme0n1p2 rw,subvol=/@\n",
+            "27 1 0:24 / / rw,relatime - zfs rpool/ROOT/debian rw\n",
+            "27 1 0:30 / / rw,relatime - virtiofs kataShared rw\n",
+        ] {
+            assert_eq!(judged(root, Path::new("/data")), None, "{root}");
+            let memory = format!("{root}28 27 0:26 / /dev/shm rw - tmpfs tmpfs rw\n");
+            assert_eq!(judged(&memory, Path::new("/dev/shm/data")), None, "{root}");
+        }
+        for root in [
+            ROOT.to_owned(),
+            format!("27 1 8:1 /var/lib/storage/vfs/dir/{HASH} / rw - ext4 /dev/sda1 rw\n"),
+            format!("27 1 0:21 /docker/btrfs/subvolumes/{HASH} / rw - btrfs /dev/sda1 rw\n"),
+            format!("27 1 0:24 / / rw - zfs tank/docker/{HASH} rw\n"),
+            "27 1 0:30 / / rw - fuse.fuse-overlayfs fuse-overlayfs rw\n".to_owned(),
+        ] {
+            let found = judged(&root, Path::new("/data"));
+            assert_eq!(found, Some(Err(Place::Container)), "{root}");
+            let kept = format!("{root}{}", mounted("/srv/relay"));
+            assert_eq!(judged(&kept, Path::new("/data")), Some(Ok(())), "{root}");
+        }
     }
 
     #[test]
