@@ -17,7 +17,7 @@ use crate::config::{Config, StorageBackend};
 use crate::filesystem::{self, Kind};
 use crate::secrets::{SECRET_FILE, Secret, SecretError};
 use crate::server::accept_queue::{self, Dropped};
-use crate::server::{self, StartError};
+use crate::server::{self, DataDirMissing, StartError};
 use crate::store::sqlite::{DATABASE_FILE, LOCK_FILE, OpenError};
 use crate::telemetry;
 
@@ -142,11 +142,13 @@ fn data_dir(config: &Config) -> Result<(PathBuf, Finding), Finding> {
             let text = format!("{path} does not exist; a start creates it");
             Ok((parent, Finding::ok(DATA_DIR, text)))
         }
-        Err(error) => {
-            let text = format!(
-                "{path}: {error}; RELAY_DATA_DIR must name an existing folder (is a volume not mounted?)"
-            );
-            Err(Finding::fail(DATA_DIR, text))
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let missing = DataDirMissing::of_this_user(&folder);
+            Err(Finding::fail(DATA_DIR, missing.to_string()))
+        }
+        Err(source) => {
+            let error = StartError::DataDir { path, source };
+            Err(Finding::fail(DATA_DIR, error.to_string()))
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Opens what the relay keeps: its secret and its store.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::StartError;
+use super::{DataDirMissing, StartError};
 use crate::clock::Clock;
 use crate::commons::Commons;
 use crate::config::{Config, StorageBackend};
@@ -49,9 +50,14 @@ pub fn is_secret_gone(data_dir: &Path) -> bool {
 /// Says what is wrong with the folder itself before a file in it is missed.
 fn look_at_data_dir(config: &Config) -> Result<(), StartError> {
     let looked = std::fs::read_dir(&config.data_dir).map(drop);
-    looked.map_err(|source| StartError::DataDir {
-        path: config.data_dir.display().to_string(),
-        source,
+    looked.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => {
+            StartError::DataDirMissing(DataDirMissing::of_this_user(&config.data_dir))
+        }
+        _ => StartError::DataDir {
+            path: config.data_dir.display().to_string(),
+            source,
+        },
     })
 }
 

@@ -48,7 +48,7 @@ use crate::store::Store;
 use crate::store::engine::Opened;
 pub use keeping::is_secret_gone;
 use keeping::{load_secret, open_store};
-pub use start_error::StartError;
+pub use start_error::{DataDirMissing, StartError};
 use sweep::sweep_for_ever;
 
 /// Connections on the clients' port that are not sessions yet: as many as may become one, but never

@@ -1,7 +1,9 @@
 //! Why the relay did not start, in one line for the operator.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::secrets::SecretError;
 use crate::store::sqlite::OpenError;
@@ -23,7 +25,10 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
-    /// The data directory is missing, or `./data` could not be made.
+    /// The folder that `RELAY_DATA_DIR` names does not exist.
+    #[error("{0}")]
+    DataDirMissing(DataDirMissing),
+    /// The data directory cannot be read, or `./data` could not be made.
     #[error(
         "cannot use the data directory {path}: {source}; set RELAY_DATA_DIR to a folder that this user can write to"
     )]
@@ -52,6 +57,47 @@ pub enum StartError {
     Store(#[from] OpenError),
 }
 
+/// The folder that `RELAY_DATA_DIR` names does not exist: the error of a start, and of `check`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataDirMissing {
+    /// The folder, in full.
+    pub path: String,
+    /// The user that has to own it: the one that runs the relay.
+    pub user: u32,
+}
+
+impl DataDirMissing {
+    /// Of the user that this process runs as.
+    pub fn of_this_user(path: &Path) -> Self {
+        // Only fails without a working directory; then the path as it was set says the most.
+        let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self {
+            path: full.display().to_string(),
+            user: rustix::process::geteuid().as_raw(),
+        }
+    }
+}
+
+impl fmt::Display for DataDirMissing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, user } = self;
+        let quoted = in_shell(path);
+        write!(
+            f,
+            "the data directory {path} does not exist; create it: install -d -m 700 -o {user} {quoted} (as root), or mount its volume there; RELAY_DATA_DIR names the folder"
+        )
+    }
+}
+
+/// The path as a shell takes it for one word.
+fn in_shell(path: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@".contains(c);
+    if path.chars().all(is_plain) {
+        return path.to_owned();
+    }
+    format!("'{}'", path.replace('\'', "'\\''"))
+}
+
 /// The system's words. Those of the commonest case differ between C libraries, and the deployment guide has these.
 fn bind_words(error: &io::Error) -> String {
     match error.kind() {
@@ -74,5 +120,27 @@ fn bind_hint(error: &io::Error, address: &SocketAddr) -> String {
             "; no interface of this machine has this address: use 0.0.0.0:{port} for all interfaces"
         ),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_folder_comes_with_the_command_that_creates_it() {
+        let missing = |path: &str| {
+            let path = path.to_owned();
+            DataDirMissing { path, user: 998 }.to_string()
+        };
+        assert_eq!(
+            missing("/srv/relay"),
+            "the data directory /srv/relay does not exist; create it: install -d -m 700 -o 998 /srv/relay (as root), or mount its volume there; RELAY_DATA_DIR names the folder"
+        );
+        let text = missing("/srv/it's here");
+        assert!(
+            text.contains(r"-o 998 '/srv/it'\''s here' (as root)"),
+            "{text}"
+        );
     }
 }

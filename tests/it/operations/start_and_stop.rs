@@ -191,7 +191,8 @@ async fn a_data_directory_that_is_not_there_is_told_in_the_system_s_own_words() 
     let (code, _, errors) = run(&mut command(&missing)).await;
     assert_eq!(code, Some(1), "{errors}");
     assert!(
-        errors.contains("No such file or directory") && errors.contains("not here"),
+        errors.contains("not here does not exist; create it: install -d ")
+            && errors.contains("or mount its volume there"),
         "{errors}"
     );
 }

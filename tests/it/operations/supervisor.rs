@@ -177,7 +177,11 @@ async fn a_relay_that_does_not_start_is_never_ready_and_says_why() {
     }
     assert_eq!(last.len(), 1, "{last:?}");
     let why = &last["STATUS"];
-    assert!(why.starts_with("cannot use the data directory"), "{why}");
+    assert!(why.starts_with("the data directory /"), "{why}");
+    assert!(
+        why.contains(" does not exist; create it: install -d "),
+        "{why}"
+    );
     assert!(errors.contains(why), "{why}");
     let mut left = [0; 16];
     assert!(listener.socket.try_recv(&mut left).is_err(), "{left:?}");
