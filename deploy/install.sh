@@ -106,7 +106,7 @@ check_settings() {
     if [ $status -eq 0 ] || { [ $status -eq 1 ] && is_active; }; then return 0; fi
     echo "$told" | grep -v -e '^ok ' -e '^RELAY_[A-Z0-9_]* ' >&2 || true
     rm -f $binary.new
-    fail "$version would not start (vauchi-relay check, above); nothing was replaced. Settings are in $settings"
+    fail "vauchi-relay check of $version failed, see above; nothing was replaced. Settings are in $settings"
 }
 
 # Replaces a file atomically, and keeps the old one until the new version is ready.

@@ -11,14 +11,16 @@ use crate::config::{Config, ConfigError, InForce, Loaded, Origin};
 
 /// Print the effective settings, and test disk, secret, ports and limits without starting the relay.
 ///
-/// Leaves nothing behind. Exit codes: 0 every test passed; 1 a test failed, so a start would fail; 2 invalid
-/// settings, reported as at startup.
+/// Leaves nothing behind. Exit codes: 0 no test failed; 1 a test failed, or a RELAY_* variable is not a setting; 2
+/// invalid settings, reported as at startup.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
+
+const SETTINGS: &str = "settings";
 
 /// What is printed.
 struct Report {
@@ -56,12 +58,16 @@ impl Report {
         let Loaded {
             config,
             warnings,
+            unknown,
             in_force,
         } = loaded;
-        let mut findings: Vec<_> = warnings
+        let unknown = unknown
             .into_iter()
-            .map(|warning| Finding::warn("settings", warning))
-            .collect();
+            .map(|line| Finding::fail(SETTINGS, line));
+        let warnings = warnings
+            .into_iter()
+            .map(|line| Finding::warn(SETTINGS, line));
+        let mut findings: Vec<_> = unknown.chain(warnings).collect();
         findings.extend(preflight::findings(&config));
         Self {
             settings: in_force,

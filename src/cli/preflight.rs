@@ -38,7 +38,7 @@ pub(super) enum Level {
     Ok,
     /// The relay would start, and the operator should know.
     Warn,
-    /// The relay would not start, or not take a blob.
+    /// The relay would not start, not take a blob, or not do what a setting is there for.
     Fail,
 }
 
@@ -61,7 +61,7 @@ impl Finding {
         Self::new(Level::Warn, subject, text)
     }
 
-    fn fail(subject: &'static str, text: impl Into<String>) -> Self {
+    pub(super) fn fail(subject: &'static str, text: impl Into<String>) -> Self {
         Self::new(Level::Fail, subject, text)
     }
 

@@ -21,7 +21,10 @@ use crate::telemetry::{self, LogFilter};
 /// Reads the settings, serves, drains.
 pub(super) fn run() -> u8 {
     let Loaded {
-        config, warnings, ..
+        config,
+        warnings,
+        unknown,
+        ..
     } = match Config::from_env() {
         Ok(loaded) => loaded,
         Err(faults) => {
@@ -36,7 +39,7 @@ pub(super) fn run() -> u8 {
             return exit::FAILED;
         }
     };
-    for warning in warnings {
+    for warning in unknown.iter().chain(&warnings) {
         tracing::warn!("{warning}");
     }
     descriptors::raise(&config);

@@ -45,10 +45,11 @@ impl Config {
         }
         let Sorted {
             settings,
-            mut warnings,
             vauchi_only,
+            unknown,
             mut faults,
         } = sorted;
+        let mut warnings = Vec::new();
         if !vauchi_only.is_empty() {
             let names = vauchi_only.join(", ");
             warnings.push(format!(
@@ -67,6 +68,7 @@ impl Config {
         Ok(Loaded {
             config,
             warnings,
+            unknown,
             in_force: reader.in_force(),
         })
     }
@@ -215,7 +217,7 @@ fn fallback_warning(data_dir: &Path) -> String {
 struct Sorted {
     settings: BTreeMap<String, String>,
     vauchi_only: Vec<String>,
-    warnings: Vec<String>,
+    unknown: Vec<String>,
     faults: Vec<String>,
 }
 
@@ -237,8 +239,8 @@ impl Sorted {
                 let hint = names::nearest(name)
                     .map(|known| format!("; did you mean {known}?"))
                     .unwrap_or_default();
-                self.warnings
-                    .push(format!("{name:?}: unknown setting{hint}"));
+                self.unknown
+                    .push(format!("{name:?}: unknown setting, ignored{hint}"));
             }
         }
     }

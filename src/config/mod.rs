@@ -225,6 +225,9 @@ pub struct Loaded {
     pub config: Config,
     /// One line each, to be logged once logging is set up.
     pub warnings: Vec<String>,
+    /// One line for each variable that begins with `RELAY_` and is no setting. A start warns: a relay
+    /// that does not start serves nobody. A check fails.
+    pub unknown: Vec<String>,
     /// Every setting, in the order of [`SETTINGS`].
     pub in_force: Vec<InForce>,
 }

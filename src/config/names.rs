@@ -1,5 +1,7 @@
 //! Which `RELAY_*` variables are ours, and what to say of those that are not.
 
+use std::collections::BTreeSet;
+
 use super::settings::{SETTINGS, setting};
 
 /// What a variable whose name begins with `RELAY_` is.
@@ -33,7 +35,7 @@ pub(super) fn classify(name: &str, value: &str) -> Name {
 
 /// The known spelling that looks most like `name`, if any looks alike.
 pub(super) fn nearest(name: &str) -> Option<&'static str> {
-    // Under this share of equal letters a suggestion confuses more than it helps.
+    // Under this share of equal letters or words a suggestion confuses more than it helps.
     const LIKENESS_MIN: f64 = 0.6;
     let bare = |name: &str| name.trim_start_matches("RELAY_").to_ascii_uppercase();
     let wanted = bare(name);
@@ -41,12 +43,24 @@ pub(super) fn nearest(name: &str) -> Option<&'static str> {
         .iter()
         .flat_map(|setting| setting.spellings().map(|spelling| (spelling, setting.name)))
         .map(|(spelling, name)| {
-            let likeness = strsim::normalized_damerau_levenshtein(&bare(spelling), &wanted);
-            (likeness, name)
+            let spelling = bare(spelling);
+            let letters = strsim::normalized_damerau_levenshtein(&spelling, &wanted);
+            (letters.max(shared_words(&spelling, &wanted)), name)
         })
         .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, name)| name)
+}
+
+/// The share of the words that two names have in common, from 0 to 1: MAX_BLOB_SIZE is MAX_MESSAGE_SIZE
+/// with another word. One common word says nothing, as half of all names have a MAX.
+fn shared_words(a: &str, b: &str) -> f64 {
+    let words_a: BTreeSet<_> = a.split('_').collect();
+    let words_b: BTreeSet<_> = b.split('_').collect();
+    match words_a.intersection(&words_b).count() {
+        0 | 1 => 0.0,
+        shared => (2 * shared) as f64 / (words_a.len() + words_b.len()) as f64,
+    }
 }
 
 fn is_vauchi_only(name: &str) -> bool {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use vauchi_relay::config::{
-    Accepts, Config, InForce, LogFormat, Origin, SETTINGS, Setting, StorageBackend,
+    Accepts, Config, InForce, Loaded, LogFormat, Origin, SETTINGS, Setting, StorageBackend,
 };
 
 /// Loads settings that must hold; `RELAY_DATA_DIR` is always set, so that no machine's `/data`
@@ -19,8 +19,13 @@ fn load(variables: &[(&str, &str)]) -> Config {
 }
 
 fn load_with_warnings(variables: &[(&str, &str)]) -> (Config, Vec<String>) {
-    let loaded = Config::from_vars(owned(variables)).unwrap();
+    let loaded = loaded(variables);
+    assert_eq!(loaded.unknown, [""; 0]);
     (loaded.config, loaded.warnings)
+}
+
+fn loaded(variables: &[(&str, &str)]) -> Loaded {
+    Config::from_vars(owned(variables)).unwrap()
 }
 
 /// Loads settings that must be refused.
@@ -322,24 +327,31 @@ fn a_fault_in_an_older_spelling_names_that_spelling_and_its_unit() {
 }
 
 #[test]
-fn an_unknown_variable_is_warned_about_with_the_nearest_name() {
+fn an_unknown_variable_is_named_with_the_nearest_setting() {
     let cases = [
         ("RELAY_MAX_CONECTIONS", "RELAY_MAX_CONNECTIONS"),
         ("RELAY_RATE_LIMIT_PER_MINUTE", "RELAY_RATE_LIMIT_PER_MIN"),
         ("RELAY_BLOB_TTL_DAY", "RELAY_BLOB_TTL_DAYS"),
         ("RELAY_DATADIR", "RELAY_DATA_DIR"),
         ("RELAY_max_connections", "RELAY_MAX_CONNECTIONS"),
+        ("RELAY_MAX_BLOB_SIZE", "RELAY_MAX_MESSAGE_SIZE"),
         ("RELAY_STORAGE", "RELAY_STORAGE_BACKEND"),
     ];
     for (wrong, right) in cases {
-        let (_, warnings) = load_with_warnings(&[(wrong, "1")]);
-        let expected = format!("\"{wrong}\": unknown setting; did you mean {right}?");
+        let Loaded {
+            warnings, unknown, ..
+        } = loaded(&[(wrong, "1")]);
+        assert_eq!(warnings, [""; 0]);
+        let expected = format!("\"{wrong}\": unknown setting, ignored; did you mean {right}?");
         if wrong == "RELAY_STORAGE" {
             // Too far from every name: a guess would confuse.
-            assert_eq!(only(warnings), format!("\"{wrong}\": unknown setting"));
+            assert_eq!(
+                only(unknown),
+                format!("\"{wrong}\": unknown setting, ignored")
+            );
             continue;
         }
-        assert_eq!(only(warnings), expected);
+        assert_eq!(only(unknown), expected);
     }
 }
 
@@ -360,8 +372,8 @@ fn what_kubernetes_injects_for_a_service_called_relay_is_passed_over() {
     assert!(warnings.is_empty(), "{warnings:?}");
 
     // Somebody meant this one.
-    let (_, warnings) = load_with_warnings(&[("RELAY_PORT", "8080")]);
-    assert!(only(warnings).contains("RELAY_PORT"));
+    let Loaded { unknown, .. } = loaded(&[("RELAY_PORT", "8080")]);
+    assert!(only(unknown).contains("RELAY_PORT"));
 }
 
 #[test]

@@ -38,6 +38,19 @@ async fn the_second_signal_stops_at_once_with_exit_code_three() {
     assert_eq!(status.code(), Some(3), "{log}");
 }
 
+/// A start does not fail for it: at a downgrade the settings of the newer relay would stop the older one.
+#[tokio::test]
+async fn a_setting_that_does_not_exist_is_a_warning_of_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::spawn(command(folder.path()).env("RELAY_MAX_BLOB_SIZE", "3")).await;
+    let words = "unknown setting, ignored; did you mean RELAY_MAX_MESSAGE_SIZE?";
+    relay.logs(words, 1).await;
+    let log = relay.log();
+    let line = log.lines().find(|line| line.contains(words)).unwrap();
+    assert!(line.contains("WARN"), "{line}");
+    relay.kill().await;
+}
+
 #[tokio::test]
 async fn file_descriptors_are_raised_as_far_as_they_go_and_too_few_are_warned_about() {
     let folder = tempfile::tempdir().unwrap();
@@ -185,7 +198,7 @@ async fn a_taken_port_is_told_in_the_system_s_own_words() {
 }
 
 #[tokio::test]
-async fn a_data_directory_that_is_not_there_is_told_in_the_system_s_own_words() {
+async fn a_data_directory_that_is_not_there_comes_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("not here");
     let (code, _, errors) = run(&mut command(&missing)).await;
@@ -195,6 +208,7 @@ async fn a_data_directory_that_is_not_there_is_told_in_the_system_s_own_words() 
             && errors.contains("or mount its volume there"),
         "{errors}"
     );
+    assert!(!missing.exists(), "it is not made");
 }
 
 #[tokio::test]

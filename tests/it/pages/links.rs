@@ -17,7 +17,7 @@ const READERS: [&str; 4] = [
 ];
 
 /// Variables that Caddy, Kubernetes or the Vauchi relay read.
-const NO_SETTINGS: [&str; 7] = [
+const NO_SETTINGS: [&str; 8] = [
     "RELAY_DOMAIN",
     "RELAY_UPSTREAM",
     "RELAY_PORT",
@@ -25,6 +25,8 @@ const NO_SETTINGS: [&str; 7] = [
     "RELAY_PORT_8080_TCP_ADDR",
     "RELAY_TLS_VERIFIED",
     "RELAY_REQUIRE_NOISE_ENCRYPTION",
+    // The mistyped setting of configuration.md.
+    "RELAY_MAX_BLOB_SIZE",
 ];
 
 fn root() -> PathBuf {
