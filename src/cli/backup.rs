@@ -15,7 +15,7 @@ use super::scratch::{Scratch, folder_of, name_what_was_left, put_in_place};
 use super::verify::{self, From};
 use super::{Usage, interrupted, settings};
 use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, StorageBackend};
+use crate::config::Config;
 use crate::filesystem;
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::DATABASE_FILE;
@@ -67,7 +67,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let began = Instant::now();
     let to = To::parse(&args)?;
     let config = settings()?;
-    if config.storage == StorageBackend::Memory {
+    if !config.storage.keeps_files() {
         bail!("RELAY_STORAGE_BACKEND is memory: there are no files to back up");
     }
     let written = tokio::select! {

@@ -103,7 +103,7 @@ fn bounds_line(config: &Config) -> String {
 /// Warns when the disk is full before `RELAY_MAX_STORAGE_BYTES` is reached.
 fn disk_warning(config: &Config, facts: &Facts) -> Option<String> {
     let free = facts.disk_free_bytes?;
-    if config.storage == StorageBackend::Memory || config.storage_bytes_max == 0 {
+    if !config.storage.keeps_files() || config.storage_bytes_max == 0 {
         return None;
     }
     let to_come = config.storage_bytes_max.saturating_sub(facts.stored_bytes);

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use super::banner::full_path;
-use crate::config::{Config, StorageBackend};
+use crate::config::Config;
 
 /// Where a data directory is that a container takes along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) enum Place {
 /// Whether what is kept goes with the container: `None` where nothing is kept, and where it is not
 /// certain that this is a container. A warning that is wrong once is not read again.
 pub(super) fn goes_along(config: &Config) -> Option<Result<(), Place>> {
-    if config.storage == StorageBackend::Memory {
+    if !config.storage.keeps_files() {
         return None;
     }
     let root = Path::new("/");

@@ -323,7 +323,7 @@ fn secret(config: &Config) -> Option<Finding> {
             Err(error) => Finding::fail(SUBJECT, StartError::SecretFile(error).to_string()),
         });
     }
-    if config.storage == StorageBackend::Memory {
+    if !config.storage.keeps_files() {
         return None;
     }
     let path = config.data_dir.join(SECRET_FILE);

@@ -12,7 +12,7 @@ use super::banner::full_path;
 use super::scratch::{ENDS_OF_A_DATABASE, Scratch, name_what_was_left, put_in_place};
 use super::settings;
 use super::verify::{From, look, summary, told_of_damage};
-use crate::config::{Config, StorageBackend};
+use crate::config::Config;
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::{DATABASE_FILE, DataDirLock, LOCK_FILE};
 
@@ -38,7 +38,7 @@ pub(crate) struct Args {
 /// Checks and restores, or changes nothing.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut config = settings()?;
-    if config.storage == StorageBackend::Memory {
+    if !config.storage.keeps_files() {
         bail!(
             "RELAY_STORAGE_BACKEND is memory: a relay with these settings ignores restored files"
         );

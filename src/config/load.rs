@@ -100,9 +100,10 @@ impl Config {
         reader.note("RELAY_DATA_DIR", c.data_dir.display());
         c.secret_file = reader.path("RELAY_SECRET_FILE");
         reader.flag("RELAY_ALLOW_NETWORK_FS", &mut c.allow_network_fs);
-        if c.storage == StorageBackend::Memory {
-            c.storage_bytes_max = MEMORY_STORAGE_BYTES_MAX;
-        }
+        c.storage_bytes_max = match c.storage {
+            StorageBackend::Sqlite => c.storage_bytes_max,
+            StorageBackend::Memory => MEMORY_STORAGE_BYTES_MAX,
+        };
         reader.number("RELAY_MAX_STORAGE_BYTES", &mut c.storage_bytes_max);
         reader.number("RELAY_MIN_FREE_BYTES", &mut c.free_bytes_min);
         reader.number("RELAY_MAX_UNFINISHED_BYTES", &mut c.unfinished_bytes_max);
@@ -193,7 +194,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        if self.data_dir_is_fallback && self.storage == StorageBackend::Sqlite {
+        if self.data_dir_is_fallback && self.storage.keeps_files() {
             warnings.push(fallback_warning(&self.data_dir));
         }
         warnings

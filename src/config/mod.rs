@@ -135,6 +135,16 @@ pub enum StorageBackend {
     Memory,
 }
 
+impl StorageBackend {
+    /// Whether it keeps files in the data directory, and so needs that folder, its disk and its secret.
+    pub const fn keeps_files(self) -> bool {
+        match self {
+            Self::Sqlite => true,
+            Self::Memory => false,
+        }
+    }
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {

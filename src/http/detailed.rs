@@ -112,7 +112,7 @@ impl Detailed {
 
     /// `None` when blobs are not on a disk, or it does not answer.
     async fn disk_free_bytes(&self) -> Option<u64> {
-        if self.storage == StorageBackend::Memory {
+        if !self.storage.keeps_files() {
             return None;
         }
         let folder = self.data_dir.clone();

@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::commons::{Alone, Commons};
-use crate::config::{Config, StorageBackend};
+use crate::config::Config;
 use crate::filesystem;
 use crate::http::{Detailed, Health, health, operator_routes};
 use crate::hub::Hub;
@@ -342,7 +342,7 @@ impl Running {
 
     /// Shows how full the disk is. A task of its own: a disk that hangs holds up nothing else.
     fn watch_disk(&mut self, config: &Config) {
-        if config.storage == StorageBackend::Memory {
+        if !config.storage.keeps_files() {
             return;
         }
         let min = config.free_bytes_min as f64;
