@@ -14,9 +14,7 @@ use crate::protocol::v2::{Answer, Request};
 
 #[test]
 fn a_mailbox_that_does_not_open_again_is_told_and_its_acknowledgements_spoil_no_other() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     let item = played.deliver(mailbox, 1);
     played.0.disconnected();
     let mut acknowledged = played.acknowledge(item);
@@ -34,9 +32,7 @@ fn a_mailbox_that_does_not_open_again_is_told_and_its_acknowledgements_spoil_no_
 
 #[test]
 fn at_another_relay_nothing_of_the_first_is_acknowledged() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     let item = played.deliver(mailbox, 1);
     let mut acknowledged = played.acknowledge(item);
     played.written().unwrap();
@@ -193,9 +189,7 @@ fn what_finds_no_room_holds_nothing_up_and_comes_once_there_is_some() {
 
 #[test]
 fn a_closed_mailbox_is_silent_and_gives_again_what_was_not_acknowledged_when_it_is_opened() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     let kept = played.deliver(mailbox, 1);
     let _told = played.acknowledge(kept);
     played.deliver(mailbox, 2);
@@ -230,9 +224,7 @@ fn hand_over(played: &mut Played, mailbox: MailboxId, n: u8) {
 
 #[test]
 fn a_live_blob_that_is_handed_over_twice_comes_once() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     for _ in 0..2 {
         hand_over(&mut played, mailbox, 1);
     }
@@ -241,9 +233,7 @@ fn a_live_blob_that_is_handed_over_twice_comes_once() {
 
 #[test]
 fn a_stored_blob_under_the_name_of_a_live_one_comes_and_can_be_acknowledged() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     hand_over(&mut played, mailbox, 1);
     let item = played.deliver(mailbox, 1);
     assert_eq!(played.came(), 2);
@@ -275,9 +265,7 @@ fn an_opening_that_nobody_waits_for_any_more_leaves_nothing_open_at_the_relay() 
 
 #[test]
 fn a_mailbox_is_closed_though_nobody_waits_for_it_any_more() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     let (waiter, _) = waiter();
     let number = played.0.unsubscribe(vec![mailbox], waiter);
     played.0.abandon(number.unwrap());
@@ -287,9 +275,7 @@ fn a_mailbox_is_closed_though_nobody_waits_for_it_any_more() {
 
 #[test]
 fn what_was_acknowledged_before_a_mailbox_was_closed_offline_does_not_go_to_another_relay() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     let item = played.deliver(mailbox, 1);
     played.0.disconnected();
     let mut acknowledged = played.acknowledge(item);

@@ -28,6 +28,14 @@ impl Played {
         Self(State::new(&Options::new(["ws://relay"])), Instant::now())
     }
 
+    /// Connected to relay 1, with a mailbox open.
+    pub(super) fn with_a_mailbox() -> (Self, MailboxId) {
+        let mut played = Self::new();
+        played.connected_to(1);
+        let mailbox = played.opened();
+        (played, mailbox)
+    }
+
     pub(super) fn connected_to(&mut self, relay: u8) {
         self.connected_to_one_that_takes(relay, 1 << 20);
     }
@@ -164,9 +172,7 @@ fn refused(code: &'static str, retry_after: Option<Duration>) -> Answer {
 
 #[test]
 fn what_is_unanswered_goes_out_again_after_the_mailboxes_are_open_and_under_the_same_id() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     let mut told = played.submit(7);
     let (_, before) = played.written().unwrap();
     let item = played.deliver(mailbox, 1);
@@ -331,9 +337,7 @@ fn what_no_connection_could_carry_is_told_and_holds_nothing_up() {
 
 #[test]
 fn an_acknowledgement_that_comes_too_fast_is_repeated_when_the_relay_says() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     let item = played.deliver(mailbox, 1);
     let mut told = played.acknowledge(item);
     let (tag, _) = played.written().unwrap();
@@ -370,9 +374,7 @@ fn a_new_connection_is_filled_as_answers_come() {
 
 #[test]
 fn whoever_is_sent_away_leaves_when_nothing_is_in_hand() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let mailbox = played.opened();
+    let (mut played, mailbox) = Played::with_a_mailbox();
     let item = played.deliver(mailbox, 1);
     played.0.sent_away();
     let _waits = played.submit(1);
