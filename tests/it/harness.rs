@@ -84,6 +84,14 @@ impl Relay {
         Self::start_with(variables, |_| {}, |store| store).await
     }
 
+    /// A relay whose configuration is changed by the test, beyond what settings can say.
+    pub(crate) async fn configured(
+        variables: &[(&str, &str)],
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        Self::start_with(variables, change, |store| store).await
+    }
+
     /// A relay whose configuration and store are changed by the test.
     pub(crate) async fn start_with(
         variables: &[(&str, &str)],

@@ -82,11 +82,9 @@ async fn a_session_that_never_acknowledges_is_closed_after_half_of_the_drain_tim
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_at_the_deadline() {
-    let relay = Relay::start_with(
-        &[("RELAY_DRAIN_TIMEOUT_SECS", "1")],
-        |config| config.write_timeout = Duration::from_secs(600),
-        |store| store,
-    )
+    let relay = Relay::configured(&[("RELAY_DRAIN_TIMEOUT_SECS", "1")], |config| {
+        config.write_timeout = Duration::from_secs(600)
+    })
     .await;
     let mut sender = relay.client(&id(1)).await;
     for _ in 0..40 {

@@ -123,11 +123,9 @@ async fn others_are_served(relay: &Relay) {
 
 #[tokio::test]
 async fn a_request_head_that_never_ends_is_cut_off() {
-    let relay = Relay::start_with(
-        &[],
-        |config| config.header_timeout = Duration::from_millis(300),
-        |store| store,
-    )
+    let relay = Relay::configured(&[], |config| {
+        config.header_timeout = Duration::from_millis(300)
+    })
     .await;
     let silent = TcpStream::connect(relay.running.clients).await.unwrap();
     let loris = TcpStream::connect(relay.running.clients).await.unwrap();
@@ -150,11 +148,9 @@ async fn a_request_head_that_never_ends_is_cut_off() {
 
 #[tokio::test]
 async fn a_first_frame_that_does_not_come_ends_the_session() {
-    let relay = Relay::start_with(
-        &[],
-        |config| config.first_frame_timeout = Duration::from_millis(300),
-        |store| store,
-    )
+    let relay = Relay::configured(&[], |config| {
+        config.first_frame_timeout = Duration::from_millis(300)
+    })
     .await;
     let mut silent = Peer::connect(relay.running.clients).await;
     let reason = silent.expect_close(4408).await;
@@ -174,11 +170,9 @@ async fn a_first_frame_that_does_not_come_ends_the_session() {
 
 #[tokio::test]
 async fn a_message_that_comes_byte_by_byte_is_not_waited_for() {
-    let relay = Relay::start_with(
-        &[],
-        |config| config.message_timeout = Duration::from_millis(500),
-        |store| store,
-    )
+    let relay = Relay::configured(&[], |config| {
+        config.message_timeout = Duration::from_millis(500)
+    })
     .await;
     let mut slow = relay.client(&id(1)).await;
     let bytes = header(BINARY, 60_000)
@@ -247,11 +241,9 @@ async fn a_control_frame_cannot_carry_a_message() {
 async fn a_reader_that_never_reads_is_given_up_and_costs_nobody_else() {
     // The deadline used to grow with every byte that was written since the last pause: a client
     // that stopped reading in the middle of its backlog was waited for as long as the whole took.
-    let relay = Relay::start_with(
-        &[],
-        |config| config.write_timeout = Duration::from_millis(500),
-        |store| store,
-    )
+    let relay = Relay::configured(&[], |config| {
+        config.write_timeout = Duration::from_millis(500)
+    })
     .await;
     let mut sender = relay.client(&id(1)).await;
     let blobs = 600;
@@ -283,11 +275,9 @@ async fn a_reader_that_never_reads_is_given_up_and_costs_nobody_else() {
 /// being read: that must not keep the store's few connections.
 #[tokio::test]
 async fn readers_that_are_stuck_keep_nobody_from_reading() {
-    let relay = Relay::start_with(
-        &[],
-        |config| config.write_timeout = Duration::from_secs(600),
-        |store| store,
-    )
+    let relay = Relay::configured(&[], |config| {
+        config.write_timeout = Duration::from_secs(600)
+    })
     .await;
     let mut sender = relay.client(&id(1)).await;
     // Seven megabytes: more than the system's buffers hold for one connection.
@@ -343,14 +333,10 @@ async fn both_sides_may_send_their_largest_frames_at_once() {
 
 #[tokio::test]
 async fn a_flood_of_pings_is_answered_and_bounded() {
-    let relay = Relay::start_with(
-        &[("RELAY_MAX_MESSAGE_SIZE", "1024")],
-        |config| {
-            config.keepalive = Duration::from_millis(200);
-            config.write_timeout = Duration::from_millis(500);
-        },
-        |store| store,
-    )
+    let relay = Relay::configured(&[("RELAY_MAX_MESSAGE_SIZE", "1024")], |config| {
+        config.keepalive = Duration::from_millis(200);
+        config.write_timeout = Duration::from_millis(500);
+    })
     .await;
     let mut peer = relay.client(&id(1)).await;
     let flood = websocket(PING, b"flood").repeat(20_000);
@@ -585,11 +571,9 @@ async fn rest_of_or_leave(mut peer: Peer) {
 
 #[tokio::test]
 async fn a_silent_client_is_pinged_and_given_up_and_one_that_answers_stays() {
-    let relay = Relay::start_with(
-        &[("RELAY_IDLE_TIMEOUT_SECS", "2")],
-        |config| config.keepalive = Duration::from_millis(200),
-        |store| store,
-    )
+    let relay = Relay::configured(&[("RELAY_IDLE_TIMEOUT_SECS", "2")], |config| {
+        config.keepalive = Duration::from_millis(200)
+    })
     .await;
     let mut silent = relay.client(&id(1)).await;
     let mut answering = relay.client(&id(2)).await;

@@ -178,11 +178,9 @@ async fn a_slow_reader_is_sent_its_window_and_the_rest_when_it_makes_room() {
 
 #[tokio::test]
 async fn a_reader_that_never_reads_is_given_up_and_loses_nothing() {
-    let relay = Relay::start_with(
-        &[("RELAY_STORAGE_BACKEND", "memory")],
-        |config| config.write_timeout = Duration::from_millis(100),
-        |store| store,
-    )
+    let relay = Relay::configured(&[("RELAY_STORAGE_BACKEND", "memory")], |config| {
+        config.write_timeout = Duration::from_millis(100)
+    })
     .await;
     const BLOBS: u32 = 80;
     let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
