@@ -17,7 +17,7 @@ use recorder::{batch, count, level, recorder, seconds};
 /// The commit that this build was made from; `unknown` where the build was not told (`build.rs`).
 pub const COMMIT: &str = env!("VAUCHI_RELAY_COMMIT");
 
-/// All handles. Held as `Arc<Metrics>` by whoever counts.
+/// All handles. Each part that counts holds an `Arc<Metrics>`.
 #[expect(
     missing_docs,
     reason = "each field's meaning is the help text given to it in `new`"
@@ -139,12 +139,12 @@ impl Metrics {
             );
             describe_counter!(
                 "relay_rate_limited_by_total",
-                "What relay_rate_limited_total counts, by the budget that was spent."
+                "Refusals counted in relay_rate_limited_total, by budget."
             );
 
             Self {
                 process,
-                connections_total: count("relay_connections_total", "WebSocket sessions begun."),
+                connections_total: count("relay_connections_total", "WebSocket sessions started."),
                 connections_active: level(
                     "relay_connections_active",
                     "WebSocket sessions open now.",
@@ -155,11 +155,11 @@ impl Metrics {
                 ),
                 connection_errors_total: count(
                     "relay_connection_errors_total",
-                    "Sessions that ended by anything but a close or the drain, bad handshakes included.",
+                    "Sessions that ended with an error instead of a close or the drain, including bad handshakes.",
                 ),
                 connections_refused_total: count(
                     "relay_connections_refused_total",
-                    "Connections turned away before a session began: full house, or too many of one address.",
+                    "Connections refused before a session began: RELAY_MAX_CONNECTIONS reached, or too many from one address.",
                 ),
                 accept_errors_total: count(
                     "relay_accept_errors_total",
@@ -204,21 +204,21 @@ impl Metrics {
                 ),
                 unfinished_bytes: level(
                     "relay_unfinished_bytes",
-                    "Announced bytes of WebSocket messages over 64 KiB that have begun and not ended.",
+                    "Announced bytes of incomplete incoming messages over 64 KiB.",
                 ),
                 unfinished_waits_total: count(
                     "relay_unfinished_waits_total",
-                    "Times a session waited with reading because too many unfinished bytes were in memory.",
+                    "Times a session stopped reading because too many bytes of incomplete messages were in memory.",
                 ),
 
-                blobs_stored: level("relay_blobs_stored", "Blobs kept now."),
+                blobs_stored: level("relay_blobs_stored", "Blobs stored now."),
                 blobs_stored_at_start: level(
                     "relay_blobs_stored_at_start",
-                    "Blobs that were kept when this process started.",
+                    "Blobs that were stored when this process started.",
                 ),
                 stored_bytes: level(
                     "relay_stored_bytes",
-                    "Bytes charged for all that is kept now: each body plus 256.",
+                    "Bytes stored now: each blob counts its size plus 256.",
                 ),
                 storage_limit_bytes: level(
                     "relay_storage_limit_bytes",
@@ -234,7 +234,7 @@ impl Metrics {
                 ),
                 next_expiry_timestamp_seconds: level(
                     "relay_next_expiry_timestamp_seconds",
-                    "Unix time at which the oldest kept blob expires (give or take 10 min), as of the last cleanup; 0 when nothing was kept.",
+                    "Unix time at which the next blob expires, accurate to 10 min, as of the last cleanup; 0 if no blob was stored.",
                 ),
                 blobs_created_total: count(
                     "relay_blobs_created_total",
@@ -262,11 +262,11 @@ impl Metrics {
                 ),
                 blobs_cancelled_total: count(
                     "relay_blobs_cancelled_total",
-                    "Blobs deleted because their sender withdrew them.",
+                    "Blobs deleted because their sender cancelled them.",
                 ),
                 blobs_replaced_total: count(
                     "relay_blobs_replaced_total",
-                    "Blobs deleted because a later one of the same topic took their place.",
+                    "Blobs deleted because a later one of the same topic replaced them.",
                 ),
                 blobs_purged_total: count(
                     "relay_blobs_purged_total",
@@ -287,11 +287,11 @@ impl Metrics {
 
                 device_sync_stored: level(
                     "relay_device_sync_stored",
-                    "Device sync messages kept now.",
+                    "Device sync messages stored now.",
                 ),
                 device_sync_stored_at_start: level(
                     "relay_device_sync_stored_at_start",
-                    "Device sync messages that were kept when this process started.",
+                    "Device sync messages that were stored when this process started.",
                 ),
                 device_sync_created_total: count(
                     "relay_device_sync_created_total",
@@ -314,14 +314,14 @@ impl Metrics {
                     "Device sync messages set aside because their checksum did not match.",
                 ),
 
-                receipts_stored: level("relay_receipts_stored", "Receipts kept now."),
+                receipts_stored: level("relay_receipts_stored", "Receipts stored now."),
                 receipts_stored_at_start: level(
                     "relay_receipts_stored_at_start",
-                    "Receipts that were kept when this process started.",
+                    "Receipts that were stored when this process started.",
                 ),
                 receipts_created_total: count(
                     "relay_receipts_created_total",
-                    "Receipts written: what became of a blob, for a sender who asked.",
+                    "Receipts stored: a sender asked what happens to its blob.",
                 ),
                 receipts_acknowledged_total: count(
                     "relay_receipts_acknowledged_total",
@@ -390,13 +390,13 @@ impl Metrics {
 
                 recovery_proofs_active: level(
                     "relay_recovery_proofs_active",
-                    "Recovery proofs kept now.",
+                    "Recovery proofs stored now.",
                 ),
                 recovery_vouchers_total: count(
                     "relay_recovery_vouchers_total",
                     "Recovery proofs stored.",
                 ),
-                pins: level("relay_pins", "Mailboxes that only a proof opens."),
+                pins: level("relay_pins", "Mailboxes that open only with a proof."),
                 pins_evicted_total: count(
                     "relay_pins_evicted_total",
                     "Pins forgotten before their time because RELAY_PINS_MAX was reached.",
@@ -404,7 +404,7 @@ impl Metrics {
 
                 rate_limited_total: count(
                     "relay_rate_limited_total",
-                    "Requests, openings and connections refused because somebody was too fast.",
+                    "Requests, openings and connections refused by a rate limit.",
                 ),
                 rate_limit_clients: level(
                     "relay_rate_limit_clients",
@@ -412,7 +412,7 @@ impl Metrics {
                 ),
                 ready: level(
                     "relay_ready",
-                    "1 while /ready answers 200, else 0; the relay asks itself when nobody has for 15 s.",
+                    "1 while /ready answers 200, else 0; the relay checks itself if no probe came for 15 s.",
                 ),
                 draining: level(
                     "relay_draining",
@@ -420,7 +420,7 @@ impl Metrics {
                 ),
                 clock_steady: level(
                     "relay_clock_steady",
-                    "1 when the clock has been steady for 10 min; 0 after a start and after a step, and while it is 0 nothing that has expired is deleted.",
+                    "1 if the clock has been steady for 10 min, else 0, as after a start or a step; while it is 0, expired blobs are not deleted.",
                 ),
                 clock_steps_total: count(
                     "relay_clock_steps_total",
