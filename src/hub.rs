@@ -74,7 +74,7 @@ const HINT_BYTES_MAX: usize = 64 << 10;
 pub struct Hint {
     /// Whose it is.
     pub mailbox: MailboxHash,
-    /// The last key of its mailbox before it: whoever has read so far has read all before it.
+    /// The last key of its mailbox before it: a session that has read so far has read all before it.
     pub previous: OrderKey,
     /// As a page would show it.
     pub blob: StoredBlob,
@@ -507,7 +507,7 @@ mod tests {
         assert!(lock(&inbox.wakes).is_empty() && lock(&inbox.wakes).hint_bytes == 0);
     }
 
-    /// Whoever kept its window full and opened ever other mailboxes collected their marks.
+    /// A client that kept its window full and opened ever other mailboxes collected their marks.
     #[test]
     fn nothing_of_a_mailbox_that_was_left_stays_in_the_session() {
         let hub = Arc::new(Hub::default());

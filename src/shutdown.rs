@@ -50,7 +50,7 @@ impl Shutdown {
     /// Everything ends now.
     pub fn stop(&self) {
         self.stop.cancel();
-        // Whoever sees the drain begin finds its deadlines.
+        // A task that sees the drain begin finds its deadlines.
         self.begin_drain(Duration::ZERO);
     }
 

@@ -1,4 +1,4 @@
-//! What whoever started the relay is told about it: systemd, with `Type=notify`.
+//! Tells the program that started the relay, systemd with `Type=notify`, how it is.
 //!
 //! The protocol is `sd_notify(3)`: lines of `NAME=value` in a datagram to the socket that
 //! `NOTIFY_SOCKET` names. Nobody is told anything where that is not set. A relay is never worse off

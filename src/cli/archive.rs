@@ -43,7 +43,7 @@ const ABOUT: &str = "Backup of a vauchi-relay: relay.db is its SQLite database, 
 /// The first file of an archive.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Manifest {
-    /// For whoever opens it by hand.
+    /// For a person who opens it by hand.
     about: String,
     format: u32,
     /// The version of the relay that made it.

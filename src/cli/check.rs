@@ -176,6 +176,6 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 fn print(text: &str) {
-    // Whoever closed the pipe does not want to read it; the exit code still tells.
+    // A reader that closed the pipe does not want more; the exit code still tells.
     std::io::stdout().write_all(text.as_bytes()).ok();
 }

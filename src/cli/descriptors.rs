@@ -45,7 +45,7 @@ impl Descriptors {
 }
 
 /// Lets this process have as many as a full house takes, as far as the system allows. Shells and
-/// systemd give 1,024 at first and allow far more to whoever asks.
+/// systemd give 1,024 at first and allow far more on request.
 pub(super) fn raise(config: &Config) {
     let limit = getrlimit(Resource::Nofile);
     let wanted = match (needed(config), limit.maximum) {

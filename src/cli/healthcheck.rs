@@ -107,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    /// Asks something that says `answer` to whoever connects.
+    /// Asks something that says `answer` on each connection.
     async fn asked(answer: &'static [u8]) -> anyhow::Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = Some(listener.local_addr().unwrap());

@@ -83,8 +83,8 @@ pub(super) fn address(mailbox: &MailboxId) -> String {
     format!("v2:{}", mailbox.to_hex())
 }
 
-/// Writes a file that is whole and on the disk when this returns, name and all: whoever is told the
-/// address sends to it. One that cannot be written leaves nothing that the next would not overwrite.
+/// Writes a file that is whole and on the disk when this returns, name and all: senders who are told the
+/// address send to it. One that cannot be written leaves nothing that the next would not overwrite.
 fn write(path: &Path, line: &str) -> std::io::Result<()> {
     name_what_was_left(folder_of(path));
     let mut scratch = Scratch::new(folder_of(path))?;

@@ -1,7 +1,7 @@
 //! `vauchi-relay man` and `vauchi-relay completions`: the manual page and what shells complete.
 //!
 //! Both come from the definitions of the arguments and the table of settings, so that they cannot
-//! drift; and from the binary itself, so that whoever has one can make them without the source. The
+//! drift; and from the binary itself, so that its owner can make them without the source. The
 //! commands are hidden: packages call them once, people hardly ever.
 
 use std::io::{self, Write};

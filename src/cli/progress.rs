@@ -1,4 +1,4 @@
-//! How far something is that takes a while, for whoever looks at a terminal.
+//! Shows on a terminal how far something is that takes a while.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};

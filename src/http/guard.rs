@@ -1,4 +1,4 @@
-//! Who may ask what is not for everybody: this machine, and whoever has the token.
+//! Protects what is not for everybody: only this machine and requests with the token may ask for it.
 
 use std::net::IpAddr;
 

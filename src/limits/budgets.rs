@@ -91,7 +91,7 @@ impl Budgets {
     }
 
     /// Takes all of these, or nothing: what some gave goes back when another refuses. When several do,
-    /// the one that lasts longest is told, or whoever waits would only meet the next. `address` is who
+    /// the one that lasts longest is told, or a client that waits would only meet the next. `address` is who
     /// is counted, for the operator's hint.
     pub fn take(&self, charges: &[Charge], address: Address) -> Result<(), Spent> {
         for (place, charge) in charges.iter().enumerate() {

@@ -3,7 +3,7 @@
 //! All budgets share this one map, so the bound holds for all of them together. A client whose
 //! bucket is full again is forgotten. While there is no room, those that are not yet known share
 //! buckets: only a flood from many thousands of addresses gets there, and then newcomers are limited
-//! together by chance, instead of not at all. Whoever is known keeps a bucket of its own.
+//! together by chance, instead of not at all. A client that is known keeps its own bucket.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

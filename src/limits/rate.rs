@@ -13,7 +13,7 @@ use super::memory::{Memory, RateKey};
 use crate::clock::Clock;
 
 /// The bucket does not hold as much; it will after this time, in whole milliseconds rounded up: clients
-/// are told in those, and whoever waits as long as it was told must be let through.
+/// are told in those, and a client that waits as long as it was told must be let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooFast(pub(super) Duration);
 

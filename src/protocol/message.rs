@@ -24,7 +24,7 @@ pub struct Refused {
 #[error("{0}")]
 pub struct BadFrame(pub &'static str);
 
-/// A proof kept for whoever lost the key and knows the hash.
+/// A proof that is stored for the user who lost the key and knows its hash.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RecoveryProof {
     /// The hash of the lost key.

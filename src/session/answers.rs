@@ -16,7 +16,7 @@ use crate::protocol::close::Close;
 use crate::protocol::message::Refused;
 use crate::service::refusal::Refusal;
 
-/// Whoever sent a frame: each protocol knows whom to charge, and words its refusals.
+/// The sender of a frame: each protocol knows whom to charge, and words its refusals.
 pub(super) trait Asker {
     /// Charges what a request costs.
     fn charge(&self, charge: Charge) -> impl Future<Output = Result<(), Refusal>> + Send;

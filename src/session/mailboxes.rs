@@ -208,7 +208,7 @@ impl Mailboxes {
     }
 
     /// What becomes of a blob that was just committed, of which the session has not read a page. It is
-    /// delivered where the session stands right before it: whoever has read up to `previous` has read
+    /// delivered where the session stands right before it: a session that has read up to `previous` has read
     /// all that comes before it, because no key is used twice. Anything else looks.
     pub fn hinted(
         &self,

@@ -94,7 +94,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Says goodbye even after a fault, so that the acknowledgements of what was written leave, but not for
-/// longer than a relay needs that is there. Whoever does not want to wait interrupts.
+/// longer than a relay needs that is there. A user who does not want to wait interrupts.
 async fn end(
     args: &Args,
     taken: anyhow::Result<()>,

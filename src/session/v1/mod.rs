@@ -268,7 +268,7 @@ impl Opened {
             }
             None => 0,
         };
-        // Who signed may give the id up; whoever comes next need not.
+        // A client that signed may give the id up; the next one need not sign.
         if opened.is_proven {
             service.unpin(&opened.client_id).await?;
         }

@@ -152,7 +152,7 @@ async fn may_open(
         }
     }
     if is_proven {
-        // Whoever proves itself is let in also while nothing can be written, as on a full disk; the
+        // A client that proves itself is let in even while nothing can be written, as on a full disk; the
         // pin is set the next time.
         if service.pin(&[handshake.client_id], address).await.is_err() {
             tracing::warn!(

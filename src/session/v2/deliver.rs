@@ -72,7 +72,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// A live blob is not in flight: whoever loses it loses nothing that the relay had promised.
+    /// A live blob is not in flight: a client that loses it loses nothing that the relay had promised.
     pub(in crate::session) async fn deliver_live(&mut self, blob: LiveBlob) -> Result<(), Ended> {
         let Some(named) = self.mailboxes.named(&blob.mailbox) else {
             return Ok(());

@@ -251,7 +251,7 @@ impl Guest {
             let removed = removed?;
             answers.shared.state().forget(&mailbox);
             answers.shared.slots_came_back();
-            // Whoever purges a mailbox gives it up; v1 may open it without a proof again.
+            // A purge gives the mailbox up; v1 may open it without a proof again.
             if named.is_by_key {
                 service.unpin(&id).await?;
             }

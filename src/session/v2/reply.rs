@@ -27,7 +27,7 @@ pub(super) enum To {
     Request(Tag),
     /// Nobody: no answer is wanted, not even a refusal.
     Nobody,
-    /// Whoever sent a frame of which no number could be read.
+    /// The sender of a frame whose number could not be read.
     Unread,
 }
 

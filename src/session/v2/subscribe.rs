@@ -106,7 +106,7 @@ impl Guest {
     }
 
     /// What was opened by its key is opened only with a proof from now on: all of them in one write.
-    /// Whoever proves itself is let in also while nothing can be written; the pin is set the next time.
+    /// A client that proves itself is let in even while nothing can be written; the pin is set the next time.
     async fn pin(&self, openings: &[Opening], verdicts: &[bool], parts: &Parts) {
         let by_key = openings.iter().zip(verdicts).filter(|(opening, is_good)| {
             **is_good && matches!(opening.proof, OpeningProof::Signature(_))
