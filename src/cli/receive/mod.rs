@@ -142,7 +142,16 @@ async fn take_all(client: &Client, args: &Args, out: Option<&Folder>) -> anyhow:
                 .map_err(|error| explained("a written blob could not be acknowledged", error))?;
         }
     }
+    tell_of_none(count);
     Ok(())
+}
+
+/// Tells a person that nothing came: the command would otherwise look as if it had done nothing. A
+/// script sees it from the empty output.
+pub(super) fn tell_of_none(taken: u64) {
+    if taken == 0 && std::io::stderr().is_terminal() {
+        eprintln!("no blobs are waiting");
+    }
 }
 
 /// The next blob; `None` when the mailbox counts as empty. v1 does not say that it is.

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 
-use super::{Args, end, interrupted, print};
+use super::{Args, end, interrupted, print, tell_of_none};
 use crate::cli::connect::{explained, keys, open};
 use crate::cli::folder::Folder;
 use crate::cli::keygen;
@@ -109,6 +109,7 @@ impl Taking<'_> {
             self.show();
         }
         while self.an_acknowledgement_is_answered().await? {}
+        tell_of_none(self.taken);
         Ok(())
     }
 
