@@ -1,7 +1,8 @@
 //! From a URL to a connection with its welcome: TCP, TLS where it is `wss://`, the upgrade.
 
+use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -14,11 +15,9 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
-use tokio_tungstenite::{
-    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
-};
+use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
-use super::{ClientError, Options};
+use super::{ClientError, Options, reach};
 use crate::protocol::v2::Answer;
 use crate::protocol::v2::SUBPROTOCOL;
 use crate::protocol::v2::client::{ServerFrame, decode_server_frame};
@@ -31,6 +30,11 @@ const BUFFER_BYTES: usize = 16 << 10;
 /// Room beside a blob: in the write buffer for the rest of its frame, pongs and the goodbye, and in what
 /// is read for frames that hold many small things.
 const SPARE_BYTES: usize = 64 << 10;
+
+/// The longest absence that an answer in HTTP can ask for. It has not shown that it comes from the relay: it may
+/// be a hotel's portal or a page for maintenance, which is gone when the network changes. The relay itself
+/// asks for a minute at the most.
+const ABSENCE_MAX: Duration = Duration::from_secs(60);
 
 pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -54,6 +58,19 @@ pub(super) struct Dialler {
 struct Target {
     request: Request,
     origin: Box<str>,
+    /// The address that connected last and then sent no welcome, or has not yet. It is tried last, because
+    /// another of the same name may serve. Nothing awaits under this lock.
+    on_trial: Mutex<Option<IpAddr>>,
+}
+
+impl Target {
+    fn on_trial(&self) -> Option<IpAddr> {
+        *self.on_trial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_on_trial(&self, address: Option<IpAddr>) {
+        *self.on_trial.lock().unwrap_or_else(PoisonError::into_inner) = address;
+    }
 }
 
 impl Dialler {
@@ -88,19 +105,11 @@ impl Dialler {
     }
 
     async fn connect(&self, target: &Target) -> Result<Dialled, ClientError> {
-        // Frames are gathered before they are flushed, so nothing is won by waiting for more.
-        let no_delay = true;
-        let connecting = connect_async_tls_with_config(
-            target.request.clone(),
-            Some(self.config),
-            no_delay,
-            Some(match &self.tls {
-                Connector::Rustls(config) => Connector::Rustls(Arc::clone(config)),
-                _ => Connector::Plain,
-            }),
-        );
-        let (mut socket, _) = connecting.await.map_err(not_connected)?;
+        let stream = reached(&target.request, target.on_trial()).await?;
+        target.put_on_trial(stream.peer_addr().ok().map(|address| address.ip()));
+        let mut socket = upgraded(stream, target.request.clone(), self.config, &self.tls).await?;
         let welcome = welcome(&mut socket).await?;
+        target.put_on_trial(None);
         // One blob that is too large for us would end each connection that it comes on.
         let blob_bytes_max = welcome.limits.blob_bytes_max;
         if blob_bytes_max > self.message_bytes_max as u64 {
@@ -118,17 +127,55 @@ impl Dialler {
 }
 
 pub(super) fn is_tls(url: &str) -> bool {
-    url.starts_with("wss://")
+    matches!(scheme(url), Some(("wss", _)))
+}
+
+/// The scheme, which may be in any case (RFC 3986, 3.1), as it is usually spelt; and the rest.
+fn scheme(url: &str) -> Option<(&'static str, &str)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let known = ["ws", "wss"].into_iter();
+    let mut known = known.filter(|known| scheme.eq_ignore_ascii_case(known));
+    known.next().map(|known| (known, rest))
 }
 
 /// The upgrade request for a relay's URL.
 pub(super) fn request(url: &str) -> Result<Request, ClientError> {
-    if !url.starts_with("ws://") && !is_tls(url) {
+    let Some((scheme, rest)) = scheme(url) else {
         let why = "it must look like ws://host:port or wss://host";
         return Err(ClientError::Url(why.to_owned()));
-    }
-    url.into_client_request()
+    };
+    format!("{scheme}://{rest}")
+        .into_client_request()
         .map_err(|error| ClientError::Url(error.to_string()))
+}
+
+/// A TCP connection to where the request goes; an address that is `avoided` is tried last.
+pub(super) async fn reached(
+    request: &Request,
+    avoided: Option<IpAddr>,
+) -> Result<TcpStream, ClientError> {
+    let uri = request.uri();
+    let host = uri.host().unwrap_or_default();
+    let default_port = match uri.scheme_str() {
+        Some("wss") => 443,
+        _ => 80,
+    };
+    let port = uri.port_u16().unwrap_or(default_port);
+    reach::connect(host, port, avoided)
+        .await
+        .map_err(|error| ClientError::Unreachable(error.to_string()))
+}
+
+/// TLS where the connector says so, and the upgrade.
+pub(super) async fn upgraded(
+    stream: TcpStream,
+    request: Request,
+    config: WebSocketConfig,
+    tls: &Connector,
+) -> Result<Socket, ClientError> {
+    let upgrading = client_async_tls_with_config(request, stream, Some(config), Some(tls.clone()));
+    let (socket, _) = upgrading.await.map_err(not_connected)?;
+    Ok(socket)
 }
 
 /// What makes a TCP connection one that can be used.
@@ -149,7 +196,11 @@ fn target(url: &str) -> Result<Target, ClientError> {
     request
         .headers_mut()
         .insert("sec-websocket-protocol", offered);
-    Ok(Target { request, origin })
+    Ok(Target {
+        request,
+        origin,
+        on_trial: Mutex::default(),
+    })
 }
 
 /// The host in lower case, with its port unless that is 443 or 80.
@@ -190,7 +241,7 @@ fn tls(authorities: Option<&Path>) -> Result<ClientConfig, ClientError> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-pub(super) fn not_connected(error: SocketError) -> ClientError {
+fn not_connected(error: SocketError) -> ClientError {
     match error {
         SocketError::Io(error) => {
             let by_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
@@ -233,11 +284,14 @@ fn no_tls(error: &rustls::Error) -> ClientError {
     })
 }
 
+/// When an answer in HTTP asks to be asked again. [`ABSENCE_MAX`] for a date, too.
 fn retry_after<Body>(
     response: &tokio_tungstenite::tungstenite::http::Response<Body>,
 ) -> Option<Duration> {
-    let seconds = response.headers().get("retry-after")?.to_str().ok()?;
-    seconds.parse().ok().map(Duration::from_secs)
+    let asked = response.headers().get("retry-after")?.to_str().ok()?;
+    // A date is for a clock that is right, which is not sure here.
+    let seconds = asked.trim().parse().map(Duration::from_secs);
+    Some(seconds.map_or(ABSENCE_MAX, |asked| asked.min(ABSENCE_MAX)))
 }
 
 /// Waits for the relay's first frame.
@@ -292,6 +346,7 @@ mod tests {
     fn an_origin_is_the_host_in_lower_case_with_an_unusual_port() {
         for (url, origin) in [
             ("wss://Relay.Example/path", "relay.example"),
+            ("WSS://relay.example", "relay.example"),
             ("wss://relay.example:443", "relay.example"),
             ("ws://relay.example:80", "relay.example"),
             ("ws://127.0.0.1:8080", "127.0.0.1:8080"),

@@ -63,9 +63,9 @@
 //! Inside: [`Client`] notes each `request` in the `state`, which outlives connections, as does the
 //! `keyring` of open mailboxes and the `acknowledgements` that wait; `send_order` says which request goes
 //! next. What comes are `arrivals`: `duplicates` are left out, the rest waits in the `inbox`. The task of
-//! `link` owns the socket and carries the frames that the state gives it; `dial` gets it a connection,
-//! `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options` are what a caller
-//! holds; `errands` are the requests that few need.
+//! `link` owns the socket and carries the frames that the state gives it; `dial` gets it a connection over
+//! the first address that answers `reach`, `routes` knows which relay is next and when. `key`, `blob`,
+//! [`pad`] and `options` are what a caller holds; `errands` are the requests that few need.
 
 mod acknowledgements;
 mod arrivals;
@@ -82,6 +82,7 @@ mod options;
 pub mod pad;
 #[cfg(test)]
 pub(crate) mod played_relay;
+mod reach;
 mod request;
 mod routes;
 mod send_order;

@@ -12,14 +12,13 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
-use tokio_tungstenite::connect_async_tls_with_config;
 use tokio_tungstenite::tungstenite::Error as SocketError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 
 use super::{Delivery, Options, fresh_tag};
 use crate::client::ClientError;
-use crate::client::dial::{Socket, closed, connector, is_tls, lost, not_connected, request};
+use crate::client::dial::{Socket, closed, connector, is_tls, lost, reached, request, upgraded};
 use crate::protocol::v1::Tag;
 use crate::protocol::v1::client::{
     ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,
@@ -58,10 +57,9 @@ pub(super) async fn open(url: &str, options: &Options) -> Result<Opened, ClientE
         .max_message_size(Some(options.message_bytes_max))
         .max_frame_size(Some(options.message_bytes_max));
     let connector = connector(is_tls(url), options.authorities.as_deref())?;
-    let (mut socket, _) =
-        connect_async_tls_with_config(request(url)?, Some(config), true, Some(connector))
-            .await
-            .map_err(not_connected)?;
+    let request = request(url)?;
+    let stream = reached(&request, None).await?;
+    let mut socket = upgraded(stream, request, config, &connector).await?;
     let handshake = options.handshake();
     let hello = ClientRequest::Handshake(&handshake);
     let frame = encode_request(&fresh_tag(), hello, options.clock.now());
@@ -117,8 +115,16 @@ async fn welcome(socket: &mut Socket) -> Result<(String, Vec<String>), ClientErr
 /// What the client hands to the task.
 pub(super) enum Outbound {
     Frame(Bytes),
+    /// Ask the relay whether it is there.
+    Ping,
     /// Say goodbye; nothing after it is sent.
     Close,
+}
+
+/// Two of the client's options.
+pub(super) struct Bounds {
+    pub(super) in_flight_max: usize,
+    pub(super) ping_after: Duration,
 }
 
 /// The client's end of the task.
@@ -134,6 +140,8 @@ struct Shared {
     /// Who waits for which answer; `None` once no answer can come. Nothing awaits under this lock.
     waiting: Mutex<Option<HashMap<Tag, oneshot::Sender<Status>>>>,
     ended: OnceLock<ClientError>,
+    /// How many of our pings were answered.
+    pongs: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -148,13 +156,19 @@ impl Shared {
         // Drops the senders, which wakes all who wait.
         self.waiting().take();
     }
+
+    /// Somebody has heard a pong.
+    fn hear_pong(&self) {
+        self.pongs
+            .send_modify(|pongs| *pongs = pongs.wrapping_add(1));
+    }
 }
 
 impl Connection {
     /// The client's end, and the task to run.
     pub(super) fn new(
         socket: Socket,
-        in_flight_max: usize,
+        bounds: Bounds,
         deliver: Option<mpsc::Sender<Delivery>>,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (outbound, to_write) = mpsc::channel(OUTBOUND_MAX);
@@ -162,12 +176,21 @@ impl Connection {
         let shared = Arc::new(Shared {
             waiting: Mutex::new(Some(HashMap::new())),
             ended: OnceLock::new(),
+            pongs: watch::Sender::default(),
         });
         let task_shared = Arc::clone(&shared);
+        let to_ask = outbound.downgrade();
         let task = async move {
             let (sink, stream) = socket.split();
+            let reader = Reader {
+                stream,
+                shared: &task_shared,
+                deliver,
+                silence: bounds.ping_after,
+                to_ask,
+            };
             let why = tokio::select! {
-                why = read(stream, &task_shared, deliver) => why,
+                why = reader.run() => why,
                 why = write(sink, to_write) => why,
             };
             task_shared.end(why);
@@ -175,7 +198,7 @@ impl Connection {
         };
         let connection = Self {
             outbound,
-            in_flight: Semaphore::new(in_flight_max.max(1)),
+            in_flight: Semaphore::new(bounds.in_flight_max.max(1)),
             shared,
             running,
         };
@@ -207,6 +230,18 @@ impl Connection {
     /// Hands a frame to the writer; waits while too many are waiting there.
     pub(super) async fn send(&self, outbound: Outbound) -> Result<(), ClientError> {
         self.outbound.send(outbound).await.map_err(|_| self.ended())
+    }
+
+    /// Returns when the relay has answered a ping, so that all that it wrote before has been heard.
+    pub(super) async fn ping(&self) -> Result<(), ClientError> {
+        let mut pongs = self.shared.pongs.subscribe();
+        self.send(Outbound::Ping).await?;
+        let mut running = self.running.clone();
+        tokio::select! {
+            // The sender lives as long as we do, so it is a pong.
+            _pong = pongs.changed() => Ok(()),
+            _ended = running.changed() => Err(self.ended()),
+        }
     }
 
     /// Why the connection has ended, if it has.
@@ -242,30 +277,56 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Reads until the connection ends, and says why it did.
-async fn read(
-    mut stream: SplitStream<Socket>,
-    shared: &Shared,
+struct Reader<'a> {
+    stream: SplitStream<Socket>,
+    shared: &'a Shared,
     deliver: Option<mpsc::Sender<Delivery>>,
-) -> ClientError {
-    loop {
-        match stream.next().await {
-            Some(Ok(Message::Binary(frame))) => match decode_server_frame(&frame) {
-                Ok(frame) => take(frame, shared, deliver.as_ref()).await,
-                Err(bad) => return ClientError::Protocol(bad.0),
-            },
-            Some(Ok(Message::Close(frame))) => {
-                let why = closed(frame);
-                shared.end(why.clone());
-                // Reading on sends our half of the goodbye; then it is the relay's turn to hang up.
-                let hang_up = async { while let Some(Ok(_)) = stream.next().await {} };
-                tokio::time::timeout(HANG_UP_TIMEOUT, hang_up).await.ok();
-                return why;
+    /// After so long the relay is asked whether it is there; after the same again it is not.
+    silence: Duration,
+    to_ask: mpsc::WeakSender<Outbound>,
+}
+
+impl Reader<'_> {
+    /// Reads until the connection ends, and says why it did.
+    async fn run(mut self) -> ClientError {
+        let mut is_asked = false;
+        loop {
+            let heard = tokio::time::timeout(self.silence, self.stream.next()).await;
+            if heard.is_err() && !is_asked {
+                is_asked = true;
+                self.ask();
+                continue;
             }
-            // Pings are answered by tungstenite with the next read.
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return lost(error),
-            None => return ClientError::Lost("the relay ended the connection".to_owned()),
+            is_asked = false;
+            match heard {
+                Err(_silent) => {
+                    return ClientError::Lost("the relay sent nothing for too long".to_owned());
+                }
+                Ok(Some(Ok(Message::Binary(frame)))) => match decode_server_frame(&frame) {
+                    Ok(frame) => take(frame, self.shared, self.deliver.as_ref()).await,
+                    Err(bad) => return ClientError::Protocol(bad.0),
+                },
+                Ok(Some(Ok(Message::Close(frame)))) => {
+                    let why = closed(frame);
+                    self.shared.end(why.clone());
+                    // Reading on sends our half of the goodbye; then it is the relay's turn to hang up.
+                    let hang_up = async { while let Some(Ok(_)) = self.stream.next().await {} };
+                    tokio::time::timeout(HANG_UP_TIMEOUT, hang_up).await.ok();
+                    return why;
+                }
+                Ok(Some(Ok(Message::Pong(_)))) => self.shared.hear_pong(),
+                // Pings are answered by tungstenite with the next read.
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(error))) => return lost(error),
+                Ok(None) => return ClientError::Lost("the relay ended the connection".to_owned()),
+            }
+        }
+    }
+
+    /// Where frames wait to be written, nothing needs to be added: the relay answers none of them either.
+    fn ask(&self) {
+        if let Some(to_ask) = self.to_ask.upgrade() {
+            to_ask.try_send(Outbound::Ping).ok();
         }
     }
 }
@@ -323,6 +384,7 @@ async fn write_all(
         loop {
             match next {
                 Outbound::Frame(frame) => sink.feed(Message::Binary(frame)).await?,
+                Outbound::Ping => sink.feed(Message::Ping(Bytes::new())).await?,
                 Outbound::Close => {
                     let goodbye = CloseFrame {
                         code: CloseCode::Normal,

@@ -36,7 +36,7 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::connection::{Connection, Outbound};
+use self::connection::{Bounds, Connection, Outbound};
 pub use self::options::Options;
 use super::ClientError;
 use crate::clock::Clock;
@@ -97,7 +97,11 @@ impl Client {
             .map_err(|_| ClientError::Timeout)??;
         let (deliver, deliveries) = mpsc::channel(options.deliveries_max.max(1));
         let deliver = options.keeps_deliveries.then_some(deliver);
-        let (connection, run) = Connection::new(opened.socket, options.in_flight_max, deliver);
+        let bounds = Bounds {
+            in_flight_max: options.in_flight_max,
+            ping_after: options.ping_after,
+        };
+        let (connection, run) = Connection::new(opened.socket, bounds, deliver);
         Ok(Self {
             connection,
             deliveries: Mutex::new(deliveries),
@@ -126,8 +130,19 @@ impl Client {
     /// After [`ClientError::Timeout`], [`ClientError::Lost`] or [`ClientError::Closed`] the blob may
     /// or may not be stored.
     pub async fn submit(&self, mailbox: MailboxId, body: Bytes) -> Result<Stored, ClientError> {
+        self.submit_within(mailbox, body, self.answer_timeout).await
+    }
+
+    /// [`Client::submit`] that may take so long instead of [`Options::answer_timeout`]: a large blob on a
+    /// slow line takes its time.
+    pub async fn submit_within(
+        &self,
+        mailbox: MailboxId,
+        body: Bytes,
+        within: std::time::Duration,
+    ) -> Result<Stored, ClientError> {
         let answer = self.submit_unanswered(mailbox, &body);
-        tokio::time::timeout(self.answer_timeout, answer)
+        tokio::time::timeout(within, answer)
             .await
             .map_err(|_| ClientError::Timeout)?
     }
@@ -175,6 +190,13 @@ impl Client {
     /// [`Options::keeps_deliveries`] that it wants none.
     pub async fn next_delivery(&self) -> Option<Delivery> {
         self.deliveries.lock().await.recv().await
+    }
+
+    /// Waits until the relay has answered a ping. All that it wrote before has been heard then, however
+    /// long it took on the line. Protocol v1 does not say that a mailbox is empty; a mailbox from which
+    /// nothing came for a while counts as empty when a ping is answered and still nothing came.
+    pub async fn ping(&self) -> Result<(), ClientError> {
+        self.connection.ping().await
     }
 
     /// Tells the relay that the blob has arrived; the relay then deletes it. There is no answer;
@@ -468,5 +490,42 @@ mod tests {
             let error = connect(url.to_owned()).await;
             assert!(matches!(error, ClientError::Url(_)), "{url}: {error:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_falls_silent_is_asked_and_then_the_connection_is_lost() {
+        let mut options = Options::unsigned(mine());
+        options.ping_after = Duration::from_millis(50);
+        let (client, mut relay) = connected(options).await;
+        // Answers by reading on, as often as it is asked.
+        for _ in 0..3 {
+            let asked = relay.0.next().await.unwrap().unwrap();
+            assert!(asked.is_ping(), "{asked:?}");
+        }
+        assert_eq!(client.ended(), None);
+        // From here on nobody is there, and nobody says so.
+        let end = tokio::time::timeout(Duration::from_secs(20), client.next_delivery());
+        assert_eq!(end.await, Ok(None));
+        let why = client.ended().unwrap();
+        assert!(
+            matches!(&why, ClientError::Lost(why) if why.contains("sent nothing")),
+            "{why}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_pong_comes_behind_what_was_delivered_before() {
+        let (client, mut relay) = connected(Options::unsigned(mine())).await;
+        relay.deliver(1).await;
+        let answer = async { while let Some(Ok(_)) = relay.0.next().await {} };
+        tokio::select! {
+            () = answer => panic!("the client has left"),
+            pong = client.ping() => pong.unwrap(),
+        }
+        let delivered = tokio::time::timeout(Duration::ZERO, client.next_delivery());
+        assert!(delivered.await.unwrap().is_some());
+        drop(relay);
+        let why = client.ping().await.unwrap_err();
+        assert!(matches!(why, ClientError::Lost(_)), "{why:?}");
     }
 }

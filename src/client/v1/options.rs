@@ -35,6 +35,11 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long a submit may take.
     pub answer_timeout: Duration,
+    /// When nothing was heard from the relay for so long, it is asked whether it is there; after the same
+    /// time again without a sign the connection counts as lost. The relay pings by itself, every 30
+    /// seconds by default, so less than that makes for more traffic. A frame counts as heard when all of
+    /// it is there, so leave a slow line the time for a blob.
+    pub ping_after: Duration,
     /// Tells the time that goes into frames.
     pub clock: Clock,
 }
@@ -56,6 +61,8 @@ impl Options {
             deliveries_max: 64,
             connect_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(30),
+            // Twice this is two and a half of the relay's pings, as it waits for us.
+            ping_after: Duration::from_millis(37_500),
             clock: Clock::system(),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::SinkExt as _;
 use futures_util::future::join_all;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Message;
@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_util::task::AbortOnDropHandle;
 use vauchi_relay::client::{
-    Blob, Client, ClientError, Event, MailboxKey, Options, Receipts, Submitted,
+    Blob, Client, ClientError, Event, MailboxId, MailboxKey, Options, Receipts, Submitted, v1,
 };
 use vauchi_relay::protocol::v2;
 
@@ -304,4 +304,44 @@ fn who_waits_is_told_when_the_client_s_runtime_ends() {
         .unwrap()
         .block_on(in_time("the end", client.submit(&blob)));
     assert_eq!(told, Err(ClientError::Finished));
+}
+
+/// What a hotel's portal or a page for maintenance says to everything, until somebody has paid or is done.
+#[tokio::test]
+async fn what_has_not_shown_to_be_the_relay_keeps_a_client_away_for_a_minute_at_most() {
+    for (asked, wait) in [
+        ("Retry-After: 7\r\n", Some(7)),
+        ("Retry-After: 86400\r\n", Some(60)),
+        ("Retry-After: 99999999999999999999999\r\n", Some(60)),
+        ("Retry-After: Fri, 31 Dec 2027 23:59:59 GMT\r\n", Some(60)),
+        ("", None),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer =
+            format!("HTTP/1.1 503 Service Unavailable\r\n{asked}Content-Length: 0\r\n\r\n");
+        let portal = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                assert!(length > 0);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        };
+        let connect = async {
+            let v2 = Client::connect(Options::new([url(address)])).await;
+            let unsigned = v1::Options::unsigned(MailboxId::from_bytes([1; 32]));
+            let v1 = v1::Client::connect(&url(address), unsigned).await;
+            [v2.err().unwrap(), v1.err().unwrap()]
+        };
+        let errors = tokio::select! {
+            () = portal => unreachable!(),
+            errors = connect => errors,
+        };
+        for error in errors {
+            let told = error.retry_after().map(|after| after.as_secs());
+            assert_eq!(told, wait, "{asked:?}: {error:?}");
+        }
+    }
 }
