@@ -62,12 +62,19 @@ impl Guard {
         let given = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "));
+            .and_then(bearer);
         match (&self.token, given) {
             (Some(token), Some(given)) => is_same(given, token.expose()),
             _ => false,
         }
     }
+}
+
+/// The token after the scheme, whose name may be in any case (RFC 9110, 11.1).
+fn bearer(credentials: &str) -> Option<&str> {
+    let (scheme, token) = credentials.split_once(' ')?;
+    let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+    is_bearer.then(|| token.trim_start_matches(' '))
 }
 
 /// Whether the request was made on this machine. What a proxy on this machine passes on was not,
@@ -128,6 +135,14 @@ mod tests {
         let guard = Guard::new(Some(Token::new("swordfish")));
         assert!(!guard.has_token(&given));
         assert!(!guard.has_token(&headers("authorization", "swordfish")));
-        assert!(guard.has_token(&headers("authorization", "Bearer swordfish")));
+        for right in ["Bearer swordfish", "bearer swordfish", "BEARER  swordfish"] {
+            assert!(guard.has_token(&headers("authorization", right)), "{right}");
+        }
+        for wrong in ["Basic swordfish", "Bearerswordfish", "Bearer swordfish2"] {
+            assert!(
+                !guard.has_token(&headers("authorization", wrong)),
+                "{wrong}"
+            );
+        }
     }
 }

@@ -6,20 +6,23 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::{RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use axum::http::header::{
+    CONNECTION, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::task::TaskTracker;
 
 use super::forwarded::Proxies;
+use super::handshake;
 use super::watch::{WatchRules, Watched};
 use super::{Connection, RemoteAddress};
 use crate::limits::address::Address;
@@ -68,38 +71,33 @@ pub fn hard_cap(message_bytes_max: usize) -> usize {
     2 * message_bytes_max + 4 * 1024
 }
 
-/// Whether the client asks for a WebSocket.
-pub fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers
-        .get(UPGRADE)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
-}
-
 impl Upgrader {
     /// Answers an upgrade request and, when it is accepted, starts the session.
-    pub fn upgrade(&self, mut request: Request) -> Response {
-        let Some(RemoteAddress(peer)) = request.extensions().get().copied() else {
+    pub fn upgrade(&self, request: Request) -> Response {
+        let (mut request, _no_body) = request.into_parts();
+        let Some(RemoteAddress(peer)) = request.extensions.get().copied() else {
             return self.turn_away(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "the client's address is unknown\n",
             );
         };
-        let address = self.proxies.client(peer.ip(), request.headers());
-        let Some(version) = version_of(request.headers()) else {
+        let address = self.proxies.client(peer.ip(), &request.headers);
+        let Some(version) = version_of(&request.headers) else {
             return self.turn_away(
                 StatusCode::BAD_REQUEST,
                 "none of the offered subprotocols is supported; offer vauchi.relay.v2, or none to speak protocol v1\n",
             );
         };
-        let mut response = match create_response_with_body(&request, Body::empty) {
-            Ok(response) => response,
+        let accepted = match handshake::key(&request) {
+            Ok(key) => derive_accept_key(key.as_bytes()),
             Err(fault) => {
                 let why = format!("bad WebSocket handshake: {fault}\n");
                 let mut response = self.turn_away(StatusCode::BAD_REQUEST, &why);
                 // RFC 6455, 4.4: who speaks another version is told which one is spoken here.
-                response
-                    .headers_mut()
-                    .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                response.headers_mut().insert(
+                    SEC_WEBSOCKET_VERSION,
+                    HeaderValue::from_static(handshake::VERSION),
+                );
                 return response;
             }
         };
@@ -110,21 +108,15 @@ impl Upgrader {
                 return come_back_later(why);
             }
         };
-        let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
+        let Some(upgrade) = request.extensions.remove::<OnUpgrade>() else {
             return self.turn_away(
                 StatusCode::BAD_REQUEST,
                 "this connection cannot be upgraded\n",
             );
         };
-        if version == Version::V2 {
-            response.headers_mut().insert(
-                SEC_WEBSOCKET_PROTOCOL,
-                HeaderValue::from_static(v2::SUBPROTOCOL),
-            );
-        }
         self.sessions
             .spawn(self.clone().begin(upgrade, version, address, permit));
-        response
+        switching(version, accepted)
     }
 
     async fn begin(
@@ -162,14 +154,29 @@ impl Upgrader {
 /// What a client that offers these subprotocols speaks with us: v1 where it offers none. `None` when
 /// all that it offers is unknown.
 fn version_of(headers: &HeaderMap) -> Option<Version> {
-    let mut offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().peekable();
-    if offers.peek().is_none() {
+    if !headers.contains_key(SEC_WEBSOCKET_PROTOCOL) {
         return Some(Version::V1);
     }
-    let mut names = offers.flat_map(|offer| offer.as_bytes().split(|byte| *byte == b','));
-    names
-        .any(|name| name.trim_ascii() == v2::SUBPROTOCOL.as_bytes())
+    handshake::elements(headers, SEC_WEBSOCKET_PROTOCOL)
+        .any(|name| name == v2::SUBPROTOCOL.as_bytes())
         .then_some(Version::V2)
+}
+
+/// The answer that accepts an upgrade.
+fn switching(version: Version, accepted: String) -> Response {
+    let headers = [
+        (CONNECTION, "Upgrade"),
+        (UPGRADE, "websocket"),
+        (SEC_WEBSOCKET_ACCEPT, accepted.as_str()),
+    ];
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
+    if version == Version::V2 {
+        response.headers_mut().insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(v2::SUBPROTOCOL),
+        );
+    }
+    response
 }
 
 /// 503 when the relay is full, 429 when the client's address has had its share.

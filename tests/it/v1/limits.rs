@@ -199,6 +199,41 @@ async fn an_offered_subprotocol_is_answered_with_what_is_spoken() {
     }
 }
 
+/// RFC 9110, 5.3 and 5.6.1; Firefox sends `keep-alive, Upgrade`, and proxies split and join such lists.
+#[tokio::test]
+async fn an_upgrade_is_accepted_in_every_shape_that_its_headers_may_have() {
+    let relay = Relay::start(&[]).await;
+    for (usual, other) in [
+        (
+            "Connection: Upgrade",
+            "Connection: keep-alive\r\nConnection: Upgrade",
+        ),
+        ("Connection: Upgrade", "Connection: keep-alive,\tupgrade"),
+        ("Connection: Upgrade", "connection:\t,keep-alive ,UPGRADE,"),
+        ("Upgrade: websocket", "Upgrade: websocket, h2c"),
+        ("Upgrade: websocket", "Upgrade: h2c\r\nUpgrade: WebSocket"),
+        ("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version:\t13 "),
+        ("GET / HTTP", "GET http://relay/ HTTP"),
+        (
+            "Host: relay",
+            "Host: relay\r\nSec-WebSocket-Protocol: other\r\nSec-WebSocket-Protocol:\tx,,vauchi.relay.v2",
+        ),
+    ] {
+        let request = upgrade_request("/", |request| request.replace(usual, other));
+        let mut stream = TcpStream::connect(relay.running.clients).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = [0; 128];
+        let length = stream.read(&mut head).await.unwrap();
+        let head = String::from_utf8_lossy(&head[..length]);
+        assert!(head.starts_with("HTTP/1.1 101"), "{other:?}: {head}");
+        let accept = "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=";
+        assert!(
+            head.to_lowercase().contains(accept),
+            "RFC 6455, 1.3: {head}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_bad_upgrade_is_answered_in_clear_words() {
     let relay = Relay::start(&[]).await;
