@@ -13,6 +13,7 @@ use bytes::Bytes;
 use chacha20poly1305::aead::Aead as _;
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
 
+use crate::filesystem::place::put_in_place;
 use crate::ids::{BlobId, MailboxHash, MailboxId, Topic};
 
 /// The file of the secret in the data directory: 64 hexadecimal digits.
@@ -146,7 +147,7 @@ impl Secret {
     /// Writes the secret to a file that is not there yet, with mode 0600; file and folder are fsynced.
     pub fn write_new(&self, path: &Path) -> io::Result<()> {
         let text = self.file_text();
-        // Written beside, under a name of its own, and then linked: a start that is killed in the
+        // Written beside, under a name of its own, and then put in place: a start that is killed in the
         // middle leaves no half of a secret, and of two starts at once one is first. The draft is ours
         // once it is opened, and is removed also when it cannot be written.
         let draft = path.with_extension(format!("{:016x}.draft", rand::random::<u64>()));
@@ -155,16 +156,15 @@ impl Secret {
             .create_new(true)
             .mode(0o600)
             .open(&draft)?;
-        let linked = file
+        let placed = file
             .write_all(text.as_bytes())
             .and_then(|()| file.sync_all())
-            .and_then(|()| fs::hard_link(&draft, path));
-        fs::remove_file(&draft)?;
-        linked?;
-        if let Some(folder) = path.parent() {
-            fs::File::open(folder)?.sync_all()?;
+            .and_then(|()| put_in_place(&draft, path));
+        match fs::remove_file(&draft) {
+            // Renamed where there are no links.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => placed,
         }
-        Ok(())
     }
 
     /// The relay's public key: who it is to v2 clients. Relays that share a secret are one relay.

@@ -1,4 +1,7 @@
-//! What the file system under a folder is like: how much is free on it, and of which kind it is.
+//! What the file system under a folder is like: how much is free on it, and of which kind it is; and
+//! `place`, which gives finished files their names on all kinds.
+
+pub mod place;
 
 use std::io;
 use std::path::Path;
