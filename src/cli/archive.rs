@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::banner::in_bytes;
-use super::scratch::folder_of;
 use crate::clock::Timestamp;
 use crate::filesystem;
+use crate::filesystem::place::folder_of;
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::DATABASE_FILE;
 
@@ -27,6 +27,9 @@ const CHECKSUMS: &str = "checksums.b3";
 
 /// No file of an archive but the database is as large.
 const SMALL_BYTES_MAX: u64 = 64 * 1024;
+
+/// What an extended header may have. One that a person's tar adds has some lines, with a time or a name.
+const EXTENDED_BYTES_MAX: u64 = 64 * 1024;
 
 /// A tar is made of blocks, and two of them with zeros end it.
 const BLOCK_BYTES: u64 = 512;
@@ -237,6 +240,32 @@ fn known_name(entry: &tar::Entry<'_, impl Read>) -> Result<&'static str, ReadErr
         .ok_or_else(|| ReadError::Foreign("it contains an unexpected file".to_owned()))
 }
 
+/// Reads an extended header that changes nothing for us. One that does is an error: it is needed only for
+/// what no backup has, long names and holes, and by some programs for files over 8 GiB.
+fn pass_over(entry: &mut tar::Entry<'_, impl Read>) -> Result<(), ReadError> {
+    let foreign = |what: &str| ReadError::Foreign(what.to_owned());
+    let size = entry.size();
+    if size > EXTENDED_BYTES_MAX {
+        return Err(foreign("an extended header of it is too long"));
+    }
+    let mut bytes = Vec::new();
+    entry.read_to_end(&mut bytes)?;
+    if (bytes.len() as u64) < size {
+        return Err(ReadError::CutOff);
+    }
+    for record in tar::PaxExtensions::new(&bytes) {
+        let record = record.map_err(|error| ReadError::Damaged(error.to_string()))?;
+        let key = record.key_bytes();
+        if [b"path" as &[u8], b"size", b"linkpath"].contains(&key) || key.starts_with(b"GNU.sparse")
+        {
+            return Err(foreign(
+                "an extended header of it replaces a file's name or size; pack it again with tar --format=gnu",
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl Found {
     /// Reads everything; where the last file ends.
     fn take_all(
@@ -247,7 +276,9 @@ impl Found {
     ) -> Result<u64, ReadError> {
         let mut tar = tar::Archive::new(from);
         let mut end = 0;
-        for entry in tar.entries()? {
+        // Raw, because otherwise the library reads extended headers by itself, and takes as much memory as
+        // they say that they have.
+        for entry in tar.entries()?.raw(true) {
             let mut entry = entry.map_err(|error| match end {
                 0 => ReadError::Foreign(
                     "it is not a tar archive, or its beginning is damaged".to_owned(),
@@ -255,8 +286,13 @@ impl Found {
                 _ => ReadError::Damaged(error.to_string()),
             })?;
             end = entry.raw_file_position() + entry.size().next_multiple_of(BLOCK_BYTES);
-            if entry.header().entry_type().is_dir() {
-                // Of somebody who has packed the files again by hand.
+            // Of somebody who has packed the files again by hand.
+            let kind = entry.header().entry_type();
+            if kind.is_dir() {
+                continue;
+            }
+            if kind.is_pax_local_extensions() || kind.is_pax_global_extensions() {
+                pass_over(&mut entry)?;
                 continue;
             }
             let name = known_name(&entry)?;
@@ -439,5 +475,98 @@ impl<T: Write> Write for Counting<T> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tar::EntryType;
+
+    use super::*;
+
+    fn header(kind: EntryType, name: &str, size: u64) -> tar::Header {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_path(name).unwrap();
+        header.set_size(size);
+        header.set_cksum();
+        header
+    }
+
+    /// Reads an archive that begins with `bytes` and goes on with zeros for 1 GiB; why it is refused, and how much
+    /// of it was read.
+    fn refused(bytes: &[u8]) -> (String, u64) {
+        let folder = tempfile::tempdir().unwrap();
+        let endless = bytes.chain(io::repeat(0).take(1 << 30));
+        let mut counted = Counting::new(endless);
+        let database = folder.path().join(DATABASE_FILE);
+        let error = unpack(&mut counted, database, |_, _| {}).unwrap_err();
+        (error.to_string(), counted.bytes)
+    }
+
+    #[test]
+    fn no_header_makes_us_read_or_hold_what_it_says() {
+        for kind in [
+            EntryType::GNULongName,
+            EntryType::GNULongLink,
+            EntryType::XHeader,
+            EntryType::XGlobalHeader,
+            EntryType::GNUSparse,
+            EntryType::Symlink,
+            EntryType::new(b'X'),
+        ] {
+            let (why, read) = refused(header(kind, "x", 1 << 30).as_bytes());
+            assert!(
+                why.starts_with("not a vauchi-relay backup"),
+                "{kind:?}: {why}"
+            );
+            assert!(read <= 4 * BLOCK_BYTES, "{kind:?}: {read}");
+        }
+        let small = refused(header(EntryType::Regular, MANIFEST, 1 << 30).as_bytes());
+        assert!(
+            small.0.contains("too long") && small.1 <= 4 * BLOCK_BYTES,
+            "{small:?}"
+        );
+    }
+
+    /// A chain of extended headers of sparse files, each of which says that one more follows.
+    #[test]
+    fn sparse_headers_are_not_followed() {
+        let mut first = header(EntryType::GNUSparse, DATABASE_FILE, 512);
+        first.as_gnu_mut().unwrap().set_is_extended(true);
+        first.set_cksum();
+        let mut more = tar::GnuExtSparseHeader::new();
+        more.isextended = [1];
+        let bytes = [first.as_bytes().as_slice(), &more.as_bytes().repeat(1_000)].concat();
+        let (why, read) = refused(&bytes);
+        assert!(
+            why.contains("unexpected file") && read <= 4 * BLOCK_BYTES,
+            "{why} {read}"
+        );
+    }
+
+    #[test]
+    fn an_extended_header_of_a_packer_is_passed_over_and_one_that_changes_a_file_is_not() {
+        let with = |record: &str| {
+            let header = header(EntryType::XHeader, "x", record.len() as u64);
+            let mut bytes = header.as_bytes().to_vec();
+            bytes.extend(record.as_bytes());
+            bytes.resize(1_024, 0);
+            refused(&bytes)
+        };
+        // Then come zeros, which end the archive.
+        let (why, _) = with("20 mtime=1764450000\n");
+        assert!(why.contains("incomplete"), "{why}");
+        for changes in [
+            "13 size=9000\n",
+            "17 path=relay.db\n",
+            "22 GNU.sparse.major=1\n",
+        ] {
+            let (why, read) = with(changes);
+            assert!(
+                why.contains("--format=gnu") && read <= 8 * BLOCK_BYTES,
+                "{why} {read}"
+            );
+        }
     }
 }
