@@ -11,12 +11,13 @@ use anyhow::{Context as _, bail};
 use super::archive::{self, Manifest, ROOM_BESIDE, in_blobs};
 use super::banner::{full_path, in_bytes};
 use super::progress::Progress;
-use super::scratch::{Scratch, folder_of, name_what_was_left, put_in_place};
+use super::scratch::{Scratch, name_what_was_left};
 use super::verify::{self, From};
-use super::{Usage, interrupted, settings};
+use super::{Usage, interrupted, say, settings};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::filesystem;
+use crate::filesystem::place::{folder_of, put_in_place};
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::DATABASE_FILE;
 use crate::store::sqlite::backup::{Copy, Serving, log_bytes};
@@ -82,22 +83,25 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let name = path
         .as_deref()
         .map_or("standard output".to_owned(), full_path);
-    eprintln!(
+    say::note(format_args!(
         "backed up {} as of {} to {name}: {}, {:.1} s",
         in_blobs(manifest.blobs),
         manifest.created_at,
         in_bytes(bytes),
         began.elapsed().as_secs_f64(),
-    );
-    eprintln!(
-        "the backup contains the relay's secret: keep it as safe as the relay's own disk, and encrypt it before you copy it elsewhere"
+    ));
+    say::note(
+        "the backup contains the relay's secret: keep it as safe as the relay's own disk, and encrypt it before you copy it elsewhere",
     );
     if let Some(path) = path {
-        // For scripts: which file it is.
-        writeln!(io::stdout(), "{}", path.display()).ok();
+        // For scripts: which file it is. A backup that is whole is not deleted because of its name.
+        let told = say::line(path.display());
         if args.verify {
             verify::run_on(&From::File(path), args.temp_dir.as_deref()).await?;
         }
+        told.with_context(|| {
+            format!("the backup {name} is complete, but its name cannot be told")
+        })?;
     }
     Ok(())
 }

@@ -1,12 +1,11 @@
 //! `vauchi-relay check`: shows the settings as a start would have them, and tries what it needs.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use serde_json::{Value, json};
 
-use super::exit;
 use super::preflight::{self, Finding, Level};
+use super::{exit, failure, say};
 use crate::config::{Config, ConfigError, InForce, Loaded, Origin};
 
 /// Print the effective settings, and test disk, secret, ports and limits without starting the relay.
@@ -17,7 +16,7 @@ use crate::config::{Config, ConfigError, InForce, Loaded, Origin};
 pub(crate) struct Args {
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 const SETTINGS: &str = "settings";
@@ -32,24 +31,34 @@ struct Report {
 pub(super) fn run(args: &Args) -> u8 {
     let loaded = match Config::from_env() {
         Ok(loaded) => loaded,
-        Err(faults) if args.json => {
-            print(&faults_as_json(&faults));
-            return exit::SETTINGS;
-        }
+        Err(faults) if args.json => return printed(&faults_as_json(&faults), exit::SETTINGS),
         Err(faults) => {
-            eprintln!("{faults}");
+            say::note(faults);
             return exit::SETTINGS;
         }
     };
     let report = Report::of(loaded);
-    print(&if args.json {
-        report.as_json()
-    } else {
-        report.as_text()
-    });
-    match report.worst() {
-        Level::Ok | Level::Warn => exit::DRAINED,
-        Level::Fail => exit::FAILED,
+    let text = match args.json {
+        true => report.as_json(),
+        false => report.as_text(),
+    };
+    printed(
+        &text,
+        match report.worst() {
+            Level::Ok | Level::Warn => exit::DRAINED,
+            Level::Fail => exit::FAILED,
+        },
+    )
+}
+
+/// The exit code, unless the report cannot be written: one that is cut off must not pass for good.
+fn printed(text: &str, code: u8) -> u8 {
+    match say::page(text.as_bytes()) {
+        Ok(()) => code,
+        Err(error) => {
+            say::note(format_args!("vauchi-relay: {error:#}"));
+            exit::FAILED
+        }
     }
 }
 
@@ -154,11 +163,10 @@ fn finding_as_json(finding: &Finding) -> Value {
 }
 
 fn faults_as_json(faults: &ConfigError) -> String {
-    let whole = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "outcome": "fail",
-        "faults": faults.faults(),
-    });
+    let mut whole = failure::usage_as_json(&faults.to_string());
+    whole["version"] = env!("CARGO_PKG_VERSION").into();
+    whole["outcome"] = "fail".into();
+    whole["faults"] = json!(faults.faults());
     format!("{whole:#}\n")
 }
 
@@ -173,9 +181,4 @@ fn word(level: Level) -> &'static str {
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     // Writing to a string does not fail.
     writeln!(text, "{line}").ok();
-}
-
-fn print(text: &str) {
-    // A reader that closed the pipe does not want more; the exit code still tells.
-    std::io::stdout().write_all(text.as_bytes()).ok();
 }

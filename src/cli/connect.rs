@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::failure::{Refused, seconds};
 use super::{Usage, keygen};
 use crate::client::{Client, ClientError, MailboxId, MailboxKey, Opened, Options, Receipts, v1};
 use crate::ids::parse_hex;
@@ -28,6 +29,10 @@ const SLOW_BYTES: u64 = 64 << 10;
 
 /// The most that any relay can be set to take as one blob.
 const BLOB_BYTES_MAX: usize = 64 << 20;
+
+/// The frame of v1 that such a blob may come in: v1 writes bytes as numbers, up to three digits and a comma
+/// each, and some words around them.
+const V1_FRAME_BYTES_MAX: usize = 4 * BLOB_BYTES_MAX + (64 << 10);
 
 /// Where relays are, and how to see that it is them.
 #[derive(Debug, Clone, clap::Args)]
@@ -68,6 +73,7 @@ impl Relays {
             bail!(Usage("protocol v1 takes only one --relay".to_owned()))
         };
         options.authorities.clone_from(&self.ca);
+        options.message_bytes_max = V1_FRAME_BYTES_MAX;
         let connected = v1::Client::connect(relay, options).await;
         connected.map_err(|error| not_connected(relay, error))
     }
@@ -76,6 +82,11 @@ impl Relays {
 /// How long a request may go without an answer when it and what is ahead of it have so many bytes.
 pub(super) fn answer_within(bytes: u64) -> Duration {
     ANSWER_WITHIN + Duration::from_secs(bytes.div_ceil(SLOW_BYTES))
+}
+
+/// As [`answer_within`], for a blob in a frame of v1.
+pub(super) fn v1_answer_within(bytes: u64) -> Duration {
+    answer_within(bytes.saturating_mul(4))
 }
 
 /// Opens the mailboxes of these keys, all or it fails.
@@ -160,33 +171,30 @@ async fn read(from: &mut (impl AsyncRead + Unpin), name: &str) -> anyhow::Result
 
 /// Why there is no connection, and what to do.
 fn not_connected(relay: &str, error: ClientError) -> anyhow::Error {
-    match error {
-        ClientError::Url(why) => anyhow::anyhow!("--relay {relay}: {why}"),
-        error @ ClientError::Unreachable(_) => anyhow::anyhow!(
+    let text = match &error {
+        ClientError::Url(why) => format!("--relay {relay}: {why}"),
+        ClientError::Unreachable(_) => format!(
             "{error}\nIs a relay running at {relay}? `vauchi-relay` starts one; --relay names another."
         ),
         ClientError::Timeout => {
-            anyhow::anyhow!("{relay} does not answer; check its address and the firewall")
+            format!("{relay} does not answer; check its address and the firewall")
         }
-        error @ ClientError::Certificates(_) => anyhow::anyhow!("--ca: {error}"),
-        error @ ClientError::Untrusted(_) => anyhow::anyhow!(
-            "{relay}: {error}\n--ca names a file with the certificate of its authority."
-        ),
-        error => explained(&format!("{relay} refused the connection"), error),
-    }
+        ClientError::Certificates(_) => format!("--ca: {error}"),
+        ClientError::Untrusted(_) => {
+            format!("{relay}: {error}\n--ca names a file with the certificate of its authority.")
+        }
+        _ => return explained(&format!("{relay} refused the connection"), error),
+    };
+    Refused::error(text, error)
 }
 
 /// What failed, why, and whether to try again.
 pub(super) fn explained(what: &str, error: ClientError) -> anyhow::Error {
     let again = match error.retry_after() {
-        Some(after) => {
-            // Rounded up: a wait that is too short is refused again.
-            let seconds = after.as_millis().div_ceil(1_000);
-            format!("\nRetry in {seconds} s.")
-        }
+        Some(after) => format!("\nRetry in {} s.", seconds(after)),
         None => String::new(),
     };
-    anyhow::anyhow!("{what}: {error}{again}")
+    Refused::error(format!("{what}: {error}{again}"), error)
 }
 
 #[cfg(test)]

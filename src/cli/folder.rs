@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::scratch::{Scratch, folder_of, name_what_was_left, put_in_place};
+use super::scratch::{Scratch, name_what_was_left};
+use crate::filesystem::place::{folder_of, put_in_place};
 
 /// Where files are put.
 #[derive(Debug)]

@@ -8,9 +8,10 @@ use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
 use serde_json::json;
 
-use super::Usage;
-use super::scratch::{Scratch, folder_of, name_what_was_left, put_in_place};
+use super::scratch::{Placed, Scratch, name_what_was_left};
+use super::{Usage, say};
 use crate::client::{MailboxId, MailboxKey};
+use crate::filesystem::place::{folder_of, put_in_place};
 use crate::ids::parse_hex;
 
 /// The first word in a key file.
@@ -42,21 +43,27 @@ pub(crate) struct Args {
 
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
-/// Makes a key, unless there is one, and prints its mailbox.
+/// Makes a key, unless there is one, and prints its mailbox. A key whose address cannot be told is removed
+/// again, so that the same command works the next time.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let mut made = Placed::default();
     let key = match args.show {
         true => read(&args.file)?,
-        false => make(args)?,
+        false => {
+            let key = make(args)?;
+            made.add(args.file.clone());
+            key
+        }
     };
     let address = address(&key.mailbox());
-    let mut out = std::io::stdout();
     match args.json {
-        true => writeln!(out, "{}", json!({ "mailbox": address }))?,
-        false => writeln!(out, "{address}")?,
+        true => say::line(json!({ "mailbox": address }))?,
+        false => say::line(address)?,
     }
+    made.keep();
     Ok(())
 }
 

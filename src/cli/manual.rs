@@ -11,7 +11,7 @@ use clap_complete::{Generator, Shell};
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 
-use super::exit;
+use super::{exit, say};
 use crate::config::{SETTINGS, Setting};
 
 /// Print the manual page, in the format of man(7).
@@ -36,10 +36,11 @@ pub(super) fn completions(args: &CompletionsArgs, command: Command) -> u8 {
 }
 
 fn printed(made: io::Result<Vec<u8>>) -> u8 {
-    match made.and_then(|text| io::stdout().write_all(&text)) {
+    let made = made.map_err(anyhow::Error::from);
+    match made.and_then(|text| say::page(&text)) {
         Ok(()) => exit::DRAINED,
         Err(error) => {
-            eprintln!("vauchi-relay: {error}");
+            say::note(format_args!("vauchi-relay: {error:#}"));
             exit::FAILED
         }
     }

@@ -5,9 +5,9 @@
 //! `extend`), `purge`, `unpin` and `recovery` `connect` to relays, for scripts and by hand, and what they
 //! collect goes to a `folder`; `healthcheck` is for probes; `manual` makes the manual page and the
 //! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
-//! unfinished files) and `progress` (what a terminal is shown meanwhile). `exit` lists the exit codes,
-//! `descriptors` counts what connections take of the system, `container` tells whether data goes with
-//! one.
+//! unfinished files) and `progress` (what a terminal is shown meanwhile). Every command writes by `say`
+//! and fails with a `failure`. `exit` lists the exit codes, `descriptors` counts what connections take of
+//! the system, `container` tells whether data goes with one.
 
 mod archive;
 mod backup;
@@ -17,6 +17,7 @@ mod connect;
 mod container;
 pub mod descriptors;
 pub mod exit;
+mod failure;
 mod folder;
 mod healthcheck;
 mod keygen;
@@ -27,6 +28,7 @@ mod purge;
 mod receive;
 mod recovery;
 mod restore;
+mod say;
 mod scratch;
 mod send;
 mod serve;
@@ -34,6 +36,8 @@ mod unpin;
 mod verify;
 mod withdraw;
 
+use std::io::{ErrorKind, Write as _};
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -45,6 +49,10 @@ use crate::config::Config;
 ///
 /// Without a command it runs the relay. Settings are RELAY_* environment variables;
 /// docs/configuration.md and vauchi-relay(1) list them.
+///
+/// With --json, a command that fails prints `{"kind": "error", "code": …, "text": …, "retry_after": …}` to
+/// standard output. The code is the relay's, or one of docs/errors.md; retry_after is in seconds, or
+/// null if a retry does not help.
 ///
 /// Exit codes: 0 success, or drained and stopped; 1 the relay could not start, or the command failed; 2
 /// invalid settings or arguments; 3 stopped before the drain was complete.
@@ -80,31 +88,86 @@ enum Command {
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
-    let code = match Arguments::parse().command.unwrap_or(Command::Serve) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return ExitCode::from(not_parsed(&error)),
+    };
+    let command = arguments.command.unwrap_or(Command::Serve);
+    let is_json = command.is_json();
+    let on_one_thread = |work: Pin<Box<dyn Future<Output = anyhow::Result<()>>>>| {
+        outcome_on_one_thread(is_json, work)
+    };
+    let code = match command {
         Command::Serve => serve::run(),
         Command::Check(args) => check::run(&args),
-        Command::Keygen(args) => on_one_thread(async move { keygen::run(&args) }),
-        Command::Send(args) => on_one_thread(send::run(args)),
-        Command::Receive(args) => on_one_thread(receive::run(args)),
-        Command::Cancel(args) => on_one_thread(withdraw::cancel(args)),
-        Command::Extend(args) => on_one_thread(withdraw::extend(args)),
-        Command::Purge(args) => on_one_thread(purge::run(args)),
-        Command::Unpin(args) => on_one_thread(unpin::run(args)),
-        Command::Recovery(args) => on_one_thread(recovery::run(args)),
-        Command::Healthcheck(args) => on_one_thread(healthcheck::run(args)),
-        Command::Backup(args) => on_one_thread(backup::run(args)),
-        Command::Verify(args) => on_one_thread(verify::run(args)),
-        Command::Restore(args) => on_one_thread(restore::run(args)),
+        Command::Keygen(args) => on_one_thread(Box::pin(async move { keygen::run(&args) })),
+        Command::Send(args) => on_one_thread(Box::pin(send::run(args))),
+        Command::Receive(args) => on_one_thread(Box::pin(receive::run(args))),
+        Command::Cancel(args) => on_one_thread(Box::pin(withdraw::cancel(args))),
+        Command::Extend(args) => on_one_thread(Box::pin(withdraw::extend(args))),
+        Command::Purge(args) => on_one_thread(Box::pin(purge::run(args))),
+        Command::Unpin(args) => on_one_thread(Box::pin(unpin::run(args))),
+        Command::Recovery(args) => on_one_thread(Box::pin(recovery::run(args))),
+        Command::Healthcheck(args) => on_one_thread(Box::pin(healthcheck::run(args))),
+        Command::Backup(args) => on_one_thread(Box::pin(backup::run(args))),
+        Command::Verify(args) => on_one_thread(Box::pin(verify::run(args))),
+        Command::Restore(args) => on_one_thread(Box::pin(restore::run(args))),
         Command::Man(_) => manual::man(Arguments::command()),
         Command::Completions(args) => manual::completions(&args, Arguments::command()),
     };
     ExitCode::from(code)
 }
 
+impl Command {
+    /// Whether a program reads what it says.
+    fn is_json(&self) -> bool {
+        match self {
+            Self::Check(args) => args.json,
+            Self::Keygen(args) => args.json,
+            Self::Send(args) => args.json,
+            Self::Receive(args) => args.json,
+            Self::Cancel(args) => args.is_json(),
+            Self::Extend(args) => args.is_json(),
+            Self::Purge(args) => args.json,
+            Self::Unpin(args) => args.json,
+            Self::Recovery(args) => args.is_json(),
+            Self::Serve | Self::Healthcheck(_) | Self::Backup(_) | Self::Verify(_) => false,
+            Self::Restore(_) | Self::Man(_) | Self::Completions(_) => false,
+        }
+    }
+}
+
+/// Prints the help that was asked for, or what is wrong with the arguments.
+fn not_parsed(error: &clap::Error) -> u8 {
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    if error.use_stderr() {
+        if std::env::args_os().any(|word| word == "--json") {
+            let text = error.render().to_string();
+            let text = text.lines().next().unwrap_or_default();
+            let text = text.trim_start_matches("error: ");
+            // The exit code says it, too.
+            say::line(failure::usage_as_json(text)).ok();
+        }
+        return exit::SETTINGS;
+    }
+    match printed {
+        Err(fault) if fault.kind() != ErrorKind::BrokenPipe => {
+            say::note(format_args!("vauchi-relay: {}: {fault}", say::NOT_WRITTEN));
+            exit::FAILED
+        }
+        _ => exit::DRAINED,
+    }
+}
+
 /// The arguments or the settings are wrong; the text says which.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
+
+/// A signal ended the command; the text says what is left.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Interrupted(&'static str);
 
 /// The settings, for a command that is no server.
 fn settings() -> anyhow::Result<Config> {
@@ -115,7 +178,7 @@ fn settings() -> anyhow::Result<Config> {
 /// Comes with a signal to stop; what is half done is removed by whoever is dropped then.
 async fn interrupted() -> anyhow::Error {
     match stop_signal().await {
-        Ok(()) => anyhow::anyhow!("interrupted; no files are left behind"),
+        Ok(()) => Interrupted("interrupted; no unfinished files are left behind").into(),
         Err(error) => anyhow::Error::from(error).context("cannot listen for signals"),
     }
 }
@@ -131,7 +194,7 @@ async fn stop_signal() -> std::io::Result<()> {
 }
 
 /// Runs a command that is no server; one thread is enough for it.
-fn on_one_thread(command: impl Future<Output = anyhow::Result<()>>) -> u8 {
+fn outcome_on_one_thread(is_json: bool, command: impl Future<Output = anyhow::Result<()>>) -> u8 {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -147,11 +210,20 @@ fn on_one_thread(command: impl Future<Output = anyhow::Result<()>>) -> u8 {
     match outcome {
         Ok(()) => exit::DRAINED,
         Err(error) => {
-            eprintln!("vauchi-relay: {error:#}");
+            failed(&error, is_json);
             match error.downcast_ref::<Usage>() {
                 Some(_) => exit::SETTINGS,
                 None => exit::FAILED,
             }
         }
+    }
+}
+
+/// Says why something failed: to people and, if one is there, to the program that reads along.
+fn failed(error: &anyhow::Error, is_json: bool) {
+    say::note(format_args!("vauchi-relay: {error:#}"));
+    if is_json {
+        // Where the answer cannot be written the exit code says it.
+        say::line(failure::as_json(error)).ok();
     }
 }

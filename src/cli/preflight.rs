@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::banner::{full_path, in_bytes};
 use super::container;
 use super::descriptors::Descriptors;
+use super::say;
 use crate::config::{Config, StorageBackend};
 use crate::filesystem::{self, Kind};
 use crate::secrets::{SECRET_FILE, Secret, SecretError};
@@ -107,7 +108,10 @@ fn storage(config: &Config) -> Vec<Finding> {
     findings.extend(volume(config));
     findings.extend(room(config, &folder));
     match Trial::begin(&folder) {
-        Ok(mut trial) => findings.push(trial.finding()),
+        Ok(mut trial) => {
+            findings.extend(trial.links());
+            findings.push(trial.finding());
+        }
         // That it cannot be written to is the one thing to say of it.
         Err(error) => {
             findings[0] = Finding::fail(
@@ -275,6 +279,16 @@ impl Trial {
         }
     }
 
+    /// Only where a file cannot have two names, as on FAT and exFAT. Finished files are renamed there.
+    fn links(&self) -> Option<Finding> {
+        let second = self.path.with_extension("link");
+        match fs::hard_link(&self.path, &second) {
+            Ok(()) => remove(&second),
+            Err(_) => return Some(Finding::warn("file names", NO_LINKS)),
+        }
+        None
+    }
+
     /// How long each write took to be on the disk.
     fn times(&mut self) -> io::Result<Vec<Duration>> {
         let page = [0x5A; SYNC_BYTES];
@@ -291,11 +305,17 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            eprintln!("cannot remove {}: {error}", self.path.display());
-        }
+        remove(&self.path);
     }
 }
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        say::note(format_args!("cannot remove {}: {error}", path.display()));
+    }
+}
+
+const NO_LINKS: &str = "this file system has no hard links (FAT or exFAT?): the relay works on it, but it keeps no permissions either; mount it with umask=077 and the relay's user as its owner, so that no other user reads relay.secret";
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();

@@ -1,13 +1,11 @@
 //! `vauchi-relay purge`: deletes all that waits in mailboxes that are proven to be ours.
 
-use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use serde_json::json;
 
 use super::connect::{Relays, explained, keys, open};
-use super::keygen;
+use super::{keygen, say};
 use crate::client::Receipts;
 
 /// Delete everything that waits in your mailboxes, unread.
@@ -31,7 +29,7 @@ pub(super) struct Args {
 
     /// Print one JSON object per line and mailbox
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Deletes, and tells how much.
@@ -46,16 +44,15 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let mailboxes: Vec<_> = keys.iter().map(|key| key.mailbox()).collect();
     let purged = client.purge(&mailboxes).await;
     let purged = purged.map_err(|error| explained("the purge may be incomplete", error))?;
-    let mut out = std::io::stdout();
     for purged in purged {
         let mailbox = keygen::address(&purged.mailbox);
         let (blobs, receipts) = (purged.blobs, purged.receipts);
-        let said = json!({ "mailbox": mailbox, "blobs": blobs, "receipts": receipts });
-        let written = match args.json {
-            true => writeln!(out, "{said}"),
-            false => writeln!(out, "purged {mailbox}: {blobs} blobs, {receipts} receipts"),
-        };
-        written.context("cannot write to standard output")?;
+        match args.json {
+            true => say::line(json!({ "mailbox": mailbox, "blobs": blobs, "receipts": receipts }))?,
+            false => say::line(format_args!(
+                "purged {mailbox}: {blobs} blobs, {receipts} receipts"
+            ))?,
+        }
     }
     client.close().await.ok();
     Ok(())

@@ -1,6 +1,5 @@
 //! `vauchi-relay recovery put` and `get`: proofs under the hash of a lost key.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -9,8 +8,8 @@ use serde_json::json;
 
 use super::connect::{Relays, explained, open, parse_32_bytes, read_file};
 use super::folder::Folder;
-use super::keygen;
 use super::receive::print;
+use super::{interrupted, keygen, say};
 use crate::client::{FoundProof, Receipts};
 
 /// Store a recovery proof under the hash of a lost key, or look such proofs up.
@@ -78,7 +77,10 @@ struct GetArgs {
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Put(args) => put(args).await,
-        Command::Get(args) => get(args).await,
+        Command::Get(args) => tokio::select! {
+            got = get(args) => got,
+            error = interrupted() => Err(error),
+        },
     }
 }
 
@@ -91,13 +93,10 @@ async fn put(args: PutArgs) -> anyhow::Result<()> {
     let expires_at = kept.map_err(|error| explained("the relay did not store the proof", error))?;
     client.close().await.ok();
     let hash = HEXLOWER.encode(&args.hash);
-    let said = json!({ "key_hash": hash, "expires_at": expires_at.millis() });
-    let mut out = std::io::stdout();
-    let written = match args.json {
-        true => writeln!(out, "{said}"),
-        false => writeln!(out, "kept {hash}"),
-    };
-    written.context("cannot write to standard output")
+    match args.json {
+        true => say::line(json!({ "key_hash": hash, "expires_at": expires_at.millis() })),
+        false => say::line(format_args!("kept {hash}")),
+    }
 }
 
 async fn get(args: GetArgs) -> anyhow::Result<()> {
@@ -113,6 +112,15 @@ async fn get(args: GetArgs) -> anyhow::Result<()> {
         anyhow::bail!("more proofs exist than fit into one answer; ask for fewer hashes");
     }
     Ok(())
+}
+
+impl Args {
+    pub(super) fn is_json(&self) -> bool {
+        match &self.command {
+            Command::Put(args) => args.json,
+            Command::Get(args) => args.json,
+        }
+    }
 }
 
 impl GetArgs {
@@ -139,11 +147,11 @@ impl GetArgs {
                 "proof": proof,
                 "file": file,
             });
-            writeln!(std::io::stdout(), "{said}").context("cannot write to standard output")
+            say::line(said)
         } else if file.is_some() {
             Ok(())
         } else {
-            print(&found.proof).context("cannot write to standard output")
+            print(&found.proof).context(say::NOT_WRITTEN)
         }
     }
 }

@@ -9,10 +9,11 @@ use anyhow::{Context as _, bail};
 use rustix::process::geteuid;
 
 use super::banner::full_path;
-use super::scratch::{ENDS_OF_A_DATABASE, Scratch, name_what_was_left, put_in_place};
-use super::settings;
+use super::scratch::{ENDS_OF_A_DATABASE, Placed, Scratch, name_what_was_left};
 use super::verify::{From, look, summary, told_of_damage};
+use super::{say, settings};
 use crate::config::Config;
+use crate::filesystem::place::put_in_place;
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::sqlite::{DATABASE_FILE, DataDirLock, LOCK_FILE};
 
@@ -65,32 +66,36 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let is_secret_there = is_secret_there(&config, &unpacked.secret)?;
 
     owner.give(&File::open(&unpacked.database)?)?;
-    // First the database: should this be the end, a start misses the secret and says so. The other way
+    let mut placed = Placed::default();
+    // First the database: should the power fail here, a start misses the secret and says so. The other way
     // round it would begin with an empty database, without a word.
-    put_in_place(&unpacked.database, &folder.join(DATABASE_FILE))
-        .with_context(|| full_path(folder))?;
+    let database = folder.join(DATABASE_FILE);
+    put_in_place(&unpacked.database, &database).with_context(|| full_path(folder))?;
+    placed.add(database);
     if !is_secret_there {
         let path = folder.join(SECRET_FILE);
         unpacked
             .secret
             .write_new(&path)
             .with_context(|| full_path(&path))?;
+        placed.add(path.clone());
         owner.give(&File::open(&path)?)?;
     }
-    eprintln!(
+    placed.keep();
+    say::note(format_args!(
         "restored into {}: {}",
         full_path(folder),
         summary(&unpacked)
-    );
+    ));
     if checked.damaged > 0 {
-        eprintln!("warning: {}", told_of_damage(checked));
+        say::note(format_args!("warning: {}", told_of_damage(checked)));
     }
     if owner.is_another() {
-        eprintln!(
+        say::note(format_args!(
             "warning: the folder belongs to user {}, but the restored files to user {} (you); change their owner to the user that runs the relay",
             owner.user,
             geteuid().as_raw()
-        );
+        ));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::banner::full_path;
+use super::say;
 use crate::ids::parse_hex;
 use crate::store::sqlite::DATABASE_FILE;
 
@@ -90,7 +91,41 @@ impl Drop for Scratch {
         // Once more, should a copy that was broken off have made a file meanwhile.
         if let Err(error) = self.remove().or_else(|_| self.remove()) {
             let path = full_path(&self.path);
-            eprintln!("warning: cannot remove {path}: {error}; look into it, then delete it");
+            say::note(format_args!(
+                "warning: cannot remove {path}: {error}; look into it, then delete it"
+            ));
+        }
+    }
+}
+
+/// Files that have their names already and lose them again, unless the command comes to its end. Each is one
+/// that this command has made, and that nobody has been told of.
+#[derive(Debug, Default)]
+pub(super) struct Placed {
+    files: Vec<PathBuf>,
+}
+
+impl Placed {
+    /// Notes one more.
+    pub(super) fn add(&mut self, file: PathBuf) {
+        self.files.push(file);
+    }
+
+    /// They stay.
+    pub(super) fn keep(mut self) {
+        self.files.clear();
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        for file in self.files.iter().rev() {
+            if let Err(error) = fs::remove_file(file) {
+                let path = full_path(file);
+                say::note(format_args!(
+                    "warning: cannot remove the unfinished {path}: {error}; delete it"
+                ));
+            }
         }
     }
 }
@@ -99,9 +134,9 @@ impl Drop for Scratch {
 pub(super) fn name_what_was_left(folder: &Path) {
     for path in left_behind(folder) {
         let path = full_path(&path);
-        eprintln!(
+        say::note(format_args!(
             "warning: {path} was left behind by a vauchi-relay command that was killed; nothing needs it, delete it"
-        );
+        ));
     }
 }
 
@@ -134,49 +169,6 @@ fn has_mark_without_process(folder: &Path) -> io::Result<bool> {
     let bytes_max = MARK_TEXT.len() as u64 + 1;
     mark.take(bytes_max).read_to_end(&mut text)?;
     Ok(text == MARK_TEXT.as_bytes() && File::open(folder)?.try_lock_shared().is_ok())
-}
-
-/// Gives a finished file its name, unless something has that name already.
-pub(super) fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::hard_link(from, to) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-        // A file system without links.
-        Err(_) => rename_unless_taken(from, to)?,
-    }
-    File::open(folder_of(to))?.sync_all()
-}
-
-#[cfg(target_os = "linux")]
-fn rename_unless_taken(from: &Path, to: &Path) -> io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    use rustix::io::Errno;
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system that cannot do it in one step.
-        Err(Errno::INVAL | Errno::NOSYS) => rename_after_a_look(from, to),
-        renamed => Ok(renamed?),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn rename_unless_taken(from: &Path, to: &Path) -> io::Result<()> {
-    rename_after_a_look(from, to)
-}
-
-/// Replaces a file that gets this name between the look and the renaming.
-fn rename_after_a_look(from: &Path, to: &Path) -> io::Result<()> {
-    if to.symlink_metadata().is_ok() {
-        return Err(io::ErrorKind::AlreadyExists.into());
-    }
-    fs::rename(from, to)
-}
-
-/// The folder that a file is in.
-pub(super) fn folder_of(file: &Path) -> &Path {
-    match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }
 
 #[cfg(test)]
@@ -227,21 +219,5 @@ mod tests {
         assert_eq!(left_behind(folder.path()), [""; 0].map(PathBuf::from));
         drop(in_use);
         assert_eq!(count(folder.path()), 2);
-    }
-
-    #[test]
-    fn nothing_is_overwritten() {
-        for put in [put_in_place, rename_unless_taken, rename_after_a_look] {
-            let folder = tempfile::tempdir().unwrap();
-            let (from, to) = (folder.path().join("from"), folder.path().join("to"));
-            fs::write(&from, "new").unwrap();
-            fs::write(&to, "old").unwrap();
-            let error = put(&from, &to).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-            assert_eq!(fs::read_to_string(&to).unwrap(), "old");
-            fs::remove_file(&to).unwrap();
-            put(&from, &to).unwrap();
-            assert_eq!(fs::read_to_string(&to).unwrap(), "new");
-        }
     }
 }

@@ -2,12 +2,12 @@
 
 use std::cell::Cell;
 use std::future::ready;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use futures_util::StreamExt as _;
@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 
 use super::connect::{
     Relays, answer_within, explained, open, parse_32_bytes, parse_mailbox, parse_span, read_file,
+    v1_answer_within,
 };
 use super::progress::Progress;
-use super::{Usage, keygen};
+use super::{Usage, failed, keygen, say};
 use crate::client::{
     Blob, Client, ClientError, MailboxId, MailboxKey, Receipts, Submitted, Terms, v1,
 };
@@ -31,8 +32,8 @@ const AT_ONCE: usize = 8;
 /// `send` does not encrypt: it uploads the bytes you give it. Blobs that v1 clients cannot collect are
 /// padded to hide their exact size. Temporary refusals are retried for 50 seconds.
 ///
-/// Exit codes: 0 all blobs are stored, or handed over; 1 at least one is not, with the reason on
-/// stderr; 2 invalid arguments.
+/// Exit codes: 0 all blobs are stored, or handed over; 1 at least one is not, or its id cannot be
+/// printed, with the reason on stderr; 2 invalid arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -81,7 +82,7 @@ pub(crate) struct Args {
     /// Print one JSON object per line and blob, with the secret that can cancel it; keep the output for
     /// `cancel` and `extend`
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 
     /// Show progress even if standard error is not a terminal
     #[arg(long)]
@@ -141,7 +142,7 @@ async fn send_all(args: &Args, sources: &[Source], sender: &Sender<'_>) -> anyho
                 has_failed.set(true);
                 match &outcome {
                     Ok(()) => outcome = Err(fault),
-                    Err(_) => writeln!(std::io::stderr(), "vauchi-relay: {fault:#}")?,
+                    Err(_) => failed(&fault, args.json),
                 }
             }
         }
@@ -151,16 +152,16 @@ async fn send_all(args: &Args, sources: &[Source], sender: &Sender<'_>) -> anyho
 }
 
 fn tell(said: &Value, is_json: bool) -> anyhow::Result<()> {
-    let mut out = std::io::stdout();
     let what = match &said["secret"] {
         Value::String(_) if said["expires_at"].is_null() => "handed",
         _ => "stored",
     };
-    let written = match is_json {
-        true => writeln!(out, "{said}"),
-        false => writeln!(out, "{what} {}", said["id"].as_str().unwrap_or_default()),
+    let id = said["id"].as_str().unwrap_or_default();
+    let told = match is_json {
+        true => say::line(said),
+        false => say::line(format_args!("{what} {id}")),
     };
-    written.context("cannot write to standard output")
+    told.with_context(|| format!("the blob {id} is {what}, but that cannot be told"))
 }
 
 /// Where a blob comes from.
@@ -205,10 +206,7 @@ fn sources(args: &Args) -> anyhow::Result<Vec<Source>> {
         bail!(Usage("standard input can be sent only once".to_owned()));
     }
     if inputs == 1 && std::io::stdin().is_terminal() {
-        writeln!(
-            std::io::stderr(),
-            "type the blob and end it with Ctrl-D (or use --text, or name a file)"
-        )?;
+        say::note("type the blob and end it with Ctrl-D (or use --text, or name a file)");
     }
     Ok(files.into_iter().map(Source::File).collect())
 }
@@ -269,8 +267,13 @@ impl<'a> Sender<'a> {
     async fn send(&self, source: &Source, body: Bytes) -> anyhow::Result<Value> {
         let sent = match self {
             Self::V1(client, args) => {
-                let stored = client.submit(args.to.mailbox, body).await;
-                stored.map(|stored| json!({ "id": stored.message_id }))
+                let (to, within) = (args.to.mailbox, v1_answer_within(body.len() as u64));
+                let stored = client.submit_within(to, body, within).await;
+                stored.map(|stored| {
+                    // v1 knows no second thoughts and says no time.
+                    let (id, to) = (stored.message_id, to.to_hex());
+                    json!({ "id": id, "mailbox": to, "secret": null, "expires_at": null })
+                })
             }
             Self::V2 {
                 client,

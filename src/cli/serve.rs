@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::banner::{Banner, Facts, banner};
 use super::container;
 use super::descriptors::{self, Descriptors};
-use super::exit;
+use super::{exit, say};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::filesystem;
@@ -28,14 +28,14 @@ pub(super) fn run() -> u8 {
     } = match Config::from_env() {
         Ok(loaded) => loaded,
         Err(faults) => {
-            eprintln!("{faults}");
+            say::note(faults);
             return exit::SETTINGS;
         }
     };
     let filter = match telemetry::init(config.log_format, config.log_filter_file.clone()) {
         Ok(filter) => filter,
         Err(error) => {
-            eprintln!("{error}");
+            say::note(error);
             return exit::FAILED;
         }
     };

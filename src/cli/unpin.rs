@@ -1,13 +1,11 @@
 //! `vauchi-relay unpin`: lets clients of protocol v1 open a mailbox again that was opened by its key.
 
-use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use serde_json::json;
 
 use super::connect::{Relays, explained, keys, open};
-use super::keygen;
+use super::{keygen, say};
 use crate::client::Receipts;
 
 /// Allow protocol v1 clients to open your mailboxes without a proof again.
@@ -28,7 +26,7 @@ pub(super) struct Args {
 
     /// Print one JSON object per line and mailbox
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Takes the pins off.
@@ -36,16 +34,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let keys = keys(&args.keys)?;
     let client = args.relays.connect(args.relays.options()).await?;
     open(&client, &keys, Receipts::None).await?;
-    let mut out = std::io::stdout();
     for key in &keys {
         let mailbox = keygen::address(&key.mailbox());
         let unpinned = client.unpin(key.mailbox()).await;
         unpinned.map_err(|error| explained(&format!("{mailbox} is still pinned"), error))?;
-        let written = match args.json {
-            true => writeln!(out, "{}", json!({ "kind": "unpinned", "mailbox": mailbox })),
-            false => writeln!(out, "unpinned {mailbox}"),
-        };
-        written.context("cannot write to standard output")?;
+        match args.json {
+            true => say::line(json!({ "kind": "unpinned", "mailbox": mailbox }))?,
+            false => say::line(format_args!("unpinned {mailbox}"))?,
+        }
     }
     client.close().await.ok();
     Ok(())

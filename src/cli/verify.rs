@@ -9,7 +9,9 @@ use anyhow::{Context as _, bail};
 use super::archive::{self, Unpacked, in_blobs};
 use super::banner::{full_path, in_bytes};
 use super::progress::Progress;
-use super::scratch::{Scratch, folder_of, name_what_was_left};
+use super::say;
+use super::scratch::{Scratch, name_what_was_left};
+use crate::filesystem::place::folder_of;
 use crate::store::sqlite::backup::{Checked, Copy, newest_schema};
 
 /// Check that a backup is complete and can be restored. Changes nothing.
@@ -52,11 +54,11 @@ pub(super) async fn run_on(from: &From, temp_dir: Option<&Path>) -> anyhow::Resu
         looked = look(from, scratch.database()) => looked?,
         error = super::interrupted() => return Err(error),
     };
-    eprintln!("{}: {}", from.name(), summary(&unpacked));
+    say::note(format_args!("{}: {}", from.name(), summary(&unpacked)));
     if checked.damaged > 0 {
         bail!("{}: {}", from.name(), told_of_damage(checked));
     }
-    eprintln!("complete: every checksum matches, and the secret belongs to the database");
+    say::note("complete: every checksum matches, and the secret belongs to the database");
     Ok(())
 }
 

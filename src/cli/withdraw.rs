@@ -1,14 +1,13 @@
 //! `vauchi-relay cancel` and `extend`: second thoughts about what `send --json` has sent.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde_json::{Value, json};
 
-use super::Usage;
 use super::connect::{Relays, explained, parse_32_bytes, parse_mailbox, parse_span, read_file};
+use super::{Usage, say};
 use crate::client::{BlobSecret, Client, ClientError, MailboxId};
 
 /// Cancel blobs that you sent and the recipient has not collected yet.
@@ -80,6 +79,18 @@ pub(super) async fn extend(args: ExtendArgs) -> anyhow::Result<()> {
         .await
 }
 
+impl CancelArgs {
+    pub(super) fn is_json(&self) -> bool {
+        self.what.json
+    }
+}
+
+impl ExtendArgs {
+    pub(super) fn is_json(&self) -> bool {
+        self.what.json
+    }
+}
+
 impl What {
     async fn each(
         &self,
@@ -92,12 +103,10 @@ impl What {
             let id = &sent.id;
             let asked = ask(&client, &sent).await;
             asked.map_err(|error| explained(&format!("{id} {not_done}"), error))?;
-            let mut out = std::io::stdout();
-            let written = match self.json {
-                true => writeln!(out, "{}", json!({ "kind": done, "id": id })),
-                false => writeln!(out, "{done} {id}"),
-            };
-            written.context("cannot write to standard output")?;
+            match self.json {
+                true => say::line(json!({ "kind": done, "id": id }))?,
+                false => say::line(format_args!("{done} {id}"))?,
+            }
         }
         client.close().await.ok();
         Ok(())

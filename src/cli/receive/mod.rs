@@ -1,7 +1,9 @@
 //! `vauchi-relay receive`: takes what waits in a mailbox, for trying out and for scripts.
 //!
-//! A mailbox by its name is read through v1, here; mailboxes by their keys through [`v2`].
+//! A mailbox by its name is read through v1, here; mailboxes by their keys through [`v2`]. Neither
+//! acknowledges a blob before it is [`handed_over`].
 
+mod handed_over;
 mod v2;
 
 use std::io::{IsTerminal, Write};
@@ -10,10 +12,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
+use serde_json::json;
 
 use super::connect::{Relays, explained, parse_mailbox};
 use super::folder::Folder;
-use super::stop_signal;
+use super::{Interrupted, interrupted as stopped, say, stop_signal};
 use crate::client::v1::{Client, Delivery, Options};
 use crate::client::{ClientError, MailboxId};
 
@@ -22,8 +25,9 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Receive the blobs that wait in a mailbox, oldest first.
 ///
-/// Each blob is acknowledged after it has been written, and the relay then deletes it. Without --follow
-/// the command ends when the mailbox is empty.
+/// Each blob is acknowledged after it is safe: read by the next program if standard output is a pipe, or on
+/// the disk if it is a file or with --out. The relay then deletes it. Without --follow the command ends
+/// when the mailbox is empty.
 ///
 /// Exit codes: 0 every waiting blob is written, or --follow was interrupted; 1 an error or an early
 /// end, with the reason on stderr; 2 invalid arguments. Blobs that were written by then are
@@ -61,8 +65,8 @@ pub(crate) struct Args {
     receipts: bool,
 
     /// Print one JSON object per line for each blob and receipt, instead of the blobs
-    #[arg(long, requires = "keys")]
-    json: bool,
+    #[arg(long)]
+    pub(super) json: bool,
 
     /// Show progress even if standard error is not a terminal
     #[arg(long)]
@@ -85,9 +89,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let Some(mailbox) = args.mailbox else {
         return v2::run(&args, folder.as_ref()).await;
     };
-    let client = args.relays.connect_v1(Options::unsigned(mailbox)).await?;
+    let client = tokio::select! {
+        client = args.relays.connect_v1(Options::unsigned(mailbox)) => client?,
+        error = stopped() => return Err(error),
+    };
     let taken = tokio::select! {
-        taken = take_all(&client, &args, folder.as_ref()) => taken,
+        taken = take_all(&client, &args, mailbox, folder.as_ref()) => taken,
         interrupted = interrupted(&args) => interrupted,
     };
     end(&args, taken, client.close()).await
@@ -119,21 +126,33 @@ async fn end(
 async fn interrupted(args: &Args) -> anyhow::Result<()> {
     stop_signal().await.context("cannot listen for signals")?;
     if !args.follow {
-        bail!("interrupted; unacknowledged blobs arrive again");
+        bail!(Interrupted(
+            "interrupted; unacknowledged blobs arrive again"
+        ));
     }
     Ok(())
 }
 
-async fn take_all(client: &Client, args: &Args, out: Option<&Folder>) -> anyhow::Result<()> {
+async fn take_all(
+    client: &Client,
+    args: &Args,
+    mailbox: MailboxId,
+    out: Option<&Folder>,
+) -> anyhow::Result<()> {
     let mut count: u64 = 0;
     while let Some(delivery) = next(client, args).await? {
         count += 1;
-        match out {
+        let file = match out {
             Some(folder) => {
                 let name = file_name(&delivery, count);
-                folder.put(&name, delivery.body.clone()).await?;
+                Some(folder.put(&name, delivery.body.clone()).await?)
             }
-            None => print(&delivery.body).context("cannot write to standard output")?,
+            None => None,
+        };
+        match (args.json, &file) {
+            (true, _) => say_in_json(&delivery, mailbox, file.as_deref()).await?,
+            (false, Some(_)) => {}
+            (false, None) => hand_over(&delivery.body).await?,
         }
         if !args.no_ack {
             client
@@ -150,19 +169,28 @@ async fn take_all(client: &Client, args: &Args, out: Option<&Folder>) -> anyhow:
 /// script sees it from the empty output.
 pub(super) fn tell_of_none(taken: u64) {
     if taken == 0 && std::io::stderr().is_terminal() {
-        eprintln!("no blobs are waiting");
+        say::note("no blobs are waiting");
     }
 }
 
 /// The next blob; `None` when the mailbox counts as empty. v1 does not say that it is.
 async fn next(client: &Client, args: &Args) -> anyhow::Result<Option<Delivery>> {
     let next = client.next_delivery();
+    tokio::pin!(next);
     let delivery = if args.follow {
         next.await
     } else {
-        match tokio::time::timeout(args.wait, next).await {
+        match tokio::time::timeout(args.wait, &mut next).await {
             Ok(delivery) => delivery,
-            Err(_quiet) => return Ok(None),
+            // A large blob may still be on its way over a slow line; then the pong comes behind it.
+            Err(_quiet) => tokio::select! {
+                biased;
+                delivery = next => delivery,
+                answered = client.ping() => match answered {
+                    Ok(()) => return came_before_the_pong(client).await,
+                    Err(why) => return Err(explained("receiving stopped early", why)),
+                },
+            },
         }
     };
     if delivery.is_none() {
@@ -170,6 +198,46 @@ async fn next(client: &Client, args: &Args) -> anyhow::Result<Option<Delivery>> 
         return Err(explained("receiving stopped early", why));
     }
     Ok(delivery)
+}
+
+/// The connection's task hands over what came before it tells of the pong.
+async fn came_before_the_pong(client: &Client) -> anyhow::Result<Option<Delivery>> {
+    let at_once = tokio::time::timeout(Duration::ZERO, client.next_delivery());
+    Ok(at_once.await.unwrap_or_default())
+}
+
+/// One line for a blob. The same fields as with a key; v1 does not tell the times.
+async fn say_in_json(
+    delivery: &Delivery,
+    mailbox: MailboxId,
+    file: Option<&str>,
+) -> anyhow::Result<()> {
+    let blob = file.is_none().then(|| HEXLOWER.encode(&delivery.body));
+    hand_over_line(&json!({
+        "kind": "blob",
+        "id": delivery.id(),
+        "mailbox": mailbox.to_hex(),
+        "stored_at": null,
+        "expires_at": null,
+        "bytes": delivery.body.len(),
+        "blob": blob,
+        "file": file,
+    }))
+    .await
+}
+
+/// Prints a blob and sees that it is in safe hands.
+async fn hand_over(blob: &[u8]) -> anyhow::Result<()> {
+    print(blob).context(say::NOT_WRITTEN)?;
+    let handed_over = handed_over::handed_over(std::io::stdout()).await;
+    handed_over.context("a blob on standard output is not acknowledged and arrives again")
+}
+
+/// Prints a line and sees that it is in safe hands.
+async fn hand_over_line(line: &serde_json::Value) -> anyhow::Result<()> {
+    say::line(line)?;
+    let handed_over = handed_over::handed_over(std::io::stdout()).await;
+    handed_over.context("a line on standard output is not acknowledged and arrives again")
 }
 
 /// To a terminal text gets a line of its own, and what is not text is shown in hexadecimal, because

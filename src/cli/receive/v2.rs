@@ -1,20 +1,21 @@
 //! `vauchi-relay receive --key`: what waits in mailboxes that are proven to be ours, through v2.
 
 use std::collections::HashSet;
-use std::io::Write;
+use std::io::Write as _;
 use std::pin::Pin;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context as _, bail};
 use data_encoding::HEXLOWER;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 
-use super::{Args, end, interrupted, print, tell_of_none};
+use super::handed_over::handed_over;
+use super::{Args, end, hand_over, hand_over_line, interrupted, stopped, tell_of_none};
 use crate::cli::connect::{explained, keys, open};
 use crate::cli::folder::Folder;
-use crate::cli::keygen;
 use crate::cli::progress::Progress;
+use crate::cli::{keygen, say};
 use crate::client::{
     Client, ClientError, Delivery, Event, Item, MailboxId, Receipt, ReceiptKind, Receipts,
 };
@@ -36,12 +37,19 @@ pub(super) async fn run(args: &Args, folder: Option<&Folder>) -> anyhow::Result<
     if args.no_ack {
         (options.window_blobs, options.window_bytes) = WINDOW_MAX;
     }
-    let client = args.relays.connect(options).await?;
     let receipts = match args.receipts {
         true => Receipts::All,
         false => Receipts::None,
     };
-    let opened = open(&client, &keys, receipts).await?;
+    let opening = async {
+        let client = args.relays.connect(options).await?;
+        let opened = open(&client, &keys, receipts).await?;
+        anyhow::Ok((client, opened))
+    };
+    let (client, opened) = tokio::select! {
+        opened = opening => opened?,
+        error = stopped() => return Err(error),
+    };
     let mut taking = Taking {
         client: &client,
         args,
@@ -93,7 +101,7 @@ impl Taking<'_> {
                     self.taken += 1;
                 }
                 Event::Receipt(receipt) => {
-                    self.tell(&receipt)?;
+                    self.tell(&receipt).await?;
                     self.acknowledge(receipt.item).await?;
                     self.taken += 1;
                 }
@@ -199,7 +207,7 @@ impl Taking<'_> {
         };
         if self.args.json {
             let blob = file.is_none().then(|| HEXLOWER.encode(&delivery.body));
-            return self.say(&json!({
+            return hand_over_line(&json!({
                 "kind": "blob",
                 "id": id,
                 "mailbox": keygen::address(&delivery.item.mailbox),
@@ -208,15 +216,16 @@ impl Taking<'_> {
                 "bytes": delivery.body.len(),
                 "blob": blob,
                 "file": file,
-            }));
+            }))
+            .await;
         }
         match file {
             Some(_) => Ok(()),
-            None => print(&delivery.body).context("cannot write to standard output"),
+            None => hand_over(&delivery.body).await,
         }
     }
 
-    fn tell(&self, receipt: &Receipt) -> anyhow::Result<()> {
+    async fn tell(&self, receipt: &Receipt) -> anyhow::Result<()> {
         let id = HEXLOWER.encode(receipt.blob.as_bytes());
         let what = match receipt.kind {
             ReceiptKind::Delivered => "delivered",
@@ -226,21 +235,19 @@ impl Taking<'_> {
             ReceiptKind::Lost => "lost",
         };
         if self.args.json {
-            return self.say(&json!({
+            return hand_over_line(&json!({
                 "kind": what,
                 "id": id,
                 "mailbox": keygen::address(&receipt.item.mailbox),
                 "at": receipt.at.millis(),
-            }));
+            }))
+            .await;
         }
         // Standard output is for blobs.
-        writeln!(std::io::stderr(), "{what} {id}").map_err(|error| anyhow!(error))
-    }
-
-    fn say(&self, line: &serde_json::Value) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
-        let written = writeln!(out, "{line}").and_then(|()| out.flush());
-        written.context("cannot write to standard output")
+        let mut notes = std::io::stderr();
+        writeln!(notes, "{what} {id}").context("cannot write to standard error")?;
+        let handed_over = handed_over(notes).await;
+        handed_over.context("a receipt on standard error is not acknowledged and arrives again")
     }
 }
 
@@ -250,8 +257,8 @@ fn acknowledged(answer: Result<(), ClientError>) -> anyhow::Result<()> {
         // The client does that by itself, so it is no reason to end.
         Err(error @ ClientError::OtherRelay) => {
             let what = "a written blob is not acknowledged yet and arrives again";
-            writeln!(std::io::stderr(), "vauchi-relay: {what}: {error}")
-                .map_err(|error| anyhow!(error))
+            say::note(format_args!("vauchi-relay: {what}: {error}"));
+            Ok(())
         }
         Err(error) => Err(explained("a written blob could not be acknowledged", error)),
     }

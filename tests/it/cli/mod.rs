@@ -4,4 +4,5 @@ mod backup;
 mod check;
 mod errands;
 mod neighbours;
+mod outputs;
 mod v2;

@@ -335,6 +335,10 @@ impl Rig {
 }
 
 impl Drop for Rig {
+    #[expect(
+        clippy::print_stderr,
+        reason = "the test runner shows it of a test that fails"
+    )]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the engine was: {}", self.engine.name);

@@ -44,6 +44,11 @@ impl Mount {
         Self::new(&["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"])
     }
 
+    /// A disk in memory for this many files, folders and names.
+    pub(crate) fn tmpfs_of_files(files: u32) -> Option<Self> {
+        Self::new(&["-t", "tmpfs", "-o", &format!("nr_inodes={files}"), "tmpfs"])
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }

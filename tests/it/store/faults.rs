@@ -332,6 +332,10 @@ async fn live_through(call: Call, nth: u64, kind: Kind) {
 }
 
 /// Lives through every fault of the first `bound` calls of this kind.
+#[expect(
+    clippy::print_stderr,
+    reason = "the test runner shows it of a test that fails"
+)]
 async fn live_through_all(call: Call, bound: u64) {
     for nth in 1..=bound {
         let lives = Kind::ALL.map(|kind| async move {
