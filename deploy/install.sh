@@ -24,7 +24,7 @@ settings_dir=/etc/$name
 settings=$settings_dir/relay.env
 data_dir=/var/lib/$name
 # The files that the relay creates in its data directory, and the files that an operator puts into settings_dir.
-data="relay.db relay.db-wal relay.db-shm relay.db-journal relay.secret relay.lock"
+data="relay.db relay.db-wal relay.db-shm relay.db-journal relay.secret relay.lock relay.reserve-1 relay.reserve-2"
 settings_files="relay.env relay-secret"
 share=/usr/local/share
 # The manual and the shell completions, each with the arguments that make the binary print it.

@@ -39,8 +39,10 @@ mod withdraw;
 use std::io::{ErrorKind, Write as _};
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use signal_hook::consts::SIGXFSZ;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
@@ -88,6 +90,7 @@ enum Command {
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
+    outgrown_files_fail();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return ExitCode::from(not_parsed(&error)),
@@ -157,6 +160,14 @@ fn not_parsed(error: &clap::Error) -> u8 {
         }
         _ => exit::DRAINED,
     }
+}
+
+/// Where the size of files is limited (`ulimit -f`), a write beyond that fails from here on, and whoever
+/// writes handles it; the signal that comes with it would end the process.
+fn outgrown_files_fail() {
+    // Nobody looks at the flag; that the signal has a handler is all. It may have one, so this does not
+    // fail.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).ok();
 }
 
 /// The arguments or the settings are wrong; the text says which.

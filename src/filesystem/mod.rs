@@ -1,10 +1,15 @@
-//! What the file system under a folder is like: how much is free on it, and of which kind it is; and
-//! `place`, which gives finished files their names on all kinds.
+//! What the file system under a folder is like: how much is free on it, of which kind it is, whether a
+//! file may grow on it; and `place`, which gives finished files their names on all kinds.
 
 pub mod place;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::Path;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 /// Where the bytes of a file system are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +28,76 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(path)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
+
+/// How large a file of this process may be (`ulimit -f`); `None` is without a limit.
+pub fn file_bytes_max() -> Option<u64> {
+    getrlimit(Resource::Fsize).current
+}
+
+/// Whether a write failed because there is no room for it: the disk is full, a quota is used up, or the
+/// file is as large as it may be.
+pub fn is_out_of_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// Makes a file this large, with all of its room taken on the disk. A file system that cannot be told
+/// so is written to, with bytes that no compression makes smaller.
+pub fn take_room(file: &mut File, bytes: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(&*file, FallocateFlags::empty(), 0, bytes) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+        done => return done.map_err(Into::into),
+    }
+    let mut left = bytes.saturating_sub(file.metadata()?.len());
+    let noise: Vec<u8> = (0..NOISE_BYTES).map(|_| rand::random()).collect();
+    while left > 0 {
+        let slice = usize::try_from(left).unwrap_or(usize::MAX).min(noise.len());
+        file.write_all(&noise[..slice])?;
+        left -= slice as u64;
+    }
+    Ok(())
+}
+
+/// The other processes that have a file open, by name and number, as far as this user may know it.
+pub fn open_elsewhere(path: &Path) -> Vec<String> {
+    let Ok(path) = path.canonicalize() else {
+        return Vec::new();
+    };
+    let own = std::process::id();
+    let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let others = numbers.filter(|number| *number != own && has_open(*number, &path));
+    let name = |number: u32| {
+        let name = std::fs::read_to_string(format!("/proc/{number}/comm")).unwrap_or_default();
+        format!("{} (process {number})", name.trim_end())
+    };
+    others.map(name).take(OTHERS_MAX).collect()
+}
+
+/// How many processes are told at the most.
+const OTHERS_MAX: usize = 8;
+
+fn has_open(process: u32, path: &Path) -> bool {
+    let descriptors = std::fs::read_dir(format!("/proc/{process}/fd"));
+    let mut descriptors = descriptors.into_iter().flatten().flatten();
+    descriptors.any(|entry| std::fs::read_link(entry.path()).is_ok_and(|target| target == path))
+}
+
+/// Has the system forget what it holds of a file in memory, so that it is read from the disk again. What
+/// is not on the disk yet stays.
+#[cfg(target_os = "linux")]
+pub fn forget_cached(file: &File) -> io::Result<()> {
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).map_err(Into::into)
+}
+
+/// Not known on this system, so nothing.
+#[cfg(not(target_os = "linux"))]
+pub fn forget_cached(_: &File) -> io::Result<()> {
+    Ok(())
+}
+
+/// What is written at once to take room.
+const NOISE_BYTES: usize = 64 * 1024;
 
 /// The kind of file system that `path` is on. What is not known is taken for local.
 #[cfg(target_os = "linux")]

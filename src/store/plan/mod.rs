@@ -210,6 +210,18 @@ impl Plan {
         })
     }
 
+    /// Whether it takes in what somebody handed in to be kept. Receipts of what leaves are none of it.
+    pub fn brings_something(&self) -> bool {
+        let is_handed_in = |insert: &Insert| matches!(insert.source, Source::Write(_));
+        self.inserts.iter().any(is_handed_in) || !self.proofs.inserts.is_empty()
+    }
+
+    /// Bytes of the rows that are inserted. `batch` is what the plan was made of.
+    pub fn bytes_that_come(&self, batch: &[&Write]) -> u64 {
+        let rows = self.new_rows(batch);
+        rows.map(|row| row.envelope.charged_bytes()).sum()
+    }
+
     /// Whether there is nothing to commit: repeats, and acknowledgements of what is gone.
     pub fn is_empty(&self) -> bool {
         self.rows() == 0 && self.change == Change::default() && !self.is_trial

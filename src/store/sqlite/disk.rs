@@ -1,27 +1,94 @@
-//! How much room the disk has for new blobs.
+//! How much room there is for new blobs.
 //!
-//! Deletions need room too (for the log, and again when that is moved into the database), so new
-//! blobs are refused while there is still some left. Looked at between commits, not per blob.
+//! Deletions need room too (for the log, and again when that is moved into the database), so new blobs
+//! are refused while there is still some left. Free pages of the database are room: what was deleted
+//! makes way for what comes. Looked at between commits, not per blob.
+//!
+//! Whatever ends first (bytes, inodes, a quota, a limit on the size of files), a write that finds no
+//! room gives up the `reserve`, which carries deletions; until there is a reserve again, nothing comes.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteConnection;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::errors::{classify, words};
+use super::log::{log_path, move_log};
+use super::open::DATABASE_FILE;
+use super::reserve::{RESERVE_BYTES, Reserve};
 use crate::filesystem;
+use crate::store::engine::CommitError;
 
-/// Between two looks. A second of the fastest senders is far less than `RELAY_MIN_FREE_BYTES`.
+/// Between two looks, if little is written. A second of the fastest senders is far less than
+/// `RELAY_MIN_FREE_BYTES`.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// Watches the free space of the disk that a directory is on.
+/// Bytes of new blobs between two looks: 4 MiB, half of what a file of the reserve has.
+const LOOK_BYTES: u64 = 4 << 20;
+
+/// How far below the limit on the size of files the database stays, so that deletions find pages.
+const GROWTH_KEPT: u64 = 2 << 20;
+
+/// Slices of free pages that one look gives back to a full disk: 16 × 256 pages = 32 MiB, twice the
+/// reserve.
+const SLICES_MAX: usize = 16;
+
+/// Whether there is room for new blobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Enough,
+    /// Less is free than the settings want.
+    Low,
+    /// There is no reserve: a write found no room, or there was never room for one.
+    Spent,
+}
+
+/// Watches the room of the disk that a directory is on.
 pub(super) struct DiskWatch {
     data_dir: PathBuf,
     free_bytes_min: u64,
     read: fn(&Path) -> io::Result<u64>,
     looked_at: Option<Instant>,
-    has_room: bool,
+    /// Bytes of new blobs since the last look.
+    came: u64,
+    reserve: Reserve,
+    room: Room,
+    /// Why the database's handle is finished.
+    failure: Option<String>,
+}
+
+/// What a look sees.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    /// Free on the disk.
+    free: u64,
+    /// How much larger a limit lets the database become; `None` is without one.
+    grows_max: Option<u64>,
+    /// Free pages inside the database.
+    inside: u64,
+    /// What is in the log and has no place in the database's file yet.
+    pending: u64,
+}
+
+impl Seen {
+    /// Bytes that new blobs may take.
+    fn room(&self) -> u64 {
+        let outside = self.free.saturating_sub(self.pending);
+        let outside = outside.min(self.grows_max.unwrap_or(u64::MAX));
+        outside.saturating_add(self.inside)
+    }
+
+    /// Whether a reserve can be taken that is not needed at once.
+    fn can_reserve(&self) -> bool {
+        let grows = self.grows_max.unwrap_or(u64::MAX);
+        self.free >= RESERVE_BYTES + self.pending
+            && grows.saturating_add(self.inside) >= 2 * GROWTH_KEPT
+    }
 }
 
 impl DiskWatch {
@@ -31,64 +98,256 @@ impl DiskWatch {
             free_bytes_min,
             read: filesystem::free_bytes,
             looked_at: None,
-            has_room: true,
+            came: 0,
+            reserve: Reserve::of(data_dir),
+            room: Room::Enough,
+            failure: None,
         }
     }
 
     /// As of the last look.
     pub(super) fn has_room(&self) -> bool {
-        self.has_room
+        self.room == Room::Enough
+    }
+
+    /// Why the handle is finished, if that was found out on the way to more room.
+    pub(super) fn take_failure(&mut self) -> Option<String> {
+        self.failure.take()
+    }
+
+    /// Blobs of so many bytes came.
+    pub(super) fn came(&mut self, bytes: u64) {
+        self.came += bytes;
+    }
+
+    /// Takes the reserve at a start.
+    pub(super) async fn begin(&mut self, connection: &mut SqliteConnection) {
+        let reserve = self.reserve.clone();
+        if let Ok(Err(error)) = spawn_blocking(move || reserve.take()).await {
+            self.room = Room::Spent;
+            warn!(
+                "store: {}: cannot take the reserve of {} MiB: {error}. New blobs are refused until there is room for it; delivery continues.",
+                self.data_dir.display(),
+                RESERVE_BYTES >> 20
+            );
+        }
+        self.bound_growth(connection).await;
+        self.look(connection).await;
     }
 
     /// Looks, if the last look is a while ago.
-    pub(super) async fn look(&mut self) {
+    pub(super) async fn look(&mut self, connection: &mut SqliteConnection) {
         let is_fresh = self.looked_at.is_some_and(|at| at.elapsed() < LOOK_PAUSE);
-        if is_fresh || self.free_bytes_min == 0 {
+        if is_fresh && self.came < LOOK_BYTES {
             return;
         }
-        self.looked_at = Some(Instant::now());
-        let (read, data_dir) = (self.read, self.data_dir.clone());
-        let looked = tokio::task::spawn_blocking(move || read(&data_dir)).await;
-        let Ok(Ok(free)) = looked else {
-            // A disk that cannot even be asked will say so at the next write.
+        (self.looked_at, self.came) = (Some(Instant::now()), 0);
+        // A disk or a database that cannot even be asked says so at the next write.
+        let Some(mut seen) = self.see(connection).await else {
             return;
         };
-        let has_room = free >= self.free_bytes_min;
-        if self.has_room && !has_room {
-            let min = self.free_bytes_min;
+        if self.room == Room::Spent {
+            match self.reserve_again(connection, seen).await {
+                Some(now) => seen = now,
+                None => return,
+            }
+        }
+        let room = match seen.room() >= self.free_bytes_min && seen.free >= seen.pending {
+            true => Room::Enough,
+            false => Room::Low,
+        };
+        if self.room == Room::Enough && room == Room::Low {
+            let (free, min) = (seen.room(), self.free_bytes_min);
             warn!(
                 "store: {}: {free} bytes are free, less than RELAY_MIN_FREE_BYTES ({min}). New blobs are refused until space is free; delivery continues.",
                 self.data_dir.display()
             );
-        } else if !self.has_room && has_room {
+        } else if self.room != Room::Enough && room == Room::Enough {
             info!("store: the disk has free space again; new blobs are accepted.");
         }
-        self.has_room = has_room;
+        self.room = room;
+    }
+
+    /// A write found no room: gives up the reserve, and moves the log into the database, so that the
+    /// log begins anew. Tells whether another try makes sense.
+    pub(super) async fn spend(&mut self, connection: &mut SqliteConnection, cause: &str) -> bool {
+        let reserve = self.reserve.clone();
+        let was_there = spawn_blocking(move || reserve.give_up()).await;
+        let was_there = was_there.unwrap_or(false);
+        if self.room != Room::Spent {
+            warn!(
+                "store: {}: {cause}. The relay gave up its reserve of {} MiB and deletes with it. New blobs are refused until space is free; delivery continues.",
+                self.data_dir.display(),
+                RESERVE_BYTES >> 20
+            );
+        }
+        self.room = Room::Spent;
+        self.bound_growth(connection).await;
+        self.checkpoint(connection).await;
+        was_there
+    }
+
+    /// Why a file cannot grow, if that is so, although SQLite calls it an I/O error.
+    pub(super) async fn why_nothing_grows(&self) -> Option<io::Error> {
+        let reserve = self.reserve.clone();
+        let log = log_path(&self.data_dir.join(DATABASE_FILE));
+        let asked = spawn_blocking(move || {
+            let log_bytes = std::fs::metadata(log).map_or(0, |log| log.len());
+            let is_at_limit = |max: u64| log_bytes + GROWTH_KEPT > max;
+            if filesystem::file_bytes_max().is_some_and(is_at_limit) {
+                return Some(io::ErrorKind::FileTooLarge.into());
+            }
+            reserve.why_nothing_grows()
+        });
+        asked.await.ok().flatten()
+    }
+
+    /// Has SQLite keep the database below the limit on the size of files, by as much as deletions may
+    /// need while there is a reserve, and up to the limit afterwards.
+    pub(super) async fn bound_growth(&self, connection: &mut SqliteConnection) {
+        let Some(max) = filesystem::file_bytes_max() else {
+            return;
+        };
+        let max = match self.room {
+            Room::Spent => max,
+            Room::Enough | Room::Low => max.saturating_sub(GROWTH_KEPT),
+        };
+        let bounded = async {
+            let row = sqlx::query("PRAGMA page_size")
+                .fetch_one(&mut *connection)
+                .await?;
+            let page_bytes: i64 = row.try_get(0)?;
+            let pages = max / u64::try_from(page_bytes).unwrap_or(1).max(1);
+            // The number is ours; a PRAGMA takes no parameters.
+            let sql = format!("PRAGMA max_page_count = {}", pages.max(1));
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .execute(connection)
+                .await
+        };
+        if let Err(error) = bounded.await {
+            warn!("store: cannot bound the size of the database: {error}");
+        }
+    }
+
+    /// Nothing uses the database any more: what its log took is free, and the next start may need it.
+    pub(super) async fn leave(&self) {
+        let reserve = self.reserve.clone();
+        spawn_blocking(move || reserve.take_what_fits()).await.ok();
+    }
+
+    /// Gives free pages of the database back to the disk until there is room for a reserve, and takes
+    /// it. `None` while there is none.
+    async fn reserve_again(
+        &mut self,
+        connection: &mut SqliteConnection,
+        mut seen: Seen,
+    ) -> Option<Seen> {
+        for _ in 0..SLICES_MAX {
+            if seen.can_reserve() || seen.inside == 0 {
+                break;
+            }
+            // A slice of 256 pages: 2 MiB.
+            let vacuum = sqlx::query("PRAGMA incremental_vacuum(256)");
+            vacuum.execute(&mut *connection).await.ok()?;
+            self.checkpoint(connection).await;
+            seen = self.see(connection).await?;
+        }
+        if !seen.can_reserve() {
+            return None;
+        }
+        let reserve = self.reserve.clone();
+        spawn_blocking(move || reserve.take()).await.ok()?.ok()?;
+        self.room = Room::Low;
+        self.bound_growth(connection).await;
+        self.see(connection).await
+    }
+
+    /// Moves the log into the database, if the database's file has room for all of it: half of it
+    /// would take the room and empty no log.
+    async fn checkpoint(&mut self, connection: &mut SqliteConnection) {
+        let Some(seen) = self.see(connection).await else {
+            return;
+        };
+        if seen.free < seen.pending {
+            return;
+        }
+        if let Err(error) = move_log(connection).await {
+            // Without room the next write finds out.
+            let has_no_room = matches!(classify(&error), CommitError::DiskFull(_));
+            if !has_no_room && self.why_nothing_grows().await.is_none() {
+                self.failure = Some(words(&error));
+            }
+        }
+    }
+
+    async fn see(&self, connection: &mut SqliteConnection) -> Option<Seen> {
+        let (read, data_dir) = (self.read, self.data_dir.clone());
+        let asked = spawn_blocking(move || {
+            let file = std::fs::metadata(data_dir.join(DATABASE_FILE))?;
+            Ok::<_, io::Error>((read(&data_dir)?, file.len()))
+        });
+        let (free, file_bytes) = asked.await.ok()?.ok()?;
+        let row = sqlx::query(
+            "SELECT page_size * page_count, page_size * freelist_count \
+             FROM pragma_page_size, pragma_page_count, pragma_freelist_count",
+        );
+        let row = row.fetch_one(connection).await.ok()?;
+        let bytes = |column| u64::try_from(row.try_get::<i64, _>(column).ok()?).ok();
+        let (of_pages, inside) = (bytes(0)?, bytes(1)?);
+        Some(Seen {
+            free,
+            grows_max: filesystem::file_bytes_max().map(|max| max.saturating_sub(of_pages)),
+            inside,
+            pending: of_pages.saturating_sub(file_bytes),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sqlx::Connection as _;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     static FREE: AtomicU64 = AtomicU64::new(100);
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn room_goes_and_comes_back_by_itself() {
-        let mut watch = DiskWatch::new(Path::new("/"), 100);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DATABASE_FILE);
+        std::fs::write(&path, "").unwrap();
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        let connection = &mut connection;
+        let mut watch = DiskWatch::new(folder.path(), 100);
         watch.read = |_| Ok(FREE.load(Ordering::SeqCst));
-        watch.look().await;
+        tokio::time::pause();
+        watch.look(connection).await;
         assert!(watch.has_room());
         FREE.store(99, Ordering::SeqCst);
-        watch.look().await;
+        watch.look(connection).await;
         assert!(watch.has_room(), "at most one look a second");
-        tokio::time::advance(LOOK_PAUSE).await;
-        watch.look().await;
-        assert!(!watch.has_room());
+        watch.came(LOOK_BYTES);
+        watch.look(connection).await;
+        assert!(!watch.has_room(), "or after a number of bytes");
         FREE.store(100, Ordering::SeqCst);
         tokio::time::advance(LOOK_PAUSE).await;
-        watch.look().await;
+        watch.look(connection).await;
         assert!(watch.has_room());
+    }
+
+    #[test]
+    fn free_pages_are_room_and_what_is_pending_is_none() {
+        let seen = Seen {
+            free: 10,
+            grows_max: None,
+            inside: 7,
+            pending: 4,
+        };
+        assert_eq!(seen.room(), 10 - 4 + 7);
+        let bounded = Seen {
+            grows_max: Some(2),
+            ..seen
+        };
+        assert_eq!(bounded.room(), 2 + 7);
     }
 }

@@ -17,6 +17,7 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use super::errors::words;
+use super::log::log_path;
 use super::pages::Readers;
 use crate::secrets::Secret;
 use crate::store::StoreError;
@@ -94,9 +95,7 @@ impl Doubts {
         let database = self.database.clone();
         let read = tokio::task::spawn_blocking(move || {
             read_file(&database)?;
-            let mut log = database.into_os_string();
-            log.push("-wal");
-            match read_file(Path::new(&log)) {
+            match read_file(&log_path(&database)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 read => read,
             }

@@ -18,6 +18,17 @@ pub(super) fn primary_code(error: &sqlx::Error) -> Option<i32> {
     code.parse::<i32>().ok().map(|code| code & 0xFF)
 }
 
+/// Whether bytes could not be written (`SQLITE_IOERR_WRITE`), or the log's shared memory could not grow
+/// (`SQLITE_IOERR_SHMSIZE`): a full disk has a code of its own, all that else may be used up has not.
+pub(super) fn is_failed_write(error: &sqlx::Error) -> bool {
+    let database = error.as_database_error();
+    let code = database.and_then(|error| error.code()?.parse::<i32>().ok());
+    matches!(code, Some(IOERR_WRITE | IOERR_SHMSIZE))
+}
+
+const IOERR_WRITE: i32 = code::IOERR | (3 << 8);
+const IOERR_SHMSIZE: i32 = code::IOERR | (19 << 8);
+
 /// SQLite's result codes that this engine tells apart (<https://sqlite.org/rescode.html>).
 pub(super) mod code {
     pub(in crate::store::sqlite) const ERROR: i32 = 1;

@@ -2,9 +2,9 @@
 //!
 //! The committer has the one writing connection (`writer`, which answers questions from `known`);
 //! pages come from a few read-only ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
-//! lock, schema), `doubts` (whether what cannot be read is damaged), `caches` with
+//! lock, schema), `doubts` (whether what cannot be read is damaged), `log` (when it is moved, and what a failed fsync asks for), `caches` with
 //! `working_set`, `owners` and `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
-//! (how values stand in them), `errors` (what failed), `disk` (free space), `backup` (a copy of the
+//! (how values stand in them), `errors` (what failed), `disk` (room for new blobs) with its `reserve`, `backup` (a copy of the
 //! whole, beside a running relay).
 
 pub mod backup;
@@ -15,6 +15,7 @@ mod disk;
 mod doubts;
 mod errors;
 mod known;
+mod log;
 mod nonces;
 mod open;
 mod owners;
@@ -22,33 +23,48 @@ mod pages;
 mod pins;
 mod reads;
 mod recovery;
+mod reserve;
 mod rows;
 mod working_set;
 mod writer;
 
+use std::path::Path;
 use std::sync::Arc;
 
+use sqlx::sqlite::SqliteConnection;
+use tracing::warn;
+
 use super::engine::Opened;
+use crate::secrets::Secret;
+use log::forget_at_start;
 use open::{describe, look_at_log, open_writer, take_data_dir};
 use pages::Readers;
 use reads::SqliteReads;
+use reserve::Reserve;
 use writer::SqliteWriter;
 
-pub use open::{DATABASE_FILE, DataDirLock, LOCK_FILE, OpenError, SqliteOptions};
+pub use open::{DATABASE_FILE, DataDirLock, LOCK_FILE, LOG_FILE, OpenError, SqliteOptions};
 
 /// Opens the database in the data directory, or makes it there.
 pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     let lock = take_data_dir(&options.data_dir, options.allow_network_fs)?;
     let path = options.data_dir.join(DATABASE_FILE);
     look_at_log(&path)?;
-    let connection = open_writer(&path, &options.secret).await?;
-    let readers = Readers::new(&path);
-    // One reader is open from here on. It keeps SQLite's index of the log alive while the writer
-    // is reopened after a failed fsync: that index ends at the last commit that succeeded.
-    // Without it the log would be read anew, and what the fsync has not brought to the disk may
-    // be in the system's cache at that moment and gone at the next.
-    let opened = readers.probe().await;
-    opened.map_err(|error| describe(&path, &error))?;
+    forget_at_start(&path).map_err(|source| {
+        let path = path.clone();
+        OpenError::DataDir { path, source }
+    })?;
+    let (connection, readers) = match open_files(&path, &options.secret).await {
+        // It may be that the disk is full: then the reserve is what a start takes.
+        Err(error @ OpenError::Database { .. }) => {
+            if !Reserve::of(&options.data_dir).give_up() {
+                return Err(error);
+            }
+            warn!("store: {error}. Trying again with the room of the reserve.");
+            open_files(&path, &options.secret).await?
+        }
+        opened => opened?,
+    };
     let reads = SqliteReads::new(readers, &path, options.secret.clone());
     let writer = SqliteWriter::new(&options, path, connection, Arc::new(lock)).await?;
     Ok(Opened {
@@ -56,4 +72,22 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
         engine: Box::new(writer),
         reads: Arc::new(reads),
     })
+}
+
+/// Opens the writer and the readers.
+async fn open_files(
+    path: &Path,
+    secret: &Secret,
+) -> Result<(SqliteConnection, Readers), OpenError> {
+    let connection = open_writer(path, secret).await?;
+    let readers = Readers::new(path);
+    // The readers are open from here on. They keep SQLite's index of the log alive while the writer
+    // is reopened after a failed fsync: that index ends at the last commit that succeeded.
+    // Without it the log would be read anew, and what the fsync has not brought to the disk may
+    // be in the system's cache at that moment and gone at the next.
+    let opened = readers.open().await;
+    opened.map_err(|error| describe(path, &error))?;
+    let probed = readers.probe().await;
+    probed.map_err(|error| describe(path, &error))?;
+    Ok((connection, readers))
 }

@@ -16,6 +16,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions as _, Row as _};
 
 use super::errors::{code, primary_code, words};
+use super::log::log_path;
 use crate::clock::Timestamp;
 use crate::filesystem::{self, Kind};
 use crate::metrics::Metrics;
@@ -23,6 +24,9 @@ use crate::secrets::{SECRET_FILE, Secret};
 
 /// The database in the data directory.
 pub const DATABASE_FILE: &str = "relay.db";
+
+/// Its log, while a relay runs.
+pub const LOG_FILE: &str = "relay.db-wal";
 
 /// Locked as long as a relay uses the data directory.
 pub const LOCK_FILE: &str = "relay.lock";
@@ -34,9 +38,6 @@ const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What a log begins with.
 const LOG_HEADER_BYTES: usize = 32;
-
-/// Pages of the log before a commit moves them into the database: 2,000 × 8 KiB = 16 MiB.
-const CHECKPOINT_PAGES: &str = "2000";
 
 /// What a [`super::open`] opens.
 #[derive(Clone)]
@@ -197,9 +198,7 @@ fn private_file(path: &Path) -> io::Result<File> {
 /// gone without a word. What follows the header has checksums, but no way to tell a damaged frame
 /// from one that a power cut left unfinished.
 pub(super) fn look_at_log(database: &Path) -> Result<(), OpenError> {
-    let mut path = database.as_os_str().to_owned();
-    path.push("-wal");
-    let path = PathBuf::from(path);
+    let path = log_path(database);
     let mut header = [0; LOG_HEADER_BYTES];
     let read = File::open(&path).and_then(|mut log| {
         log.read_exact(&mut header)?;
@@ -255,7 +254,8 @@ pub(super) fn writer_options(path: &Path) -> SqliteConnectOptions {
         .pragma("temp_store", "MEMORY")
         // KiB: 64 MiB.
         .pragma("cache_size", "-65536")
-        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+        // `log` does it.
+        .pragma("wal_autocheckpoint", "0")
         .pragma("journal_size_limit", "67108864")
         .thread_name(|_| "store-writer".to_owned())
         .disable_statement_logging()

@@ -161,12 +161,22 @@ impl Readers {
         self.pool.close().await;
     }
 
-    /// Reads something.
+    /// Opens all of them: later there may be no thread or no file descriptor for one.
+    pub(super) async fn open(&self) -> sqlx::Result<()> {
+        let mut all = Vec::new();
+        for _ in 0..READERS {
+            all.push(self.pool.acquire().await?);
+        }
+        Ok(())
+    }
+
+    /// Reads the newest row with its body, as a delivery does. Whether a damaged one is lost, others decide.
     pub(super) async fn probe(&self) -> sqlx::Result<()> {
-        sqlx::query("SELECT count(*) FROM (SELECT 1 FROM blob LIMIT 1)")
-            .fetch_one(&self.pool)
-            .await
-            .map(drop)
+        let newest = sqlx::query("SELECT sealed, body FROM blob ORDER BY seq DESC LIMIT 1");
+        match newest.fetch_optional(&self.pool).await {
+            Err(error) if !is_damage(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// From the index alone: which rows behind `after` fit within `bounds`. `is_first` says that

@@ -14,8 +14,9 @@ use super::blobs::{change_blobs, insert_blobs};
 use super::caches::Caches;
 use super::columns::to_i64;
 use super::disk::DiskWatch;
-use super::errors::{classify, classify_commit, code, primary_code, words};
+use super::errors::{classify, classify_commit, code, is_failed_write, primary_code, words};
 use super::known::{Totals, answer, read_departures, read_totals};
+use super::log::{Log, move_log};
 use super::nonces::{Nonces, Over, write_nonces};
 use super::open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
 use super::pins::write_pins;
@@ -47,6 +48,9 @@ pub(super) struct SqliteWriter {
     caches: Caches,
     totals: Totals,
     disk: DiskWatch,
+    log: Log,
+    /// Why the handle is finished although the last commit succeeded.
+    broken: Option<String>,
     /// Of a plan whose commit failed with an unknown end.
     unsettled: Option<Vec<Departure>>,
     metrics: Arc<Metrics>,
@@ -79,8 +83,16 @@ impl SqliteWriter {
             Ok((totals, departures, Nonces::read(&mut connection).await?))
         };
         let (totals, departures, nonces) = loaded.await.map_err(|error| describe(&path, &error))?;
+        let log = Log::of(&path).map_err(|source| {
+            let path = path.clone();
+            OpenError::DataDir { path, source }
+        })?;
+        let mut disk = DiskWatch::new(&options.data_dir, options.free_bytes_min);
+        disk.begin(&mut connection).await;
         let writer = Self {
-            disk: DiskWatch::new(&options.data_dir, options.free_bytes_min),
+            disk,
+            log,
+            broken: None,
             path,
             secret: options.secret.clone(),
             connection: Some(connection),
@@ -142,9 +154,14 @@ impl SqliteWriter {
     /// Undoes what a failed transaction left. What its failure means, and whether it failed at its
     /// COMMIT with an unknown end.
     async fn fail(&mut self, failure: Failure) -> (CommitError, bool) {
-        let (error, was_commit) = match failure {
-            Failure::Before(error) => (classify(&error), false),
-            Failure::At(error) => (classify_commit(&error), true),
+        let (failed, was_commit) = match &failure {
+            Failure::Before(error) => (error, false),
+            Failure::At(error) => (error, true),
+        };
+        let error = match (is_failed_write(failed), was_commit) {
+            (true, _) => self.room_or_disk(failed).await,
+            (false, false) => classify(failed),
+            (false, true) => classify_commit(failed),
         };
         let (Some(connection), false) = (
             &mut self.connection,
@@ -158,6 +175,47 @@ impl SqliteWriter {
             Err(rollback) if primary_code(&rollback) == Some(code::ERROR) => (error, false),
             Err(rollback) => (CommitError::Unknown(words(&rollback)), was_commit),
         }
+    }
+
+    /// What a write that failed in the log means. SQLite calls it an I/O error when a quota or a limit
+    /// on the size of files is used up, and has then written as little as on a full disk.
+    async fn room_or_disk(&self, failed: &sqlx::Error) -> CommitError {
+        match self.disk.why_nothing_grows().await {
+            Some(cause) => CommitError::DiskFull(format!("{}: {cause}", words(failed))),
+            None => CommitError::Unknown(words(failed)),
+        }
+    }
+
+    /// The log was moved after a commit, or was not. The commit is durable in any case; a failed fsync of
+    /// the database ends the handle before the next one.
+    async fn look_at_move(&mut self, moved: sqlx::Result<()>) {
+        let Err(error) = moved else {
+            return;
+        };
+        let error = match is_failed_write(&error) {
+            true => self.room_or_disk(&error).await,
+            false => classify(&error),
+        };
+        match (error, &mut self.connection) {
+            (CommitError::DiskFull(cause), Some(connection)) => {
+                self.disk.spend(connection, &cause).await;
+            }
+            // Another process moves it right now.
+            (CommitError::Refused(_), _) => {}
+            (error, _) => {
+                warn!("store: a checkpoint failed: {error}");
+                self.broken = Some(error.to_string());
+            }
+        }
+    }
+
+    /// Makes room when a plan found none. Tells whether it is worth another try: when something was
+    /// given up for it and it brings nothing.
+    async fn relieve(&mut self, error: &CommitError, plan: &Plan) -> bool {
+        let (CommitError::DiskFull(cause), Some(connection)) = (error, &mut self.connection) else {
+            return false;
+        };
+        self.disk.spend(connection, cause).await && !plan.brings_something()
     }
 
     fn show(&self) {
@@ -196,10 +254,10 @@ impl SqliteWriter {
             return Ok(false);
         };
         execute(connection, "COMMIT").await.map_err(Failure::At)?;
-        if vacuums && let Err(error) = execute(connection, "PRAGMA wal_checkpoint(PASSIVE)").await {
-            // What was given back leaves the file with a checkpoint. The next commit does it again by
-            // itself.
-            warn!("store: a checkpoint failed: {}", words(&error));
+        if vacuums {
+            // What was given back leaves the file when the log is moved.
+            let moved = move_log(connection).await;
+            self.look_at_move(moved).await;
         }
         if let Some(to) = trim_to {
             self.caches.departures.trimmed(to);
@@ -217,9 +275,13 @@ impl SqliteWriter {
 #[async_trait]
 impl Engine for SqliteWriter {
     async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError> {
-        self.disk.look().await;
         self.caches.sets.shrink();
         let connection = self.connection.as_mut().ok_or_else(not_open)?;
+        self.disk.look(connection).await;
+        let broken = self.broken.take().or_else(|| self.disk.take_failure());
+        if let Some(cause) = broken {
+            return Err(CommitError::Unknown(cause));
+        }
         let known = answer(connection, &mut self.caches, &self.secret, asked).await?;
         Ok(Known {
             next_key: self.totals.next_key,
@@ -239,10 +301,13 @@ impl Engine for SqliteWriter {
             true => Over::default(),
             false => self.caches.nonces.over(plan.forget_by),
         };
-        if let Err(failure) = self.write(batch, plan, (trim_to, &over)).await {
+        while let Err(failure) = self.write(batch, plan, (trim_to, &over)).await {
             let (error, is_unsettled) = self.fail(failure).await;
             self.unsettled = is_unsettled.then(|| plan.departures.clone());
-            return Err(error);
+            // Ends, because the reserve can be given up only once.
+            if !self.relieve(&error, plan).await {
+                return Err(error);
+            }
         }
         self.totals = Totals {
             next_key: plan.next_key,
@@ -250,12 +315,19 @@ impl Engine for SqliteWriter {
             commits: self.totals.commits + 1,
         };
         self.caches.follow(batch, plan, &self.secret);
+        let bytes = plan.bytes_that_come(batch);
+        self.disk.came(bytes);
+        self.log.came(plan.rows(), bytes);
         if let Some(to) = trim_to {
             self.caches.departures.trimmed(to);
         }
         self.caches.nonces.written(&plan.nonces, over.count);
         self.caches.departures.forget(plan.forget_by, plan.now);
         self.show();
+        if let Some(connection) = &mut self.connection {
+            let moved = self.log.move_if_long(connection).await;
+            self.look_at_move(moved).await;
+        }
         Ok(())
     }
 
@@ -265,9 +337,14 @@ impl Engine for SqliteWriter {
             broken.close_hard().await.ok();
         }
         self.caches.sets.clear();
+        self.broken = None;
         let reopened = async {
+            // Before anything is read: from here on what can be read is on the disk.
+            self.log.forget_cached().await?;
             let mut connection = reopen_writer(&self.path, &self.secret).await?;
-            let totals = make_durable(&mut connection).await?;
+            self.disk.bound_growth(&mut connection).await;
+            let written = try_to_write(&mut connection).await;
+            let totals = written.map_err(|error| words(&error))?;
             let nonces = Nonces::read(&mut connection).await;
             let nonces = nonces.map_err(|error| words(&error))?;
             Ok::<_, String>((connection, totals, nonces))
@@ -290,7 +367,11 @@ impl Engine for SqliteWriter {
     async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
         match self.do_upkeep(expired_by).await {
             Ok(more) => Ok(more),
-            Err(failure) => Err(self.fail(failure).await.0),
+            Err(failure) => {
+                let (error, _) = self.fail(failure).await;
+                self.relieve(&error, &Plan::default()).await;
+                Err(error)
+            }
         }
     }
 
@@ -308,6 +389,7 @@ impl Engine for SqliteWriter {
             if let Err(error) = connection.close().await {
                 warn!("store: closing failed: {}", words(&error));
             }
+            self.disk.leave().await;
         }
     }
 }
@@ -320,26 +402,12 @@ async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> sqlx::
     sqlx::query(sql).execute(connection).await.map(drop)
 }
 
-/// Writes something and moves everything that is in the log into the database, fsynced: what was
-/// read from a log whose fsync had failed might otherwise be gone after a power cut.
-async fn make_durable(connection: &mut SqliteConnection) -> Result<Totals, String> {
-    let made = async {
-        execute(
-            connection,
-            "UPDATE meta SET value = value + 1 WHERE name = 'trial'",
-        )
-        .await?;
-        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
-            .fetch_one(&mut *connection)
-            .await?;
-        let is_busy: i64 = row.try_get(0)?;
-        Ok::<_, sqlx::Error>((is_busy != 0, read_totals(connection).await?))
-    };
-    match made.await {
-        Ok((false, totals)) => Ok(totals),
-        Ok((true, _)) => Err("a reader is using the log; retrying".to_owned()),
-        Err(error) => Err(words(&error)),
-    }
+/// Moves the log, and writes something.
+async fn try_to_write(connection: &mut SqliteConnection) -> sqlx::Result<Totals> {
+    move_log(connection).await?;
+    let trial = "UPDATE meta SET value = value + 1 WHERE name = 'trial'";
+    execute(connection, trial).await?;
+    read_totals(connection).await
 }
 
 /// The number of `auto_vacuum=INCREMENTAL`.

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
 use crate::harness::{Peer, eventually, http_get, id, update, value_of};
-use crate::process::{Process, command};
+use crate::process::{Process, command, command_after};
 
 const MIB: u64 = 1 << 20;
 
@@ -49,6 +51,12 @@ impl Mount {
         Self::new(&["-t", "tmpfs", "-o", &format!("nr_inodes={files}"), "tmpfs"])
     }
 
+    /// A disk in memory of this size that can hold only so many files.
+    fn tmpfs_with_inodes(mib: u64, inodes: u64) -> Option<Self> {
+        let options = format!("size={mib}m,nr_inodes={inodes}");
+        Self::new(&["-t", "tmpfs", "-o", &options, "tmpfs"])
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -60,7 +68,11 @@ impl Mount {
 
     /// Writes a file that leaves only so many bytes free.
     fn fill(&self, leave_bytes: u64) -> Filler {
-        let path = self.path().join("filler");
+        self.fill_as("filler", leave_bytes)
+    }
+
+    fn fill_as(&self, name: &str, leave_bytes: u64) -> Filler {
+        let path = self.path().join(name);
         let mut file = File::create(&path).unwrap();
         let zeros = vec![0; 64 << 10];
         while let more @ 1.. = self.free_bytes().saturating_sub(leave_bytes) {
@@ -70,6 +82,19 @@ impl Mount {
             }
         }
         Filler(path)
+    }
+
+    /// As [`Mount::fill`], in a file that is there, so that it takes no inode.
+    fn fill_over(&self, file: &Filler) -> Filler {
+        let name = file.0.file_name().unwrap().to_str().unwrap().to_owned();
+        self.fill_as(&name, 0)
+    }
+
+    /// Makes empty files until no other can be made.
+    fn fill_inodes(&self) -> Vec<Filler> {
+        let names = (0..).map(|number| self.path().join(format!("empty-{number}")));
+        let made = names.take_while(|path| File::create(path).is_ok());
+        made.map(Filler).collect()
     }
 }
 
@@ -227,6 +252,20 @@ async fn acknowledge_first(relay: &Process, stored: &mut Vec<Vec<u8>>) {
     stored.remove(0);
 }
 
+/// The recipient of the mailbox 2 acknowledges everything.
+async fn acknowledge_all(relay: &Process, stored: &mut Vec<Vec<u8>>) {
+    let mut recipient = client(relay, 2).await;
+    for blob in stored.drain(..) {
+        let delivery = recipient.delivery().await;
+        assert!(delivery.blob == blob);
+        recipient.acknowledge(&delivery.id).await;
+    }
+    eventually("nothing is kept", async || {
+        metric(relay, "relay_blobs_stored").await == 0.0
+    })
+    .await;
+}
+
 async fn metric(relay: &Process, series: &str) -> f64 {
     let (_, scrape) = http_get(relay.operators, "/metrics", &[]).await;
     value_of(&scrape, series).unwrap_or_default()
@@ -299,11 +338,15 @@ async fn a_disk_without_any_space_costs_no_confirmed_blob_and_recovers_by_itself
     let (code, refused) = sender.store_until_refused(64 << 10).await;
     assert_eq!(code, "relay_full", "SQLite found the disk full");
     assert!(sender.stored.len() > 3, "some fitted");
-    // Smaller ones fit until they do not, either.
+    // What is kept for deletions is not for new blobs, however small they are.
     for bytes in [8 << 10, 100] {
         let (code, _) = sender.store_until_refused(bytes).await;
         assert_eq!(code, "relay_full");
     }
+    acknowledge_first(&relay, &mut sender.stored).await;
+    assert_eq!(status(&relay, "/ready").await.0, 200);
+    // Somebody else takes what the relay gave up to go on deleting.
+    let neighbour = disk.fill_as("neighbour", 0);
     let free = disk.free_bytes();
     assert!(free < 64 << 10, "{free} bytes are free");
     expect_all(&relay, &sender.stored).await;
@@ -326,6 +369,7 @@ async fn a_disk_without_any_space_costs_no_confirmed_blob_and_recovers_by_itself
     recipient.leave().await;
 
     filler.delete();
+    neighbour.delete();
     sender.repeat_until_stored(&refused, &["relay_full"]).await;
     eventually("/ready says yes", async || {
         status(&relay, "/ready").await.0 == 200
@@ -341,6 +385,93 @@ async fn a_disk_without_any_space_costs_no_confirmed_blob_and_recovers_by_itself
     expect_all(&relay, &sender.stored).await;
 }
 
+/// The log and its shared memory are two files that a start makes: there was neither an inode nor a byte
+/// for them, and the relay ended with what SQLite calls a disk I/O error.
+#[tokio::test]
+async fn a_start_on_a_disk_without_a_byte_or_an_inode_serves_what_waits() {
+    let Some(disk) = Mount::tmpfs_with_inodes(48, 24) else {
+        return;
+    };
+    let relay = Process::start(disk.path()).await;
+    let mut sender = Sender::connect(&relay).await;
+    for _ in 0..3 {
+        sender.store(1_000).await;
+    }
+    relay.signal("TERM").await;
+    relay.ended().await;
+    let fillers = disk.fill_inodes();
+    let filler = disk.fill_over(&fillers[0]);
+    assert_eq!(disk.free_bytes(), 0);
+
+    let relay = Process::start(disk.path()).await;
+    sender.peer = client(&relay, 1).await;
+    assert_eq!(sender.try_store(100).await.unwrap().0, "relay_full");
+    expect_all(&relay, &sender.stored).await;
+    acknowledge_first(&relay, &mut sender.stored).await;
+    assert_eq!(status(&relay, "/ready").await.0, 200);
+    // The next start finds it as full as this one did.
+    relay.signal("TERM").await;
+    relay.ended().await;
+    let relay = Process::start(disk.path()).await;
+    sender.peer = client(&relay, 1).await;
+    acknowledge_first(&relay, &mut sender.stored).await;
+
+    filler.delete();
+    fillers.into_iter().skip(1).for_each(Filler::delete);
+    let (frame, _) = sender.blob(1_000);
+    sender.repeat_until_stored(&frame, &["relay_full"]).await;
+    expect_all(&relay, &sender.stored).await;
+}
+
+/// Blobs that were acknowledged left their pages in the database, and only the disk was asked for room:
+/// on a small disk 225 acknowledged blobs made room for none.
+#[tokio::test]
+async fn what_was_acknowledged_makes_room_on_a_disk_that_the_database_fills() {
+    let Some(disk) = Mount::tmpfs(80) else { return };
+    let mut command = command(disk.path());
+    command.env("RELAY_MIN_FREE_BYTES", (40 * MIB).to_string());
+    let relay = Process::spawn(&mut command).await;
+    let mut sender = Sender::connect(&relay).await;
+    let (code, refused) = sender.store_until_refused(64 << 10).await;
+    assert_eq!(code, "relay_full");
+    acknowledge_all(&relay, &mut sender.stored).await;
+    assert!(disk.free_bytes() < 40 * MIB, "the disk has no more room");
+    sender.repeat_until_stored(&refused, &["relay_full"]).await;
+    expect_all(&relay, &sender.stored).await;
+}
+
+/// The signal that comes with a write beyond the limit ended the relay, and again at each start.
+#[tokio::test]
+async fn at_a_limit_on_the_size_of_files_blobs_are_refused_and_the_rest_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let limited = |bytes: u64| {
+        let before = format!("prlimit --pid $$ --fsize={bytes}");
+        command_after(&before, folder.path())
+    };
+    let relay = Process::spawn(&mut limited(24 * MIB)).await;
+    let mut sender = Sender::connect(&relay).await;
+    let (code, refused) = sender.store_until_refused(64 << 10).await;
+    assert_eq!(code, "relay_full");
+    assert!(sender.stored.len() > 100, "some fitted");
+    expect_all(&relay, &sender.stored).await;
+    acknowledge_first(&relay, &mut sender.stored).await;
+    assert_eq!(status(&relay, "/ready").await.0, 200);
+
+    // A limit below what is there already, as after a new line in a unit. Nothing can be written then.
+    relay.kill().await;
+    let relay = Process::spawn(&mut limited(4 * MIB)).await;
+    sender.peer = client(&relay, 1).await;
+    assert!(sender.answer(&refused).await["error"].is_string());
+    expect_all(&relay, &sender.stored).await;
+
+    relay.kill().await;
+    let relay = Process::spawn(&mut limited(24 * MIB)).await;
+    sender.peer = client(&relay, 1).await;
+    acknowledge_all(&relay, &mut sender.stored).await;
+    sender.repeat_until_stored(&refused, &["relay_full"]).await;
+    expect_all(&relay, &sender.stored).await;
+}
+
 /// A file system whose disk has holes: blocks that were never written need space elsewhere, and when
 /// there is none, writing them fails late, at the fsync.
 struct HollowDisk {
@@ -351,9 +482,9 @@ struct HollowDisk {
 
 impl HollowDisk {
     fn new() -> Option<Self> {
-        let ground = Mount::tmpfs(48)?;
+        let ground = Mount::tmpfs(144)?;
         let image = ground.path().join("image");
-        File::create(&image).unwrap().set_len(40 * MIB).unwrap();
+        File::create(&image).unwrap().set_len(128 * MIB).unwrap();
         // Without a journal, which would give up for good at the first failed write.
         let options = [
             "-q",
@@ -439,6 +570,88 @@ async fn a_failed_fsync_ends_the_handle_and_confirms_nothing_that_is_not_on_the_
     assert!(metric(&relay, "relay_store_reopened_total").await >= 1.0);
     sender.repeat_until_stored(&refused, &[]).await;
     sender.store(1_000).await;
+    expect_all(&relay, &sender.stored).await;
+    relay.kill().await;
+    let disk = disk.mounted_again();
+    let relay = Process::start(disk.mount.path()).await;
+    expect_all(&relay, &sender.stored).await;
+    relay.kill().await;
+}
+
+/// Reopening waited for whoever was reading an older state: a backup that was stopped, a shell.
+#[tokio::test]
+async fn a_failed_fsync_is_got_over_while_somebody_reads() {
+    let Some(disk) = HollowDisk::new() else {
+        return;
+    };
+    let relay = Process::start(disk.mount.path()).await;
+    let mut sender = Sender::connect(&relay).await;
+    for _ in 0..3 {
+        sender.store(1_000).await;
+    }
+    let reader = SqliteConnectOptions::new()
+        .filename(disk.mount.path().join("relay.db"))
+        .read_only(true);
+    let mut reader = reader.connect().await.unwrap();
+    sqlx::query("BEGIN").execute(&mut reader).await.unwrap();
+    let count = async |reader: &mut SqliteConnection| {
+        let row = sqlx::query("SELECT count(*) FROM blob");
+        let row = row.fetch_one(reader).await.unwrap();
+        row.get::<i64, _>(0)
+    };
+    assert_eq!(count(&mut reader).await, 3);
+    sender.store(1_000).await;
+
+    shell("sync", &["-f"], Some(disk.mount.path())).unwrap();
+    let filler = disk.ground.fill(0);
+    let (code, refused) = sender.store_until_refused(64 << 10).await;
+    assert_eq!(code, "unavailable");
+    assert_eq!(status(&relay, "/ready").await.0, 503);
+    filler.delete();
+    eventually("/ready says yes", async || {
+        status(&relay, "/ready").await.0 == 200
+    })
+    .await;
+    sender.repeat_until_stored(&refused, &[]).await;
+    sender.store(1_000).await;
+    expect_all(&relay, &sender.stored).await;
+    assert_eq!(count(&mut reader).await, 3, "the reader sees what it saw");
+    reader.close().await.unwrap();
+
+    relay.kill().await;
+    let disk = disk.mounted_again();
+    let relay = Process::start(disk.mount.path()).await;
+    expect_all(&relay, &sender.stored).await;
+    relay.kill().await;
+}
+
+/// SQLite moves its log into the database by itself, keeps a failed fsync of that to itself, and tries
+/// again. The file system says then that all is well, and after a power cut the database has holes.
+#[tokio::test]
+async fn a_log_that_could_not_be_moved_loses_nothing_when_it_is_moved_later() {
+    let Some(disk) = HollowDisk::new() else {
+        return;
+    };
+    let relay = Process::start(disk.mount.path()).await;
+    let mut sender = Sender::connect(&relay).await;
+    // The log has its place on the disk, and is moved.
+    let log = disk.mount.path().join("relay.db-wal");
+    while fs::metadata(&log).unwrap().len() < 16 * MIB {
+        sender.store(64 << 10).await;
+    }
+    for _ in 0..16 {
+        sender.store(64 << 10).await;
+    }
+    shell("sync", &["-f"], Some(disk.mount.path())).unwrap();
+    let filler = disk.ground.fill(0);
+    // There is no place where the database would grow.
+    let (_, refused) = sender.store_until_refused(64 << 10).await;
+    filler.delete();
+    sender.repeat_until_stored(&refused, &["unavailable"]).await;
+    // As much again as goes into the log.
+    for _ in 0..300 {
+        sender.store(64 << 10).await;
+    }
     expect_all(&relay, &sender.stored).await;
     relay.kill().await;
     let disk = disk.mounted_again();
