@@ -1,7 +1,9 @@
 //! `vauchi-relay` and `vauchi-relay serve`: runs the relay until a signal ends it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use tokio_util::task::AbortOnDropHandle;
@@ -17,6 +19,13 @@ use crate::pulse::{Pulse, Vitals};
 use crate::server::{self, Ending, Running};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{self, LogFilter};
+
+/// Threads for what blocks: looks at the disk, reading a database through, signatures of long lists. Each
+/// stays when it was needed once.
+const BLOCKING_THREADS_MAX: usize = 16;
+
+/// A year: longer than a relay runs without blocking.
+const FOR_EVER: Duration = Duration::from_secs(365 * 86_400);
 
 /// Reads the settings, serves, drains.
 pub(super) fn run() -> u8 {
@@ -43,16 +52,29 @@ pub(super) fn run() -> u8 {
         tracing::warn!("{warning}");
     }
     descriptors::raise(&config);
-    match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    match runtime() {
         Ok(runtime) => runtime.block_on(serve_and_listen(&config, filter)),
         Err(error) => {
             tracing::error!(%error, "cannot start the runtime");
             exit::FAILED
         }
     }
+}
+
+/// The threads of a relay. Once it runs it needs no more of them: where no thread can be had any more,
+/// what blocks waits for the one that is there from the start.
+fn runtime() -> std::io::Result<Runtime> {
+    // The runtime would panic where not one thread can be had.
+    let trial = std::thread::Builder::new().spawn(|| ());
+    trial?.join().ok();
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_keep_alive(FOR_EVER)
+        .build()?;
+    // Nobody waits for it; its thread stays.
+    drop(runtime.spawn_blocking(|| ()));
+    Ok(runtime)
 }
 
 /// The signals that a relay lives by.
