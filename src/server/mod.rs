@@ -6,8 +6,9 @@
 //! has answered all the while, closes last.
 //!
 //! `keeping` opens what the relay keeps; `start_error` says why it did not start; `sweep` says when what
-//! has expired is deleted.
+//! has expired is deleted; `disk` shows how full it is.
 
+mod disk;
 mod keeping;
 mod start_error;
 mod sweep;
@@ -29,7 +30,6 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::commons::{Alone, Commons};
 use crate::config::Config;
-use crate::filesystem;
 use crate::http::{Detailed, Health, health, operator_routes};
 use crate::hub::Hub;
 use crate::limits::budgets::Budgets;
@@ -58,6 +58,13 @@ const LOBBY_MIN: usize = 256;
 
 /// Connections on the operators' port.
 const OPERATORS_MAX: usize = 64;
+
+/// The last file descriptors of the process, which clients do not get: for probes, and for storage that
+/// is reopened or backed up.
+const KEPT_FROM_CLIENTS: u64 = 32;
+
+/// Those of them that probes do not get either: a database has three files, and a folder is read.
+const KEPT_FROM_OPERATORS: u64 = 16;
 
 /// Rest between two rounds of housekeeping.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -279,6 +286,7 @@ impl Running {
             header_timeout: config.header_timeout,
             keep_alive: false,
             lobby_max: lobby_max(config),
+            descriptors_kept: KEPT_FROM_CLIENTS,
             metrics: Arc::clone(&self.metrics),
         };
         let (until, requests) = (self.close_clients.clone(), self.requests.clone());
@@ -305,6 +313,7 @@ impl Running {
             header_timeout: config.header_timeout,
             keep_alive: true,
             lobby_max: OPERATORS_MAX,
+            descriptors_kept: KEPT_FROM_OPERATORS,
             metrics: Arc::clone(&self.metrics),
         };
         let (until, requests) = (self.close_operators.clone(), self.requests.clone());
@@ -348,18 +357,8 @@ impl Running {
         }
         let min = config.free_bytes_min as f64;
         self.metrics.disk_free_min_bytes.set(min);
-        let (until, metrics) = (self.end_upkeep.clone(), Arc::clone(&self.metrics));
-        let data_dir = config.data_dir.clone();
-        let watching = async move {
-            loop {
-                let folder = data_dir.clone();
-                let asked = tokio::task::spawn_blocking(move || filesystem::free_bytes(&folder));
-                if let Ok(Ok(free)) = asked.await {
-                    metrics.disk_free_bytes.set(free as f64);
-                }
-                tokio::time::sleep(UPKEEP).await;
-            }
-        };
+        let until = self.end_upkeep.clone();
+        let watching = disk::watch_for_ever(config.data_dir.clone(), Arc::clone(&self.metrics));
         self.core.spawn(async move {
             until.run_until_cancelled(watching).await;
             "the watch on the disk"

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,9 @@ use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -30,6 +33,9 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Rest after accepting failed: out of file descriptors does not get better by asking at once.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Between two log lines that say so.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 
 /// One listening port.
 pub struct Listener {
@@ -44,6 +50,8 @@ pub struct Listener {
     pub keep_alive: bool,
     /// Connections that are not sessions, at the most.
     pub lobby_max: usize,
+    /// The last file descriptors of the process that are not for these connections.
+    pub descriptors_kept: u64,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -65,12 +73,17 @@ impl Listener {
             max: self.lobby_max,
             waiting: Mutex::default(),
         });
+        let mut complaint = Complaint::default();
         loop {
             let accepted = tokio::select! {
                 accepted = self.socket.accept() => accepted,
                 () = until.cancelled() => return,
             };
             match accepted {
+                Ok((stream, _)) if is_last(&stream, self.descriptors_kept) => {
+                    self.metrics.accept_errors_total.increment(1);
+                    complaint.say("all but the last file descriptors are in use");
+                }
                 Ok((stream, address)) => {
                     let place = lobby.enter();
                     tasks.spawn(serve(
@@ -85,11 +98,35 @@ impl Listener {
                 Err(error) => {
                     self.metrics.accept_errors_total.increment(1);
                     if !is_about_one_connection(&error) {
-                        tracing::error!(%error, "cannot accept connections; retrying");
+                        complaint.say(error);
                         tokio::time::sleep(ACCEPT_BACKOFF).await;
                     }
                 }
             }
+        }
+    }
+}
+
+/// Whether a connection has one of the last descriptors that the process may have. The system gives the
+/// lowest that is free, so then all but these are in use.
+fn is_last(stream: &TcpStream, kept: u64) -> bool {
+    let max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let number = u64::try_from(stream.as_raw_fd()).unwrap_or(0);
+    number >= max.saturating_sub(kept)
+}
+
+/// Says that no connection can be accepted, and not at each of them.
+#[derive(Default)]
+struct Complaint {
+    said_at: Option<Instant>,
+}
+
+impl Complaint {
+    fn say(&mut self, error: impl std::fmt::Display) {
+        let is_news = self.said_at.is_none_or(|at| at.elapsed() > COMPLAINT_PAUSE);
+        if is_news {
+            self.said_at = Some(Instant::now());
+            tracing::error!(%error, "cannot accept connections; retrying");
         }
     }
 }
