@@ -7,7 +7,7 @@
 mod recorder;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metrics::{Counter, Gauge, Histogram};
 use metrics::{counter, describe_counter, describe_gauge, gauge};
@@ -24,6 +24,8 @@ pub const COMMIT: &str = env!("VAUCHI_RELAY_COMMIT");
 )]
 pub struct Metrics {
     recorder: Arc<PrometheusRecorder>,
+    /// Held while series move together, and while they are read.
+    books: Mutex<()>,
     process: metrics_process::Collector,
 
     pub connections_total: Counter,
@@ -51,6 +53,7 @@ pub struct Metrics {
     pub storage_limit_bytes: Gauge,
     pub disk_free_bytes: Gauge,
     pub disk_free_min_bytes: Gauge,
+    pub database_log_bytes: Gauge,
     pub next_expiry_timestamp_seconds: Gauge,
     pub blobs_created_total: Counter,
     pub blobs_delivered_total: Counter,
@@ -90,6 +93,8 @@ pub struct Metrics {
     pub store_errors_total: Counter,
     pub store_reopened_total: Counter,
     pub store_up: Gauge,
+    pub takes_blobs: Gauge,
+    pub gives_blobs: Gauge,
     pub page_duration_seconds: Histogram,
     pub dedup_remembered: Gauge,
     pub dedup_memory_seconds: Gauge,
@@ -232,6 +237,10 @@ impl Metrics {
                     "relay_disk_free_min_bytes",
                     "RELAY_MIN_FREE_BYTES; 0 means that the disk may fill up, or that there is none.",
                 ),
+                database_log_bytes: level(
+                    "relay_database_log_bytes",
+                    "Size of the database's log (relay.db-wal), looked at every 5 s; 0 with the memory engine.",
+                ),
                 next_expiry_timestamp_seconds: level(
                     "relay_next_expiry_timestamp_seconds",
                     "Unix time at which the next blob expires, accurate to 10 min, as of the last cleanup; 0 if no blob was stored.",
@@ -366,6 +375,14 @@ impl Metrics {
                     "relay_store_reopened_total",
                     "Times the store was reopened after a failed write.",
                 ),
+                takes_blobs: level(
+                    "relay_takes_blobs",
+                    "1 while a new blob would be stored, else 0: storage takes no writes, the disk has no room, or RELAY_MAX_STORAGE_BYTES is reached.",
+                ),
+                gives_blobs: level(
+                    "relay_gives_blobs",
+                    "1 while blobs that wait can be read, else 0: a read failed, and no probe has succeeded since.",
+                ),
                 store_up: level("relay_store_up", "1 while the store takes writes, else 0."),
                 page_duration_seconds: seconds(
                     "relay_page_duration_seconds",
@@ -427,6 +444,7 @@ impl Metrics {
                     "Times that the wall clock moved by over 5 s at once; sleep of the machine counts.",
                 ),
                 recorder: Arc::clone(&recorder),
+                books: Mutex::default(),
             }
         })
     }
@@ -447,16 +465,27 @@ impl Metrics {
         )
     }
 
+    /// Series that must add up in every scrape are moved while this is held, which is short: no scrape
+    /// comes between them.
+    pub fn books(&self) -> MutexGuard<'_, ()> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The text that `/metrics` serves, process metrics read just now.
     pub fn render(&self) -> String {
         metrics::with_local_recorder(&*self.recorder, || self.process.collect());
+        self.snapshot()
+    }
+
+    /// All series at one moment.
+    fn snapshot(&self) -> String {
+        let _unmoved = self.books();
         self.handle().render()
     }
 
     /// The series without labels, as a scrape would show them now.
     pub fn values(&self) -> HashMap<String, f64> {
-        self.handle()
-            .render()
+        self.snapshot()
             .lines()
             .filter_map(|line| line.split_once(' '))
             .filter(|(series, _)| !series.starts_with('#') && !series.contains('{'))

@@ -23,7 +23,10 @@ impl Service {
     /// Keeps `relay_ready` fresh where nobody asks `/ready`.
     pub async fn probe_if_unasked(&self) {
         let last = *self.probed.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.elapsed() >= UNASKED_MAX {
+        let store = &self.parts.store;
+        // What went wrong is looked at again soon, whoever asks.
+        let is_well = store.takes_blobs() && store.gives_blobs();
+        if last.elapsed() >= UNASKED_MAX || !is_well {
             // The answer is in the metric; what is wrong, the store's own lines say.
             self.probe().await.ok();
         }

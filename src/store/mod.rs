@@ -6,11 +6,12 @@
 //! writes comes to),
 //! `commit` (how writes become durable together), `engine` (what a database must do for that), then
 //! the engines `memory` and `sqlite`. `departures` is what both remember of blobs that left; `tally`
-//! counts.
+//! counts, `health` tells whether blobs come in and go out.
 
 mod commit;
 mod departures;
 pub mod engine;
+mod health;
 pub mod memory;
 pub mod model;
 mod plan;
@@ -36,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use commit::{Ground, Lane, Pipeline};
 use engine::{ExpiryCursor, KeysOf, NewRow, Opened, Reads, SWEPT_PROOFS_MAX};
+use health::{Health, Unread};
 use model::{
     Appended, BacklogCursor, Burnt, Envelope, Holding, Opener, OrderKey, Page, PageBounds,
     RECOVERY_KEYS_MAX, RecoveryPage, RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage,
@@ -63,6 +65,12 @@ const LATELY: Duration = Duration::from_secs(600);
 
 /// A probe writes when nothing else was written for this long.
 const PROBE_WRITE_AFTER: Duration = Duration::from_secs(5);
+
+/// The page that a probe asks for.
+const ONE_BLOB: PageBounds = PageBounds {
+    blobs_max: 1,
+    bytes_max: 1,
+};
 
 /// What a store goes by, whatever its engine.
 pub struct StoreOptions {
@@ -93,6 +101,7 @@ pub struct Store {
     reads: Arc<dyn Reads>,
     secret: Secret,
     tally: Arc<Tally>,
+    health: Arc<Health>,
     metrics: Arc<Metrics>,
 }
 
@@ -101,6 +110,8 @@ impl Store {
     pub fn start(opened: Opened, options: StoreOptions) -> Self {
         let metrics = options.metrics;
         let tally = Arc::new(Tally::new(opened.held, Arc::clone(&metrics)));
+        let health = Arc::new(Health::new(Arc::clone(&metrics)));
+        health.set_full(options.quota.is_relay_full(opened.held.bytes));
         let ground = Ground {
             rules: Rules {
                 secret: options.secret.clone(),
@@ -111,6 +122,7 @@ impl Store {
             reads: Arc::clone(&opened.reads),
             news: options.news,
             tally: Arc::clone(&tally),
+            health: Arc::clone(&health),
             metrics: Arc::clone(&metrics),
         };
         Self {
@@ -118,6 +130,7 @@ impl Store {
             reads: opened.reads,
             secret: options.secret,
             tally,
+            health,
             metrics,
         }
     }
@@ -328,6 +341,10 @@ impl Store {
         let page = self.read(self.reads.page(mailbox, view, after, bounds, now));
         let page = page.await;
         self.metrics.page_duration_seconds.record(began.elapsed());
+        if let Err(StoreError::Unavailable(_)) = &page {
+            let unread = Unread::Page(mailbox, view, after, now);
+            self.health.failed_to_read(unread);
+        }
         page.inspect(|page| self.set_aside(&page.damaged, now))
     }
 
@@ -472,11 +489,36 @@ impl Store {
 
     async fn probe_now(&self) -> Result<(), StoreError> {
         self.pipeline.check()?;
-        self.reads.probe().await?;
-        if self.tally.since_written() >= PROBE_WRITE_AFTER {
+        let read = self.probe_reads().await;
+        match &read {
+            Ok(()) => self.health.read_again(),
+            Err(_) => self.health.failed_to_read(Unread::Other),
+        }
+        read?;
+        if self.health.doubts_writes() || self.tally.since_written() >= PROBE_WRITE_AFTER {
             self.pipeline.write::<()>(Write::Trial).await?;
         }
         Ok(())
+    }
+
+    /// Reads something, and once more what could not be read lately.
+    async fn probe_reads(&self) -> Result<(), StoreError> {
+        self.reads.probe().await?;
+        let Some(Unread::Page(mailbox, view, after, now)) = self.health.unread() else {
+            return Ok(());
+        };
+        let page = self.reads.page(mailbox, view, after, ONE_BLOB, now);
+        page.await.map(drop)
+    }
+
+    /// Whether a new blob would be stored, as far as is known without trying.
+    pub fn takes_blobs(&self) -> bool {
+        self.health.takes_blobs()
+    }
+
+    /// Whether a blob that waits would be delivered, as far as is known without trying.
+    pub fn gives_blobs(&self) -> bool {
+        self.health.gives_blobs()
     }
 
     /// Finishes the writes that have their place, then closes files. Later writes are refused.
@@ -508,6 +550,9 @@ impl Store {
             true => Err(StoreError::Closed),
             false => read.await,
         };
+        if let Err(StoreError::Unavailable(_)) = &read {
+            self.health.failed_to_read(Unread::Other);
+        }
         self.counted(read)
     }
 

@@ -17,9 +17,9 @@ use super::batch::Batch;
 use super::queues::{Item, Job, Queues};
 use super::{Gate, Ground, being_reopened};
 use crate::clock::Timestamp;
-use crate::metrics::Metrics;
 use crate::store::StoreError;
 use crate::store::engine::{Asked, CommitError, Engine, TookPlace};
+use crate::store::health::Health;
 use crate::store::model::Removed;
 use crate::store::plan::known::Learnt;
 use crate::store::plan::{self, Folded, NewRow, PLAN_ROWS_MAX, Plan, RELIEFS_MAX};
@@ -59,13 +59,13 @@ pub(super) struct Committer {
 /// Says that nothing is written any more, however the committer has come to its end.
 struct Ended {
     gate: Arc<Gate>,
-    metrics: Arc<Metrics>,
+    health: Arc<Health>,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
         self.gate.set_down(true);
-        self.metrics.store_up.set(0.0);
+        self.health.set_down(true);
     }
 }
 
@@ -90,7 +90,7 @@ impl Committer {
     pub(super) async fn run(mut self) {
         let _ended = Ended {
             gate: Arc::clone(&self.gate),
-            metrics: Arc::clone(&self.ground.metrics),
+            health: Arc::clone(&self.ground.health),
         };
         while let Some(items) = self.queues.next_batch().await {
             self.work(items).await;
@@ -194,8 +194,9 @@ impl Committer {
         }
     }
 
-    /// A removal of many rows that was rejected, or that touches too much: goes on without the rows
-    /// that cannot be removed, or one damaged page would keep the sweep from all that comes after it.
+    /// A removal of many rows that was rejected, or that touches too much or needs more room than there
+    /// is: goes on without the rows that cannot be removed, or one damaged page would keep the sweep
+    /// from all that comes after it.
     /// Any other error is handed back as it is.
     async fn remove_in_pieces(
         &mut self,
@@ -203,8 +204,10 @@ impl Committer {
         part: &[usize],
         error: CommitError,
     ) -> Result<Outcome, CommitError> {
-        let (CommitError::Rejected(_) | CommitError::TooWide, [Write::Remove { keys, cause, now }]) =
-            (&error, &batch.select(part)[..])
+        let (
+            CommitError::Rejected(_) | CommitError::TooWide | CommitError::DiskFull(_),
+            [Write::Remove { keys, cause, now }],
+        ) = (&error, &batch.select(part)[..])
         else {
             return Err(error);
         };
@@ -228,7 +231,9 @@ impl Committer {
                         }
                     }
                 }
-                Err(CommitError::Rejected(_) | CommitError::TooWide) if keys.len() > 1 => {
+                Err(CommitError::Rejected(_) | CommitError::TooWide | CommitError::DiskFull(_))
+                    if keys.len() > 1 =>
+                {
                     pieces.extend(halves(keys));
                 }
                 Err(CommitError::Rejected(_)) => {}
@@ -241,6 +246,9 @@ impl Committer {
     /// Counts a failure, and says so now and then.
     fn failed(&mut self, error: &CommitError) {
         self.ground.metrics.store_errors_total.increment(1);
+        if is_nobodys_fault(error) {
+            self.ground.health.wrote(false);
+        }
         if self
             .warned_at
             .is_some_and(|at| at.elapsed() < WARNING_PAUSE)
@@ -286,6 +294,16 @@ impl Committer {
 
     /// Plans writes and commits them.
     async fn commit_plan(&mut self, writes: &[&Write]) -> Result<Box<Plan>, CommitError> {
+        self.ground.health.commit_begins();
+        let committed = self.plan_and_commit(writes).await;
+        self.ground.health.commit_ended();
+        if committed.as_ref().is_ok_and(|plan| !plan.is_empty()) {
+            self.ground.health.wrote(true);
+        }
+        committed
+    }
+
+    async fn plan_and_commit(&mut self, writes: &[&Write]) -> Result<Box<Plan>, CommitError> {
         for _ in 0..RACES_MAX {
             let plan = self.plan(writes).await?;
             match self.engine.commit(writes, &plan).await {
@@ -309,6 +327,7 @@ impl Committer {
         let mut asked = Asked::about(writes);
         for _ in 0..QUESTIONS_MAX {
             let answer = self.engine.known(&asked).await?;
+            self.ground.health.set_room(answer.has_room);
             learnt.learn(asked, answer);
             asked = match plan::fold(writes, &self.ground.rules, &learnt) {
                 Folded::Plan(plan) if plan.rows() > PLAN_ROWS_MAX && is_splittable => {
@@ -335,6 +354,9 @@ impl Committer {
 
     fn show(&self, plan: &Plan) {
         self.ground.tally.count(plan);
+        let bytes = self.ground.tally.usage().bytes;
+        let is_full = self.ground.rules.quota.is_relay_full(bytes);
+        self.ground.health.set_full(is_full);
         let lost = plan.happened.lost();
         if lost > 0 {
             warn!(
@@ -361,7 +383,7 @@ impl Committer {
     ) -> Result<(), StoreError> {
         error!("store: a commit failed: {cause}. New blobs are refused until storage is reopened.");
         self.gate.set_down(true);
-        self.ground.metrics.store_up.set(0.0);
+        self.ground.health.set_down(true);
         let deadline = Instant::now() + SETTLE_WAIT_MAX;
         let mut pause = REOPEN_PAUSES.0;
         loop {
@@ -376,7 +398,8 @@ impl Committer {
             pause = (pause * 2).min(REOPEN_PAUSES.1);
         }
         self.gate.set_down(false);
-        self.ground.metrics.store_up.set(1.0);
+        self.ground.health.wrote(true);
+        self.ground.health.set_down(false);
         self.ground.metrics.store_reopened_total.increment(1);
         info!("store: reopened; new blobs are accepted again.");
         Ok(())
@@ -409,6 +432,14 @@ impl Committer {
         self.queues.refuse_until(deadline).await;
         batch.fail_all(&being_reopened());
         self.queues.refuse_until(until).await;
+    }
+}
+
+/// Whether a failure says that storage takes no writes, and not that a write was one it cannot take.
+fn is_nobodys_fault(error: &CommitError) -> bool {
+    match error {
+        CommitError::Refused(_) | CommitError::DiskFull(_) | CommitError::Unknown(_) => true,
+        CommitError::Rejected(_) | CommitError::TooWide | CommitError::Raced => false,
     }
 }
 

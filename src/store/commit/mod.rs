@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::engine::{Engine, Reads};
+use super::health::Health;
 use super::model::OrderKey;
 use super::plan::Rules;
 use super::tally::Tally;
@@ -86,6 +87,7 @@ pub(super) struct Ground {
     pub(super) reads: Arc<dyn Reads>,
     pub(super) news: OnNews,
     pub(super) tally: Arc<Tally>,
+    pub(super) health: Arc<Health>,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -111,7 +113,7 @@ impl Pipeline {
             closing: CancellationToken::new(),
         });
         let metrics = Arc::clone(&ground.metrics);
-        metrics.store_up.set(1.0);
+        ground.health.set_down(false);
         let queues = Queues::new(
             (normal_end, low_end),
             Arc::clone(&gate),

@@ -188,6 +188,7 @@ fn bench(turns: usize) -> Bench {
         },
         news,
         tally: Arc::new(Tally::new(HeldInAll::default(), Arc::clone(&metrics))),
+        health: Arc::new(Health::new(Arc::clone(&metrics))),
         metrics: Arc::clone(&metrics),
     };
     Bench {

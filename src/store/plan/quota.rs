@@ -3,7 +3,7 @@
 //! Count and bytes are checked together in one place, because a rule that is written twice comes
 //! to differ. The fold of a batch asks here, so that two senders cannot both slip in. A quota protects the disk; the speed of a sender is the business of `limits::rate`.
 
-use crate::store::model::{Appended, Class};
+use crate::store::model::{Appended, Class, ROW_OVERHEAD_BYTES};
 
 /// The most that one mailbox or one owner ever holds, whatever the setting, so that its index fits in memory.
 pub const MAILBOX_BLOBS_CEILING: u64 = 1_000_000;
@@ -124,6 +124,11 @@ impl HeldInAll {
 }
 
 impl Quota {
+    /// Whether a relay that holds so many bytes takes not even an empty blob.
+    pub fn is_relay_full(&self, bytes: u64) -> bool {
+        self.relay_bytes_max > 0 && bytes + ROW_OVERHEAD_BYTES > self.relay_bytes_max
+    }
+
     /// Whether a holder of `held` (a mailbox in the blob's class, or the owner of device sync
     /// messages) in a relay that holds `relay_bytes` has room for `charged_bytes` more; otherwise
     /// which answer says why not.

@@ -4,6 +4,7 @@ mod accept_queue;
 mod clock;
 mod drain;
 mod http;
+mod readiness;
 mod settings;
 mod start_and_stop;
 mod supervisor;

@@ -38,6 +38,7 @@ pub(crate) enum Call {
     Pin,
     IsPinned,
     Unpin,
+    Trial,
 }
 
 /// What happens to a chosen call.
@@ -213,9 +214,8 @@ fn call_of(write: &Write) -> Option<Call> {
         Write::RecoveryRemove { .. } => Call::RecoveryRemove,
         Write::Pin { .. } => Call::Pin,
         Write::Unpin { .. } => Call::Unpin,
-        Write::Remove { .. } | Write::ExpireProofs { .. } | Write::Burn { .. } | Write::Trial => {
-            return None;
-        }
+        Write::Trial => Call::Trial,
+        Write::Remove { .. } | Write::ExpireProofs { .. } | Write::Burn { .. } => return None,
     })
 }
 
