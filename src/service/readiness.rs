@@ -49,12 +49,16 @@ mod tests {
         let (service, metrics) = Service::in_memory(clock);
         let is_ready = || metrics.values()["relay_ready"];
         assert_eq!(is_ready(), 1.0);
-        // From now on it does not answer.
-        service.store().close().await;
+        // Whoever asks finds that it is.
+        service.show_ready(false);
         tokio::time::advance(UNASKED_MAX - Duration::from_secs(1)).await;
         service.probe_if_unasked().await;
-        assert_eq!(is_ready(), 1.0, "somebody asked lately");
+        assert_eq!(is_ready(), 0.0, "somebody asked lately");
         tokio::time::advance(Duration::from_secs(1)).await;
+        service.probe_if_unasked().await;
+        assert_eq!(is_ready(), 1.0);
+        // What is known to be wrong is looked at at once.
+        service.store().close().await;
         service.probe_if_unasked().await;
         assert_eq!(is_ready(), 0.0);
     }

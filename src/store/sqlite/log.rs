@@ -29,6 +29,9 @@ const ASK_BYTES: u64 = 1 << 20;
 /// What a changed row writes to the log, beside its body: a page.
 const ROW_BYTES: u64 = 8 << 10;
 
+/// Rows of totals that every transaction changes.
+const TOTALS: usize = 2;
+
 /// The log of one database.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -49,9 +52,9 @@ impl Log {
         })
     }
 
-    /// Rows were changed, with so many bytes in their bodies.
+    /// A transaction changed so many rows, with so many bytes in their bodies, and the totals as each does.
     pub(super) fn came(&mut self, rows: usize, bytes: u64) {
-        self.came += bytes + rows as u64 * ROW_BYTES;
+        self.came += bytes + (rows + TOTALS) as u64 * ROW_BYTES;
     }
 
     /// Moves the log into the database when it is long.

@@ -254,6 +254,7 @@ impl SqliteWriter {
             return Ok(false);
         };
         execute(connection, "COMMIT").await.map_err(Failure::At)?;
+        self.log.came(TRIM_ROWS, 0);
         if vacuums {
             // What was given back leaves the file when the log is moved.
             let moved = move_log(connection).await;

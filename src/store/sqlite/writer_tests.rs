@@ -202,9 +202,14 @@ async fn a_full_disk_is_told_apart_and_deletions_go_on() {
     if let Write::Append { envelope, .. } = &mut large {
         envelope.body = vec![1; 1 << 20].into();
     }
-    for _ in 0..3 {
-        let error = writer.commit(&[&large]).await.unwrap_err();
-        assert!(matches!(error, CommitError::DiskFull(_)), "{error}");
+    let error = writer.commit(&[&large]).await.unwrap_err();
+    assert!(matches!(error, CommitError::DiskFull(_)), "{error}");
+    // Until there is a reserve again; nothing is even tried.
+    let refused = writer.commit(&[&large]).await;
+    match refused {
+        Ok(outcomes) => assert_eq!(outcomes, [Outcome::Appended(Appended::RelayFull)]),
+        // A second has passed, the reserve is back, and the database is as full as it was.
+        Err(error) => assert!(matches!(error, CommitError::DiskFull(_)), "{error}"),
     }
     writer.commit(&[&acknowledge(1)]).await.unwrap();
     assert!(writer.tally.usage().is_conserved());
