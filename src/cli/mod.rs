@@ -21,6 +21,7 @@ mod folder;
 mod healthcheck;
 mod keygen;
 mod manual;
+mod permissions;
 mod preflight;
 mod progress;
 mod purge;
@@ -80,6 +81,7 @@ enum Command {
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
+    hide_memory();
     let code = match Arguments::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(),
         Command::Check(args) => check::run(&args),
@@ -99,6 +101,17 @@ pub fn run() -> ExitCode {
         Command::Completions(args) => manual::completions(&args, Arguments::command()),
     };
     ExitCode::from(code)
+}
+
+/// Keeps secrets and blobs out of core dumps, and other processes of this user out of this one's memory.
+/// Root can still attach a debugger.
+fn hide_memory() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        // Where the system has no such call there is nothing to turn off.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
+    }
 }
 
 /// The arguments or the settings are wrong; the text says which.

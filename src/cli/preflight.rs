@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::banner::{full_path, in_bytes};
 use super::container;
 use super::descriptors::Descriptors;
+use super::permissions;
 use crate::config::{Config, StorageBackend};
 use crate::filesystem::{self, Kind};
 use crate::secrets::{SECRET_FILE, Secret, SecretError};
@@ -105,6 +106,8 @@ fn storage(config: &Config) -> Vec<Finding> {
     };
     findings.extend(file_system(config, &folder));
     findings.extend(volume(config));
+    let too_open = permissions::warnings(config).into_iter();
+    findings.extend(too_open.map(|text| Finding::warn("permissions", text)));
     findings.extend(room(config, &folder));
     match Trial::begin(&folder) {
         Ok(mut trial) => findings.push(trial.finding()),

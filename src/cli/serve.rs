@@ -10,6 +10,7 @@ use super::banner::{Banner, Facts, banner};
 use super::container;
 use super::descriptors::{self, Descriptors};
 use super::exit;
+use super::permissions;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::filesystem;
@@ -175,6 +176,7 @@ fn say_hello(config: &Config, running: &Running) {
     warnings
         .into_iter()
         .chain(container::warning(config))
+        .chain(permissions::warnings(config))
         .for_each(|warning| tracing::warn!("{warning}"));
 }
 
