@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ed25519_dalek::{Signature, VerifyingKey};
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::ids::MailboxId;
 use crate::protocol::proof;
 use crate::protocol::v1::message::{Handshake, HandshakeProof};
@@ -43,8 +43,34 @@ pub enum AuthError {
     BadSignature,
 }
 
+/// What time it is: two answers, while the wall clock has just been moved by more than a minute.
+#[derive(Debug, Clone, Copy)]
+pub struct TimeOfDay {
+    /// As clients are told it, which is as it was going on.
+    pub told: Timestamp,
+    /// As the wall clock says now.
+    pub wall: Timestamp,
+}
+
+impl TimeOfDay {
+    /// What a clock says.
+    pub fn of(clock: &Clock) -> Self {
+        Self {
+            told: clock.told_now(),
+            wall: clock.wall(),
+        }
+    }
+
+    /// Whether something was signed just now. Either clock may be the right one, but what is old by
+    /// the one that was going on may have been used, and its nonce forgotten since.
+    fn is_fresh(self, signed_secs: u64) -> bool {
+        let is_near = |now: Timestamp| now.secs().abs_diff(signed_secs) <= SKEW_MAX.as_secs();
+        is_near(self.told) || (is_near(self.wall) && signed_secs > self.told.secs())
+    }
+}
+
 /// Checks who a client says it is.
-pub fn verify_v1_handshake(handshake: &Handshake, now: Timestamp) -> Result<Verified, AuthError> {
+pub fn verify_v1_handshake(handshake: &Handshake, now: TimeOfDay) -> Result<Verified, AuthError> {
     let (public_key, nonce, timestamp_secs, signature) = match &handshake.proof {
         HandshakeProof::Unsigned => return Ok(Verified::Unproven),
         HandshakeProof::Partial => return Err(AuthError::Partial),
@@ -55,7 +81,7 @@ pub fn verify_v1_handshake(handshake: &Handshake, now: Timestamp) -> Result<Veri
             signature,
         } => (public_key, nonce, *timestamp_secs, signature),
     };
-    if now.secs().abs_diff(timestamp_secs) > SKEW_MAX.as_secs() {
+    if !now.is_fresh(timestamp_secs) {
         return Err(AuthError::Skewed);
     }
     if public_key != handshake.client_id.as_bytes() {
@@ -118,8 +144,32 @@ mod tests {
         SigningKey::from_bytes(&[5; 32])
     }
 
-    fn now() -> Timestamp {
-        Timestamp::from_millis(NOW_SECS * 1000 + 999)
+    fn now() -> TimeOfDay {
+        at(0, 0)
+    }
+
+    /// The two clocks, so many seconds from now.
+    fn at(told: i64, wall: i64) -> TimeOfDay {
+        let now = Timestamp::from_millis(NOW_SECS * 1000 + 999);
+        TimeOfDay {
+            told: now.moved(told * 1000),
+            wall: now.moved(wall * 1000),
+        }
+    }
+
+    /// Else a clock that is set back lets in who has recorded a handshake whose nonce is forgotten.
+    #[test]
+    fn a_clock_that_was_just_set_makes_no_old_signature_fresh() {
+        let signed = signed_at(NOW_SECS);
+        let refused = Err(AuthError::Skewed);
+        let verify = |now| verify_v1_handshake(&signed, now);
+        assert_eq!(verify(at(200, 0)), refused);
+        assert_eq!(verify(at(61, 0)), refused);
+        assert_eq!(verify(at(60, -3_600)), Ok(Verified::Proven));
+        // Set forward: who signs by the right time comes in, whichever that is.
+        assert_eq!(verify(at(0, 3_600)), Ok(Verified::Proven));
+        assert_eq!(verify(at(-3_600, 0)), Ok(Verified::Proven));
+        assert_eq!(verify(at(-3_600, 61)), refused);
     }
 
     fn handshake(client_id: [u8; 32], proof: HandshakeProof) -> Handshake {

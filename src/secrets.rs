@@ -5,14 +5,16 @@
 //! store keeps [`Secret::check_value`] and refuses to open under another one.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use chacha20poly1305::aead::Aead as _;
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
+use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
 
+use crate::filesystem;
 use crate::filesystem::place::put_in_place;
 use crate::ids::{BlobId, MailboxHash, MailboxId, Topic};
 
@@ -23,7 +25,11 @@ pub const SECRET_FILE: &str = "relay.secret";
 const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
 
-/// The relay's 32-byte secret. Its `Debug` prints nothing of it.
+/// The permissions of all users. A group may have some: container platforms give volumes to one.
+const OTHERS: u32 = 0o007;
+
+/// The relay's 32-byte secret. Its `Debug` prints nothing of it, and its memory is overwritten when it is
+/// dropped.
 #[derive(Clone)]
 pub struct Secret {
     bytes: [u8; 32],
@@ -39,6 +45,43 @@ pub struct Secret {
     receipt_to_key: [u8; 32],
     seal_key: [u8; 32],
 }
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        // Each of them: a key that is added and not wiped does not compile.
+        let Self {
+            bytes,
+            mailbox_key,
+            device_mailbox_key,
+            recovery_key,
+            claimant_key,
+            index_key,
+            checksum_key,
+            v1_blob_key,
+            topic_key,
+            receipt_id_key,
+            receipt_to_key,
+            seal_key,
+        } = self;
+        let keys = [
+            bytes,
+            mailbox_key,
+            device_mailbox_key,
+            recovery_key,
+            claimant_key,
+            index_key,
+            checksum_key,
+            v1_blob_key,
+            topic_key,
+            receipt_id_key,
+            receipt_to_key,
+            seal_key,
+        ];
+        keys.into_iter().for_each(|key| key.zeroize());
+    }
+}
+
+impl ZeroizeOnDrop for Secret {}
 
 /// Sealed bytes that do not open: another mailbox, another secret, or a damaged row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +103,15 @@ pub enum SecretError {
     /// a secret that did not arrive, and blobs under a made-up one are lost when it does.
     #[error("{path}: is missing; put the relay's secret there, or create one for a new relay: (umask 077; openssl rand -hex 32 > {path})", path = .0.display())]
     Missing(PathBuf),
+    /// Everybody on the machine may read or change the file. Refused, as ssh refuses such a key: who has
+    /// read it once keeps it.
+    #[error("{}: is accessible to all users (mode {mode:03o}); run: chmod 600 {}", path.display(), path.display())]
+    Exposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The file is there and is not a secret.
     #[error("{}: is not a relay secret (64 hexadecimal digits); restore it from the backup", .0.display())]
     Malformed(PathBuf),
@@ -100,19 +152,31 @@ impl Secret {
 
     /// The secret in the text of its file.
     pub fn parse(text: &str) -> Option<Self> {
-        let bytes = crate::ids::parse_hex(text.trim()).ok()?;
-        Some(Self::from_bytes(bytes))
+        let bytes = Zeroizing::new(crate::ids::parse_hex(text.trim()).ok()?);
+        Some(Self::from_bytes(*bytes))
     }
 
     /// The text of its file. Only for that file and for a backup of it.
-    pub fn file_text(&self) -> String {
-        format!("{}\n", data_encoding::HEXLOWER.encode(&self.bytes))
+    pub fn file_text(&self) -> Zeroizing<String> {
+        let digits = Zeroizing::new(data_encoding::HEXLOWER.encode(&self.bytes));
+        Zeroizing::new(format!("{}\n", *digits))
     }
 
     /// Reads the secret from `path`.
     pub fn load(path: &Path) -> Result<Self, SecretError> {
-        match fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).ok_or_else(|| SecretError::Malformed(path.to_owned())),
+        let read = fs::File::open(path).and_then(|mut file| {
+            let mut text = Zeroizing::new(String::new());
+            file.read_to_string(&mut text)?;
+            Ok((text, file.metadata()?.mode() & 0o777))
+        });
+        match read {
+            Ok((_, mode)) if mode & OTHERS != 0 && !filesystem::is_mounted_secret(path) => {
+                let path = path.to_owned();
+                Err(SecretError::Exposed { path, mode })
+            }
+            Ok((text, _)) => {
+                Self::parse(&text).ok_or_else(|| SecretError::Malformed(path.to_owned()))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(SecretError::Missing(path.to_owned()))
             }
@@ -172,6 +236,7 @@ impl Secret {
     /// The Ed25519 key is derived from the secret, so there is one file to keep and to restore.
     pub fn relay_id(&self) -> [u8; 32] {
         let seed = blake3::derive_key("vauchi-relay 2026-11 Ed25519 identity", &self.bytes);
+        let seed = Zeroizing::new(seed);
         let key = ed25519_dalek::SigningKey::from_bytes(&seed);
         key.verifying_key().to_bytes()
     }
@@ -347,6 +412,35 @@ mod tests {
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
         );
+    }
+
+    #[test]
+    fn a_secret_that_all_users_may_read_is_refused_and_one_of_a_group_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(SECRET_FILE);
+        Secret::load_or_create(&path).unwrap();
+        for (mode, is_taken) in [
+            (0o600, true),
+            (0o440, true),
+            (0o660, true),
+            (0o604, false),
+            (0o644, false),
+            (0o602, false),
+        ] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let loaded = Secret::load_or_create(&path);
+            assert_eq!(loaded.is_ok(), is_taken, "{mode:o}");
+            if let Err(error) = loaded {
+                let line = format!("(mode {mode:03o}); run: chmod 600 {}", path.display());
+                assert!(error.to_string().contains(&line), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_secret_is_wiped_when_it_is_dropped() {
+        const fn is_wiped<T: ZeroizeOnDrop>() {}
+        is_wiped::<Secret>();
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub(super) fn write(
     let at = Timestamp::from_millis(manifest.created_at_millis);
     let (about, secret) = (
         serde_json::to_string_pretty(manifest)? + "\n",
-        secret.file_text(),
+        secret.file_text().to_string(),
     );
     let sums = [
         add(&mut tar, MANIFEST, at, about.len() as u64, about.as_bytes())?,

@@ -162,7 +162,7 @@ async fn write(args: &Args, config: &Config, to: &To) -> anyhow::Result<Written>
     // Made here, so that it has this mode from the first byte on.
     new_file(&copy)?;
     // Before the copy begins, so that all that was confirmed by then is in it.
-    let moment = Clock::system().now();
+    let moment = Clock::system().wall();
     tokio::select! {
         copied = serving.copy_to(&copy) => copied?,
         too_much = watch(config, LOG_GROWTH_MAX, &copy, database_bytes) => return Err(too_much),

@@ -22,6 +22,7 @@ mod folder;
 mod healthcheck;
 mod keygen;
 mod manual;
+mod permissions;
 mod preflight;
 mod progress;
 mod purge;
@@ -90,6 +91,7 @@ enum Command {
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
+    hide_memory();
     outgrown_files_fail();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -168,6 +170,17 @@ fn outgrown_files_fail() {
     // Nobody looks at the flag; that the signal has a handler is all. It may have one, so this does not
     // fail.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).ok();
+}
+
+/// Keeps secrets and blobs out of core dumps, and other processes of this user out of this one's memory.
+/// Root can still attach a debugger.
+fn hide_memory() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        // Where the system has no such call there is nothing to turn off.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
+    }
 }
 
 /// The arguments or the settings are wrong; the text says which.

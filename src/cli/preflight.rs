@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::banner::{full_path, in_bytes};
 use super::container;
 use super::descriptors::Descriptors;
+use super::permissions;
 use super::say;
 use crate::config::{Config, StorageBackend};
 use crate::filesystem::{self, Kind};
@@ -106,6 +107,8 @@ fn storage(config: &Config) -> Vec<Finding> {
     };
     findings.extend(file_system(config, &folder));
     findings.extend(volume(config));
+    let too_open = permissions::warnings(config).into_iter();
+    findings.extend(too_open.map(|text| Finding::warn("permissions", text)));
     findings.extend(room(config, &folder));
     match Trial::begin(&folder) {
         Ok(mut trial) => {

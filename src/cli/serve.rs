@@ -11,6 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::banner::{Banner, Facts, banner};
 use super::container;
 use super::descriptors::{self, Descriptors};
+use super::permissions;
 use super::{exit, say};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
@@ -197,6 +198,7 @@ fn say_hello(config: &Config, running: &Running) {
     warnings
         .into_iter()
         .chain(container::warning(config))
+        .chain(permissions::warnings(config))
         .for_each(|warning| tracing::warn!("{warning}"));
 }
 

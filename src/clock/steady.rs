@@ -1,10 +1,14 @@
-//! Whether the wall clock may decide what is deleted for good.
+//! Watches the wall clock, and says whether things may be deleted for good.
 //!
-//! A machine may start with a wrong clock, and a clock may be set while the relay runs. What is
-//! deleted because its time is over does not come back when the clock is put right. So a clock that
-//! has just started or has just moved by itself decides nothing: first it must agree with the
-//! monotonic clock for [`STEADY_AFTER`]. A machine that wakes from sleep counts as one whose clock
-//! was set: the monotonic clock does not count sleep.
+//! The wall clock of a machine may be wrong at its start, and may be set while the relay runs. It then
+//! moves against the monotonic clock: a *step*. No step changes a lifetime, because these go by the
+//! relay's time. What a step decides is what time clients are told. One of up to a minute is followed
+//! at once. A larger one is followed after the clocks have agreed for [`STEADY_AFTER`]; until then
+//! clients are told the time as it was going on.
+//!
+//! What is deleted does not come back. So nothing is deleted either until the clocks have agreed for as
+//! long, and a stop that only the wall clock tells of ([`super::resume`]) is counted only when they have
+//! agreed for a day.
 //!
 //! [`Steadiness`] is the rule, on plain values; [`SteadyClock`] asks a real clock.
 
@@ -12,13 +16,20 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Clock, Timestamp};
+use super::{Clock, Timestamp, lead_millis, whole_millis};
 
 /// How long the clocks must have agreed, since the start or since the last step.
 pub const STEADY_AFTER: Duration = Duration::from_secs(600);
 
+/// How long the clocks must have agreed before a long stop is counted that only the wall clock tells of: a
+/// day, in which a person can see the warning.
+pub const GRACE: Duration = Duration::from_secs(86_400);
+
 /// What is no more than this is no step: leap seconds, and small corrections.
 const STEP_MIN_MILLIS: i64 = 5_000;
+
+/// A step of no more than this changes at once what clients are told.
+const FOLLOWED_MAX_MILLIS: u64 = 60_000;
 
 /// The clocks may drift apart by 1 ms in a second: twice what a time service slews (500 ppm).
 const DRIFT_MAX_DIVISOR: i64 = 1_000;
@@ -39,12 +50,19 @@ impl fmt::Display for Step {
             ..0 => "back",
             _ => "forward",
         };
+        write!(f, "{} {direction}", self.size())
+    }
+}
+
+impl Step {
+    /// How far, in words.
+    pub(super) fn size(self) -> String {
         let secs = self.millis.unsigned_abs() / 1_000;
         match secs {
-            ..120 => write!(f, "{secs} s {direction}"),
-            120..7_200 => write!(f, "{} min {direction}", secs / 60),
-            7_200..172_800 => write!(f, "{} h {direction}", secs / 3_600),
-            _ => write!(f, "{} days {direction}", secs / 86_400),
+            ..120 => format!("{secs} s"),
+            120..7_200 => format!("{} min", secs / 60),
+            7_200..172_800 => format!("{} h", secs / 3_600),
+            _ => format!("{} days", secs / 86_400),
         }
     }
 }
@@ -87,17 +105,13 @@ impl Steadiness {
 
     /// Whether the clocks have agreed for long enough.
     pub fn is_steady(&self, monotonic: Duration) -> bool {
-        monotonic.saturating_sub(self.agreed_since) >= STEADY_AFTER
+        self.agreed_for(monotonic) >= STEADY_AFTER
     }
-}
 
-fn lead_millis(wall: Timestamp, monotonic: Duration) -> i64 {
-    let wall = i64::try_from(wall.millis()).unwrap_or(i64::MAX);
-    wall.saturating_sub(whole_millis(monotonic))
-}
-
-fn whole_millis(span: Duration) -> i64 {
-    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+    /// For how long the clocks have agreed.
+    fn agreed_for(&self, monotonic: Duration) -> Duration {
+        monotonic.saturating_sub(self.agreed_since)
+    }
 }
 
 /// A clock that says up to when things may be deleted for good.
@@ -111,6 +125,8 @@ pub struct SteadyClock {
 #[derive(Debug)]
 struct State {
     steadiness: Steadiness,
+    /// What clients are told, less the relay's time, when the clock was last steady.
+    told_millis: i64,
     /// Steps since [`SteadyClock::take_steps`].
     steps: Steps,
 }
@@ -136,11 +152,13 @@ impl fmt::Display for Steps {
 impl SteadyClock {
     /// Watches `clock` from now on.
     pub fn new(clock: Clock) -> Self {
-        let steadiness = Steadiness::new(clock.now(), clock.monotonic());
+        let steadiness = Steadiness::new(clock.wall(), clock.monotonic());
+        let told_millis = clock.told_millis();
         Self {
             clock,
             state: Mutex::new(State {
                 steadiness,
+                told_millis,
                 steps: Steps::default(),
             }),
         }
@@ -150,6 +168,13 @@ impl SteadyClock {
     /// the epoch, before which nothing expires.
     pub fn expired_by(&self) -> Timestamp {
         self.read().unwrap_or_default()
+    }
+
+    /// How far the wall clock is from the time that clients are told; positive when it is ahead. Zero
+    /// but for a while after a step of more than a minute.
+    pub fn gap(&self) -> Step {
+        self.read();
+        gap(&self.clock)
     }
 
     /// Whether the clock has been steady for [`STEADY_AFTER`].
@@ -167,17 +192,36 @@ impl SteadyClock {
     /// the clock is not steady.
     fn read(&self) -> Option<Timestamp> {
         let mut state = self.lock();
-        let (wall, monotonic) = (self.clock.now(), self.clock.monotonic());
-        if let Some(step) = state.steadiness.read(wall, monotonic) {
+        let (clock, monotonic) = (&self.clock, self.clock.monotonic());
+        if let Some(step) = state.steadiness.read(clock.wall(), monotonic) {
+            clock.revise_stop(step);
             state.steps.count += 1;
             let sum = &mut state.steps.sum.millis;
             *sum = sum.saturating_add(step.millis);
         }
-        state.steadiness.is_steady(monotonic).then_some(wall)
+        if state.steadiness.agreed_for(monotonic) >= GRACE {
+            clock.confirm_stop();
+        }
+        let is_steady = state.steadiness.is_steady(monotonic);
+        // From where it was steady: many small steps are a large one.
+        let moved = clock.wall().less(clock.date().moved(state.told_millis));
+        if is_steady || moved.unsigned_abs() <= FOLLOWED_MAX_MILLIS {
+            clock.tell(clock.wall());
+        }
+        if is_steady {
+            state.told_millis = clock.told_millis();
+        }
+        is_steady.then(|| clock.now())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn gap(clock: &Clock) -> Step {
+    Step {
+        millis: clock.wall().less(clock.told_now()),
     }
 }
 
@@ -278,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sleep_of_the_machine_is_a_step() {
+    fn a_pause_that_only_the_wall_clock_counts_is_a_step() {
         let mut bench = Bench::steady();
         let woken = bench.pass(8 * 60 * MINUTE, 20);
         assert!(woken.is_some_and(|step| step.millis > 7 * 60 * 60_000));
@@ -351,6 +395,51 @@ mod tests {
         assert_eq!(steady.take_steps(), Steps::default());
         time.advance(STEADY_AFTER);
         assert!(steady.is_steady());
+    }
+
+    #[test]
+    fn a_step_moves_no_lifetime_and_is_told_when_it_has_lasted() {
+        let start = Timestamp::from_millis(NOW);
+        let (clock, time) = Clock::manual(start);
+        let steady = SteadyClock::new(clock.clone());
+        time.step_forward(Duration::from_secs(59));
+        let millis = 59_000;
+        assert_eq!(steady.take_steps().sum, Step { millis });
+        assert_eq!(clock.now(), start);
+        assert_eq!(clock.told_now(), clock.wall(), "a small one at once");
+        let year = Duration::from_millis(YEAR);
+        time.step_back(year);
+        assert_eq!(steady.gap().millis, -YEAR.cast_signed());
+        assert_eq!(clock.told_now(), start.moved(millis), "a large one not yet");
+        time.advance(STEADY_AFTER);
+        assert_eq!(steady.gap().millis, 0);
+        assert_eq!(clock.told_now(), clock.wall());
+        assert_eq!(clock.now(), start.plus(STEADY_AFTER));
+    }
+
+    #[test]
+    fn a_stop_is_counted_after_a_day_without_a_step() {
+        let (clock, time) = Clock::manual(Timestamp::from_millis(NOW + YEAR));
+        let last = Timestamp::from_millis(NOW);
+        clock.resume(super::super::resume::Reading {
+            relay: last,
+            wall: last,
+        });
+        let steady = SteadyClock::new(clock.clone());
+        time.advance(GRACE - Duration::from_secs(1));
+        assert_eq!(
+            steady.expired_by(),
+            last.plus(GRACE - Duration::from_secs(1))
+        );
+        time.step_forward(Duration::from_secs(10));
+        time.advance(Duration::from_secs(1));
+        assert!(!steady.is_steady());
+        time.advance(GRACE - Duration::from_secs(1));
+        assert_eq!(clock.unconfirmed(), Duration::from_millis(YEAR));
+        steady.is_steady();
+        time.advance(Duration::from_secs(1));
+        let counted = last.plus(2 * GRACE + Duration::from_millis(YEAR));
+        assert_eq!(steady.expired_by(), counted);
     }
 
     #[test]

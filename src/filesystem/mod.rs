@@ -99,6 +99,14 @@ pub fn forget_cached(_: &File) -> io::Result<()> {
 /// What is written at once to take room.
 const NOISE_BYTES: usize = 64 * 1024;
 
+/// Whether a file is one that a container platform has mounted for this container alone: in memory and
+/// read-only. Docker and Kubernetes give such files a mode that all users may read.
+pub fn is_mounted_secret(path: &Path) -> bool {
+    let is_read_only = rustix::fs::statvfs(path)
+        .is_ok_and(|disk| disk.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    is_read_only && matches!(kind(path), Ok(Kind::Memory(_)))
+}
+
 /// The kind of file system that `path` is on. What is not known is taken for local.
 #[cfg(target_os = "linux")]
 pub fn kind(path: &Path) -> io::Result<Kind> {

@@ -49,6 +49,7 @@ impl Detailed {
         let values = self.metrics.values();
         let value = |series: &str| whole(&values, series);
         let usage = self.health.usage();
+        let (gap_seconds, unconfirmed_stop_seconds) = self.health.clock_doubts();
         json!({
             "status": if why_not_ready.is_none() { "ready" } else { "not ready" },
             "reason": why_not_ready,
@@ -107,6 +108,8 @@ impl Detailed {
             "clock": {
                 "steady": self.health.is_clock_steady(),
                 "steps": value("relay_clock_steps_total"),
+                "gap_seconds": gap_seconds,
+                "unconfirmed_stop_seconds": unconfirmed_stop_seconds,
             },
             "rate_limited_clients_remembered": value("relay_rate_limit_clients"),
             "recovery_proofs": value("relay_recovery_proofs_active"),

@@ -71,6 +71,13 @@ impl Health {
         self.service.is_clock_steady()
     }
 
+    /// How far the clock is from what clients are told, in seconds, and how many seconds of a stop
+    /// are not confirmed.
+    pub(super) fn clock_doubts(&self) -> (i64, u64) {
+        let (gap, unconfirmed) = self.service.clock_doubts();
+        (gap, unconfirmed.as_secs())
+    }
+
     /// What is kept now.
     pub(super) fn usage(&self) -> Usage {
         self.service.store().usage()

@@ -112,6 +112,8 @@ pub struct Metrics {
     pub draining: Gauge,
     pub clock_steady: Gauge,
     pub clock_steps_total: Counter,
+    pub clock_gap_seconds: Gauge,
+    pub clock_unconfirmed_stop_seconds: Gauge,
 }
 
 impl Default for Metrics {
@@ -441,7 +443,15 @@ impl Metrics {
                 ),
                 clock_steps_total: count(
                     "relay_clock_steps_total",
-                    "Times that the wall clock moved by over 5 s at once; sleep of the machine counts.",
+                    "Times that the wall clock moved by over 5 s at once.",
+                ),
+                clock_gap_seconds: level(
+                    "relay_clock_gap_seconds",
+                    "How far the wall clock is ahead of the time that clients are told; negative when it is behind. Not 0 for 10 min after it moved by over a minute.",
+                ),
+                clock_unconfirmed_stop_seconds: level(
+                    "relay_clock_unconfirmed_stop_seconds",
+                    "A stop before this start that only the wall clock tells of: what waited through it expires by it when the clock has been steady for 24 h.",
                 ),
                 recorder: Arc::clone(&recorder),
                 books: Mutex::default(),

@@ -90,7 +90,7 @@ pub(super) async fn open_store(
                 dedup: config.dedup,
                 dedup_max: config.dedup_max,
                 metrics: Arc::clone(metrics),
-                now: clock.now(),
+                clock: clock.clone(),
                 allow_network_fs: config.allow_network_fs,
             })
             .await?
@@ -103,6 +103,7 @@ pub(super) async fn open_store(
         dedup: config.dedup,
         receipt_ttl: config.blob_ttl,
         news: Arc::new(move |rows| commons.woke(rows)),
+        clock: clock.clone(),
         metrics: Arc::clone(metrics),
     };
     Ok(Store::start(wrap(opened), options))

@@ -69,6 +69,9 @@ const KEPT_FROM_OPERATORS: u64 = 16;
 /// Rest between two rounds of housekeeping.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// Rest between two looks at whether storage is where it was. Two seconds are promised.
+const WATCH: Duration = Duration::from_secs(1);
+
 /// How long sessions that were cut off may take to be gone, and the store to close.
 const AFTER_THE_END: Duration = Duration::from_secs(5);
 
@@ -331,6 +334,17 @@ impl Running {
                 .run_until_cancelled(sweep_for_ever(sweeping, cleanup_interval))
                 .await;
             "the sweep"
+        });
+        let (until, store) = (self.end_upkeep.clone(), Arc::clone(&self.store));
+        let watching = async move {
+            loop {
+                tokio::time::sleep(WATCH).await;
+                store.watch().await;
+            }
+        };
+        self.core.spawn(async move {
+            until.run_until_cancelled(watching).await;
+            "the watch on storage"
         });
         let (until, metrics) = (self.end_upkeep.clone(), Arc::clone(&self.metrics));
         let shutdown = self.shutdown.clone();

@@ -215,6 +215,7 @@ mod tests {
             dedup: Duration::ZERO,
             receipt_ttl: Duration::ZERO,
             news: Arc::new(|_| {}),
+            clock: clock.clone(),
             metrics: Arc::clone(&metrics),
         };
         let store = Store::start(opened, options);

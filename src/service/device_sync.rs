@@ -62,7 +62,7 @@ impl Service {
         client: &Client,
         message: DeviceMessage,
     ) -> Result<Submitted, Refusal> {
-        let (secret, stored_at) = (&self.parts.secret, self.parts.clock.now());
+        let (secret, stored_at) = (&self.parts.secret, self.parts.clock.date());
         let kept = Sealed::SenderDevice(message.sender_device);
         let envelope = Envelope {
             mailbox: secret.device_mailbox(&message.identity, &message.target_device),

@@ -24,7 +24,8 @@ impl Service {
             let swept = self.parts.store.expire(STEP, expired_by).await?;
             blobs += swept.blobs;
             if !swept.more {
-                let next = swept.next_expiry.map_or(0, Timestamp::secs);
+                let told = |next| self.parts.clock.told(next).secs();
+                let next = swept.next_expiry.map_or(0, told);
                 self.parts
                     .metrics
                     .next_expiry_timestamp_seconds
@@ -51,18 +52,30 @@ impl Service {
         self.steady_clock.expired_by()
     }
 
+    /// How far the wall clock is from what clients are told, in seconds, and how long a stop is that
+    /// is not confirmed.
+    pub fn clock_doubts(&self) -> (i64, Duration) {
+        let gap = self.steady_clock.gap();
+        (gap.millis / 1_000, self.parts.clock.unconfirmed())
+    }
+
     /// Tells the operator when the clock was set.
     pub(super) fn watch_clock(&self) {
         let (steps, metrics) = (self.steady_clock.take_steps(), &self.parts.metrics);
         let is_steady = f64::from(u8::from(self.is_clock_steady()));
         metrics.clock_steady.set(is_steady);
+        let (gap, unconfirmed) = self.clock_doubts();
+        metrics.clock_gap_seconds.set(gap as f64);
+        metrics
+            .clock_unconfirmed_stop_seconds
+            .set(unconfirmed.as_secs_f64());
         if steps.count == 0 {
             return;
         }
         metrics.clock_steps_total.increment(steps.count);
         tracing::warn!(
-            "the clock moved {steps}; nothing that has expired is deleted until it has been steady \
-             for {} minutes",
+            "the clock moved {steps}; no blob expires earlier or later for it. Clients are told the new time, \
+             and what has expired is deleted, after {} steady minutes",
             STEADY_AFTER.as_secs() / 60
         );
     }

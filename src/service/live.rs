@@ -14,7 +14,7 @@ impl Service {
         let blob = LiveBlob {
             mailbox: self.parts.secret.mailbox(mailbox),
             id,
-            handed_at: self.parts.clock.now(),
+            handed_at: self.parts.clock.date(),
             body,
         };
         match self.parts.commons.hand(&blob).await {

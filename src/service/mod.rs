@@ -110,7 +110,7 @@ impl Service {
         &self.parts.store
     }
 
-    /// The time, by which blobs expire.
+    /// The relay's time, by which blobs expire.
     pub fn now(&self) -> Timestamp {
         self.parts.clock.now()
     }
@@ -151,6 +151,7 @@ impl Service {
             dedup: Duration::ZERO,
             receipt_ttl: Duration::from_secs(86_400),
             news: Arc::new(|_| {}),
+            clock: clock.clone(),
             metrics: Arc::clone(&metrics),
         };
         let config = Config::default();

@@ -52,7 +52,7 @@ impl Service {
             return Err(Refusal::Invalid("a recovery proof may have at most 64 KiB"));
         }
         let room = self.charge_recovery_room(client, &key_hash, charged_bytes(proof.len()))?;
-        let (secret, stored_at) = (&self.parts.secret, self.parts.clock.now());
+        let (secret, stored_at) = (&self.parts.secret, self.parts.clock.date());
         let expires_at = stored_at.plus(TTL);
         let kept = RecoveryProof {
             key_hash: secret.recovery_key(&key_hash),

@@ -107,7 +107,7 @@ impl Service {
         client: &Client,
         submission: Submission,
     ) -> Result<Submitted, Refusal> {
-        let stored_at = self.parts.clock.now();
+        let stored_at = self.parts.clock.date();
         let (secret, terms) = (&self.parts.secret, &submission.terms);
         let ttl = self.ttl(terms)?;
         let recipient = &submission.recipient;

@@ -68,7 +68,7 @@ impl Service {
             admitted.filter(|(_, is_pinned)| *is_pinned || self.charge_pin(address).is_ok());
         let mailboxes: Vec<_> = admitted.map(|(mailbox, _)| mailbox).collect();
         if !mailboxes.is_empty() {
-            let (store, now) = (&self.parts.store, self.parts.clock.now());
+            let (store, now) = (&self.parts.store, self.parts.clock.date());
             store.pin(mailboxes, now).await?;
         }
         Ok(())
@@ -88,7 +88,7 @@ impl Service {
     /// after a restart either. While nothing can be written, as on a full disk, it is burnt in memory:
     /// whoever proves itself can still fetch and acknowledge, which makes room.
     pub async fn burn_nonce(&self, nonce: [u8; 32]) -> Result<(), NonceRefused> {
-        let (expired_by, now) = (self.expired_by(), self.parts.clock.now());
+        let (expired_by, now) = (self.expired_by(), self.parts.clock.date());
         self.parts.commons.burn(nonce, expired_by, now).await?;
         match self.parts.store.burn(nonce, expired_by, now).await {
             Ok(Burnt::First) => Ok(()),

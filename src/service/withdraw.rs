@@ -31,7 +31,7 @@ impl Service {
         ttl: Duration,
     ) -> Result<Pending<()>, Refusal> {
         let now = self.parts.clock.now();
-        let expires_at = now.plus(ttl.min(self.parts.blob_ttl));
+        let expires_at = self.parts.clock.date().plus(ttl.min(self.parts.blob_ttl));
         let (store, mailbox) = (&self.parts.store, self.parts.secret.mailbox(mailbox));
         Ok(store.extend(mailbox, id, expires_at, now).await?)
     }

@@ -194,6 +194,12 @@ pub trait Reads: Send + Sync + 'static {
     /// The largest order key that was ever given out; all up to it is committed or refused.
     async fn horizon(&self) -> Result<OrderKey, StoreError>;
 
+    /// Whether storage is where it was when it was opened; the error is one line for the operator. It is
+    /// asked every second.
+    async fn look(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Reads something, to see whether storage answers.
     async fn probe(&self) -> Result<(), StoreError>;
 

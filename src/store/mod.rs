@@ -31,7 +31,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::ids::{BlobId, MailboxHash};
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
@@ -84,6 +84,8 @@ pub struct StoreOptions {
     pub receipt_ttl: Duration,
     /// Told of what was stored.
     pub news: OnNews,
+    /// Says by how much what is new is dated later than `now` ([`Clock::date`]).
+    pub clock: Clock,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -93,9 +95,9 @@ pub struct StoreOptions {
 /// Writes answer in two steps: the call returns when the write has its place in the order, and the
 /// [`Pending`] it returns resolves when the write is durable. A session may so hand in its next
 /// blob while the last one is being committed, and the order of calls is the order of blobs.
-/// Time is an argument; no engine reads a clock. `now` decides what is shown, `expired_by` what is
-/// deleted for good because its time is over: it is now or, while the clock is not to be trusted
-/// with that (`clock::steady`), the epoch.
+/// Time is an argument, and it is the relay's time (`clock`). `now` decides what is shown, `expired_by`
+/// what is deleted for good because its time is over: it is now or, while nothing is to be deleted
+/// (`clock::steady`), the epoch.
 pub struct Store {
     pipeline: Pipeline,
     reads: Arc<dyn Reads>,
@@ -118,6 +120,7 @@ impl Store {
                 quota: options.quota,
                 dedup: options.dedup,
                 receipt_ttl: options.receipt_ttl,
+                clock: options.clock,
             },
             reads: Arc::clone(&opened.reads),
             news: options.news,
@@ -135,7 +138,7 @@ impl Store {
         }
     }
 
-    /// Takes a blob into its mailbox. `envelope.stored_at` is the time of the call. A full mailbox
+    /// Takes a blob into its mailbox. `envelope.stored_at` is [`Clock::date`] at the call. A full mailbox
     /// first loses what had expired by `expired_by`.
     pub async fn append(
         &self,
@@ -487,8 +490,18 @@ impl Store {
         self.counted(answer.unwrap_or_else(|_| Err(StoreError::unavailable(late))))
     }
 
+    /// Sees that storage is still where it was, and stops taking writes when it is not. Called every
+    /// second: a relay that nobody sends to must notice, too.
+    pub async fn watch(&self) {
+        if self.pipeline.check().is_ok() && self.reads.look().await.is_err() {
+            // Its commit finds the same, and says it. A probe that comes meanwhile says so itself.
+            self.pipeline.write::<()>(Write::Trial).await.ok();
+        }
+    }
+
     async fn probe_now(&self) -> Result<(), StoreError> {
         self.pipeline.check()?;
+        self.reads.look().await?;
         let read = self.probe_reads().await;
         match &read {
             Ok(()) => self.health.read_again(),

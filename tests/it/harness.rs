@@ -27,7 +27,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const SILENCE: Duration = Duration::from_millis(150);
 
 /// When the relay's clock begins: 2026-11-21, so that times look like times.
-const BEGINNING: Timestamp = Timestamp::from_millis(1_795_220_095_000);
+pub(crate) const BEGINNING: Timestamp = Timestamp::from_millis(1_795_220_095_000);
 
 /// A relay in this process.
 pub(crate) struct Relay {
@@ -35,6 +35,8 @@ pub(crate) struct Relay {
     pub(crate) config: Config,
     /// Moves the relay's clock, which otherwise stands still.
     pub(crate) time: ManualClock,
+    /// When that began.
+    began: Timestamp,
     folder: Option<tempfile::TempDir>,
 }
 
@@ -125,6 +127,7 @@ impl Relay {
             running,
             config,
             time,
+            began: time_of_day,
             folder,
         }
     }
@@ -138,19 +141,7 @@ impl Relay {
 
     /// Drains the relay and starts another one on the same folder, at the same time of day.
     pub(crate) async fn restart(self) -> Self {
-        let Self {
-            running,
-            config,
-            time,
-            folder,
-        } = self;
-        tokio::time::timeout(PATIENCE, running.drain())
-            .await
-            .expect("the relay ends");
-        let elapsed = time.elapsed();
-        let relay = Self::launch(config, folder, BEGINNING, |store| store).await;
-        relay.time.advance(elapsed);
-        relay
+        self.restart_ahead(Duration::ZERO, |store| store).await
     }
 
     /// Drains the relay and starts another one on the same folder, whose clock is `ahead` from the
@@ -160,8 +151,18 @@ impl Relay {
         ahead: Duration,
         wrap: impl FnOnce(Opened) -> Opened,
     ) -> Self {
+        let time_of_day = self.began.plus(self.time.elapsed() + ahead);
+        self.restart_at(time_of_day, wrap).await
+    }
+
+    /// Drains the relay and starts another one on the same folder at this time of day; its store is
+    /// changed by the test.
+    pub(crate) async fn restart_at(
+        self,
+        time_of_day: Timestamp,
+        wrap: impl FnOnce(Opened) -> Opened,
+    ) -> Self {
         let (config, folder) = (self.config, self.folder);
-        let time_of_day = BEGINNING.plus(self.time.elapsed() + ahead);
         tokio::time::timeout(PATIENCE, self.running.drain())
             .await
             .expect("the relay ends");

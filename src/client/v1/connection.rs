@@ -62,7 +62,7 @@ pub(super) async fn open(url: &str, options: &Options) -> Result<Opened, ClientE
     let mut socket = upgraded(stream, request, config, &connector).await?;
     let handshake = options.handshake();
     let hello = ClientRequest::Handshake(&handshake);
-    let frame = encode_request(&fresh_tag(), hello, options.clock.now());
+    let frame = encode_request(&fresh_tag(), hello, options.clock.wall());
     socket.send(Message::Binary(frame)).await.map_err(lost)?;
     let (relay_version, features) = welcome(&mut socket).await?;
     Ok(Opened {

@@ -155,7 +155,7 @@ impl Client {
         let _permit = self.connection.permit().await?;
         let tag = fresh_tag();
         let request = ClientRequest::Submit { recipient, body };
-        let frame = encode_request(&tag, request, self.clock.now());
+        let frame = encode_request(&tag, request, self.clock.wall());
         if frame.len() > self.message_bytes_max {
             return Err(ClientError::TooLarge {
                 bytes: frame.len(),
@@ -205,7 +205,7 @@ impl Client {
         let request = ClientRequest::Acknowledge {
             delivery: &delivery.tag,
         };
-        let frame = encode_request(&fresh_tag(), request, self.clock.now());
+        let frame = encode_request(&fresh_tag(), request, self.clock.wall());
         self.connection.send(Outbound::Frame(frame)).await
     }
 
@@ -271,11 +271,11 @@ mod tests {
     #[cfg(feature = "server")]
     #[tokio::test]
     async fn a_signed_handshake_is_one_that_the_relay_can_verify() {
-        use crate::auth::{Verified, verify_v1_handshake};
+        use crate::auth::{TimeOfDay, Verified, verify_v1_handshake};
 
         let (url, accept) = listen().await;
         let options = Options::signed(ed25519_dalek::SigningKey::from_bytes(&[3; 32]));
-        let now = options.clock.now();
+        let now = options.clock.wall();
         let relay = async {
             let mut relay = accept.await;
             let handshake = relay.handshake().await;
@@ -283,6 +283,10 @@ mod tests {
             handshake
         };
         let (client, handshake) = tokio::join!(Client::connect(&url, options), relay);
+        let now = TimeOfDay {
+            told: now,
+            wall: now,
+        };
         assert_eq!(verify_v1_handshake(&handshake, now), Ok(Verified::Proven));
         let client = client.unwrap();
         assert_eq!(client.relay_version(), env!("CARGO_PKG_VERSION"));

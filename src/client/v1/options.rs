@@ -89,7 +89,7 @@ impl Options {
             proof: self
                 .identity
                 .as_ref()
-                .map_or(HandshakeProof::Unsigned, |key| sign(key, self.clock.now())),
+                .map_or(HandshakeProof::Unsigned, |key| sign(key, self.clock.wall())),
         }
     }
 }

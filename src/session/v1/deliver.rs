@@ -79,7 +79,7 @@ impl Writer<'_> {
     }
 
     async fn say_v1(&mut self, tag: Option<&Tag>, answer: &Answer) -> Result<(), Ended> {
-        self.write(v1::encode(tag, answer, self.parts.clock.now()))
+        self.write(v1::encode(tag, answer, self.parts.clock.told_now()))
             .await
     }
 }

@@ -32,7 +32,7 @@ const REVOKED_BYTES_MAX: usize = 64 * 1024;
 
 /// The answer to a handshake that opened a mailbox.
 pub(super) fn welcome(parts: &Parts) -> Bytes {
-    v1::encode(None, &Answer::HandshakeAccepted, parts.clock.now())
+    v1::encode(None, &Answer::HandshakeAccepted, parts.clock.told_now())
 }
 
 impl Opened {

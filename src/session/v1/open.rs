@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::stream::SplitStream;
 
-use crate::auth;
+use crate::auth::{self, TimeOfDay};
 use crate::hub::Inbox;
 use crate::ids::{ConnectionId, MailboxId};
 use crate::protocol::close::Close;
@@ -195,7 +195,7 @@ async fn verify(handshake: &Handshake, address: IpAddr, parts: &Parts) -> Result
         .service
         .begin_proof(address)
         .map_err(|_| Close::TooManyFailedProofs)?;
-    if let Err(error) = auth::verify_v1_handshake(handshake, parts.clock.now()) {
+    if let Err(error) = auth::verify_v1_handshake(handshake, TimeOfDay::of(&parts.clock)) {
         tracing::debug!(%error, "handshake refused");
         return Err(Close::NotProven);
     }

@@ -19,7 +19,7 @@ pub(super) struct Reply<'a> {
 
 impl Reply<'_> {
     pub(super) fn answer(self, answer: &Answer) {
-        let now = self.answers.parts.clock.now();
+        let now = self.answers.parts.clock.told_now();
         self.answers.answer(v1::encode(self.tag, answer, now));
     }
 
@@ -43,7 +43,7 @@ impl Reply<'_> {
                 Ok(_) => Answer::Stored,
                 Err(refusal) => Answer::Refused(counted(&refusal, &parts)),
             };
-            v1::encode(tag.as_ref(), &answer, parts.clock.now())
+            v1::encode(tag.as_ref(), &answer, parts.clock.told_now())
         });
         let name_bytes = self.tag.map_or(0, |tag| tag.name().len());
         self.answers.later(answer, name_bytes);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
+use crate::clock::Timestamp;
 use crate::hub::LiveBlob;
 use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::v2::message::{
@@ -35,7 +36,8 @@ impl Writer<'_> {
         let bytes = delivered_bytes(&blob);
         self.shared.state().delivered((mailbox, blob.id), bytes);
         if let Some(receipt) = blob.receipt() {
-            self.say_v2(&receipt_delivery(named, &blob, &receipt))
+            let at = self.parts.clock.told(receipt.at);
+            self.say_v2(&receipt_delivery(named, &blob, &receipt, at))
                 .await?;
             self.parts.metrics.receipts_delivered_total.increment(1);
             return Ok(());
@@ -46,11 +48,12 @@ impl Writer<'_> {
             Some(Sealed::Frame(frame)) => frame,
             Some(Sealed::SenderId(_) | Sealed::SenderDevice(_)) | None => blob.body,
         };
+        let clock = &self.parts.clock;
         self.say_v2(&Answer::Blob(BlobDelivery {
             id,
             mailbox: named.id,
-            stored_at: blob.stored_at,
-            expires_at: Some(blob.expires_at),
+            stored_at: clock.told(blob.stored_at),
+            expires_at: Some(clock.told(blob.expires_at)),
             redelivered,
             body,
         }))
@@ -80,7 +83,7 @@ impl Writer<'_> {
         self.say_v2(&Answer::Blob(BlobDelivery {
             id: blob.id,
             mailbox: named.id,
-            stored_at: blob.handed_at,
+            stored_at: self.parts.clock.told(blob.handed_at),
             expires_at: None,
             redelivered: false,
             body: blob.body,
@@ -114,7 +117,7 @@ impl Writer<'_> {
     }
 }
 
-fn receipt_delivery(named: Named, blob: &StoredBlob, receipt: &Receipt) -> Answer {
+fn receipt_delivery(named: Named, blob: &StoredBlob, receipt: &Receipt, at: Timestamp) -> Answer {
     let kind = match receipt.kind {
         service::ReceiptKind::Delivered => ReceiptKind::Delivered,
         service::ReceiptKind::Acknowledged => ReceiptKind::Acknowledged,
@@ -127,6 +130,6 @@ fn receipt_delivery(named: Named, blob: &StoredBlob, receipt: &Receipt) -> Answe
         receipt_id: blob.id,
         id: receipt.id,
         kind,
-        at: receipt.at,
+        at,
     })
 }

@@ -113,7 +113,9 @@ impl Guest {
             }
             Request::RecoveryStore(proof) => {
                 let kept = self.put_recovery(proof, parts).await;
-                reply.done(kept.map(|expires_at| Answer::RecoveryKept { expires_at }));
+                reply.done(kept.map(|expires_at| Answer::RecoveryKept {
+                    expires_at: parts.clock.told(expires_at),
+                }));
             }
             Request::RecoveryQuery(query) => reply.done(self.get_recovery(query, parts).await),
             Request::Ping => reply.answer(&Answer::Done(Done::Pong)),
@@ -294,7 +296,7 @@ impl Guest {
         let plain = |(Proof { key_hash, proof }, stored_at)| FoundProof {
             key_hash,
             proof,
-            stored_at,
+            stored_at: parts.clock.told(stored_at),
         };
         let mut proofs: Vec<_> = found.proofs.into_iter().map(plain).collect();
         let fit = v2::proofs_that_fit(&proofs, parts.settings.message_bytes_max);

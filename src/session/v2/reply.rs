@@ -80,12 +80,15 @@ impl Reply<'_> {
     /// The answer to a blob that is being stored, or was refused before.
     pub(super) fn stored(self, outcome: Result<Submitted, Refusal>) {
         match outcome {
-            Ok(submitted) => self.written(submitted.map(|outcome| {
-                outcome.map(|stored| Answer::Stored {
-                    expires_at: stored.expires_at,
-                    duplicate: stored.duplicate,
-                })
-            })),
+            Ok(submitted) => {
+                let clock = self.answers.parts.clock.clone();
+                self.written(submitted.map(move |outcome| {
+                    outcome.map(|stored| Answer::Stored {
+                        expires_at: clock.told(stored.expires_at),
+                        duplicate: stored.duplicate,
+                    })
+                }));
+            }
             Err(refusal) => self.refuse(refusal),
         }
     }

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use super::batch::Batch;
 use super::queues::{Item, Job, Queues};
-use super::{Gate, Ground, being_reopened};
+use super::{Gate, Ground};
 use crate::clock::Timestamp;
 use crate::store::StoreError;
 use crate::store::engine::{Asked, CommitError, Engine, TookPlace};
@@ -64,7 +64,7 @@ struct Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.gate.set_down(true);
+        self.gate.set_down(Some("the committer has ended"));
         self.health.set_down(true);
     }
 }
@@ -382,14 +382,20 @@ impl Committer {
         cause: &str,
     ) -> Result<(), StoreError> {
         error!("store: a commit failed: {cause}. New blobs are refused until storage is reopened.");
-        self.gate.set_down(true);
+        self.gate.set_down(Some(cause));
         self.ground.health.set_down(true);
+        // Said once: what is wrong may be so for hours.
+        let mut said = StoreError::unavailable(cause).to_string();
         let deadline = Instant::now() + SETTLE_WAIT_MAX;
         let mut pause = REOPEN_PAUSES.0;
         loop {
             match self.try_recover(batch, part).await {
                 Ok(()) => break,
-                Err(error) => warn!("store: cannot reopen storage yet, retrying: {error}"),
+                Err(error) if error.to_string() == said => {}
+                Err(error) => {
+                    said = error.to_string();
+                    warn!("store: cannot reopen storage yet, retrying: {error}");
+                }
             }
             if self.gate.closing.is_cancelled() {
                 return Err(StoreError::Closed);
@@ -397,7 +403,7 @@ impl Committer {
             self.wait(pause, deadline, batch).await;
             pause = (pause * 2).min(REOPEN_PAUSES.1);
         }
-        self.gate.set_down(false);
+        self.gate.set_down(None);
         self.ground.health.wrote(true);
         self.ground.health.set_down(false);
         self.ground.metrics.store_reopened_total.increment(1);
@@ -430,7 +436,8 @@ impl Committer {
             return;
         }
         self.queues.refuse_until(deadline).await;
-        batch.fail_all(&being_reopened());
+        let why = self.gate.why_down();
+        batch.fail_all(&why.unwrap_or(StoreError::Closed));
         self.queues.refuse_until(until).await;
     }
 }

@@ -10,8 +10,7 @@ mod batch;
 mod committer;
 mod queues;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -56,29 +55,29 @@ pub(super) enum Lane {
 /// What both sides of the pipeline see.
 #[derive(Debug)]
 struct Gate {
-    is_down: AtomicBool,
+    /// Why nothing is taken, when nothing is. Nothing awaits while it is locked.
+    down: Mutex<Option<Arc<str>>>,
     closing: CancellationToken,
 }
 
 impl Gate {
-    fn set_down(&self, is_down: bool) {
-        self.is_down.store(is_down, Ordering::SeqCst);
+    fn set_down(&self, why: Option<&str>) {
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = why.map(Arc::from);
+    }
+
+    /// What writes are answered while there is no handle.
+    fn why_down(&self) -> Option<StoreError> {
+        let down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = down.as_ref()?;
+        Some(StoreError::unavailable(format!("a write failed: {why}")))
     }
 
     fn check(&self) -> Result<(), StoreError> {
         if self.closing.is_cancelled() {
             return Err(StoreError::Closed);
         }
-        if self.is_down.load(Ordering::SeqCst) {
-            return Err(being_reopened());
-        }
-        Ok(())
+        self.why_down().map_or(Ok(()), Err)
     }
-}
-
-/// What writes are answered while there is no handle.
-fn being_reopened() -> StoreError {
-    StoreError::unavailable("it is being reopened after a failed write")
 }
 
 /// What the committer works with beside its engine.
@@ -109,7 +108,7 @@ impl Pipeline {
         let (normal, normal_end) = mpsc::channel(QUEUE_ITEMS_MAX);
         let (low, low_end) = mpsc::channel(LOW_QUEUE_ITEMS_MAX);
         let gate = Arc::new(Gate {
-            is_down: AtomicBool::new(false),
+            down: Mutex::new(None),
             closing: CancellationToken::new(),
         });
         let metrics = Arc::clone(&ground.metrics);

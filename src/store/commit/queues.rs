@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::Gate;
 use super::batch::Reply;
-use super::{Gate, being_reopened};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::StoreError;
@@ -186,7 +186,8 @@ impl Queues {
 
     fn refuse(&self, item: Item) {
         self.count_out(&item);
-        item.job.refuse(being_reopened());
+        item.job
+            .refuse(self.gate.why_down().unwrap_or(StoreError::Closed));
     }
 
     fn count_out(&self, item: &Item) {

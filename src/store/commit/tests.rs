@@ -185,6 +185,7 @@ fn bench(turns: usize) -> Bench {
             quota: Quota::UNBOUNDED,
             dedup: Duration::ZERO,
             receipt_ttl: Duration::from_secs(60),
+            clock: crate::clock::Clock::manual(Timestamp::default()).0,
         },
         news,
         tally: Arc::new(Tally::new(HeldInAll::default(), Arc::clone(&metrics))),

@@ -36,6 +36,7 @@ impl Bare {
                 quota,
                 dedup: DEDUP,
                 receipt_ttl: Duration::from_millis(2_000),
+                clock: crate::clock::Clock::manual(Timestamp::default()).0,
             },
             opened: open(MemoryOptions {
                 dedup: DEDUP,

@@ -29,13 +29,18 @@ impl Folding<'_> {
             return refused;
         }
         if let Some((key, replaced)) = self.replaced_by(envelope) {
-            let now = envelope.stored_at;
+            let now = self.handed_in_at(envelope);
             self.leave(key, replaced.or_expired(Leaving::Replaced, now), now);
         }
         self.come(Source::Write(index), Header::new(envelope, checksum));
         Appended::Stored {
             expires_at: envelope.expires_at,
         }
+    }
+
+    /// By when it is judged what is over; it is dated later while a stop is not confirmed.
+    fn handed_in_at(&self, envelope: &Envelope) -> Timestamp {
+        envelope.stored_at.minus(self.unconfirmed)
     }
 
     /// The row that this envelope replaces.
@@ -61,7 +66,8 @@ impl Folding<'_> {
             .map(|departure| departure.departed);
         let remembered = || {
             let departed = self.known.departed.get(&name).copied();
-            let is_over = |at: Timestamp| at.plus(self.rules.dedup) <= envelope.stored_at;
+            let now = self.handed_in_at(envelope);
+            let is_over = |at: Timestamp| at.plus(self.rules.dedup) <= now;
             departed.filter(|departed| !is_over(departed.left_at))
         };
         let departed = just_left.or_else(remembered)?;
@@ -85,7 +91,7 @@ impl Folding<'_> {
         for key in expired {
             let row = self.row(*key);
             if row.is_some_and(|row| row.expires_at <= expired_by) {
-                self.leave(*key, Leaving::Expired, envelope.stored_at);
+                self.leave(*key, Leaving::Expired, self.handed_in_at(envelope));
             }
         }
         self.quota_admits(envelope)

@@ -117,7 +117,7 @@ impl Folding<'_> {
             list.push((key, header));
         }
         *leaving.count_in(self.plan.happened.to(header.class)) += 1;
-        self.due.extend(Due::of(header, leaving, now));
+        self.due.extend(Due::of(header, leaving, self.dated(now)));
         // Nobody hands in a receipt, so none is handed in twice.
         let is_remembered = !is_lost && header.class != Class::Receipt;
         if is_remembered && !self.rules.dedup.is_zero() {
@@ -127,7 +127,7 @@ impl Folding<'_> {
                 mailbox: header.mailbox,
                 id: header.id,
                 departed: Departed {
-                    left_at: now,
+                    left_at: self.dated(now),
                     checksum: header.checksum,
                     expires_at: header.expires_at,
                 },

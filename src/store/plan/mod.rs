@@ -25,7 +25,7 @@ use super::model::{
     Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, StoredBlob,
 };
 use super::write::{Checksum, Outcome, Write};
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::ids::{MailboxHash, Topic};
 use crate::secrets::Secret;
 use change::{Change, Happened};
@@ -54,6 +54,8 @@ pub(super) struct Rules {
     pub dedup: Duration,
     /// How long a receipt lives.
     pub receipt_ttl: Duration,
+    /// Says how much later than writes are judged new things are dated ([`Clock::date`]).
+    pub clock: Clock,
 }
 
 /// A row that a plan inserts.
@@ -305,6 +307,8 @@ struct Folding<'a> {
     due: Vec<Due>,
     asks: Asked,
     first_key: i64,
+    /// A stop that is not confirmed: what is new is dated as if it were.
+    unconfirmed: Duration,
     plan: Plan,
 }
 
@@ -328,12 +332,18 @@ impl<'a> Folding<'a> {
             due: Vec::new(),
             asks: Asked::default(),
             first_key: known.next_key,
+            unconfirmed: rules.clock.unconfirmed(),
             plan: Plan {
                 next_key: known.next_key,
                 outcomes: Vec::with_capacity(batch.len()),
                 ..Plan::default()
             },
         }
+    }
+
+    /// What is new is dated so when it happens `now`.
+    fn dated(&self, now: Timestamp) -> Timestamp {
+        now.plus(self.unconfirmed)
     }
 
     fn write(&mut self, index: usize, write: &Write) -> Outcome {

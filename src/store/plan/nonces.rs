@@ -11,11 +11,11 @@ use crate::clock::Timestamp;
 use crate::store::model::Burnt;
 
 /// How long a nonce is remembered: a signature is good for 60 s before and after its time, counted in
-/// whole seconds, so up to 121 s.
-pub(super) const NONCE_REMEMBERED: Duration = Duration::from_secs(122);
+/// whole seconds, so up to 121 s; and the clock may be set back by a minute without another look.
+pub(super) const NONCE_REMEMBERED: Duration = Duration::from_secs(182);
 
-/// Nonces remembered, at the most: 90 MB at the bound, which takes 8,300 good signatures a second
-/// for two minutes.
+/// Nonces remembered, at the most: 90 MB at the bound, which takes 5,500 good signatures a second
+/// for three minutes.
 pub(super) const NONCES_MAX: u64 = 1_000_000;
 
 /// What an engine answers about nonces.

@@ -46,6 +46,7 @@ impl Due {
 impl Folding<'_> {
     /// Marks rows as delivered whose sender wants to hear it and has not heard it.
     pub(super) fn delivered(&mut self, mailbox: &MailboxHash, ids: &[BlobId], now: Timestamp) {
+        let now = self.dated(now);
         for id in ids {
             if let Some((key, mut header)) = self.look_up(&(*mailbox, *id))
                 && let Some(due) = Due::new(header, ReceiptKind::Delivered, now, now)

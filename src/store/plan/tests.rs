@@ -31,6 +31,7 @@ impl Engine {
                 },
                 dedup: Duration::from_millis(1000),
                 receipt_ttl: Duration::from_millis(2_000),
+                clock: crate::clock::Clock::manual(Timestamp::default()).0,
             },
             departed: HashMap::new(),
             rows: HashMap::new(),

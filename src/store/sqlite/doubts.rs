@@ -11,12 +11,14 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
 use tokio::time::Instant;
 
 use super::errors::words;
+use super::files::Files;
 use super::log::log_path;
 use super::pages::Readers;
 use crate::secrets::Secret;
@@ -41,14 +43,16 @@ const READ_BYTES: usize = 1 << 20;
 /// The rows that were found damaged lately. One examination runs at a time.
 #[derive(Debug)]
 pub(super) struct Doubts {
-    database: PathBuf,
+    files: Arc<Files>,
+    log: PathBuf,
     damaged: tokio::sync::Mutex<LruCache<OrderKey, Instant>>,
 }
 
 impl Doubts {
-    pub(super) fn new(database: &Path) -> Self {
+    pub(super) fn new(database: &Path, files: Arc<Files>) -> Self {
         Self {
-            database: database.to_owned(),
+            files,
+            log: log_path(database),
             damaged: tokio::sync::Mutex::new(LruCache::new(VERDICTS_MAX)),
         }
     }
@@ -92,10 +96,10 @@ impl Doubts {
 
     /// Reads all that the database consists of; an error means that the disk does not give it back.
     async fn read_through(&self) -> Result<(), StoreError> {
-        let database = self.database.clone();
+        let (files, log) = (Arc::clone(&self.files), self.log.clone());
         let read = tokio::task::spawn_blocking(move || {
-            read_file(&database)?;
-            match read_file(&log_path(&database)) {
+            files.read_database()?;
+            match read_file(&log) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 read => read,
             }

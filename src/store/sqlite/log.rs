@@ -18,6 +18,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 use tokio::task::spawn_blocking;
 
+use super::open::beside;
 use crate::filesystem;
 
 /// Pages from which on the log is moved into the database: 2,000 × 8 KiB = 16 MiB.
@@ -119,7 +120,5 @@ pub(super) async fn move_log(connection: &mut SqliteConnection) -> sqlx::Result<
 
 /// The log beside a database.
 pub(super) fn log_path(database: &Path) -> PathBuf {
-    let mut path = database.as_os_str().to_owned();
-    path.push("-wal");
-    path.into()
+    beside(database, "-wal")
 }

@@ -4,7 +4,8 @@
 //! pages come from a few read-only ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
 //! lock, schema), `doubts` (whether what cannot be read is damaged), `log` (when it is moved, and what a failed fsync asks for), `caches` with
 //! `working_set`, `owners` and `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
-//! (how values stand in them), `errors` (what failed), `disk` (room for new blobs) with its `reserve`, `backup` (a copy of the
+//! (how values stand in them), `time` (the time that the database knows), `errors` (what failed), `files` (whether the
+//! paths still lead to what is open), `disk` (room for new blobs) with its `reserve`, `backup` (a copy of the
 //! whole, beside a running relay).
 
 pub mod backup;
@@ -14,6 +15,7 @@ mod columns;
 mod disk;
 mod doubts;
 mod errors;
+mod files;
 mod known;
 mod log;
 mod nonces;
@@ -25,6 +27,7 @@ mod reads;
 mod recovery;
 mod reserve;
 mod rows;
+mod time;
 mod working_set;
 mod writer;
 
@@ -35,7 +38,8 @@ use sqlx::sqlite::SqliteConnection;
 use tracing::warn;
 
 use super::engine::Opened;
-use crate::secrets::Secret;
+use doubts::Doubts;
+use files::{Files, look_at_memory};
 use log::forget_at_start;
 use open::{describe, look_at_log, open_writer, take_data_dir};
 use pages::Readers;
@@ -50,23 +54,25 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     let lock = take_data_dir(&options.data_dir, options.allow_network_fs)?;
     let path = options.data_dir.join(DATABASE_FILE);
     look_at_log(&path)?;
+    look_at_memory(&path);
     forget_at_start(&path).map_err(|source| {
         let path = path.clone();
         OpenError::DataDir { path, source }
     })?;
-    let (connection, readers) = match open_files(&path, &options.secret).await {
+    let (connection, readers, files) = match open_files(&options, &path, &lock).await {
         // It may be that the disk is full: then the reserve is what a start takes.
         Err(error @ OpenError::Database { .. }) => {
             if !Reserve::of(&options.data_dir).give_up() {
                 return Err(error);
             }
             warn!("store: {error}. Trying again with the room of the reserve.");
-            open_files(&path, &options.secret).await?
+            open_files(&options, &path, &lock).await?
         }
         opened => opened?,
     };
-    let reads = SqliteReads::new(readers, &path, options.secret.clone());
-    let writer = SqliteWriter::new(&options, path, connection, Arc::new(lock)).await?;
+    let doubts = Doubts::new(&path, Arc::clone(&files));
+    let reads = SqliteReads::new(readers, doubts, options.secret.clone());
+    let writer = SqliteWriter::new(&options, path, connection, (files, lock)).await?;
     Ok(Opened {
         held: writer.held(),
         engine: Box::new(writer),
@@ -74,13 +80,19 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     })
 }
 
-/// Opens the writer and the readers.
+/// Opens the writer and the readers, and remembers which files they have open.
 async fn open_files(
+    options: &SqliteOptions,
     path: &Path,
-    secret: &Secret,
-) -> Result<(SqliteConnection, Readers), OpenError> {
-    let connection = open_writer(path, secret).await?;
-    let readers = Readers::new(path);
+    lock: &DataDirLock,
+) -> Result<(SqliteConnection, Readers, Arc<Files>), OpenError> {
+    let connection = open_writer(path, &options.secret).await?;
+    let files = Files::of(&options.data_dir, lock).map_err(|source| {
+        let path = path.to_owned();
+        OpenError::DataDir { path, source }
+    })?;
+    let files = Arc::new(files);
+    let readers = Readers::new(path, Arc::clone(&files));
     // The readers are open from here on. They keep SQLite's index of the log alive while the writer
     // is reopened after a failed fsync: that index ends at the last commit that succeeded.
     // Without it the log would be read anew, and what the fsync has not brought to the disk may
@@ -89,5 +101,5 @@ async fn open_files(
     opened.map_err(|error| describe(path, &error))?;
     let probed = readers.probe().await;
     probed.map_err(|error| describe(path, &error))?;
-    Ok((connection, readers))
+    Ok((connection, readers, files))
 }

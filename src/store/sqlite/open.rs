@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -17,7 +18,7 @@ use sqlx::{ConnectOptions as _, Row as _};
 
 use super::errors::{code, primary_code, words};
 use super::log::log_path;
-use crate::clock::Timestamp;
+use crate::clock::Clock;
 use crate::filesystem::{self, Kind};
 use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret};
@@ -56,8 +57,8 @@ pub struct SqliteOptions {
     pub allow_network_fs: bool,
     /// What the store counts into.
     pub metrics: std::sync::Arc<Metrics>,
-    /// The time of opening.
-    pub now: Timestamp,
+    /// Goes on from the time that the database knows.
+    pub clock: Clock,
 }
 
 impl std::fmt::Debug for SqliteOptions {
@@ -109,6 +110,14 @@ pub enum OpenError {
     /// The log beside the database is not one.
     #[error("{}: is damaged and may contain confirmed blobs; restore it from a backup together with the database, or move it away and lose the blobs in it", .0.display())]
     CorruptLog(PathBuf),
+    /// There is a log without the database that it belongs to.
+    #[error("{}: is there without {}; both belong together. Move the database back beside it, or move the log away to start with an empty database", log.display(), path.display())]
+    LogAlone {
+        /// The log.
+        log: PathBuf,
+        /// Where the database should be.
+        path: PathBuf,
+    },
     /// A newer relay has changed the schema.
     #[error("{}: was written by a newer relay (its schema is {found}, this relay supports {known}); run the newer relay, or restore a backup from before the upgrade", path.display())]
     NewerSchema {
@@ -137,10 +146,25 @@ pub enum OpenError {
     },
 }
 
-/// Holds the data directory for this process as long as it lives.
+/// Holds the data directory for this process as long as it lives: by a lock on a file of its own, and
+/// on the database itself, which nobody deletes because it looks like a leftover.
+///
+/// The database is locked by flock(2), which on Linux does not touch SQLite's own locks. Those are of the
+/// process: closing any handle of the file drops them. So this one is closed only when SQLite is done.
 #[derive(Debug)]
 pub struct DataDirLock {
-    _file: File,
+    file: File,
+    database: Option<Arc<File>>,
+}
+
+impl Drop for DataDirLock {
+    /// The handle of the database may be kept by who still reads.
+    fn drop(&mut self) {
+        if let Some(database) = &self.database {
+            // Closing the last handle does it, too.
+            database.unlock().ok();
+        }
+    }
 }
 
 /// Sees that the data directory is there, is fit for a database, and is nobody else's.
@@ -148,18 +172,80 @@ pub(super) fn take_data_dir(
     data_dir: &Path,
     allow_network_fs: bool,
 ) -> Result<DataDirLock, OpenError> {
-    let lock = DataDirLock::take(data_dir, allow_network_fs)?;
-    // SQLite gives its log the mode of the database, so this makes both private.
+    let mut lock = DataDirLock::take(data_dir, allow_network_fs)?;
     let path = data_dir.join(DATABASE_FILE);
-    private_file(&path).map_err(|source| OpenError::DataDir { path, source })?;
+    if lock.database.is_some() {
+        return Ok(lock);
+    }
+    let log = beside(&path, "-wal");
+    if fs::metadata(&log).is_ok_and(|found| found.len() > 0) {
+        return Err(OpenError::LogAlone { log, path });
+    }
+    // SQLite gives its log the mode of the database, so this makes both private.
+    let made = private_file(&path).map_err(|source| OpenError::DataDir { path, source })?;
+    lock.hold(made, data_dir)?;
     Ok(lock)
 }
 
 impl DataDirLock {
     /// Takes the lock and makes nothing but its file.
     pub fn take(data_dir: &Path, allow_network_fs: bool) -> Result<Self, OpenError> {
-        take_lock(data_dir, allow_network_fs).map(|file| Self { _file: file })
+        let file = take_lock(data_dir, allow_network_fs)?;
+        let mut lock = Self {
+            file,
+            database: None,
+        };
+        let path = data_dir.join(DATABASE_FILE);
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(database) => lock.hold(database, data_dir)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(OpenError::DataDir { path, source }),
+        }
+        Ok(lock)
     }
+
+    /// Locks the database, and holds it.
+    fn hold(&mut self, database: File, data_dir: &Path) -> Result<(), OpenError> {
+        if is_lock_apart(data_dir) {
+            lock_file(&database, data_dir, DATABASE_FILE)?;
+        }
+        self.database = Some(Arc::new(database));
+        Ok(())
+    }
+
+    /// The lock file as it is open.
+    pub(super) fn metadata(&self) -> io::Result<fs::Metadata> {
+        self.file.metadata()
+    }
+
+    /// The database as it is open. Nobody else may open and close it in this process but SQLite.
+    pub(super) fn database(&self) -> Option<Arc<File>> {
+        self.database.clone()
+    }
+}
+
+/// Whether flock(2) and SQLite's locks are two things: elsewhere than on Linux, and on network file
+/// systems, the one is made of the other.
+fn is_lock_apart(data_dir: &Path) -> bool {
+    cfg!(target_os = "linux") && !matches!(filesystem::kind(data_dir), Ok(Kind::Network(_)))
+}
+
+fn lock_file(file: &File, data_dir: &Path, name: &str) -> Result<(), OpenError> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(data_dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(OpenError::DataDir {
+            path: data_dir.join(name),
+            source,
+        }),
+    }
+}
+
+/// What SQLite names a file of a database.
+pub(super) fn beside(database: &Path, end: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(end);
+    path.into()
 }
 
 fn take_lock(data_dir: &Path, allow_network_fs: bool) -> Result<File, OpenError> {
@@ -175,11 +261,7 @@ fn take_lock(data_dir: &Path, allow_network_fs: bool) -> Result<File, OpenError>
     }
     let path = data_dir.join(LOCK_FILE);
     let file = private_file(&path).map_err(fault(&path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(data_dir.to_owned())),
-        Err(TryLockError::Error(source)) => return Err(OpenError::DataDir { path, source }),
-    }
+    lock_file(&file, data_dir, LOCK_FILE)?;
     Ok(file)
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
@@ -13,6 +13,7 @@ use super::columns::{
     Kind, Size, expiry_slot, fixed, sql_version, timestamp, to_i64, to_u64, version_of,
 };
 use super::errors::is_damage;
+use super::files::Files;
 use super::open::reader_options;
 use super::pins::read_pins;
 use super::recovery::read_proofs;
@@ -58,6 +59,7 @@ pub(super) static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| {
 /// The read-only connections.
 #[derive(Debug)]
 pub(super) struct Readers {
+    files: Arc<Files>,
     path: PathBuf,
     pool: SqlitePool,
 }
@@ -120,6 +122,10 @@ impl<C: Copy> Cut<C> {
     }
 }
 
+fn no_connection(error: String) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::other(error))
+}
+
 /// How many index entries one step looks at.
 fn scan_rows(bounds: PageBounds) -> u32 {
     let scan = bounds.blobs_max.saturating_add(1);
@@ -142,7 +148,8 @@ pub(super) struct Row {
 }
 
 impl Readers {
-    pub(super) fn new(path: &Path) -> Self {
+    pub(super) fn new(path: &Path, files: Arc<Files>) -> Self {
+        let of_hook = Arc::clone(&files);
         // Neither a lifetime nor an idle time: the pool then needs no task of its own.
         let pool = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -150,11 +157,22 @@ impl Readers {
             .idle_timeout(None)
             .test_before_acquire(false)
             .acquire_timeout(READER_WAIT_MAX)
+            // A path that leads to another database by now must not be read from.
+            .after_connect(move |_, _| {
+                let files = Arc::clone(&of_hook);
+                Box::pin(async move { files.look_beside().await.map_err(no_connection) })
+            })
             .connect_lazy_with(reader_options(path));
         Self {
             path: path.to_owned(),
             pool,
+            files,
         }
+    }
+
+    /// Whether the paths lead to what is open.
+    pub(super) async fn look(&self) -> Result<(), String> {
+        self.files.look_beside().await
     }
 
     pub(super) async fn close(&self) {

@@ -1,6 +1,5 @@
 //! Pages of mailboxes, and what is due to be removed, from the read-only connections.
 
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -54,10 +53,10 @@ struct Readable {
 }
 
 impl SqliteReads {
-    pub(super) fn new(readers: Readers, database: &Path, secret: Secret) -> Self {
+    pub(super) fn new(readers: Readers, doubts: Doubts, secret: Secret) -> Self {
         Self {
             readers,
-            doubts: Doubts::new(database),
+            doubts,
             secret,
             swept: Mutex::default(),
         }
@@ -366,6 +365,10 @@ impl Reads for SqliteReads {
 
     async fn horizon(&self) -> Result<OrderKey, StoreError> {
         read(self.readers.horizon().await)
+    }
+
+    async fn look(&self) -> Result<(), StoreError> {
+        self.readers.look().await.map_err(StoreError::unavailable)
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -15,6 +15,7 @@ use super::caches::Caches;
 use super::columns::to_i64;
 use super::disk::DiskWatch;
 use super::errors::{classify, classify_commit, code, is_failed_write, primary_code, words};
+use super::files::Files;
 use super::known::{Totals, answer, read_departures, read_totals};
 use super::log::{Log, move_log};
 use super::nonces::{Nonces, Over, write_nonces};
@@ -22,6 +23,7 @@ use super::open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer
 use super::pins::write_pins;
 use super::recovery::write_proofs;
 use super::rows;
+use super::time::{self, KeptTime};
 use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
@@ -48,14 +50,16 @@ pub(super) struct SqliteWriter {
     caches: Caches,
     totals: Totals,
     disk: DiskWatch,
+    time: KeptTime,
     log: Log,
     /// Why the handle is finished although the last commit succeeded.
     broken: Option<String>,
     /// Of a plan whose commit failed with an unknown end.
     unsettled: Option<Vec<Departure>>,
     metrics: Arc<Metrics>,
+    files: Arc<Files>,
     /// Until the connection is closed the data directory stays ours.
-    _lock: Arc<DataDirLock>,
+    _lock: DataDirLock,
 }
 
 /// Where a transaction failed.
@@ -72,7 +76,7 @@ impl SqliteWriter {
         options: &SqliteOptions,
         path: PathBuf,
         mut connection: SqliteConnection,
-        lock: Arc<DataDirLock>,
+        (files, lock): (Arc<Files>, DataDirLock),
     ) -> Result<Self, OpenError> {
         let loaded = async {
             let totals = read_totals(&mut connection).await?;
@@ -80,9 +84,12 @@ impl SqliteWriter {
             let departures = Departures::new(dedup, options.dedup_max, metrics);
             let departures =
                 read_departures(&mut connection, departures, options.dedup_max).await?;
-            Ok((totals, departures, Nonces::read(&mut connection).await?))
+            let nonces = Nonces::read(&mut connection).await?;
+            let time = KeptTime::resume(&mut connection, options.clock.clone()).await?;
+            Ok((totals, departures, nonces, time))
         };
-        let (totals, departures, nonces) = loaded.await.map_err(|error| describe(&path, &error))?;
+        let loaded = loaded.await.map_err(|error| describe(&path, &error))?;
+        let (totals, departures, nonces, time) = loaded;
         let log = Log::of(&path).map_err(|source| {
             let path = path.clone();
             OpenError::DataDir { path, source }
@@ -93,6 +100,7 @@ impl SqliteWriter {
             disk,
             log,
             broken: None,
+            time,
             path,
             secret: options.secret.clone(),
             connection: Some(connection),
@@ -104,9 +112,10 @@ impl SqliteWriter {
             totals,
             unsettled: None,
             metrics: Arc::clone(&options.metrics),
+            files,
             _lock: lock,
         };
-        writer.caches.departures.show(options.now);
+        writer.caches.departures.show(options.clock.now());
         writer.show();
         Ok(writer)
     }
@@ -130,6 +139,7 @@ impl SqliteWriter {
         let commits = self.totals.commits + 1;
         let deletes: Vec<_> = plan.deletes.iter().map(|(key, _)| key.0).collect();
         let aside: Vec<_> = plan.set_aside.iter().map(|(key, _)| key.0).collect();
+        let time = self.time.due();
         let body = async {
             let damaged = rows::damaged(connection, &aside).await?;
             begin(connection, plan, commits).await?;
@@ -143,12 +153,19 @@ impl SqliteWriter {
             write_pins(connection, &plan.pins).await?;
             write_proofs(connection, plan, batch).await?;
             write_nonces(connection, &plan.nonces, &over.nonces).await?;
+            if let Some(reading) = &time {
+                time::write(connection, reading).await?;
+            }
             trim_departures(connection, trim_to).await
         };
         if let Err(error) = body.await {
             return Err(Failure::Before(error));
         }
-        execute(connection, "COMMIT").await.map_err(Failure::At)
+        execute(connection, "COMMIT").await.map_err(Failure::At)?;
+        if let Some(reading) = time {
+            self.time.saved(reading);
+        }
+        Ok(())
     }
 
     /// Undoes what a failed transaction left. What its failure means, and whether it failed at its
@@ -216,6 +233,20 @@ impl SqliteWriter {
             return false;
         };
         self.disk.spend(connection, cause).await && !plan.brings_something()
+    }
+
+    /// Moves what is in the log into the database, so that one file holds it all, wherever it is now.
+    async fn gather(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            self.gather_by(&mut connection).await;
+            self.connection = Some(connection);
+        }
+    }
+
+    async fn gather_by(&self, connection: &mut SqliteConnection) {
+        if let Err(error) = execute(connection, "PRAGMA wal_checkpoint(FULL)").await {
+            warn!("store: a checkpoint failed: {}", words(&error));
+        }
     }
 
     fn show(&self) {
@@ -310,6 +341,12 @@ impl Engine for SqliteWriter {
                 return Err(error);
             }
         }
+        // It is durable in a file that the next start may not find.
+        if let Err(moved) = self.files.look_beside().await {
+            self.unsettled = Some(plan.departures.clone());
+            self.gather().await;
+            return Err(CommitError::Unknown(moved));
+        }
         self.totals = Totals {
             next_key: plan.next_key,
             held: plan.change.applied_to(self.totals.held),
@@ -333,6 +370,9 @@ impl Engine for SqliteWriter {
     }
 
     async fn reopen(&mut self) -> Result<TookPlace, StoreError> {
+        // By these paths another database could be opened, or a log be deleted that is not ours.
+        let looked = self.files.look_beside().await;
+        looked.map_err(StoreError::unavailable)?;
         if let Some(broken) = self.connection.take() {
             // Whatever it says: it is not used again.
             broken.close_hard().await.ok();
@@ -378,6 +418,16 @@ impl Engine for SqliteWriter {
 
     async fn close(&mut self) {
         if let Some(mut connection) = self.connection.take() {
+            if let Err(moved) = self.files.look_beside().await {
+                warn!("store: closing leaves the files as they are: {moved}");
+                self.gather_by(&mut connection).await;
+                // SQLite would delete the log by its path, whatever that leads to. The system closes the
+                // files at the end of the process.
+                std::mem::forget(connection);
+                return;
+            }
+            // Without it the last minute's is there.
+            time::write(&mut connection, &self.time.last()).await.ok();
             // So that a copy of the one file is the whole database. Closing does it too, unless a
             // reader is open still; nothing is lost without it. A backup that is being made is not
             // waited for.

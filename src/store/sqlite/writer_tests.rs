@@ -60,12 +60,13 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> Bench {
         dedup_max: 0,
         allow_network_fs: false,
         metrics: Arc::clone(&metrics),
-        now: Timestamp::from_millis(1),
+        clock: crate::clock::Clock::manual(Timestamp::from_millis(1)).0,
     };
-    let lock = Arc::new(take_data_dir(folder, false).unwrap());
+    let lock = take_data_dir(folder, false).unwrap();
     let path = folder.join(DATABASE_FILE);
     let connection = open_writer(&path, &secret).await.unwrap();
-    let writer = SqliteWriter::new(&options, path, connection, lock)
+    let files = Arc::new(crate::store::sqlite::files::Files::of(folder, &lock).unwrap());
+    let writer = SqliteWriter::new(&options, path, connection, (files, lock))
         .await
         .unwrap();
     Bench {
@@ -79,6 +80,7 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> Bench {
             },
             dedup: Duration::from_secs(3600),
             receipt_ttl: Duration::from_secs(3600),
+            clock: crate::clock::Clock::manual(Timestamp::default()).0,
         },
     }
 }
@@ -374,7 +376,7 @@ async fn nonces_outlive_the_process_and_not_their_time() {
     let mut bench = writer(folder.path(), 0).await;
     let used = [Outcome::Burnt(Burnt::Used)];
     assert_eq!(bench.commit(&[&burn(1, 2_000)]).await.unwrap(), used);
-    let over = 1_000 + 122_000;
+    let over = 1_000 + 182_000;
     assert_eq!(bench.commit(&[&burn(1, over)]).await.unwrap(), first);
     let count = async |bench: &mut Bench| {
         let row = sqlx::query("SELECT count(*) FROM nonce").fetch_one(bench.connection());

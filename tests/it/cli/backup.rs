@@ -502,6 +502,9 @@ async fn a_wrong_secret_is_noticed_wherever_it_is() {
     let wrong = place.file("wrong");
     fs::write(&secret, "11".repeat(32)).unwrap();
     fs::write(&wrong, "22".repeat(32)).unwrap();
+    for path in [&secret, &wrong] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
     let with = |data: &Path, secret: &Path| {
         let mut command = command(data);
         command.env("RELAY_SECRET_FILE", secret);

@@ -253,7 +253,7 @@ async fn secrets_that_are_missing_open_or_none_are_told() {
     for (mode, expected) in [
         (0o600, "ok"),
         (0o440, "ok"),
-        (0o644, "warn"),
+        (0o644, "fail"),
         (0o660, "warn"),
     ] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -263,6 +263,33 @@ async fn secrets_that_are_missing_open_or_none_are_told() {
     fs::write(&path, "no secret").unwrap();
     let (code, level, _) = look(None).await;
     assert_eq!((code, level.as_str()), (Some(1), "fail"));
+}
+
+#[tokio::test]
+async fn files_that_all_users_may_read_or_change_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("relay.db");
+    fs::write(&database, "").unwrap();
+    let look = async |expected: &[&str]| {
+        let (_, report) = checked(&mut check(folder.path())).await;
+        let told = found(&report, "permissions");
+        assert_eq!(told.len(), expected.len(), "{report}");
+        for ((level, text), expected) in told.iter().zip(expected) {
+            assert!(*level == "warn" && text.contains(expected), "{report}");
+        }
+    };
+    let set = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set(&database, 0o660);
+    look(&[]).await;
+    set(&database, 0o644);
+    look(&["relay.db is accessible to all users (mode 644); run: chmod 600"]).await;
+    set(folder.path(), 0o777);
+    let of_folder = "can be changed by all users (mode 777); run: chmod 700";
+    look(&[of_folder, "relay.db"]).await;
+    set(folder.path(), 0o1777);
+    look(&["relay.db"]).await;
 }
 
 #[tokio::test]

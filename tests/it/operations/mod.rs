@@ -3,6 +3,7 @@
 mod accept_queue;
 mod clock;
 mod drain;
+mod files;
 mod http;
 mod readiness;
 mod settings;

@@ -233,6 +233,13 @@ async fn a_secret_file_that_is_named_must_be_there_and_hold_a_secret() {
     std::fs::remove_dir(&path).unwrap();
 
     std::fs::write(&path, "ab".repeat(32)).unwrap();
+    let set = |mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&path, mode).unwrap();
+    };
+    set(0o644);
+    told("is accessible to all users (mode 644); run: chmod 600").await;
+    set(0o640);
     let relay = Process::spawn(command(folder.path()).env("RELAY_SECRET_FILE", &path)).await;
     assert!(!folder.path().join("relay.secret").exists());
     relay.kill().await;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use vauchi_relay::clock::Timestamp;
+use vauchi_relay::clock::{Clock, Timestamp};
 use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
@@ -74,7 +74,7 @@ pub(crate) static ENGINES: &[Engine] = &[
                 dedup: settings.dedup,
                 dedup_max: settings.dedup_max,
                 metrics,
-                now: NOW,
+                clock: Clock::manual(NOW).0,
                 allow_network_fs: true,
             };
             Box::pin(async {
@@ -121,6 +121,7 @@ impl Settings {
             dedup: self.dedup,
             receipt_ttl: self.receipt_ttl,
             news: self.news,
+            clock: Clock::manual(NOW).0,
             metrics,
         }
     }

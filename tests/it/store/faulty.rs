@@ -389,6 +389,10 @@ impl Reads for FaultyReads {
         self.inner.horizon().await
     }
 
+    async fn look(&self) -> Result<(), StoreError> {
+        self.inner.look().await
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         self.faults.meet(Call::Probe).await?;
         self.inner.probe().await

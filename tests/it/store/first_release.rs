@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -33,6 +34,8 @@ const SETTINGS: [(&str, &str); 2] = [
 struct Fixture {
     folder: tempfile::TempDir,
     expected: Value,
+    /// How often a relay was started on it: time goes on from one to the next.
+    starts: AtomicU32,
 }
 
 impl Fixture {
@@ -47,7 +50,12 @@ impl Fixture {
         }
         let expected = fs::read(format!("{from}/expected.json")).unwrap();
         let expected = serde_json::from_slice(&expected).unwrap();
-        Self { folder, expected }
+        let starts = AtomicU32::new(0);
+        Self {
+            folder,
+            expected,
+            starts,
+        }
     }
 
     /// A relay on the copy that trusts its clock, at the moment when the fixture was finished.
@@ -58,7 +66,9 @@ impl Fixture {
         settings.push(("RELAY_CLEANUP_INTERVAL_SECS", "1"));
         settings.extend(changes);
         let now = self.expected["opened_at_ms"].as_u64().unwrap();
-        let began = Timestamp::from_millis(now).minus(STEADY_AFTER);
+        let before = self.starts.fetch_add(1, Ordering::SeqCst);
+        let began = Timestamp::from_millis(now).plus(STEADY_AFTER * before);
+        let began = began.minus(STEADY_AFTER);
         let relay = Relay::start_at(began, &settings).await;
         relay.time.advance(STEADY_AFTER);
         relay

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use vauchi_relay::clock::Timestamp;
+use vauchi_relay::clock::{Clock, Timestamp};
 use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
@@ -35,7 +35,7 @@ fn options(data_dir: &Path) -> SqliteOptions {
         dedup_max: 1_000_000,
         allow_network_fs: false,
         metrics: Arc::new(Metrics::new()),
-        now: at(NOW),
+        clock: Clock::manual(at(NOW)).0,
     }
 }
 
@@ -55,6 +55,7 @@ async fn open_with(options: SqliteOptions, change: impl FnOnce(&mut Quota)) -> S
         dedup: options.dedup,
         receipt_ttl: Duration::from_secs(3_600),
         news: Arc::new(|_| {}),
+        clock: options.clock.clone(),
         metrics: Arc::clone(&options.metrics),
     };
     Store::start(sqlite::open(options).await.unwrap(), rules)
@@ -343,11 +344,41 @@ async fn a_start_with_the_clock_a_year_ahead_forgets_no_departure() {
     acknowledge(&store, 1, &[1]).await;
     store.close().await;
     let ahead = SqliteOptions {
-        now: at(NOW + 365 * 24 * HOUR),
+        clock: Clock::manual(at(NOW + 365 * 24 * HOUR)).0,
         ..options(folder.path())
     };
     let store = open_with(ahead, |_| {}).await;
     assert_eq!(append(&store, envelope(1, 1)).await, DUPLICATE);
+}
+
+/// How many locks SQLite holds on a file.
+#[cfg(target_os = "linux")]
+fn locks_on(path: &Path) -> usize {
+    use std::os::unix::fs::MetadataExt as _;
+    let inode = format!(":{} ", std::fs::metadata(path).unwrap().ino());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    let is_held = |line: &&str| line.contains(" POSIX ") && line.contains(&inode);
+    locks.lines().filter(is_held).count()
+}
+
+/// Closing any handle of a file drops the locks of the whole process on it. Once, the look for damage
+/// opened and closed the database, and other programs could then change its format under the relay.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_look_for_damage_keeps_the_locks_on_the_database() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    append(&store, envelope(1, 1)).await;
+    store.close().await;
+    let mut file = direct(folder.path()).await;
+    run(&mut file, "UPDATE blob SET body = x'00' WHERE seq = 1").await;
+    drop(file);
+    let store = open(folder.path()).await;
+    let path = folder.path().join(DATABASE_FILE);
+    let before = locks_on(&path);
+    assert!(before > 0);
+    assert!(blobs(&store, 1).await.is_empty());
+    assert_eq!(locks_on(&path), before);
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ async fn a_recorded_handshake_opens_nothing_a_second_time() {
 #[tokio::test]
 async fn a_recorded_handshake_opens_nothing_after_a_kill_or_a_restart_either() {
     let folder = tempfile::tempdir().unwrap();
-    let now = Clock::system().now().since(Timestamp::default()).as_secs();
+    let now = Clock::system().wall().since(Timestamp::default()).as_secs();
     let recorded = || signed(&key(1), [1; 32], now);
     let relay = Process::start(folder.path()).await;
     assert_eq!(try_open_at(relay.clients, recorded()).await, Ok(()));
@@ -78,6 +78,25 @@ async fn a_recorded_handshake_opens_nothing_after_a_kill_or_a_restart_either() {
     assert_eq!(try_open_at(relay.clients, recorded()).await, Err(4401));
     let fresh = signed(&key(1), [2; 32], now);
     assert_eq!(try_open_at(relay.clients, fresh).await, Ok(()));
+}
+
+/// By then its nonce is forgotten, because that time is over; set back, the clock called it fresh again.
+#[tokio::test]
+async fn a_recorded_handshake_opens_nothing_after_the_clock_was_set_back() {
+    let relay = Relay::start(&[]).await;
+    relay.time.advance(Duration::from_secs(900));
+    let recorded = signed(&key(1), [1; 32], NOW + 900);
+    assert_eq!(try_open(&relay, recorded.clone()).await, Ok(()));
+    let later = Duration::from_secs(1_200);
+    relay.time.advance(later);
+    let another = signed(&key(1), [2; 32], NOW + 900 + later.as_secs());
+    assert_eq!(try_open(&relay, another).await, Ok(()));
+    relay.time.step_back(later);
+    relay.metric_becomes("relay_clock_steps_total", 1.0).await;
+    assert_eq!(try_open(&relay, recorded.clone()).await, Err(4401));
+    // And forward again.
+    relay.time.step_forward(later);
+    assert_eq!(try_open(&relay, recorded).await, Err(4401));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use vauchi_relay::protocol::proof;
 use vauchi_relay::protocol::v2::message::{Done, ReceiptKind, Withdrawal, WithdrawalKind};
 use vauchi_relay::protocol::v2::{Answer, Request};
 
-use crate::harness::{Peer, Relay};
+use crate::harness::{BEGINNING, Peer, Relay};
 use crate::v2::client::{Guest, Owned, on_terms, submit};
 
 #[tokio::test]
@@ -256,4 +256,34 @@ async fn who_kept_the_secret_may_extend_or_take_back_a_blob() {
     // What is gone is answered alike: these are commands, not questions.
     let gone = withdraw(9, WithdrawalKind::Cancel);
     assert_eq!(sender.done(gone).await, Done::Cancelled);
+}
+
+/// Lifetimes go by the relay's time; what a client is told goes by the wall clock, once that is steady.
+#[tokio::test]
+async fn a_client_is_told_the_time_of_day_after_the_clock_was_set() {
+    let relay = Relay::start(&[("RELAY_BLOB_TTL_DAYS", "1")]).await;
+    let (owned, mut guest) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (minute, day) = (Duration::from_secs(60), Duration::from_secs(86_400));
+    let year = 365 * day;
+    let told = async |guest: &mut Guest, number| {
+        let submit = Request::Submit(submit(&owned.id(), number, b"blob"));
+        match guest.answer(submit).await {
+            Answer::Stored { expires_at, .. } => expires_at,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told(&mut guest, 1).await, BEGINNING.plus(day));
+    relay.time.step_forward(year);
+    assert_eq!(told(&mut guest, 2).await, BEGINNING.plus(day), "not yet");
+    // Somebody looks at the clock between the step and the end of its ten minutes.
+    relay.metric_becomes("relay_clock_steps_total", 1.0).await;
+    relay.time.advance(10 * minute);
+    relay.metric_becomes("relay_clock_gap_seconds", 0.0).await;
+    let now = BEGINNING.plus(year + 10 * minute);
+    assert_eq!(told(&mut guest, 3).await, now.plus(day));
+    // What waited is told by the new clock, too.
+    guest.open(&owned).await;
+    let blob = guest.blob().await;
+    assert_eq!(blob.expires_at, Some(now.plus(day).minus(10 * minute)));
+    assert_eq!(blob.stored_at, now.minus(10 * minute));
 }

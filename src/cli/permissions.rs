@@ -1,0 +1,47 @@
+//! Files of the relay that other users of the machine may read or change.
+//!
+//! For the secret that is a reason not to start (`secrets`); for the rest it is a warning, of `check` and
+//! of a start. A group may read and write, because container platforms give a volume to a group.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use super::banner::full_path;
+use crate::config::{Config, StorageBackend};
+use crate::store::sqlite::DATABASE_FILE;
+
+/// What all users may do: read and write a file; write to a folder, unless each may remove only
+/// what is its own.
+const FILE_OTHERS: u32 = 0o006;
+const FOLDER_OTHERS: u32 = 0o002;
+const STICKY: u32 = 0o1000;
+
+/// A line for each file and folder that is too open, with the command that closes it.
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    if config.storage == StorageBackend::Memory {
+        return Vec::new();
+    }
+    let folder = &config.data_dir;
+    let files = ["", "-wal", "-shm"].map(|end| folder.join(format!("{DATABASE_FILE}{end}")));
+    // A container has no other users, and what it gets is as open as its platform makes it.
+    let is_alone = std::process::id() == 1;
+    let folder = mode(folder)
+        .filter(|mode| !is_alone && mode & FOLDER_OTHERS != 0 && mode & STICKY == 0)
+        .map(|mode| told(folder, "can be changed", mode, "700"));
+    let files = files.iter().filter_map(|path| {
+        let mode = mode(path).filter(|mode| mode & FILE_OTHERS != 0)?;
+        Some(told(path, "is accessible", mode, "600"))
+    });
+    folder.into_iter().chain(files).collect()
+}
+
+fn mode(path: &Path) -> Option<u32> {
+    Some(fs::metadata(path).ok()?.permissions().mode())
+}
+
+fn told(path: &Path, what: &str, mode: u32, wanted: &str) -> String {
+    let (shown, mode) = (full_path(path), mode & 0o777);
+    let to = if what.starts_with("can") { "by" } else { "to" };
+    format!("{shown} {what} {to} all users (mode {mode:03o}); run: chmod {wanted} {shown}")
+}
