@@ -14,6 +14,7 @@ use chacha20poly1305::aead::Aead as _;
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
 
 use crate::filesystem::place::put_in_place;
+use crate::identity::Identity;
 use crate::ids::{BlobId, MailboxHash, MailboxId, Topic};
 
 /// The file of the secret in the data directory: 64 hexadecimal digits.
@@ -167,13 +168,12 @@ impl Secret {
         }
     }
 
-    /// The relay's public key: who it is to v2 clients. Relays that share a secret are one relay.
+    /// The relay's key pair: who it is to v2 clients. Relays that share a secret are one relay.
     ///
     /// The Ed25519 key is derived from the secret, so there is one file to keep and to restore.
-    pub fn relay_id(&self) -> [u8; 32] {
-        let seed = blake3::derive_key("vauchi-relay 2026-11 Ed25519 identity", &self.bytes);
-        let key = ed25519_dalek::SigningKey::from_bytes(&seed);
-        key.verifying_key().to_bytes()
+    pub fn identity(&self) -> Identity {
+        let context = "vauchi-relay 2026-11 Ed25519 identity";
+        Identity::from_seed(&blake3::derive_key(context, &self.bytes))
     }
 
     /// The mailbox as the store knows it.

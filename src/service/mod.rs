@@ -28,6 +28,7 @@ use crate::clock::steady::SteadyClock;
 use crate::clock::{Clock, Timestamp};
 use crate::commons::Commons;
 use crate::hub::Hub;
+use crate::identity::Identity;
 use crate::ids::BlobId;
 use crate::limits::budgets::Budgets;
 use crate::metrics::Metrics;
@@ -75,7 +76,7 @@ pub struct Service {
     parts: Parts,
     /// Says up to when things may be deleted for good.
     steady_clock: SteadyClock,
-    relay_id: [u8; 32],
+    identity: Identity,
     /// What was delivered lately, by the first bits of the mailbox. Nothing awaits inside.
     delivered: Mutex<LruCache<(i64, BlobId), ()>>,
     /// When storage was last asked whether it answers. Nothing awaits while it is locked.
@@ -92,11 +93,11 @@ impl Service {
         Refusal::CODES
             .iter()
             .for_each(|code| parts.metrics.refusals(code).absolute(0));
-        let relay_id = parts.secret.relay_id();
+        let identity = parts.secret.identity();
         let service = Self {
             steady_clock: SteadyClock::new(parts.clock.clone()),
             parts,
-            relay_id,
+            identity,
             delivered: Mutex::new(LruCache::new(DELIVERED_MAX)),
             probed: Mutex::new(Instant::now()),
         };

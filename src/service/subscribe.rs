@@ -36,7 +36,12 @@ impl Service {
 
     /// This relay's public key, part of what keys sign.
     pub fn relay_id(&self) -> &[u8; 32] {
-        &self.relay_id
+        self.identity.id()
+    }
+
+    /// Signs as this relay.
+    pub fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        self.identity.sign(bytes)
     }
 
     /// A mailbox as the store knows it.
@@ -80,6 +85,10 @@ impl Service {
 
     /// Takes the pin off: the id may be opened without a proof again.
     pub async fn unpin(&self, id: &MailboxId) -> Result<(), Refusal> {
+        // Most mailboxes have none, and a read is cheaper than a commit.
+        if self.are_pinned(&[*id]).await? == [false] {
+            return Ok(());
+        }
         let mailbox = self.parts.secret.mailbox(id);
         Ok(self.parts.store.unpin(mailbox).await?)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::guest::Guest;
 use crate::auth::{self, Asked};
 use crate::ids::MailboxHash;
-use crate::protocol::v2::message::{Opened, Opening, OpeningProof, Subscribe};
+use crate::protocol::v2::message::{Opened, Opening, Subscribe};
 use crate::service::charge::Client;
 use crate::service::refusal::Refusal;
 use crate::service::{Holding, OrderKey, View};
@@ -27,6 +27,11 @@ impl Guest {
         subscribe: Subscribe,
         parts: &Parts,
     ) -> Result<(Vec<Outcome>, Vec<ToBegin>), Refusal> {
+        if let Err(refusal) = self.is_dialled_as(&subscribe.origin, parts) {
+            // No opening is charged, so the request is.
+            self.charge(parts).await?;
+            return Err(refusal);
+        }
         let openings = subscribe.openings;
         if self.would_exceed(&openings, parts) {
             // No opening is charged, so the request is: it was read all the same.
@@ -72,11 +77,8 @@ impl Guest {
         openings: Vec<Opening>,
         parts: &Parts,
     ) -> Result<(Vec<Opening>, Vec<bool>), Refusal> {
-        let serves = parts.settings.v2.serves(&asked.origin);
         let check = move |opening: &Opening| {
-            let is_good = auth::verify_v2_opening(&asked, &opening.mailbox, &opening.proof);
-            let is_bound = !matches!(opening.proof, OpeningProof::Signature(_)) || serves;
-            is_good && is_bound
+            auth::verify_v2_opening(&asked, &opening.mailbox, opening.signature.as_ref())
         };
         // One attempt for the request lets it in, and is given back at once; what turns out bad is charged
         // afterwards. So good proofs cost nothing, however many an address checks at one time. How many
@@ -84,11 +86,7 @@ impl Guest {
         if !openings.is_empty() {
             parts.service.begin_proof(self.address)?.succeeded();
         }
-        let signatures = openings
-            .iter()
-            .filter(|opening| !matches!(opening.proof, OpeningProof::Secret(_)))
-            .count();
-        let (openings, verdicts) = if signatures > SIGNATURES_INLINE_MAX {
+        let (openings, verdicts) = if openings.len() > SIGNATURES_INLINE_MAX {
             tokio::task::spawn_blocking(move || {
                 let verdicts: Vec<_> = openings.iter().map(check).collect();
                 (openings, verdicts)
@@ -108,9 +106,10 @@ impl Guest {
     /// What was opened by its key is opened only with a proof from now on: all of them in one write.
     /// A client that proves itself is let in even while nothing can be written; the pin is set the next time.
     async fn pin(&self, openings: &[Opening], verdicts: &[bool], parts: &Parts) {
-        let by_key = openings.iter().zip(verdicts).filter(|(opening, is_good)| {
-            **is_good && matches!(opening.proof, OpeningProof::Signature(_))
-        });
+        let by_key = openings
+            .iter()
+            .zip(verdicts)
+            .filter(|(opening, is_good)| **is_good && !opening.no_pin);
         let ids: Vec<_> = by_key.map(|(opening, _)| opening.mailbox).collect();
         if !ids.is_empty() && parts.service.pin(&ids, self.address).await.is_err() {
             tracing::warn!(
@@ -178,10 +177,9 @@ impl Guest {
         let service = &parts.service;
         let subscription = service.subscribe(&id, self.address, self.connection, inbox);
         let from = (View::Proven, Cursor::After(OrderKey::START));
-        let is_by_key = matches!(opening.proof, OpeningProof::Signature(_));
         let number = self
             .mailboxes
-            .open((mailbox, id), from, is_by_key, Some(subscription.joined));
+            .open((mailbox, id), from, Some(subscription.joined));
         let to_begin = ToBegin {
             mailbox,
             number,
