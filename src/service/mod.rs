@@ -1,7 +1,8 @@
 //! The rules; knows no socket, no wire format and no SQL.
 //!
 //! Sessions ask here for everything a client may ask for. Each verb has its file: `submit`,
-//! `deliver`, `acknowledge`, `subscribe`, and `expire` for the sweep that runs by itself. `charge`
+//! `deliver`, `acknowledge`, `subscribe`, and `expire` for the sweep that runs by itself. `pins` keeps
+//! strangers out of mailboxes whose owners have proved themselves. `charge`
 //! says what each request costs whom, `refusal` holds every reason to say no.
 
 pub mod acknowledge;
@@ -10,6 +11,7 @@ pub mod deliver;
 pub mod device_sync;
 pub mod expire;
 pub mod live;
+pub mod pins;
 pub mod readiness;
 pub mod recovery;
 pub mod refusal;
@@ -35,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::Store;
 use lru::LruCache;
+use pins::Pins;
 use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
@@ -77,6 +80,7 @@ pub struct Service {
     /// Says up to when things may be deleted for good.
     steady_clock: SteadyClock,
     identity: Identity,
+    pins: Pins,
     /// What was delivered lately, by the first bits of the mailbox. Nothing awaits inside.
     delivered: Mutex<LruCache<(i64, BlobId), ()>>,
     /// When storage was last asked whether it answers. Nothing awaits while it is locked.
@@ -98,6 +102,7 @@ impl Service {
             steady_clock: SteadyClock::new(parts.clock.clone()),
             parts,
             identity,
+            pins: Pins::default(),
             delivered: Mutex::new(LruCache::new(DELIVERED_MAX)),
             probed: Mutex::new(Instant::now()),
         };

@@ -13,6 +13,7 @@ use crate::protocol::v2::message::{Introduce, Limits, Welcome};
 use crate::protocol::v2::{self, Answer};
 use crate::service::Tells;
 use crate::service::charge::Client;
+use crate::service::pins::PinShare;
 use crate::service::refusal::Refusal;
 use crate::session::mailboxes::{self, Mailboxes, Named};
 use crate::session::{Parts, window};
@@ -26,6 +27,7 @@ pub(in crate::session) struct Guest {
     /// This connection's own; part of what keys sign.
     pub(super) challenge: [u8; 32],
     has_said_hello: AtomicBool,
+    pub(super) pin_share: PinShare,
     pub(super) inbox: Arc<Inbox>,
     pub(in crate::session) mailboxes: Arc<Mailboxes>,
     /// Whom requests are charged to, and the first mailbox that was opened: the client's name from
@@ -47,6 +49,7 @@ impl Guest {
             host,
             challenge: rand::random(),
             has_said_hello: AtomicBool::new(false),
+            pin_share: PinShare::default(),
             inbox,
             mailboxes: Arc::default(),
             name: Mutex::new((parts.service.client(&nobody, address), None)),

@@ -13,6 +13,9 @@ use crate::service::{Holding, OrderKey, View};
 use crate::session::Parts;
 use crate::session::mailboxes::{Cursor, MAILBOXES_MAX, ToBegin};
 
+/// Whether a proof is good and its pin is set; else the code.
+type Verdict = Result<(), &'static str>;
+
 /// What became of one opening; the code says why not.
 type Outcome = Result<Opened, &'static str>;
 
@@ -47,8 +50,8 @@ impl Guest {
             challenge: self.challenge,
             origin: subscribe.origin,
         };
-        let (openings, verdicts) = self.verify(asked, openings, parts).await?;
-        self.pin(&openings, &verdicts, parts).await;
+        let (openings, mut verdicts) = self.verify(asked, openings, parts).await?;
+        self.pin(&openings, &mut verdicts, parts).await;
         self.join(&openings, &verdicts, parts).await
     }
 
@@ -76,9 +79,14 @@ impl Guest {
         asked: Asked,
         openings: Vec<Opening>,
         parts: &Parts,
-    ) -> Result<(Vec<Opening>, Vec<bool>), Refusal> {
-        let check = move |opening: &Opening| {
-            auth::verify_v2_opening(&asked, &opening.mailbox, opening.signature.as_ref())
+    ) -> Result<(Vec<Opening>, Vec<Verdict>), Refusal> {
+        let check = move |opening: &Opening| match auth::verify_v2_opening(
+            &asked,
+            &opening.mailbox,
+            opening.signature.as_ref(),
+        ) {
+            true => Ok(()),
+            false => Err(Refusal::Unauthorized.code()),
         };
         // One attempt for the request lets it in, and is given back at once; what turns out bad is charged
         // afterwards. So good proofs cost nothing, however many an address checks at one time. How many
@@ -97,24 +105,33 @@ impl Guest {
             let verdicts = openings.iter().map(check).collect();
             (openings, verdicts)
         };
-        let bad = verdicts.iter().filter(|is_good| !**is_good).count();
+        let bad = verdicts.iter().filter(|verdict| verdict.is_err()).count();
         // A spent budget shows at the next request.
         parts.service.proofs_failed(self.address, bad);
         Ok((openings, verdicts))
     }
 
-    /// What was opened by its key is opened only with a proof from now on: all of them in one write.
-    /// A client that proves itself is let in even while nothing can be written; the pin is set the next time.
-    async fn pin(&self, openings: &[Opening], verdicts: &[bool], parts: &Parts) {
-        let by_key = openings
-            .iter()
-            .zip(verdicts)
-            .filter(|(opening, is_good)| **is_good && !opening.no_pin);
-        let ids: Vec<_> = by_key.map(|(opening, _)| opening.mailbox).collect();
-        if !ids.is_empty() && parts.service.pin(&ids, self.address).await.is_err() {
-            tracing::warn!(
-                "cannot save the pins of proven mailboxes; retrying when they are opened next"
-            );
+    /// What was opened by its key is opened only with a proof from now on: all of them in one write. What
+    /// cannot be pinned is not opened, or a stranger might be in there next.
+    async fn pin(&self, openings: &[Opening], verdicts: &mut [Verdict], parts: &Parts) {
+        let by_key = || {
+            openings
+                .iter()
+                .zip(0..)
+                .filter(|(opening, _)| !opening.no_pin)
+        };
+        let good = by_key().filter(|(_, at)| verdicts.get(*at).is_some_and(Result::is_ok));
+        let (ids, places): (Vec<_>, Vec<usize>) =
+            good.map(|(opening, at)| (opening.mailbox, at)).unzip();
+        if ids.is_empty() {
+            return;
+        }
+        let service = &parts.service;
+        let pinned = service.pin(&ids, self.address, &self.pin_share).await;
+        for (at, pinned) in places.into_iter().zip(pinned) {
+            if let (Err(refusal), Some(verdict)) = (pinned, verdicts.get_mut(at)) {
+                *verdict = Err(refusal.code());
+            }
         }
     }
 
@@ -122,11 +139,16 @@ impl Guest {
     async fn join(
         &self,
         openings: &[Opening],
-        verdicts: &[bool],
+        verdicts: &[Verdict],
         parts: &Parts,
     ) -> Result<(Vec<Outcome>, Vec<ToBegin>), Refusal> {
         let service = &parts.service;
-        let good = || openings.iter().zip(verdicts).filter(|(_, good)| **good);
+        let good = || {
+            openings
+                .iter()
+                .zip(verdicts)
+                .filter(|(_, good)| good.is_ok())
+        };
         let mut hashes = Vec::new();
         let mut to_begin = Vec::new();
         let mut first = None;
@@ -197,11 +219,11 @@ impl Guest {
 }
 
 /// Of each opening, in the order asked: what a good one holds.
-fn outcomes(verdicts: &[bool], holdings: Vec<Holding>) -> Vec<Outcome> {
+fn outcomes(verdicts: &[Verdict], holdings: Vec<Holding>) -> Vec<Outcome> {
     let mut holdings = holdings.into_iter();
-    let of_one = |is_good: &bool| {
-        let holding = is_good.then(|| holdings.next()).flatten();
-        let holding = holding.ok_or(Refusal::Unauthorized.code())?;
+    let of_one = |verdict: &Verdict| {
+        (*verdict)?;
+        let holding = holdings.next().ok_or(Refusal::Unavailable.code())?;
         Ok(Opened {
             pending: holding.pending,
             blobs: holding.blobs,

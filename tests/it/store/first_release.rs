@@ -504,29 +504,18 @@ async fn a_pin_of_the_fixture_ends_when_it_is_not_used_for_as_long_as_a_blob_may
 }
 
 #[tokio::test]
-async fn pins_of_one_opening_make_room_before_those_of_several() {
+async fn pins_of_the_fixture_make_room_for_no_new_one_before_their_time() {
     let fixture = Fixture::copied();
-    let pinned = fixture.list("pinned_keys");
-    let is_often = |pin: &&Value| pin["is_often"] == true;
-    let (often, once): (Vec<_>, Vec<_>) = pinned.iter().partition(is_often);
-    let max = pinned.len().to_string();
-    let relay = fixture.start(&[("RELAY_PINS_MAX", &max)]).await;
+    let max = fixture.list("pinned_keys").len().to_string();
+    let relay = fixture
+        .start(&[("RELAY_PINS_MAX", &max), ("RELAY_BLOB_TTL_DAYS", "30")])
+        .await;
     let mut guest = Guest::connect(&relay).await;
-    for number in 0..once.len() {
-        guest.open_empty(&Owned::key(100 + number as u8)).await;
-    }
-    for pinned in often {
-        assert!(
-            !opens_unsigned(&relay, &owned(pinned).id()).await,
-            "{pinned}"
-        );
-    }
-    for pinned in once {
-        assert!(
-            opens_unsigned(&relay, &owned(pinned).id()).await,
-            "{pinned}"
-        );
-    }
+    let new = guest.subscribe_to(&[&Owned::key(100)], false);
+    assert_eq!(guest.try_subscribe(new.clone()).await, [Err("relay_full")]);
+    expect_pins(&relay, &fixture).await;
+    relay.time.advance(32 * DAY);
+    assert!(guest.try_subscribe(new).await[0].is_ok());
 }
 
 /// Eight owners have room under one hash; what strangers stored goes first.

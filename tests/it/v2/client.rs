@@ -34,7 +34,7 @@ pub(crate) struct Guest {
 /// A mailbox and what opens it.
 #[derive(Clone)]
 pub(crate) struct Owned {
-    key: SigningKey,
+    pub(crate) key: SigningKey,
     /// Whether v1 clients may go on to open it.
     pub(crate) no_pin: bool,
 }

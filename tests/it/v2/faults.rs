@@ -7,7 +7,7 @@ use vauchi_relay::protocol::proof;
 use vauchi_relay::protocol::v2::message::{Done, ReceiptKind, Withdrawal, WithdrawalKind};
 use vauchi_relay::protocol::v2::{Answer, Request};
 
-use crate::harness::Peer;
+use crate::harness::{Peer, Relay};
 use crate::store::faulty::{Call, Fault, Faults, Stall, faulty_relay};
 use crate::v2::client::{Guest, Owned, on_terms, submit};
 
@@ -240,25 +240,42 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
     assert!(is_done(&answer, Done::Unpinned));
 }
 
+/// Whether a v1 client may open this mailbox without a signature.
+async fn opens_unsigned(relay: &Relay, owned: &Owned) -> bool {
+    let mut v1 = Peer::connect(relay.running.clients).await;
+    let hello = serde_json::json!({ "client_id": owned.id().to_hex() });
+    v1.say_hello(hello).await;
+    v1.next().await.is_ok()
+}
+
+/// The owner was let in, so that it can make room, and so was a stranger after it.
 #[tokio::test]
-async fn who_proves_itself_is_let_in_though_it_can_not_be_pinned() {
+async fn while_no_pin_can_be_saved_owners_are_let_in_and_strangers_are_not() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    for call in [Call::Pin, Call::IsPinned] {
+    for (byte, call) in [(1, Call::Pin), (2, Call::IsPinned)] {
+        let owned = Owned::key(byte);
+        assert!(opens_unsigned(&relay, &owned).await);
         let mut owner = Guest::connect(&relay).await;
         faulty.on_every(call, Fault::Fail);
-        owner.open_empty(&Owned::key(1)).await;
+        owner.open_empty(&owned).await;
+        assert!(!opens_unsigned(&relay, &owned).await);
         faulty.mend(call);
-        assert_eq!(relay.metric("relay_pins").await, 0.0);
+        assert!(!opens_unsigned(&relay, &owned).await);
+        assert_eq!(relay.metric("relay_pins").await, 0.0, "{byte}");
     }
-    // The pin comes with the next opening.
-    Guest::connect(&relay)
-        .await
-        .open_empty(&Owned::key(1))
-        .await;
-    let mut v1 = Peer::connect(relay.running.clients).await;
-    let hello = serde_json::json!({ "client_id": Owned::key(1).id().to_hex() });
-    v1.say_hello(hello).await;
-    v1.expect_close(4401).await;
+    // They are saved with the next one.
+    let mut other = Guest::connect(&relay).await;
+    other.open_empty(&Owned::key(3)).await;
+    assert_eq!(relay.metric("relay_pins").await, 3.0);
+    let relay = relay.restart().await;
+    for byte in 1..=3 {
+        assert!(!opens_unsigned(&relay, &Owned::key(byte)).await);
+    }
+    // Whoever takes the pin off takes it off in both places.
+    let mut owner = Guest::connect(&relay).await;
+    owner.open_empty(&Owned::key(1)).await;
+    owner.done(Request::Unpin(Owned::key(1).id())).await;
+    assert!(opens_unsigned(&relay, &Owned::key(1)).await);
 }
 
 #[tokio::test]

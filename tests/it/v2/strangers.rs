@@ -416,3 +416,47 @@ async fn a_subscribe_over_the_bound_is_refused_before_any_proof_is_checked() {
     assert!(guest.try_subscribe(one_more).await[0].is_ok());
     assert_eq!(relay.metric("relay_rate_limited_total").await, 0.0);
 }
+
+/// An address that had set all of its pins got no more and was served all the same, so that strangers
+/// opened the mailboxes of its neighbours.
+#[tokio::test]
+async fn a_mailbox_that_cannot_be_pinned_is_not_opened() {
+    let relay = Relay::start(&[("RELAY_PINS_MAX", "2")]).await;
+    let mut guest = Guest::connect_from(&relay, HOME).await;
+    let [one, two, three] = [1, 2, 3].map(Owned::key);
+    let unpinned = Owned::v2_only(4);
+    let subscribe = guest.subscribe_to(&[&one, &two, &three, &unpinned], false);
+    let outcomes = guest.try_subscribe(subscribe).await;
+    assert!(outcomes[0].is_ok() && outcomes[1].is_ok() && outcomes[3].is_ok());
+    assert_eq!(outcomes[2], Err("relay_full"));
+    assert_eq!(relay.metric("relay_pins_refused_total").await, 1.0);
+    // Without a pin it opens: its owner has said that v1 has no business there.
+    let mut without = guest.subscribe_to(&[&three], false);
+    without.openings[0].no_pin = true;
+    assert!(guest.try_subscribe(without).await[0].is_ok());
+    let mut v1 = relay.client(&three.id().to_hex()).await;
+    v1.expect_silence().await;
+}
+
+#[tokio::test]
+async fn one_connection_does_not_use_up_the_pins_of_its_address() {
+    let relay = Relay::start(&[]).await;
+    let mut greedy = Guest::connect_from(&relay, HOME).await;
+    let pinned = |number: u16| {
+        let mut seed = [9; 32];
+        seed[..2].copy_from_slice(&number.to_be_bytes());
+        let no_pin = false;
+        Owned {
+            no_pin,
+            ..Owned::from_seed(seed)
+        }
+    };
+    let owned: Vec<_> = (0..=256).map(pinned).collect();
+    let subscribe = greedy.subscribe_to(&owned.iter().collect::<Vec<_>>(), false);
+    let outcomes = greedy.try_subscribe(subscribe).await;
+    assert!(outcomes[..256].iter().all(Result::is_ok));
+    assert_eq!(outcomes[256], Err("rate_limited"));
+    let mut neighbour = Guest::connect_from(&relay, HOME).await;
+    neighbour.open_empty(&owned[256]).await;
+    assert_eq!(relay.metric("relay_pins").await, 257.0);
+}
