@@ -28,7 +28,7 @@ pub(crate) async fn round_trip(url: &str) -> Result<(), Box<dyn Error>> {
 
     // A sender needs no key. For receipts it opens its own mailbox, a fresh one for each contact.
     let sender = Client::connect(Options::new([url])).await?;
-    let receipts = MailboxKey::secret(rand::random());
+    let receipts = MailboxKey::random().not_pinned();
     sender.open(&receipts, Receipts::None).await?;
 
     let mut blob = Blob::new(key.mailbox(), "hello");

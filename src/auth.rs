@@ -8,7 +8,6 @@ use crate::clock::{Clock, Timestamp};
 use crate::ids::MailboxId;
 use crate::protocol::proof;
 use crate::protocol::v1::message::{Handshake, HandshakeProof};
-use crate::protocol::v2::message::OpeningProof;
 
 /// How far a client's clock may be from ours, to either side.
 pub const SKEW_MAX: Duration = Duration::from_secs(60);
@@ -109,19 +108,13 @@ pub struct Asked {
     pub origin: Box<str>,
 }
 
-/// Whether this opens a v2 mailbox. What is malformed takes as long as what is wrong.
-pub fn verify_v2_opening(asked: &Asked, mailbox: &MailboxId, brought: &OpeningProof) -> bool {
-    match brought {
-        // Both are public once this is known, so there is no secret that time could tell.
-        OpeningProof::Secret(secret) => proof::v2_secret_mailbox(secret) == *mailbox,
-        OpeningProof::Signature(signature) => signs(asked, mailbox, signature),
-        OpeningProof::Malformed => signs(asked, mailbox, &[0; 64]),
-    }
-}
-
-fn signs(asked: &Asked, mailbox: &MailboxId, signature: &[u8; 64]) -> bool {
+/// Whether this opens a v2 mailbox; `None` stands for what is malformed.
+pub fn verify_v2_opening(asked: &Asked, mailbox: &MailboxId, signature: Option<&[u8; 64]>) -> bool {
+    let Some(signature) = signature else {
+        return false;
+    };
     let signed = proof::v2_subscribe(&asked.relay_id, &asked.challenge, &asked.origin, mailbox);
-    // A secret mailbox's id is seldom a point of the curve: then no signature fits.
+    // Any 32 bytes are a mailbox; those that are no point of the curve open to no signature.
     VerifyingKey::from_bytes(mailbox.as_bytes()).is_ok_and(|key| {
         // A key that is not spelt canonically would be a second name of the same mailbox.
         key.to_bytes() == *mailbox.as_bytes()

@@ -41,6 +41,8 @@ pub mod config;
 pub mod filesystem;
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
+pub mod identity;
 pub mod ids;
 #[cfg(feature = "server")]
 pub mod limits;

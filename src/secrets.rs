@@ -16,6 +16,7 @@ use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
 
 use crate::filesystem;
 use crate::filesystem::place::put_in_place;
+use crate::identity::Identity;
 use crate::ids::{BlobId, MailboxHash, MailboxId, Topic};
 
 /// The file of the secret in the data directory: 64 hexadecimal digits.
@@ -231,14 +232,13 @@ impl Secret {
         }
     }
 
-    /// The relay's public key: who it is to v2 clients. Relays that share a secret are one relay.
+    /// The relay's key pair: who it is to v2 clients. Relays that share a secret are one relay.
     ///
     /// The Ed25519 key is derived from the secret, so there is one file to keep and to restore.
-    pub fn relay_id(&self) -> [u8; 32] {
-        let seed = blake3::derive_key("vauchi-relay 2026-11 Ed25519 identity", &self.bytes);
-        let seed = Zeroizing::new(seed);
-        let key = ed25519_dalek::SigningKey::from_bytes(&seed);
-        key.verifying_key().to_bytes()
+    pub fn identity(&self) -> Identity {
+        let context = "vauchi-relay 2026-11 Ed25519 identity";
+        let seed = Zeroizing::new(blake3::derive_key(context, &self.bytes));
+        Identity::from_seed(&seed)
     }
 
     /// The mailbox as the store knows it.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use ed25519_dalek::{Signer as _, SigningKey};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -15,7 +16,7 @@ use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::v1::client as v1_client;
 use vauchi_relay::protocol::v1::message::HandshakeProof;
 use vauchi_relay::protocol::v2::client as v2_client;
-use vauchi_relay::protocol::v2::message::{Opening, OpeningProof, Submit, SubmitTerms, Subscribe};
+use vauchi_relay::protocol::v2::message::{Introduce, Opening, Submit, SubmitTerms, Subscribe};
 use vauchi_relay::protocol::v2::{Answer, Request, Tag};
 use vauchi_relay::protocol::{proof, v1, v2};
 
@@ -54,6 +55,10 @@ pub struct Peer {
     version: Version,
     number: usize,
     asked: u32,
+    /// The host that it dialled.
+    origin: Box<str>,
+    /// The relay's id and the connection's challenge.
+    welcome: ([u8; 32], [u8; 32]),
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
@@ -76,6 +81,8 @@ impl Peer {
             version,
             number,
             asked: 0,
+            origin: address.to_string().into(),
+            welcome: ([0; 32], [0; 32]),
             socket,
         };
         if let Version::V1 = version {
@@ -90,33 +97,43 @@ impl Peer {
             let frame = v1_client::encode_request(&peer.name(), hello, NOW);
             peer.socket.send(Message::Binary(frame)).await.unwrap();
         }
-        peer.frame().await;
+        match version {
+            Version::V1 => drop(peer.frame().await),
+            Version::V2 => peer.meet().await,
+        }
         peer
+    }
+
+    /// Has the relay prove who it is, as clients do.
+    async fn meet(&mut self) {
+        let introduce = Introduce {
+            nonce: rand::random(),
+            origin: self.origin.clone(),
+        };
+        self.ask(&Request::Hello(Some(introduce))).await;
+        self.flush().await;
+        loop {
+            if let Answer::Welcome(welcome) = self.v2_frame().await
+                && welcome.proof.is_some()
+            {
+                self.welcome = (welcome.relay_id, welcome.challenge);
+                return;
+            }
+        }
     }
 
     /// The mailbox that is this peer's own.
     pub fn mailbox(&self) -> MailboxId {
         match self.version {
             Version::V1 => numbered(self.number + (1 << 40)),
-            Version::V2 => proof::v2_secret_mailbox(&self.secret(0)),
+            Version::V2 => mailbox_of(&self.key(0)),
         }
     }
 
     /// Opens this many mailboxes, the peer's own first. A v1 peer has opened its own already.
     pub async fn open(&mut self, mailboxes: usize) {
         let Version::V2 = self.version else { return };
-        let openings = (0..mailboxes).map(|which| {
-            let secret = self.secret(which);
-            Opening {
-                mailbox: proof::v2_secret_mailbox(&secret),
-                proof: OpeningProof::Secret(secret),
-                tells_senders: false,
-            }
-        });
-        let subscribe = Subscribe {
-            origin: "relay.example".into(),
-            openings: openings.collect(),
-        };
+        let subscribe = self.subscribe(mailboxes);
         self.ask(&Request::Subscribe(subscribe)).await;
         self.socket.flush().await.unwrap();
         let mut open = false;
@@ -217,12 +234,35 @@ impl Peer {
         v1::Tag::new(&format!("22222222-2222-4222-{number:04}-{asked:012}"))
     }
 
-    fn secret(&self, which: usize) -> [u8; 32] {
-        let mut secret = [0x5e; 32];
-        secret[..8].copy_from_slice(&self.number.to_be_bytes());
-        secret[8..16].copy_from_slice(&which.to_be_bytes());
-        secret
+    fn key(&self, which: usize) -> SigningKey {
+        let mut seed = [0x5e; 32];
+        seed[..8].copy_from_slice(&self.number.to_be_bytes());
+        seed[8..16].copy_from_slice(&which.to_be_bytes());
+        SigningKey::from_bytes(&seed)
     }
+
+    fn subscribe(&self, mailboxes: usize) -> Subscribe {
+        let opening = |which| {
+            let key = self.key(which);
+            let mailbox = mailbox_of(&key);
+            let (relay_id, challenge) = &self.welcome;
+            let signed = proof::v2_subscribe(relay_id, challenge, &self.origin, &mailbox);
+            Opening {
+                mailbox,
+                signature: Some(key.sign(&signed).to_bytes()),
+                tells_senders: false,
+                no_pin: true,
+            }
+        };
+        Subscribe {
+            origin: self.origin.clone(),
+            openings: (0..mailboxes).map(opening).collect(),
+        }
+    }
+}
+
+fn mailbox_of(key: &SigningKey) -> MailboxId {
+    MailboxId::from_bytes(key.verifying_key().to_bytes())
 }
 
 /// The mailbox with this number.

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -68,7 +68,18 @@ class Relay:
         # The host that we dialled, in the form that signatures need.
         parts = urlsplit(url.lower())
         self.origin = parts.netloc.removesuffix(f":{parts.port}") if parts.port in (80, 443) else parts.netloc
-        self.welcome = self.push("welcome").welcome
+        nonce = secrets.token_bytes(32)
+        # Anyone can claim an id, so the relay signs for this connection and host before we send anything else.
+        self.welcome = self.ask(hello={"nonce": nonce, "origin": self.origin}).welcome
+        relay = Ed25519PublicKey.from_public_bytes(self.welcome.relay_id)
+        relay.verify(self.welcome.proof, self.signed(b"welcome", nonce + self.welcome.challenge))
+        # Without an id behind the URL, a client should remember this one, and later accept no other from this host.
+        if parts.fragment not in ("", self.welcome.relay_id.hex()):
+            raise SystemExit(f"this is another relay: its id is {self.welcome.relay_id.hex()}")
+
+    def signed(self, words, numbers, mailbox=b""):
+        origin = hashlib.sha256(self.origin.encode()).digest()
+        return b"vauchi.relay.v2 " + words + self.welcome.relay_id + numbers + origin + mailbox
 
     def push(self, *kinds):
         """Waits for the next push of these kinds. Ignores others, as the protocol demands for unknown kinds."""
@@ -91,17 +102,17 @@ class Relay:
         mailbox = address[:32]
         # A client that keeps this secret can take the blob back later (Cancel).
         secret = secrets.token_bytes(32)
-        blob_id = hashlib.sha256(b"vauchi.relay.v2 blob" + mailbox + secret).digest()[:16]
+        extend_key = hashlib.sha256(b"vauchi.relay.v2 extend" + secret).digest()
+        blob_id = hashlib.sha256(b"vauchi.relay.v2 blob" + mailbox + extend_key).digest()[:16]
         # After a lost connection, the same submit can be sent again: the relay stores it once.
         self.ask(submit={"id": blob_id, "mailbox": mailbox, "v1_ok": v1_ok, "blob": seal(text, address)})
 
     def receive(self, keys, follow):
-        signed = b"".join((b"vauchi.relay.v2 subscribe", self.welcome.relay_id, self.welcome.challenge,
-                           hashlib.sha256(self.origin.encode()).digest(), keys.mailbox))
+        signed = self.signed(b"subscribe", self.welcome.challenge, keys.mailbox)
         opening = Opening(mailbox=keys.mailbox, signature=keys.mailbox_key.sign(signed))
         opened = self.ask(subscribe={"origin": self.origin, "openings": [opening]}).subscribed.openings[0]
         if opened.code:
-            raise SystemExit("the relay refuses to open the mailbox; is this host in its RELAY_PUBLIC_ORIGINS?")
+            raise SystemExit(f"the relay refuses to open the mailbox: code {opened.code}")
         while True:
             frame = self.push("delivery", "caught_up", "go_away")
             if frame.WhichOneof("frame") == "delivery":

@@ -79,30 +79,49 @@ export class Relay {
     };
     this.socket.onerror = () => {}; // onclose follows.
     // The host that we dialled, in the form that signatures need.
-    this.origin = new URL(url.replace(/^ws/, "http")).host.replace(/:(80|443)$/, "");
+    const { host, hash } = new URL(url.replace(/^ws/, "http"));
+    this.origin = host.replace(/:(80|443)$/, "");
+    this.welcome = this.introduced(hash.slice(1));
+    this.welcome.catch(() => {}); // Those that wait for it are told.
   }
-  /** The first frame: the relay speaks first. */
-  private welcome = this.push();
+  private welcome: Promise<Welcome>;
+
+  /** Anyone can claim an id, so the relay signs for this connection and host before we send anything else. */
+  private async introduced(pinned: string): Promise<Welcome> {
+    await this.push();
+    const nonce = random(32);
+    const answer = await this.ask({ case: "hello", value: { nonce, origin: this.origin } });
+    const welcome = answer.frame.value as Welcome;
+    const id = join(welcome.relayId);
+    const key = await crypto.subtle.importKey("raw", id, "Ed25519", false, ["verify"]);
+    const signed = await this.signed("welcome", id, nonce, welcome.challenge);
+    if (!(await crypto.subtle.verify("Ed25519", key, join(welcome.proof), signed))) throw new Error("a false relay");
+    // Without an id behind the URL, a client should remember this one, and later accept no other from this host.
+    if (pinned && pinned !== hex(id)) throw new Error(`this is another relay: its id is ${hex(id)}`);
+    return welcome;
+  }
+  private signed = async (words: string, ...[id, ...numbers]: Uint8Array[]) =>
+    join(utf8(`vauchi.relay.v2 ${words}`), id!, ...numbers, await sha256(utf8(this.origin)));
 
   async send(text: string, address: Bytes, v1Ok = false): Promise<void> {
     await this.welcome;
     const mailbox = address.slice(0, 32);
     // A client that keeps this secret can take the blob back later (Cancel).
-    const id = (await sha256(join(utf8("vauchi.relay.v2 blob"), mailbox, random(32)))).slice(0, 16);
+    const extendKey = await sha256(join(utf8("vauchi.relay.v2 extend"), random(32)));
+    const id = (await sha256(join(utf8("vauchi.relay.v2 blob"), mailbox, extendKey))).slice(0, 16);
     // After a lost connection, the same submit can be sent again: the relay stores it once.
     await this.ask({ case: "submit", value: { id, mailbox, v1Ok, blob: await seal(text, address) } });
   }
 
   /** Shows what waits; with `follow` also new texts, until the relay goes away: returns how many ms to stay away. */
   async receive(keys: Keys, show: (text: string) => unknown, follow = false): Promise<number> {
-    const { relayId, challenge } = (await this.welcome).frame.value as Welcome;
-    const words = utf8("vauchi.relay.v2 subscribe");
-    const signed = join(words, relayId, challenge, await sha256(utf8(this.origin)), keys.mailbox);
+    const { relayId, challenge } = await this.welcome;
+    const signed = join(await this.signed("subscribe", relayId, challenge), keys.mailbox);
     const signature = new Uint8Array(await crypto.subtle.sign("Ed25519", keys.sign, signed));
-    const opening = { mailbox: keys.mailbox, proof: { case: "signature" as const, value: signature } };
-    const { frame } = await this.ask({ case: "subscribe", value: { origin: this.origin, openings: [opening] } });
+    const openings = [{ mailbox: keys.mailbox, signature }];
+    const { frame } = await this.ask({ case: "subscribe", value: { origin: this.origin, openings } });
     if (frame.case === "subscribed" && frame.value.openings[0]?.code)
-      throw new Error("the relay refuses to open the mailbox; is this host in its RELAY_PUBLIC_ORIGINS?");
+      throw new Error("the relay refuses to open the mailbox");
     for (;;) {
       const { frame } = await this.push();
       if (frame.case === "delivery") await this.deliver(frame.value, keys, show);

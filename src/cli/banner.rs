@@ -1,5 +1,6 @@
 //! What an operator asks first, answered in the first lines of the log.
 
+use data_encoding::HEXLOWER;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -14,6 +15,8 @@ pub struct Facts {
     pub listen_addr: SocketAddr,
     /// Where health and metrics are, the port that was really bound.
     pub http_addr: SocketAddr,
+    /// The relay's public key.
+    pub relay_id: [u8; 32],
     /// Bytes charged for what is kept already.
     pub stored_bytes: u64,
     /// Bytes free on the disk of the data directory; `None` when there is no disk or no answer.
@@ -39,10 +42,14 @@ pub fn banner(config: &Config, facts: &Facts) -> Banner {
         operators_line(config, facts),
         storage_line(config),
         bounds_line(config),
+        format!(
+            "relay id: {}; clients that connect to wss://HOST#ID accept no other relay",
+            HEXLOWER.encode(&facts.relay_id)
+        ),
     ];
     if config.public_origins.is_empty() {
         lines.push(
-            "protocol v2: RELAY_PUBLIC_ORIGINS is not set: signatures made for any host name are accepted".to_owned(),
+            "protocol v2: RELAY_PUBLIC_ORIGINS is not set: the host that an upgrade request names counts as the relay's name".to_owned(),
         );
     }
     let off = config.limits_off();
@@ -159,6 +166,7 @@ mod tests {
         Facts {
             listen_addr: "0.0.0.0:8080".parse().unwrap(),
             http_addr: "0.0.0.0:8081".parse().unwrap(),
+            relay_id: [1; 32],
             stored_bytes: 0,
             disk_free_bytes: Some(1 << 40),
             descriptors: Descriptors {
@@ -179,7 +187,8 @@ mod tests {
                 "operators: http://0.0.0.0:8081/health, /ready, /metrics; metrics require no token",
                 "storage: SQLite in /data",
                 "limits: at most 10 GiB in total, each blob expires after 90 days",
-                "protocol v2: RELAY_PUBLIC_ORIGINS is not set: signatures made for any host name are accepted",
+                "relay id: 0101010101010101010101010101010101010101010101010101010101010101; clients that connect to wss://HOST#ID accept no other relay",
+                "protocol v2: RELAY_PUBLIC_ORIGINS is not set: the host that an upgrade request names counts as the relay's name",
             ]
         );
         assert_eq!(banner.warnings, [""; 0]);
@@ -217,7 +226,7 @@ mod tests {
             ..Config::default()
         };
         let text = banner(&config, &facts()).lines.join("\n");
-        assert!(!text.contains("any host"), "{text}");
+        assert!(!text.contains("RELAY_PUBLIC_ORIGINS"), "{text}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::failure::{Refused, seconds};
+use super::known_relays::known_relays;
 use super::{Usage, keygen};
 use crate::client::{Client, ClientError, MailboxId, MailboxKey, Opened, Options, Receipts, v1};
 use crate::ids::parse_hex;
@@ -27,6 +28,13 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(90);
 /// What a slow line carries in a second, at the least.
 const SLOW_BYTES: u64 = 64 << 10;
 
+const NOTHING_SENT: &str = "Nothing was sent to it.";
+
+/// As with ssh, only the operator knows which of the two it is.
+const WRONG_RELAY: &str = "\
+    Nothing was sent to it. Ask the relay's operator whether the relay was set up anew. If it was, remove the \
+    host's line from that file, or change the id in --relay. If not, somebody stands between you and the relay.";
+
 /// The most that any relay can be set to take as one blob.
 const BLOB_BYTES_MAX: usize = 64 << 20;
 
@@ -37,8 +45,8 @@ const V1_FRAME_BYTES_MAX: usize = 4 * BLOB_BYTES_MAX + (64 << 10);
 /// Where relays are, and how to see that it is them.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Relays {
-    /// Relay address, ws:// or wss://; if several are given, they are tried in turn, and the next takes
-    /// over when one fails
+    /// Relay address, ws:// or wss://, with `#` and the relay's id behind it to accept no other relay
+    /// there; if several are given, they are tried in turn, and the next takes over when one fails
     #[arg(
         long = "relay",
         value_name = "URL",
@@ -49,12 +57,20 @@ pub(super) struct Relays {
     /// File with the certificates (PEM) to trust for wss://, instead of the system's
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+
+    /// File that remembers which relay was met under which host, so that no other is accepted there later;
+    /// by default known-relays in ~/.local/state/vauchi-relay, without relays on this machine
+    #[arg(long, value_name = "FILE")]
+    known_relays: Option<PathBuf>,
 }
 
 impl Relays {
     pub(super) fn options(&self) -> Options {
         let mut options = Options::new(self.relays.iter().cloned());
         options.authorities.clone_from(&self.ca);
+        if let Some(known) = known_relays(self.known_relays.as_deref()) {
+            options.known_relays = known;
+        }
         options.message_bytes_max = BLOB_BYTES_MAX;
         options.repeat_for = REPEAT_FOR;
         options.answer_within = Some(ANSWER_WITHIN);
@@ -183,6 +199,12 @@ fn not_connected(relay: &str, error: ClientError) -> anyhow::Error {
         ClientError::Untrusted(_) => {
             format!("{relay}: {error}\n--ca names a file with the certificate of its authority.")
         }
+        ClientError::WrongRelay { .. } => format!("{error}\n{WRONG_RELAY}"),
+        ClientError::KnownElsewhere { .. } => format!("{error}\n{NOTHING_SENT}"),
+        ClientError::NotProven(_) => format!("{relay}: {error}\n{NOTHING_SENT}"),
+        ClientError::KnownRelays(_) => format!(
+            "{error}\nMend the file, name another with --known-relays, or add # and the relay's id to --relay."
+        ),
         _ => return explained(&format!("{relay} refused the connection"), error),
     };
     Refused::error(text, error)

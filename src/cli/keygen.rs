@@ -17,7 +17,7 @@ use crate::ids::parse_hex;
 /// The first word in a key file.
 const WORD: &str = "vauchi-relay-mailbox";
 const ED25519: &str = "ed25519";
-const SECRET: &str = "secret";
+const ED25519_V2_ONLY: &str = "ed25519-v2-only";
 
 /// Create a mailbox that only its key opens. Writes the key to a file and prints the mailbox's address,
 /// which you give to your senders.
@@ -32,13 +32,13 @@ pub(crate) struct Args {
     /// File to write the key to; an existing file is never overwritten
     file: PathBuf,
 
-    /// Create a secret instead of a key pair: faster when you open hundreds, but the relay sees it, so
-    /// create one for each relay
+    /// For a mailbox to which nobody sends through protocol v1: the relay does not pin it. Use it for
+    /// mailboxes that change often, because relays limit the number of pins
     #[arg(long)]
-    secret: bool,
+    v2_only: bool,
 
     /// Create nothing; print the address of the key in this file
-    #[arg(long, conflicts_with = "secret")]
+    #[arg(long, conflicts_with = "v2_only")]
     show: bool,
 
     /// Print one JSON object
@@ -70,8 +70,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// Makes a key and writes it down.
 fn make(args: &Args) -> anyhow::Result<MailboxKey> {
     let bytes: [u8; 32] = rand::random();
-    let (kind, key) = match args.secret {
-        true => (SECRET, MailboxKey::secret(bytes)),
+    let (kind, key) = match args.v2_only {
+        true => (ED25519_V2_ONLY, MailboxKey::ed25519(bytes).not_pinned()),
         false => (ED25519, MailboxKey::ed25519(bytes)),
     };
     let line = format!("{WORD} {kind} {}\n", HEXLOWER.encode(&bytes));
@@ -118,7 +118,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<MailboxKey> {
     };
     match parsed {
         Some((ED25519, bytes)) => Ok(MailboxKey::ed25519(bytes)),
-        Some((SECRET, bytes)) => Ok(MailboxKey::secret(bytes)),
+        Some((ED25519_V2_ONLY, bytes)) => Ok(MailboxKey::ed25519(bytes).not_pinned()),
         // Never shows what is in it.
         _ => bail!(Usage(format!(
             "{}: not a key file of `vauchi-relay keygen`",
@@ -136,11 +136,11 @@ mod tests {
     #[test]
     fn a_key_is_private_comes_back_and_is_never_overwritten() {
         let folder = tempfile::tempdir().unwrap();
-        for secret in [false, true] {
-            let file = folder.path().join(format!("{secret}"));
+        for v2_only in [false, true] {
+            let file = folder.path().join(format!("{v2_only}"));
             let args = Args {
                 file: file.clone(),
-                secret,
+                v2_only,
                 show: false,
                 json: true,
             };

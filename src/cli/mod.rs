@@ -21,6 +21,7 @@ mod failure;
 mod folder;
 mod healthcheck;
 mod keygen;
+mod known_relays;
 mod manual;
 mod permissions;
 mod preflight;

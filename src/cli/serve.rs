@@ -189,6 +189,7 @@ fn say_hello(config: &Config, running: &Running) {
     let facts = Facts {
         listen_addr: running.clients,
         http_addr: running.operators,
+        relay_id: running.relay_id,
         stored_bytes: running.store.usage().bytes,
         disk_free_bytes: filesystem::free_bytes(&config.data_dir).ok(),
         descriptors: Descriptors::of(config),

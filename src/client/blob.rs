@@ -118,8 +118,8 @@ pub enum Event {
     Receipt(Receipt),
     /// Everything that these mailboxes held has been delivered.
     CaughtUp(Vec<MailboxId>),
-    /// The mailbox was not opened again after a reconnect, and nothing more comes from it: the relay would
-    /// not, or it is another relay and must not see the mailbox's secret ([`ClientError::OtherRelay`]).
+    /// The mailbox was not opened again after a reconnect, and nothing more comes from it: the relay
+    /// would not.
     Closed {
         /// Which one.
         mailbox: MailboxId,

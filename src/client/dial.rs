@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{CertificateError, ClientConfig, InvalidMessage, RootCertStore};
@@ -14,13 +13,14 @@ use tokio_tungstenite::tungstenite::Error as SocketError;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
-use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{Connector, client_async_tls_with_config};
 
+use super::introduction::{Expected, introduced, split_pin};
+use super::known_relays::KnownRelays;
+use super::socket::Socket;
 use super::{ClientError, Options, reach};
-use crate::protocol::v2::Answer;
 use crate::protocol::v2::SUBPROTOCOL;
-use crate::protocol::v2::client::{ServerFrame, decode_server_frame};
 use crate::protocol::v2::message::Welcome;
 
 /// What the socket's read buffer takes at once; tungstenite's 128 KiB are too much for a program that
@@ -35,8 +35,6 @@ const SPARE_BYTES: usize = 64 << 10;
 /// be a hotel's portal or a page for maintenance, which is gone when the network changes. The relay itself
 /// asks for a minute at the most.
 const ABSENCE_MAX: Duration = Duration::from_secs(60);
-
-pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// A connection, and what the relay said first.
 pub(super) struct Dialled {
@@ -53,11 +51,12 @@ pub(super) struct Dialler {
     config: WebSocketConfig,
     message_bytes_max: usize,
     timeout: Duration,
+    known_relays: Arc<dyn KnownRelays>,
 }
 
 struct Target {
     request: Request,
-    origin: Box<str>,
+    expected: Expected,
     /// The address that connected last and then sent no welcome, or has not yet. It is tried last, because
     /// another of the same name may serve. Nothing awaits under this lock.
     on_trial: Mutex<Option<IpAddr>>,
@@ -91,6 +90,7 @@ impl Dialler {
                 .max_frame_size(Some(options.message_bytes_max + SPARE_BYTES)),
             message_bytes_max: options.message_bytes_max,
             timeout: options.connect_timeout,
+            known_relays: Arc::clone(&options.known_relays),
         })
     }
 
@@ -108,7 +108,8 @@ impl Dialler {
         let stream = reached(&target.request, target.on_trial()).await?;
         target.put_on_trial(stream.peer_addr().ok().map(|address| address.ip()));
         let mut socket = upgraded(stream, target.request.clone(), self.config, &self.tls).await?;
-        let welcome = welcome(&mut socket).await?;
+        let expected = &target.expected;
+        let welcome = introduced(&mut socket, expected, &self.known_relays).await?;
         target.put_on_trial(None);
         // One blob that is too large for us would end each connection that it comes on.
         let blob_bytes_max = welcome.limits.blob_bytes_max;
@@ -121,7 +122,7 @@ impl Dialler {
         Ok(Dialled {
             socket,
             welcome,
-            origin: target.origin.clone(),
+            origin: expected.origin.clone(),
         })
     }
 }
@@ -144,6 +145,10 @@ pub(super) fn request(url: &str) -> Result<Request, ClientError> {
         let why = "it must look like ws://host:port or wss://host";
         return Err(ClientError::Url(why.to_owned()));
     };
+    if rest.contains('#') {
+        let why = "protocol v1 cannot check a relay's id; leave out # and the id";
+        return Err(ClientError::Url(why.to_owned()));
+    }
     format!("{scheme}://{rest}")
         .into_client_request()
         .map_err(|error| ClientError::Url(error.to_string()))
@@ -190,6 +195,7 @@ pub(super) fn connector(
 }
 
 fn target(url: &str) -> Result<Target, ClientError> {
+    let (url, pinned) = split_pin(url)?;
     let mut request = request(url)?;
     let offered = HeaderValue::from_static(SUBPROTOCOL);
     let origin = origin(&request);
@@ -198,7 +204,7 @@ fn target(url: &str) -> Result<Target, ClientError> {
         .insert("sec-websocket-protocol", offered);
     Ok(Target {
         request,
-        origin,
+        expected: Expected { origin, pinned },
         on_trial: Mutex::default(),
     })
 }
@@ -294,50 +300,6 @@ fn retry_after<Body>(
     Some(seconds.map_or(ABSENCE_MAX, |asked| asked.min(ABSENCE_MAX)))
 }
 
-/// Waits for the relay's first frame.
-async fn welcome(socket: &mut Socket) -> Result<Welcome, ClientError> {
-    loop {
-        match socket.next().await {
-            Some(Ok(Message::Binary(frame))) => {
-                return match decode_server_frame(&frame) {
-                    Ok(ServerFrame::Known {
-                        answer: Answer::Welcome(welcome),
-                        ..
-                    }) => Ok(*welcome),
-                    Ok(_) => Err(ClientError::Protocol("the first frame is not a Welcome")),
-                    Err(bad) => Err(ClientError::Protocol(bad.0)),
-                };
-            }
-            Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(lost(error)),
-            None => return Err(ClientError::Lost("the relay sent no Welcome".to_owned())),
-        }
-    }
-}
-
-pub(super) fn lost(error: SocketError) -> ClientError {
-    match error {
-        SocketError::Capacity(_) => {
-            ClientError::Protocol("a frame is larger than message_bytes_max")
-        }
-        other => ClientError::Lost(other.to_string()),
-    }
-}
-
-pub(super) fn closed(frame: Option<CloseFrame>) -> ClientError {
-    match frame {
-        Some(frame) => ClientError::Closed {
-            code: frame.code.into(),
-            reason: frame.reason.to_string(),
-        },
-        None => ClientError::Closed {
-            code: 1005,
-            reason: String::new(),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -352,7 +314,7 @@ mod tests {
             ("ws://127.0.0.1:8080", "127.0.0.1:8080"),
             ("ws://[::1]:8080/", "[::1]:8080"),
         ] {
-            assert_eq!(&*target(url).unwrap().origin, origin);
+            assert_eq!(&*target(url).unwrap().expected.origin, origin);
         }
         for url in ["", "relay.example", "http://relay.example", "ws://"] {
             assert!(

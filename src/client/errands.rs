@@ -10,6 +10,7 @@ use super::{
 };
 use crate::clock::Timestamp;
 use crate::protocol::message::{RECOVERY_HASHES_MAX, RecoveryProof, RecoveryQuery};
+use crate::protocol::proof;
 use crate::protocol::v2::message::{Withdrawal, WithdrawalKind};
 use crate::protocol::v2::{Answer, Request};
 
@@ -45,9 +46,13 @@ impl Client {
         secret: &BlobSecret,
         kind: WithdrawalKind,
     ) -> Result<(), ClientError> {
+        let secret = secret.expose();
         let request = Request::Withdraw(Withdrawal {
             mailbox,
-            secret: *secret.expose(),
+            shown: match kind {
+                WithdrawalKind::Extend(_) => proof::v2_extend_key(secret),
+                WithdrawalKind::Cancel => *secret,
+            },
             kind,
         });
         self.request(Ask::Request(request)).await.map(drop)

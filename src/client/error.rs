@@ -71,12 +71,47 @@ pub enum ClientError {
     /// The relay sent something that is not its protocol.
     #[error("the relay violated the protocol: {0}")]
     Protocol(&'static str),
+    /// The relay cannot prove the id that it claims, so that it may be anybody. Nothing was sent.
+    #[error("the relay did not prove its identity: {0}")]
+    NotProven(&'static str),
+    /// Another relay answers under this host than the expected one: it was set up anew, or somebody stands
+    /// between. Nothing was sent.
+    #[error(
+        "{origin} is another relay than before: its id is {}, but {says} has {}",
+        hex(.found), hex(.expected)
+    )]
+    WrongRelay {
+        /// The host that was dialled.
+        origin: String,
+        /// The id that it must have.
+        expected: [u8; 32],
+        /// The id that it has proved.
+        found: [u8; 32],
+        /// What names the expected id: a file, or the URL.
+        says: String,
+    },
+    /// The relay is known under another host. It has two names, or somebody passes its frames on to read
+    /// along. Nothing was sent.
+    #[error(
+        "{origin} presents the identity of {known_as}; if both are names of one relay, add its id to the address: #{}",
+        hex(.relay_id)
+    )]
+    KnownElsewhere {
+        /// The host that was dialled.
+        origin: String,
+        /// The host that the relay is known under.
+        known_as: String,
+        /// Its id.
+        relay_id: [u8; 32],
+    },
+    /// What is remembered of relays cannot be read or written.
+    #[error("cannot look up known relays: {0}")]
+    KnownRelays(String),
     /// The mailbox is not open, so nothing in it can be acknowledged. What was to be is acknowledged when
     /// this client opens the mailbox again.
     #[error("the mailbox is not open")]
     NotOpen,
-    /// The blob came from another relay, which is told when it delivers the blob again; or the mailbox is
-    /// opened by a secret that only the other relay may see.
+    /// The blob came from another relay, which is told when it delivers the blob again.
     #[error("the client is now connected to another relay")]
     OtherRelay,
     /// The client was closed before there was an answer.
@@ -101,6 +136,10 @@ impl ClientError {
             _ => None,
         }
     }
+}
+
+fn hex(id: &[u8; 32]) -> String {
+    data_encoding::HEXLOWER.encode(id)
 }
 
 /// A relay other than ours gives no reason.

@@ -1,54 +1,43 @@
-//! What opens a mailbox: an Ed25519 key or a secret. Neither prints itself.
+//! What opens a mailbox: an Ed25519 key, random or derived from what several share. It does not print itself.
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use sha2::{Digest as _, Sha256};
 
 use crate::ids::MailboxId;
 use crate::protocol::proof;
-use crate::protocol::v2::message::{Opening, OpeningProof};
+use crate::protocol::v2::message::Opening;
 
-/// What opens a mailbox for reading. The mailbox follows from it; nothing is registered anywhere.
+/// What opens a mailbox for reading. The mailbox is its public key; nothing is registered anywhere.
+///
+/// Relays never see it: each opening is a signature that is good for one relay, one connection and the host
+/// that was dialled.
 #[derive(Clone)]
-pub struct MailboxKey(Kind);
-
-#[derive(Clone)]
-enum Kind {
+pub struct MailboxKey {
     /// Boxed: half of a kilobyte with its expanded public key.
-    Ed25519(Box<SigningKey>),
-    Secret {
-        secret: [u8; 32],
-        /// The only relay that may see it, where that is known from the beginning.
-        relay: Option<[u8; 32]>,
-    },
+    key: Box<SigningKey>,
+    pins: bool,
 }
 
 impl MailboxKey {
-    /// A key pair: the mailbox is the public key, and each connection is signed for. Once opened, a
-    /// relay lets nobody open the mailbox without the key, through v1 either.
+    /// A key pair from its private half (the seed of RFC 8032). Once opened, a relay lets nobody open the
+    /// mailbox without the key, through v1 either: it is pinned.
     pub fn ed25519(private: [u8; 32]) -> Self {
-        Self(Kind::Ed25519(Box::new(SigningKey::from_bytes(&private))))
+        Self {
+            key: Box::new(SigningKey::from_bytes(&private)),
+            pins: true,
+        }
     }
 
-    /// A secret: the mailbox is its hash, and the relay is shown the secret. Cheap enough for hundreds
-    /// of mailboxes. A relay that sees it could use it elsewhere, so have one for each relay
-    /// ([`MailboxKey::derived`]); a client shows it to the first relay only. Going to another, it tells
-    /// [`super::Event::Closed`].
-    pub const fn secret(secret: [u8; 32]) -> Self {
-        Self(Kind::Secret {
-            secret,
-            relay: None,
-        })
-    }
-
-    /// A secret for one relay ([`super::Client::relay_id`]) and, say, one day, from a key that two share or
-    /// that one keeps: `HKDF-SHA-256(shared, epoch || relay_id)`. A client shows it to no other relay.
-    pub fn derived(shared: &[u8; 32], epoch: u64, relay_id: &[u8; 32]) -> Self {
+    /// One of many mailboxes that change, say, one for each day and contact: from a key that the readers
+    /// share, or that one keeps. Made for senders that speak v2, so that it is not pinned
+    /// ([`MailboxKey::not_pinned`]).
+    ///
+    /// Everybody who has `shared` can read the mailbox. Give others only [`MailboxKey::mailbox`].
+    pub fn derived(shared: &[u8; 32], epoch: u64) -> Self {
         let extracted = hmac(&[0; 32], &[shared]);
-        let info = epoch.to_be_bytes();
-        Self(Kind::Secret {
-            secret: hmac(&extracted, &[&info, relay_id, &[1]]),
-            relay: Some(*relay_id),
-        })
+        let info: [&[u8]; 2] = [b"vauchi.relay.v2 mailbox", &epoch.to_be_bytes()];
+        let private = hmac(&extracted, &[info[0], info[1], &[1]]);
+        Self::ed25519(private).not_pinned()
     }
 
     /// A fresh key pair.
@@ -56,25 +45,19 @@ impl MailboxKey {
         Self::ed25519(rand::random())
     }
 
+    /// The same key, for a mailbox that nobody sends to through v1 or with [`super::Terms::v1_ok`]. v1 clients
+    /// see nothing else, so that a pin would protect nothing, and relays have few of them.
+    #[must_use]
+    pub fn not_pinned(self) -> Self {
+        Self {
+            pins: false,
+            ..self
+        }
+    }
+
     /// The mailbox that this opens; whoever knows it may submit to it.
     pub fn mailbox(&self) -> MailboxId {
-        match &self.0 {
-            Kind::Ed25519(key) => MailboxId::from_bytes(key.verifying_key().to_bytes()),
-            Kind::Secret { secret, .. } => proof::v2_secret_mailbox(secret),
-        }
-    }
-
-    /// Whether the relay is shown what opens the mailbox.
-    pub(super) const fn is_shown(&self) -> bool {
-        matches!(self.0, Kind::Secret { .. })
-    }
-
-    /// The only relay that it may be shown to, if it was made for one.
-    pub(super) const fn relay(&self) -> Option<[u8; 32]> {
-        match self.0 {
-            Kind::Secret { relay, .. } => relay,
-            Kind::Ed25519(_) => None,
-        }
+        MailboxId::from_bytes(self.key.verifying_key().to_bytes())
     }
 
     /// The opening on the connection with this challenge, to a relay that was dialled as `origin`.
@@ -86,18 +69,20 @@ impl MailboxKey {
         tells_senders: bool,
     ) -> Opening {
         let mailbox = self.mailbox();
+        let signed = proof::v2_subscribe(relay_id, challenge, origin, &mailbox);
         Opening {
             mailbox,
-            proof: match &self.0 {
-                Kind::Ed25519(key) => {
-                    let signed = proof::v2_subscribe(relay_id, challenge, origin, &mailbox);
-                    OpeningProof::Signature(key.sign(&signed).to_bytes())
-                }
-                Kind::Secret { secret, .. } => OpeningProof::Secret(*secret),
-            },
+            signature: Some(self.key.sign(&signed).to_bytes()),
             tells_senders,
+            no_pin: !self.pins,
         }
     }
+}
+
+/// A topic as this relay sees it. Another relay sees another one, so that neither can replace blobs at the
+/// other.
+pub(super) fn topic_at(relay_id: &[u8; 32], topic: &[u8; 32]) -> [u8; 32] {
+    hmac(topic, &[b"vauchi.relay.v2 topic", relay_id])
 }
 
 impl std::fmt::Debug for MailboxKey {
@@ -157,7 +142,7 @@ mod tests {
         let printed = format!(
             "{:?} {:?} {:?}",
             MailboxKey::ed25519([0x42; 32]),
-            MailboxKey::derived(&[0x42; 32], 66, &[0x42; 32]),
+            MailboxKey::derived(&[0x42; 32], 66),
             BlobSecret::from_bytes([0x42; 32])
         );
         assert_eq!(printed, "MailboxKey(…) MailboxKey(…) BlobSecret(…)");

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::ClientError;
 use super::arrivals::Arrivals;
-use super::request::{Key, Live, Outcome, not_opened};
+use super::request::{Key, Outcome, not_opened};
 use crate::ids::MailboxId;
 use crate::protocol::v2::Answer;
 
@@ -37,17 +37,6 @@ impl Keyring {
             .iter()
             .filter_map(|mailbox| self.keys.get(mailbox));
         keys.cloned().collect()
-    }
-
-    /// This relay must not see the secrets of another. The application is told of each.
-    pub(super) fn leave_the_other_relay(&mut self, live: &Live, arrivals: &mut Arrivals) {
-        self.keys.retain(|mailbox, key| {
-            let stays = key.is_for(live);
-            if !stays {
-                arrivals.closed(*mailbox, ClientError::OtherRelay);
-            }
-            stays
-        });
     }
 
     /// Keeps the keys that have opened their mailboxes, except those that are to be closed by now.

@@ -11,10 +11,11 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
 use super::ClientError;
-use super::dial::{Dialled, Dialler, Socket, closed, lost};
+use super::dial::{Dialled, Dialler};
 use super::request::Live;
 use super::routes::Routes;
 use super::send_order::Next;
+use super::socket::{Socket, closed, lost};
 use super::state::{Heard, State};
 use crate::protocol::v2::client::{ServerFrame, decode_server_frame};
 use crate::protocol::v2::message::{GoAway, GoAwayReason};

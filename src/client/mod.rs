@@ -64,8 +64,9 @@
 //! `keyring` of open mailboxes and the `acknowledgements` that wait; `send_order` says which request goes
 //! next. What comes are `arrivals`: `duplicates` are left out, the rest waits in the `inbox`. The task of
 //! `link` owns the socket and carries the frames that the state gives it; `dial` gets it a connection over
-//! the first address that answers `reach`, `routes` knows which relay is next and when. `key`, `blob`,
-//! [`pad`] and `options` are what a caller holds; `errands` are the requests that few need.
+//! the first address that answers `reach`, `introduction` has the relay prove who it is, `known_relays`
+//! remember it, and `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options` are what
+//! a caller holds; `errands` are the requests that few need.
 
 mod acknowledgements;
 mod arrivals;
@@ -75,8 +76,10 @@ mod duplicates;
 mod errands;
 mod error;
 mod inbox;
+mod introduction;
 mod key;
 mod keyring;
+mod known_relays;
 mod link;
 mod options;
 pub mod pad;
@@ -86,6 +89,7 @@ mod reach;
 mod request;
 mod routes;
 mod send_order;
+mod socket;
 mod state;
 pub mod v1;
 
@@ -102,6 +106,7 @@ use self::dial::Dialler;
 pub use self::errands::RecoveryProofs;
 pub use self::error::ClientError;
 pub use self::key::{BlobSecret, MailboxKey};
+pub use self::known_relays::{KnownRelays, KnownRelaysFile, RelaysInMemory};
 use self::link::{Link, Shared};
 pub use self::options::Options;
 use self::request::{Ask, Key, Outcome, Waiter, each_opened};
@@ -245,8 +250,8 @@ impl Client {
         self.shared.state().trouble.clone()
     }
 
-    /// The public key of the relay that the client is connected to, for deriving secrets that no other
-    /// relay sees; `None` while there is no connection.
+    /// The public key of the relay that the client is connected to, which it has proved; `None` while there
+    /// is no connection. Put it behind the relay's URL (`wss://host#id`) to accept no other.
     pub fn relay_id(&self) -> Option<[u8; 32]> {
         let state = self.shared.state();
         state.live().map(|live| live.welcome.relay_id)

@@ -1,13 +1,21 @@
 //! Which relays, and the bounds of a client.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::known_relays::{KnownRelays, RelaysInMemory};
 
 /// How to connect. Made by [`Options::new`]; change what you like.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The relays to use, the first that answers. `ws://host:port` or `wss://host`.
+    /// The relays to use, the first that answers. `ws://host:port` or `wss://host`, and behind it the
+    /// relay's id, where that is known: `wss://host#id`, 64 hexadecimal digits. Then no other relay is
+    /// accepted there.
     pub relays: Vec<String>,
+    /// Remembers which relay was met under which host, for those whose URL names no id. By default only
+    /// as long as the client lives; [`super::KnownRelaysFile`] keeps them in a file.
+    pub known_relays: Arc<dyn KnownRelays>,
     /// The certificates (PEM) that `wss://` is checked against; the system's when there is none.
     pub authorities: Option<PathBuf>,
     /// Whether blobs are padded ([`super::pad`]). Those that v1 clients may see never are, because v1
@@ -63,6 +71,7 @@ impl Options {
     pub fn new<Url: Into<String>>(relays: impl IntoIterator<Item = Url>) -> Self {
         Self {
             relays: relays.into_iter().map(Into::into).collect(),
+            known_relays: Arc::new(RelaysInMemory::default()),
             authorities: None,
             pads: true,
             submits_max: 256,

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::ClientError;
-use super::key::MailboxKey;
+use super::key::{MailboxKey, topic_at};
 use super::pad::pad;
 use crate::ids::MailboxId;
 use crate::protocol::message::Refused;
@@ -17,9 +17,6 @@ use crate::protocol::v2::{Answer, Request, Tag};
 
 /// What a frame has beside the blob, at the most: names, terms, lengths.
 pub(super) const FRAME_SPARE_BYTES: usize = 4 << 10;
-
-/// What stands for a refusal where the relay was not asked: the key is another relay's.
-const OTHER_RELAY: &str = "other_relay";
 
 /// Nobody took a live-only blob. The sender wants to know that now, whatever wait the relay names.
 const NOT_CONNECTED: &str = "not_connected";
@@ -159,20 +156,16 @@ impl Ask {
                 let bytes_max = live.blob_bytes_max().min(frame_bytes_max);
                 fits(submit.body.len(), bytes_max)?;
                 let mut submit = submit.clone();
+                let relay_id = &live.welcome.relay_id;
+                let topic = &mut submit.terms.topic;
+                *topic = topic.map(|topic| topic_at(relay_id, &topic));
                 if *pads {
                     submit.body = pad(submit.body, bytes_max);
                 }
                 let request = Request::Submit(submit);
                 return Ok(encode_request(tag, &request));
             }
-            Self::Open(keys) | Self::Reopen(keys) => {
-                keys.iter_mut().for_each(|key| key.bind(live));
-                let fitting: Vec<_> = keys.iter().filter(|key| key.is_for(live)).collect();
-                if fitting.is_empty() && !keys.is_empty() {
-                    return Err(ClientError::OtherRelay);
-                }
-                encode_request(tag, &live.subscribe(&fitting))
-            }
+            Self::Open(keys) | Self::Reopen(keys) => encode_request(tag, &live.subscribe(keys)),
             Self::Window(blobs, bytes) => encode_request(
                 tag,
                 &Request::Window {
@@ -200,8 +193,6 @@ fn fits(bytes: usize, bytes_max: usize) -> Result<(), ClientError> {
 pub(super) struct Key {
     pub(super) key: MailboxKey,
     pub(super) tells_senders: bool,
-    /// The only relay that is shown it; `None` before there is one, and where it does not matter.
-    pub(super) relay: Option<[u8; 32]>,
     /// Its place among all that are open. Relays know a client by the first that it opens.
     pub(super) place: u64,
 }
@@ -209,24 +200,10 @@ pub(super) struct Key {
 impl Key {
     pub(super) fn new(key: MailboxKey, tells_senders: bool) -> Self {
         Self {
-            relay: key.relay(),
             key,
             tells_senders,
             place: 0,
         }
-    }
-
-    /// It is about to be shown to this relay; a secret is shown to no other from then on.
-    fn bind(&mut self, live: &Live) {
-        if self.key.is_shown() {
-            self.relay.get_or_insert(live.welcome.relay_id);
-        }
-    }
-
-    /// Whether this relay may see it.
-    pub(super) fn is_for(&self, live: &Live) -> bool {
-        self.relay
-            .is_none_or(|relay| relay == live.welcome.relay_id)
     }
 }
 
@@ -248,7 +225,7 @@ impl Live {
     }
 
     /// The request that opens these mailboxes on this connection.
-    fn subscribe(&self, keys: &[&Key]) -> Request {
+    fn subscribe(&self, keys: &[Key]) -> Request {
         let Welcome {
             relay_id,
             challenge,
@@ -262,19 +239,6 @@ impl Live {
             origin: self.origin.clone(),
             openings: openings.collect(),
         })
-    }
-
-    /// The answer to [`Live::subscribe`], with those that were left out in their places.
-    pub(super) fn subscribed(&self, keys: &[Key], answer: Outcome) -> Outcome {
-        let Ok(Answer::Subscribed(openings)) = answer else {
-            return answer;
-        };
-        let mut told = openings.into_iter();
-        let openings = keys.iter().filter_map(|key| match key.is_for(self) {
-            true => told.next(),
-            false => Some(Err(OTHER_RELAY)),
-        });
-        Ok(Answer::Subscribed(openings.collect()))
     }
 }
 
@@ -292,12 +256,9 @@ pub(super) fn each_opened(answer: Answer) -> Result<Vec<Result<Opened, ClientErr
 }
 
 pub(super) fn not_opened(code: &str) -> ClientError {
-    match code {
-        OTHER_RELAY => ClientError::OtherRelay,
-        code => ClientError::Refused {
-            code: code.to_owned(),
-            message: "the relay did not open this mailbox".to_owned(),
-            retry_after: None,
-        },
+    ClientError::Refused {
+        code: code.to_owned(),
+        message: "the relay did not open this mailbox".to_owned(),
+        retry_after: None,
     }
 }

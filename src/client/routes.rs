@@ -129,9 +129,16 @@ impl Routes {
     }
 }
 
-/// A slash at the end makes no difference.
+/// A slash at the end makes no difference, nor does the relay's id behind ours.
 fn is_same(ours: &str, theirs: &str) -> bool {
-    ours.trim_end_matches('/') == theirs.trim_end_matches('/')
+    let place = |url: &str| {
+        url.split('#')
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches('/')
+            .to_owned()
+    };
+    place(ours) == place(theirs)
 }
 
 #[cfg(test)]
@@ -142,7 +149,7 @@ mod tests {
     const MAX: Duration = Duration::from_secs(30);
 
     fn routes() -> Routes {
-        let urls = ["ws://a", "ws://b", "ws://c"].map(str::to_owned);
+        let urls = ["ws://a", "ws://b", "ws://c#id"].map(str::to_owned);
         Routes::new(&urls, BASE, MAX)
     }
 

@@ -250,7 +250,7 @@ pub const SETTINGS: &[Setting] = &[
         Accepts::Origins,
         "none",
         "relay.example.com",
-        "Hosts that v2 clients dial; with `none`, signatures made for any host are accepted",
+        "Hosts that v2 clients dial; with `none`, the host that an upgrade request names counts",
     ),
     row(
         "RELAY_ALTERNATES",

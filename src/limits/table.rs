@@ -202,7 +202,7 @@ pub const TABLE: [Row; 12] = [
         period: DAY,
         setting: "RELAY_PINS_MAX",
         holds: |_| PINS_A_DAY,
-        refusal: "your network has opened too many mailboxes with a key for the first time today; retry tomorrow",
+        refusal: "your network has pinned too many mailboxes for the first time today; retry tomorrow, or set no_pin",
     },
 ];
 

@@ -105,6 +105,7 @@ pub struct Metrics {
     pub recovery_vouchers_total: Counter,
     pub pins: Gauge,
     pub pins_evicted_total: Counter,
+    pub pins_refused_total: Counter,
 
     pub rate_limited_total: Counter,
     pub rate_limit_clients: Gauge,
@@ -418,7 +419,11 @@ impl Metrics {
                 pins: level("relay_pins", "Mailboxes that open only with a proof."),
                 pins_evicted_total: count(
                     "relay_pins_evicted_total",
-                    "Pins forgotten before their time because RELAY_PINS_MAX was reached.",
+                    "Pins that had been unused for their time and made room for new ones.",
+                ),
+                pins_refused_total: count(
+                    "relay_pins_refused_total",
+                    "New pins that were refused, so that their mailboxes were not opened.",
                 ),
 
                 rate_limited_total: count(

@@ -15,6 +15,7 @@ mod sweep;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
@@ -93,6 +94,8 @@ pub struct Running {
     pub clients: SocketAddr,
     /// Where operators ask.
     pub operators: SocketAddr,
+    /// The relay's public key.
+    pub relay_id: [u8; 32],
     /// Ends the relay.
     pub shutdown: Shutdown,
     /// What is counted.
@@ -164,6 +167,7 @@ pub async fn start_with(
     let mut running = Running {
         clients: clients_addr,
         operators: operators_addr,
+        relay_id: *service.relay_id(),
         shutdown: Shutdown::default(),
         pulse: Pulse::new(Arc::clone(&service), Arc::clone(&metrics)),
         metrics,
@@ -267,6 +271,7 @@ impl Running {
                     alternates: config.alternates.clone().into(),
                 },
             },
+            has_told_of_origins: AtomicBool::new(false),
         });
         let unfinished = Unfinished::new(config.unfinished_bytes_max, Arc::clone(&self.metrics));
         let upgrader = Upgrader {

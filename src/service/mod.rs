@@ -1,7 +1,8 @@
 //! The rules; knows no socket, no wire format and no SQL.
 //!
 //! Sessions ask here for everything a client may ask for. Each verb has its file: `submit`,
-//! `deliver`, `acknowledge`, `subscribe`, and `expire` for the sweep that runs by itself. `charge`
+//! `deliver`, `acknowledge`, `subscribe`, and `expire` for the sweep that runs by itself. `pins` keeps
+//! strangers out of mailboxes whose owners have proved themselves. `charge`
 //! says what each request costs whom, `refusal` holds every reason to say no.
 
 pub mod acknowledge;
@@ -10,6 +11,7 @@ pub mod deliver;
 pub mod device_sync;
 pub mod expire;
 pub mod live;
+pub mod pins;
 pub mod readiness;
 pub mod recovery;
 pub mod refusal;
@@ -28,12 +30,14 @@ use crate::clock::steady::SteadyClock;
 use crate::clock::{Clock, Timestamp};
 use crate::commons::Commons;
 use crate::hub::Hub;
+use crate::identity::Identity;
 use crate::ids::BlobId;
 use crate::limits::budgets::Budgets;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::Store;
 use lru::LruCache;
+use pins::Pins;
 use refusal::Refusal;
 
 // What sessions handle: they know the store's values, and neither its engines nor its SQL.
@@ -75,7 +79,8 @@ pub struct Service {
     parts: Parts,
     /// Says up to when things may be deleted for good.
     steady_clock: SteadyClock,
-    relay_id: [u8; 32],
+    identity: Identity,
+    pins: Pins,
     /// What was delivered lately, by the first bits of the mailbox. Nothing awaits inside.
     delivered: Mutex<LruCache<(i64, BlobId), ()>>,
     /// When storage was last asked whether it answers. Nothing awaits while it is locked.
@@ -92,11 +97,12 @@ impl Service {
         Refusal::CODES
             .iter()
             .for_each(|code| parts.metrics.refusals(code).absolute(0));
-        let relay_id = parts.secret.relay_id();
+        let identity = parts.secret.identity();
         let service = Self {
             steady_clock: SteadyClock::new(parts.clock.clone()),
             parts,
-            relay_id,
+            identity,
+            pins: Pins::default(),
             delivered: Mutex::new(LruCache::new(DELIVERED_MAX)),
             probed: Mutex::new(Instant::now()),
         };

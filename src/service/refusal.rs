@@ -58,11 +58,13 @@ pub enum Refusal {
     UnknownRelay,
     /// The relay is about to stop and takes nothing new.
     ShuttingDown,
+    /// The client dialled another host than this relay's own: somebody between may pass its proofs on.
+    WrongOrigin,
 }
 
 impl Refusal {
     /// Every code, for tables and tests.
-    pub const CODES: [&'static str; 14] = [
+    pub const CODES: [&'static str; 15] = [
         "invalid",
         "too_large",
         "rate_limited",
@@ -77,6 +79,7 @@ impl Refusal {
         "too_many_mailboxes",
         "unknown_relay",
         "shutting_down",
+        "wrong_origin",
     ];
 
     /// One lower-case word, also the metric label and the anchor in `docs/errors.md`.
@@ -96,6 +99,7 @@ impl Refusal {
             Self::TooManyMailboxes => "too_many_mailboxes",
             Self::UnknownRelay => "unknown_relay",
             Self::ShuttingDown => "shutting_down",
+            Self::WrongOrigin => "wrong_origin",
         }
     }
 
@@ -141,6 +145,10 @@ impl Refusal {
             }
             Self::UnknownRelay => "this relay does not forward; connect to the recipient's relay".into(),
             Self::ShuttingDown => "the relay is shutting down; reconnect and send the same request again".into(),
+            Self::WrongOrigin => {
+                "the client connected under a host name that is not this relay's; use its own name, or ask its operator to list this one (RELAY_PUBLIC_ORIGINS) or to have the proxy pass the Host header unchanged"
+                    .into()
+            }
         }
     }
 
@@ -165,7 +173,8 @@ impl Refusal {
             Self::Unsupported
             | Self::TtlOutOfRange { .. }
             | Self::TooManyMailboxes
-            | Self::UnknownRelay => None,
+            | Self::UnknownRelay
+            | Self::WrongOrigin => None,
             Self::Invalid(_) | Self::TooLarge { .. } | Self::IdReused | Self::Unauthorized => None,
         }
     }
@@ -214,6 +223,7 @@ mod tests {
             Refusal::TooManyMailboxes,
             Refusal::UnknownRelay,
             Refusal::ShuttingDown,
+            Refusal::WrongOrigin,
         ];
         let codes: Vec<_> = all.iter().map(Refusal::code).collect();
         assert_eq!(codes, Refusal::CODES);

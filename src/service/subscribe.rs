@@ -36,7 +36,12 @@ impl Service {
 
     /// This relay's public key, part of what keys sign.
     pub fn relay_id(&self) -> &[u8; 32] {
-        &self.relay_id
+        self.identity.id()
+    }
+
+    /// Signs as this relay.
+    pub fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        self.identity.sign(bytes)
     }
 
     /// A mailbox as the store knows it.
@@ -48,40 +53,6 @@ impl Service {
     pub async fn holdings(&self, mailboxes: Vec<MailboxHash>) -> Result<Vec<Holding>, Refusal> {
         let (store, now) = (&self.parts.store, self.parts.clock.now());
         Ok(store.holdings(mailboxes, View::Proven, now).await?)
-    }
-
-    /// Which of these ids have proved themselves, so that they are opened only with a proof.
-    pub async fn are_pinned(&self, ids: &[MailboxId]) -> Result<Vec<bool>, Refusal> {
-        let (store, now) = (&self.parts.store, self.parts.clock.now());
-        let mailboxes = self.mailboxes(ids);
-        let max_ttl = self.parts.blob_ttl;
-        Ok(store.are_pinned(&mailboxes, max_ttl, now).await?)
-    }
-
-    /// Pins ids that were opened with a proof, in one go; from now on they are not opened without.
-    /// An address that has brought too many new ids today gets no more pins, and is served all the
-    /// same.
-    pub async fn pin(&self, ids: &[MailboxId], address: IpAddr) -> Result<(), Refusal> {
-        let are_pinned = self.are_pinned(ids).await?;
-        let admitted = self.mailboxes(ids).into_iter().zip(are_pinned);
-        let admitted =
-            admitted.filter(|(_, is_pinned)| *is_pinned || self.charge_pin(address).is_ok());
-        let mailboxes: Vec<_> = admitted.map(|(mailbox, _)| mailbox).collect();
-        if !mailboxes.is_empty() {
-            let (store, now) = (&self.parts.store, self.parts.clock.date());
-            store.pin(mailboxes, now).await?;
-        }
-        Ok(())
-    }
-
-    fn mailboxes(&self, ids: &[MailboxId]) -> Vec<MailboxHash> {
-        ids.iter().map(|id| self.parts.secret.mailbox(id)).collect()
-    }
-
-    /// Takes the pin off: the id may be opened without a proof again.
-    pub async fn unpin(&self, id: &MailboxId) -> Result<(), Refusal> {
-        let mailbox = self.parts.secret.mailbox(id);
-        Ok(self.parts.store.unpin(mailbox).await?)
     }
 
     /// Burns the nonce of a handshake whose signature is good: durable, so that it opens nothing

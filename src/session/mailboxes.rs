@@ -31,7 +31,6 @@ struct Open {
     number: u64,
     epoch: u64,
     view: View,
-    is_by_key: bool,
     tells_senders: bool,
     cursor: Cursor,
     /// The last blob that was handed out.
@@ -92,8 +91,6 @@ pub enum Hinted {
 pub struct Named {
     /// As clients name it.
     pub id: MailboxId,
-    /// Whether it was opened by the signature of the key that it is.
-    pub is_by_key: bool,
     /// Whether senders may get every receipt they asked for.
     pub tells_senders: bool,
 }
@@ -120,7 +117,6 @@ impl Mailboxes {
         &self,
         (mailbox, id): (MailboxHash, MailboxId),
         (view, cursor): (View, Cursor),
-        is_by_key: bool,
         joined: Option<Joined>,
     ) -> u64 {
         let mut table = self.table();
@@ -131,7 +127,6 @@ impl Mailboxes {
             number: epoch,
             epoch,
             view,
-            is_by_key,
             tells_senders: false,
             cursor,
             handed_out: OrderKey::START,
@@ -194,7 +189,6 @@ impl Mailboxes {
     pub fn named(&self, mailbox: &MailboxHash) -> Option<Named> {
         self.table().open.get(mailbox).map(|open| Named {
             id: open.id,
-            is_by_key: open.is_by_key,
             tells_senders: open.tells_senders,
         })
     }
@@ -389,7 +383,7 @@ mod tests {
     fn open(mailboxes: &Mailboxes, has_waiting: bool) -> ToBegin {
         let id = MailboxId::from_bytes([2; 32]);
         let from = (View::Proven, Cursor::After(OrderKey::START));
-        let number = mailboxes.open((NAME, id), from, false, None);
+        let number = mailboxes.open((NAME, id), from, None);
         ToBegin {
             mailbox: NAME,
             number,

@@ -68,6 +68,8 @@ pub struct Parts {
     pub shutdown: Shutdown,
     /// The bounds of a session.
     pub settings: Settings,
+    /// Whether the operator was told of clients that dial a name which the upgrade does not name.
+    pub has_told_of_origins: AtomicBool,
 }
 
 /// The bounds of a session.
@@ -98,17 +100,20 @@ pub struct V2Settings {
     pub mailbox_blobs_max: u64,
     /// `RELAY_MAILBOX_MAX_BYTES`.
     pub mailbox_bytes_max: u64,
-    /// `RELAY_PUBLIC_ORIGINS`; empty where every origin will do.
+    /// `RELAY_PUBLIC_ORIGINS`; empty where what the upgrade request names counts.
     pub origins: Vec<String>,
     /// `RELAY_ALTERNATES`.
     pub alternates: Arc<[String]>,
 }
 
 impl V2Settings {
-    /// Whether a client that dialled this host is in the right place: otherwise somebody may pass
-    /// on what it signed for another.
-    pub fn serves(&self, origin: &str) -> bool {
-        self.origins.is_empty() || self.origins.iter().any(|ours| ours == origin)
+    /// Whether `origin` is a name of ours: one of the operator's list or, without a list, the `host` that
+    /// the upgrade request named.
+    pub fn serves(&self, origin: &str, host: Option<&str>) -> bool {
+        match self.origins.is_empty() {
+            true => host == Some(origin),
+            false => self.origins.iter().any(|ours| ours == origin),
+        }
     }
 }
 
@@ -162,11 +167,12 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
     let Connection {
         socket,
         version,
+        host,
         address,
         permit,
     } = connection;
     let ended = async {
-        let ended = serve(socket, version, address, &parts).await;
+        let ended = serve(socket, version, (address, host), &parts).await;
         tracing::debug!(?ended, "session ended");
         ended
     }
@@ -182,12 +188,15 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
     drop(permit);
 }
 
-async fn serve(socket: Socket, version: Version, address: IpAddr, parts: &Arc<Parts>) -> Ended {
+/// Where a client comes from, and the host that its upgrade request named.
+type Caller = (IpAddr, Option<Box<str>>);
+
+async fn serve(socket: Socket, version: Version, caller: Caller, parts: &Arc<Parts>) -> Ended {
     let (mut sink, mut stream) = socket.split();
     let stopped = parts.shutdown.stopped();
     tokio::pin!(stopped);
     let ended = tokio::select! {
-        ended = converse(&mut sink, &mut stream, version, address, parts) => ended,
+        ended = converse(&mut sink, &mut stream, version, caller, parts) => ended,
         () = &mut stopped => Ended::Stopped,
     };
     tokio::select! {
@@ -200,7 +209,7 @@ async fn converse(
     sink: &mut SplitSink<Socket, Message>,
     stream: &mut SplitStream<Socket>,
     version: Version,
-    address: IpAddr,
+    caller: Caller,
     parts: &Arc<Parts>,
 ) -> Ended {
     let inbox = Arc::new(match version {
@@ -208,8 +217,8 @@ async fn converse(
         Version::V2 => Inbox::without_notices(),
     });
     let begun = match version {
-        Version::V1 => begin_v1(stream, address, &inbox, parts).await,
-        Version::V2 => Ok(begin_v2(address, &inbox, parts)),
+        Version::V1 => begin_v1(stream, caller.0, &inbox, parts).await,
+        Version::V2 => Ok(begin_v2(caller, &inbox, parts)),
     };
     let Begun {
         dialect,
@@ -270,8 +279,8 @@ async fn begin_v1(
 }
 
 /// The relay speaks first.
-fn begin_v2(address: IpAddr, inbox: &Arc<Inbox>, parts: &Parts) -> Begun {
-    let guest = Guest::new(address, Arc::clone(inbox), parts);
+fn begin_v2(caller: Caller, inbox: &Arc<Inbox>, parts: &Parts) -> Begun {
+    let guest = Guest::new(caller, Arc::clone(inbox), parts);
     Begun {
         mailboxes: Arc::clone(&guest.mailboxes),
         welcome: guest.first_frame(parts),
@@ -296,7 +305,7 @@ fn device_feed<'a>(dialect: &'a Dialect, parts: &Parts) -> Option<(ToDevice<'a>,
 fn only(named: (MailboxHash, MailboxId), view: View, from: Cursor) -> Arc<Mailboxes> {
     let mailboxes = Mailboxes::default();
     let (mailbox, _) = named;
-    let number = mailboxes.open(named, (view, from), false, None);
+    let number = mailboxes.open(named, (view, from), None);
     mailboxes.begin(&ToBegin {
         mailbox,
         number,

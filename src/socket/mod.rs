@@ -37,6 +37,9 @@ pub struct Connection {
     pub socket: Socket,
     /// What the upgrade request settled.
     pub version: Version,
+    /// The host that the upgrade request names, spelt as an origin (`protocol::v2::origin`); `None` where it
+    /// names none or several.
+    pub host: Option<Box<str>>,
     /// The client's address, as far as it is known.
     pub address: IpAddr,
     /// Given back when the session is over.

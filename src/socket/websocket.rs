@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::header::{
-    CONNECTION, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
-    UPGRADE,
+    CONNECTION, HOST, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
@@ -82,6 +82,7 @@ impl Upgrader {
             );
         };
         let address = self.proxies.client(peer.ip(), &request.headers);
+        let host = host_of(&request.headers);
         let Some(version) = version_of(&request.headers) else {
             return self.turn_away(
                 StatusCode::BAD_REQUEST,
@@ -114,15 +115,17 @@ impl Upgrader {
                 "this connection cannot be upgraded\n",
             );
         };
-        self.sessions
-            .spawn(self.clone().begin(upgrade, version, address, permit));
+        self.sessions.spawn(
+            self.clone()
+                .begin(upgrade, (version, host), address, permit),
+        );
         switching(version, accepted)
     }
 
     async fn begin(
         self,
         upgrade: OnUpgrade,
-        version: Version,
+        (version, host): (Version, Option<Box<str>>),
         address: IpAddr,
         permit: ConnectionPermit,
     ) {
@@ -139,6 +142,7 @@ impl Upgrader {
         (self.run)(Connection {
             socket,
             version,
+            host,
             address,
             permit,
         })
@@ -149,6 +153,16 @@ impl Upgrader {
         self.metrics.connection_errors_total.increment(1);
         (status, why.to_owned()).into_response()
     }
+}
+
+/// The host that the request names, as an origin.
+fn host_of(headers: &HeaderMap) -> Option<Box<str>> {
+    let mut named = headers.get_all(HOST).iter();
+    // With two of them nobody can say which one a proxy has looked at.
+    let (Some(host), None) = (named.next(), named.next()) else {
+        return None;
+    };
+    v2::origin_of_host(host.to_str().ok()?)
 }
 
 /// What a client that offers these subprotocols speaks with us: v1 where it offers none. `None` when

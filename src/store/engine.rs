@@ -20,7 +20,7 @@ pub use super::plan::known::{
     Account, Asked, Departed, Header, Holder, Known, Name, RELIEF_ROWS_MAX,
 };
 pub use super::plan::nonces::{KnownNonces, NoncePlan, is_nonce_over};
-pub use super::plan::pins::{CANDIDATES, KnownPins, Pin, PinPlan, rank};
+pub use super::plan::pins::{KnownPins, Pin, PinPlan};
 pub use super::plan::quota::{Held, HeldInAll};
 pub use super::plan::recovery::{KnownProofs, ProofPlan, SWEPT_PROOFS_MAX, Slot};
 pub use super::plan::{Departure, NewRow, Plan};

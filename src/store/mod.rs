@@ -433,14 +433,22 @@ impl Store {
     }
 
     /// Remembers that these mailboxes were opened with a proof; durable when it returns. Tells which
-    /// of them were not pinned before. The last use is written at most once a day, and nothing else is
-    /// committed. When there are too many pins, those that protect least go.
+    /// of them are pinned now: with as many pins as there may be, only those that were unused for
+    /// `max_ttl` at `expired_by` make room. The last use is written at most once a day, and nothing else
+    /// is committed.
     pub async fn pin(
         &self,
         mailboxes: Vec<MailboxHash>,
+        (max_ttl, expired_by): (Duration, Timestamp),
         now: Timestamp,
     ) -> Result<Vec<bool>, StoreError> {
-        self.write(Write::Pin { mailboxes, now }).await
+        let over_by = plan::pins::over_by(max_ttl, expired_by);
+        self.write(Write::Pin {
+            mailboxes,
+            over_by,
+            now,
+        })
+        .await
     }
 
     /// Which of these mailboxes were opened with a proof within `max_ttl`; up to a day longer,

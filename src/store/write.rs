@@ -96,6 +96,8 @@ pub enum Write {
     Pin {
         /// Each once.
         mailboxes: Vec<MailboxHash>,
+        /// Pins that were last used by then are over, and make room.
+        over_by: Timestamp,
         /// When.
         now: Timestamp,
     },
@@ -233,7 +235,7 @@ pub(in crate::store) enum Outcome {
     Removed(Removed),
     /// Of a recovery proof.
     RecoveryPut(RecoveryPut),
-    /// Of pins: which of them are new.
+    /// Of pins: which of the mailboxes are pinned now. There was no room for the others.
     Pinned(Vec<bool>),
     /// Of a nonce.
     Burnt(Burnt),

@@ -366,15 +366,16 @@ impl Peer {
     pub(crate) async fn over(
         stream: TcpStream,
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
-        Self::over_with(stream, &[]).await
+        Self::over_with(stream, "relay", &[]).await
     }
 
-    /// As `over`, with these headers in the request.
+    /// As `over`, with this host and these headers in the request.
     pub(crate) async fn over_with(
         stream: TcpStream,
+        host: &str,
         headers: &[(&'static str, &str)],
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
-        let mut request = "ws://relay/".into_client_request()?;
+        let mut request = format!("ws://{host}/").into_client_request()?;
         for (name, value) in headers {
             request.headers_mut().append(*name, value.parse().unwrap());
         }

@@ -61,7 +61,7 @@ fn the_window_goes_before_the_mailboxes_and_these_in_the_order_of_their_opening(
     played.connected_to(1);
     played.written().unwrap();
     let mailboxes: Vec<_> = (0..20)
-        .map(|n| played.opens(MailboxKey::secret([n; 32])))
+        .map(|n| played.opens(MailboxKey::ed25519([n; 32])))
         .collect();
     played.0.disconnected();
     played.connected_to(1);
@@ -115,40 +115,6 @@ fn many_openings_and_acknowledgements_fit_into_the_frames_of_a_small_relay() {
     }
     assert!(told.iter_mut().all(|told| told.try_recv().unwrap().is_ok()));
     assert!(played.took().is_none(), "all are open");
-}
-
-#[test]
-fn a_secret_is_shown_to_one_relay_only() {
-    let mut played = Played::new();
-    played.connected_to(1);
-    let bound = played.opens(MailboxKey::secret([1; 32]));
-    let free = played.opened();
-    let (waiter, mut not_his) = waiter();
-    let key = MailboxKey::derived(&[1; 32], 1, &[2; 32]);
-    played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
-    assert!(played.written().is_none());
-    let why = not_his.try_recv().unwrap().err();
-    assert_eq!(why, Some(ClientError::OtherRelay));
-    // Shown, though the answer is lost.
-    let key = MailboxKey::secret([2; 32]);
-    let (waiter, mut told) = super::tests::waiter();
-    played.0.ask(Ask::Open(vec![Key::new(key, false)]), waiter);
-    played.written().unwrap();
-    played.0.disconnected();
-    played.connected_to(2);
-    let (tag, Request::Subscribe(subscribe)) = played.written().unwrap() else {
-        panic!("what may be is opened")
-    };
-    assert_eq!(subscribe.openings.len(), 1);
-    assert!(subscribe.openings[0].mailbox == free);
-    let (mailbox, why) = (bound, ClientError::OtherRelay);
-    assert_eq!(played.took(), Some(Event::Closed { mailbox, why }));
-    played.hear(tag, subscribed(Ok(())));
-    assert!(played.written().is_none());
-    assert_eq!(
-        told.try_recv().unwrap().err(),
-        Some(ClientError::OtherRelay)
-    );
 }
 
 #[test]

@@ -202,7 +202,7 @@ impl State {
         let last = self.relay_id.replace(relay_id);
         self.arrivals.connected(relay_id);
         if last.is_some_and(|id| id != relay_id) {
-            self.leave_the_other_relay(&live);
+            self.leave_the_other_relay();
         }
         self.trouble = None;
         self.is_sent_away = false;
@@ -221,14 +221,12 @@ impl State {
         self.reopen(&self.keyring.all());
     }
 
-    /// What the other one delivered cannot be acknowledged here, and this one must not see its secrets.
-    fn leave_the_other_relay(&mut self, live: &Live) {
+    /// What the other one delivered cannot be acknowledged here.
+    fn leave_the_other_relay(&mut self) {
         self.acknowledged.end(&ClientError::OtherRelay);
         for asked in self.asked.values_mut() {
             (asked.not_before, asked.refused_since) = (None, None);
         }
-        let arrivals = &mut self.arrivals;
-        self.keyring.leave_the_other_relay(live, arrivals);
     }
 
     /// Opens these before anything else is asked.
@@ -480,23 +478,21 @@ impl State {
         };
         self.send_order.answered(number);
         let has_served = answer.is_ok();
-        let answer = match (asked.ask, self.live.as_ref()) {
-            (Ask::Open(keys), Some(live)) => {
-                let answer = live.subscribed(&keys, answer);
+        let answer = match asked.ask {
+            Ask::Open(keys) => {
                 let mailboxes = keys.iter().map(|key| key.key.mailbox());
                 let closed = mailboxes.filter(|mailbox| self.closes_after(number, mailbox));
                 let closed: HashSet<_> = closed.collect();
                 self.keyring.opened(keys, &answer, &closed);
                 answer
             }
-            (Ask::Reopen(keys), Some(live)) => {
-                let answer = live.subscribed(&keys, answer);
+            Ask::Reopen(keys) => {
                 self.reopening.remove(&number);
                 let arrivals = &mut self.arrivals;
                 self.keyring.reopened(&keys, &answer, arrivals);
                 answer
             }
-            (Ask::Leave(mailboxes), _) => {
+            Ask::Leave(mailboxes) => {
                 self.arrivals.left(&mailboxes);
                 answer
             }

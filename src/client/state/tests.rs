@@ -60,6 +60,7 @@ impl Played {
                 },
                 keepalive: Duration::from_secs(30),
                 features: Vec::new(),
+                proof: None,
             },
         };
         self.0.connected(live, self.1);

@@ -18,7 +18,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketCon
 
 use super::{Delivery, Options, fresh_tag};
 use crate::client::ClientError;
-use crate::client::dial::{Socket, closed, connector, is_tls, lost, reached, request, upgraded};
+use crate::client::dial::{connector, is_tls, reached, request, upgraded};
+use crate::client::socket::{Socket, closed, lost};
 use crate::protocol::v1::Tag;
 use crate::protocol::v1::client::{
     ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,

@@ -8,13 +8,13 @@ use prost::Message as _;
 
 use super::code::word_of;
 use super::message::{
-    Answer, BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening,
-    OpeningProof, PurgedMailbox, ReceiptDelivery, ReceiptKind, Request, Submit, Subscribe, Tag,
-    Welcome, Withdrawal, WithdrawalKind,
+    Answer, BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Introduce, Limits, Opened,
+    Opening, PurgedMailbox, ReceiptDelivery, ReceiptKind, Request, Submit, Subscribe, Tag, Welcome,
+    Withdrawal, WithdrawalKind,
 };
 use super::request::{blob_id, mailbox, mailboxes};
 use super::schema::server_frame::Frame;
-use super::schema::{self, client_frame, exactly, field, opening, seconds};
+use super::schema::{self, client_frame, exactly, field, optional, seconds};
 use super::wire::{MALFORMED, check_server_frame};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
@@ -49,7 +49,7 @@ pub fn encode_request(tag: Option<Tag>, request: &Request) -> Bytes {
 fn spell(request: &Request) -> client_frame::Frame {
     use client_frame::Frame;
     match request {
-        Request::Hello => Frame::Hello(schema::Hello::default()),
+        Request::Hello(introduce) => Frame::Hello(spell_hello(introduce.as_ref())),
         Request::Submit(submit) => Frame::Submit(spell_submit(submit)),
         Request::Subscribe(subscribe) => Frame::Subscribe(spell_subscribe(subscribe)),
         Request::Unsubscribe(mailboxes) => Frame::Unsubscribe(schema::Unsubscribe {
@@ -77,6 +77,17 @@ fn spell(request: &Request) -> client_frame::Frame {
             key_hashes: query.key_hashes.iter().map(|hash| field(hash)).collect(),
         }),
         Request::Ping => Frame::Ping(schema::Ping {}),
+    }
+}
+
+fn spell_hello(introduce: Option<&Introduce>) -> schema::Hello {
+    let Some(Introduce { nonce, origin }) = introduce else {
+        return schema::Hello::default();
+    };
+    schema::Hello {
+        nonce: field(nonce),
+        origin: origin.as_ref().to_owned(),
+        ..schema::Hello::default()
     }
 }
 
@@ -122,25 +133,28 @@ fn spell_opening(opening: &Opening) -> schema::Opening {
     };
     schema::Opening {
         mailbox: field(opening.mailbox.as_bytes()),
-        proof: match &opening.proof {
-            OpeningProof::Signature(bytes) => Some(opening::Proof::Signature(field(bytes))),
-            OpeningProof::Secret(bytes) => Some(opening::Proof::Secret(field(bytes))),
-            OpeningProof::Malformed => None,
-        },
+        signature: opening
+            .signature
+            .map(|bytes| field(&bytes))
+            .unwrap_or_default(),
         receipts: receipts.into(),
+        no_pin: opening.no_pin,
     }
 }
 
 fn spell_withdrawal(withdrawal: &Withdrawal) -> client_frame::Frame {
     let mailbox = field(withdrawal.mailbox.as_bytes());
-    let secret = field(&withdrawal.secret);
+    let shown = field(&withdrawal.shown);
     match withdrawal.kind {
         WithdrawalKind::Extend(ttl) => client_frame::Frame::Extend(schema::Extend {
             mailbox,
-            secret,
+            key: shown,
             ttl_seconds: at_least_a_second(ttl),
         }),
-        WithdrawalKind::Cancel => client_frame::Frame::Cancel(schema::Cancel { mailbox, secret }),
+        WithdrawalKind::Cancel => client_frame::Frame::Cancel(schema::Cancel {
+            mailbox,
+            secret: shown,
+        }),
     }
 }
 
@@ -215,6 +229,7 @@ fn read_welcome(welcome: schema::Welcome) -> Result<Welcome, &'static str> {
         limits: read_limits(&limits),
         keepalive: Duration::from_secs(welcome.keepalive_seconds.into()),
         features: welcome.features.into_iter().map(Into::into).collect(),
+        proof: optional(&welcome.proof, "a relay's proof must have 64 bytes")?,
     })
 }
 

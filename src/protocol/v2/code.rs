@@ -3,7 +3,7 @@
 use super::schema::Code;
 
 /// Every word with its number.
-const WORDS: [(&str, Code); 14] = [
+const WORDS: [(&str, Code); 15] = [
     ("invalid", Code::Invalid),
     ("unsupported", Code::Unsupported),
     ("too_large", Code::TooLarge),
@@ -18,6 +18,7 @@ const WORDS: [(&str, Code); 14] = [
     ("unknown_relay", Code::UnknownRelay),
     ("shutting_down", Code::ShuttingDown),
     ("unavailable", Code::Unavailable),
+    ("wrong_origin", Code::WrongOrigin),
 ];
 
 /// Stands for a code that this build does not know; `retry_after` alone says what to do.

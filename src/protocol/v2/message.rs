@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{RecoveryProof, RecoveryQuery, Refused};
+use crate::protocol::proof;
 
 /// The number a client gave to its request; the answer carries it back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,8 +71,8 @@ pub enum Incoming {
 /// What a client may ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Who is there and what it understands; the welcome is said again.
-    Hello,
+    /// Who is there and what it understands; the welcome is said again, with a proof if one is asked for.
+    Hello(Option<Introduce>),
     /// Take this blob.
     Submit(Submit),
     /// Open these mailboxes.
@@ -101,6 +102,15 @@ pub enum Request {
     Ping,
 }
 
+/// A client wants the relay to prove who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Introduce {
+    /// The client's own random bytes, so that the proof is fresh.
+    pub nonce: [u8; 32],
+    /// The host that the client dialled, in lower case.
+    pub origin: Box<str>,
+}
+
 /// A blob handed in.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Submit {
@@ -125,7 +135,8 @@ impl std::fmt::Debug for Submit {
 pub struct SubmitTerms {
     /// How long it shall be kept; `None` for the relay's default.
     pub ttl: Option<Duration>,
-    /// Replaces the unacknowledged blob of the same mailbox and topic. Never delivered.
+    /// Replaces the unacknowledged blob of the same mailbox and topic. Never delivered. The client library
+    /// makes another topic of it for each relay, so that no relay can replace blobs at another.
     pub topic: Option<[u8; 32]>,
     /// The mailbox that gets its receipts.
     pub receipt_to: Option<MailboxId>,
@@ -161,34 +172,23 @@ pub struct Subscribe {
 }
 
 /// One mailbox to open.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Opening {
     /// Which one.
     pub mailbox: MailboxId,
-    /// Why it is the client's.
-    pub proof: OpeningProof,
+    /// Over what [`crate::protocol::proof::v2_subscribe`] gives, by the key that the mailbox is named by.
+    /// `None` for none or one of another length: as good as a wrong one.
+    pub signature: Option<[u8; 64]>,
     /// Whether the senders of its blobs may get every receipt they asked for.
     pub tells_senders: bool,
+    /// Whether v1 clients may go on to open it without a proof.
+    pub no_pin: bool,
 }
 
-/// Why a mailbox is the client's.
-#[derive(Clone, PartialEq, Eq)]
-pub enum OpeningProof {
-    /// Over what [`crate::protocol::proof::v2_subscribe`] gives, by the key that the mailbox is named by.
-    Signature([u8; 64]),
-    /// The secret that the mailbox is the hash of.
-    Secret([u8; 32]),
-    /// None, or one of another length: as good as a wrong one.
-    Malformed,
-}
-
-impl std::fmt::Debug for OpeningProof {
+impl std::fmt::Debug for Opening {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Signature(_) => "Signature(…)",
-            Self::Secret(_) => "Secret(…)",
-            Self::Malformed => "Malformed",
-        })
+        let is_signed = self.signature.is_some();
+        write!(f, "Opening(signed: {is_signed})")
     }
 }
 
@@ -197,10 +197,21 @@ impl std::fmt::Debug for OpeningProof {
 pub struct Withdrawal {
     /// The blob's mailbox.
     pub mailbox: MailboxId,
-    /// What its id was made from ([`crate::protocol::proof::v2_blob_id`]).
-    pub secret: [u8; 32],
+    /// What gives the right to it: the blob's secret for a cancel, and for an extension what is made from
+    /// that ([`crate::protocol::proof::v2_extend_key`]).
+    pub shown: [u8; 32],
     /// What to do.
     pub kind: WithdrawalKind,
+}
+
+impl Withdrawal {
+    /// The blob that it is about.
+    pub fn id(&self) -> BlobId {
+        match self.kind {
+            WithdrawalKind::Extend(_) => proof::v2_extendable_blob_id(&self.mailbox, &self.shown),
+            WithdrawalKind::Cancel => proof::v2_blob_id(&self.mailbox, &self.shown),
+        }
+    }
 }
 
 impl std::fmt::Debug for Withdrawal {
@@ -301,6 +312,9 @@ pub struct Welcome {
     pub keepalive: Duration,
     /// What it serves beyond version 2.0.
     pub features: Vec<Cow<'static, str>>,
+    /// That it holds the key of `relay_id`, over [`crate::protocol::proof::v2_welcome`]; `None` unless the
+    /// client asked for it.
+    pub proof: Option<[u8; 64]>,
 }
 
 /// What a relay takes.

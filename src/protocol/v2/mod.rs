@@ -42,6 +42,11 @@ use crate::ids::MailboxId;
 /// The name of the WebSocket subprotocol.
 pub const SUBPROTOCOL: &str = "vauchi.relay.v2";
 
+/// The origin that a client signs that upgraded its connection with this `Host`; `None` where no client could.
+pub fn origin_of_host(host: &str) -> Option<Box<str>> {
+    origin::of_host(host)
+}
+
 /// What stands around the blob in the largest submit: tags, lengths, ids; 256 bytes would do.
 pub const FRAME_BYTES_AROUND_A_BLOB: usize = 1024;
 
@@ -175,6 +180,7 @@ fn spell_welcome(welcome: &Welcome) -> Frame {
             .iter()
             .map(|name| name.clone().into_owned())
             .collect(),
+        proof: welcome.proof.map(|proof| field(&proof)).unwrap_or_default(),
     })
 }
 

@@ -1,8 +1,8 @@
 //! The origin of a subscription: the host that a client dialled, spelt in one way only.
 //!
-//! The client signs the origin, and the relay compares it with `RELAY_PUBLIC_ORIGINS`. A second
-//! spelling of one host would pass at a relay without that setting and fail at one with it, so it is
-//! refused everywhere.
+//! The client signs the origin, and the relay compares it with `RELAY_PUBLIC_ORIGINS` or, without that
+//! setting, with the host that the upgrade request names. A second spelling of one host would fail the
+//! comparison, so it is refused everywhere.
 
 use std::net::Ipv6Addr;
 
@@ -39,6 +39,19 @@ pub(super) fn check(origin: &str) -> Result<(), &'static str> {
     }
 }
 
+/// The origin of a client whose upgrade request has this `Host`: in lower case, without the ports that
+/// origins leave out. Whether TLS ended at a proxy, and so which of the two ports was meant, is not known
+/// here and makes no difference.
+pub(super) fn of_host(host: &str) -> Option<Box<str>> {
+    let host = host.trim_matches([' ', '\t']).to_ascii_lowercase();
+    let unspelt = UNSPELT_PORTS.map(|port| format!(":{port}"));
+    let without = unspelt
+        .iter()
+        .find_map(|port| host.strip_suffix(port.as_str()));
+    let origin = without.unwrap_or(&host);
+    check(origin).is_ok().then(|| origin.into())
+}
+
 fn is_name(host: &str) -> bool {
     let is_good =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
@@ -71,6 +84,24 @@ mod tests {
             &"a".repeat(BYTES_MAX),
         ] {
             assert_eq!(check(good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_host_header_in_any_legal_spelling_is_one_origin() {
+        for (host, origin) in [
+            ("relay.example", "relay.example"),
+            (" Relay.Example\t", "relay.example"),
+            ("relay.example:443", "relay.example"),
+            ("relay.example:80", "relay.example"),
+            ("relay.example:8443", "relay.example:8443"),
+            ("[2001:DB8::1]:80", "[2001:db8::1]"),
+            ("[::1]:8080", "[::1]:8080"),
+        ] {
+            assert_eq!(of_host(host).as_deref(), Some(origin), "{host}");
+        }
+        for host in ["", ":80", "relay example", "a,b", "::1", "relay.example:0"] {
+            assert_eq!(of_host(host), None, "{host}");
         }
     }
 

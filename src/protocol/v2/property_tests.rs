@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::client::{ServerFrame, decode_server_frame, encode_request};
 use super::message::{
-    BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
+    BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Introduce, Limits, Opened, Opening,
     PurgedMailbox, ReceiptDelivery, ReceiptKind, Submit, SubmitTerms, Subscribe, Welcome,
     Withdrawal, WithdrawalKind,
 };
@@ -83,25 +83,36 @@ fn submit() -> impl Strategy<Value = Submit> {
 }
 
 fn opening() -> impl Strategy<Value = Opening> {
-    let proof = prop_oneof![
-        (any::<[u8; 32]>(), any::<[u8; 32]>()).prop_map(|(left, right)| {
-            let both = [left, right].concat();
-            OpeningProof::Signature(both.try_into().unwrap())
-        }),
-        any::<[u8; 32]>().prop_map(OpeningProof::Secret),
-        Just(OpeningProof::Malformed),
-    ];
-    (mailbox(), proof, any::<bool>()).prop_map(|(mailbox, proof, tells_senders)| Opening {
+    let signature = proptest::option::of(signature());
+    let both = any::<(bool, bool)>();
+    (mailbox(), signature, both).prop_map(|(mailbox, signature, (tells_senders, no_pin))| Opening {
         mailbox,
-        proof,
+        signature,
         tells_senders,
+        no_pin,
     })
 }
 
+fn signature() -> impl Strategy<Value = [u8; 64]> {
+    any::<([u8; 32], [u8; 32])>().prop_map(|(left, right)| {
+        let both = [left, right].concat();
+        both.try_into().unwrap()
+    })
+}
+
+fn introduce() -> impl Strategy<Value = Introduce> {
+    (any::<[u8; 32]>(), origin()).prop_map(|(nonce, origin)| Introduce {
+        nonce,
+        origin: origin.into(),
+    })
+}
+
+fn origin() -> impl Strategy<Value = String> {
+    "[a-z0-9.\\-]{1,50}(:8[1-9][0-9]{0,2})?"
+}
+
 fn subscribe() -> impl Strategy<Value = Subscribe> {
-    // A signature needs an origin, so none is left empty.
-    let origin = "[a-z0-9.\\-]{1,50}(:8[1-9][0-9]{0,2})?";
-    (origin, vec(opening(), 0..5)).prop_map(|(origin, openings)| Subscribe {
+    (origin(), vec(opening(), 0..5)).prop_map(|(origin, openings)| Subscribe {
         origin: origin.into(),
         openings,
     })
@@ -112,9 +123,9 @@ fn withdrawal() -> impl Strategy<Value = Withdrawal> {
         seconds().prop_map(WithdrawalKind::Extend),
         Just(WithdrawalKind::Cancel)
     ];
-    (mailbox(), any::<[u8; 32]>(), kind).prop_map(|(mailbox, secret, kind)| Withdrawal {
+    (mailbox(), any::<[u8; 32]>(), kind).prop_map(|(mailbox, shown, kind)| Withdrawal {
         mailbox,
-        secret,
+        shown,
         kind,
     })
 }
@@ -127,7 +138,7 @@ fn query() -> impl Strategy<Value = RecoveryQuery> {
 
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
-        Just(Request::Hello),
+        proptest::option::of(introduce()).prop_map(Request::Hello),
         Just(Request::Ping),
         submit().prop_map(Request::Submit),
         subscribe().prop_map(Request::Subscribe),
@@ -172,15 +183,19 @@ fn welcome() -> impl Strategy<Value = Welcome> {
         limits(),
         seconds(),
         vec("[a-z]{0,9}", 0..3),
+        proptest::option::of(signature()),
     )
-        .prop_map(|(keys, version, limits, keepalive, features)| Welcome {
-            relay_id: keys.0,
-            server_version: version.into(),
-            challenge: keys.1,
-            limits,
-            keepalive,
-            features: features.into_iter().map(Into::into).collect(),
-        })
+        .prop_map(
+            |(keys, version, limits, keepalive, features, proof)| Welcome {
+                relay_id: keys.0,
+                server_version: version.into(),
+                challenge: keys.1,
+                limits,
+                keepalive,
+                features: features.into_iter().map(Into::into).collect(),
+                proof,
+            },
+        )
 }
 
 fn refused() -> impl Strategy<Value = Refused> {

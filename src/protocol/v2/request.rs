@@ -5,11 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::message::{
-    Opening, OpeningProof, Request, Submit, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind,
+    Introduce, Opening, Request, Submit, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind,
 };
 use super::origin;
 use super::schema::client_frame::Frame;
-use super::schema::{self, exactly, opening, optional};
+use super::schema::{self, exactly, optional};
 use crate::ids::{BlobId, MailboxId};
 use crate::protocol::message::{RecoveryProof, RecoveryQuery};
 
@@ -19,6 +19,7 @@ const CLIENT_BYTES_MAX: usize = 255;
 const MAILBOX: &str = "a mailbox must have 32 bytes";
 const BLOB_ID: &str = "an id must have 16 bytes";
 const SECRET: &str = "a secret must have 32 bytes";
+const EXTEND_KEY: &str = "a key of Extend must have 32 bytes";
 const KEY_HASH: &str = "a key hash must have 32 bytes";
 
 /// Reads what is asked, or says what is wrong with it in words that quote nothing.
@@ -42,7 +43,7 @@ pub(super) fn read(frame: Frame) -> Result<Request, &'static str> {
         Frame::Extend(extend) => Request::Withdraw(read_extend(&extend)?),
         Frame::Cancel(cancel) => Request::Withdraw(Withdrawal {
             mailbox: mailbox(&cancel.mailbox)?,
-            secret: exactly(&cancel.secret, SECRET)?,
+            shown: exactly(&cancel.secret, SECRET)?,
             kind: WithdrawalKind::Cancel,
         }),
         Frame::Purge(purge) => Request::Purge(mailboxes(&purge.mailboxes)?),
@@ -56,12 +57,17 @@ pub(super) fn read(frame: Frame) -> Result<Request, &'static str> {
     })
 }
 
-/// Nothing in it changes what version 2.0 does, which has no features to choose from.
+/// Version 2.0 has no features to choose from.
 fn read_hello(hello: &schema::Hello) -> Result<Request, &'static str> {
     if hello.client.len() > CLIENT_BYTES_MAX {
         return Err("client may have at most 255 bytes");
     }
-    Ok(Request::Hello)
+    let Some(nonce) = optional(&hello.nonce, "a nonce must have 32 bytes")? else {
+        return Ok(Request::Hello(None));
+    };
+    origin::check(&hello.origin)?;
+    let origin = hello.origin.as_str().into();
+    Ok(Request::Hello(Some(Introduce { nonce, origin })))
 }
 
 fn read_submit(submit: schema::Submit) -> Result<Submit, &'static str> {
@@ -86,12 +92,7 @@ fn read_submit(submit: schema::Submit) -> Result<Submit, &'static str> {
 }
 
 fn read_subscribe(subscribe: &schema::Subscribe) -> Result<Subscribe, &'static str> {
-    let mut proofs = subscribe.openings.iter().map(|opening| &opening.proof);
-    if !subscribe.origin.is_empty() {
-        origin::check(&subscribe.origin)?;
-    } else if proofs.any(|proof| matches!(proof, Some(opening::Proof::Signature(_)))) {
-        return Err("a signature requires an origin: the host that the client connected to");
-    }
+    origin::check(&subscribe.origin)?;
     Ok(Subscribe {
         origin: subscribe.origin.as_str().into(),
         openings: subscribe
@@ -103,20 +104,11 @@ fn read_subscribe(subscribe: &schema::Subscribe) -> Result<Subscribe, &'static s
 }
 
 fn read_opening(opening: &schema::Opening) -> Result<Opening, &'static str> {
-    let malformed = |_| OpeningProof::Malformed;
-    let proof = match &opening.proof {
-        Some(opening::Proof::Signature(signature)) => {
-            exactly(signature, "").map_or_else(malformed, OpeningProof::Signature)
-        }
-        Some(opening::Proof::Secret(secret)) => {
-            exactly(secret, "").map_or_else(malformed, OpeningProof::Secret)
-        }
-        None => OpeningProof::Malformed,
-    };
     Ok(Opening {
         mailbox: mailbox(&opening.mailbox)?,
-        proof,
+        signature: exactly(&opening.signature, "").ok(),
         tells_senders: opening.receipts() == schema::Receipts::All,
+        no_pin: opening.no_pin,
     })
 }
 
@@ -130,7 +122,7 @@ fn read_extend(extend: &schema::Extend) -> Result<Withdrawal, &'static str> {
     }
     Ok(Withdrawal {
         mailbox: mailbox(&extend.mailbox)?,
-        secret: exactly(&extend.secret, SECRET)?,
+        shown: exactly(&extend.key, EXTEND_KEY)?,
         kind: WithdrawalKind::Extend(Duration::from_secs(extend.ttl_seconds.into())),
     })
 }

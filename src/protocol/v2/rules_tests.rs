@@ -6,9 +6,9 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::client::{ServerFrame, decode_server_frame};
-use super::message::{FoundProof, OpeningProof};
+use super::message::FoundProof;
 use super::schema::client_frame::Frame;
-use super::schema::{self, field, opening, server_frame};
+use super::schema::{self, field, server_frame};
 use super::wire::{ACKNOWLEDGEMENTS_MAX, Fault, Outline};
 use super::{Answer, Incoming, Request, Tag, decode, encode, proofs_that_fit, tag_of};
 use crate::clock::Timestamp;
@@ -67,8 +67,9 @@ fn submit() -> schema::Submit {
 fn opening() -> schema::Opening {
     schema::Opening {
         mailbox: id(32),
-        proof: Some(opening::Proof::Secret(id(32))),
+        signature: id(64),
         receipts: 0,
+        no_pin: false,
     }
 }
 
@@ -211,12 +212,12 @@ fn ids_and_keys_of_another_length_are_refused() {
         }),
         Frame::Extend(schema::Extend {
             mailbox: id(32),
-            secret: Bytes::new(),
+            key: Bytes::new(),
             ttl_seconds: 1,
         }),
         Frame::Extend(schema::Extend {
             mailbox: id(32),
-            secret: id(32),
+            key: id(32),
             ttl_seconds: 0,
         }),
         Frame::Unpin(schema::Unpin { mailbox: id(31) }),
@@ -250,17 +251,15 @@ fn ids_and_keys_of_another_length_are_refused() {
 
 #[test]
 fn a_proof_of_another_length_is_as_good_as_a_wrong_one() {
-    for proof in [
-        None,
-        Some(opening::Proof::Secret(id(31))),
-        Some(opening::Proof::Secret(Bytes::new())),
-        Some(opening::Proof::Signature(id(65))),
-    ] {
-        let opening = schema::Opening { proof, ..opening() };
+    for signature in [Bytes::new(), id(63), id(65)] {
+        let opening = schema::Opening {
+            signature,
+            ..opening()
+        };
         let Request::Subscribe(read) = understood(subscribe(vec![opening])) else {
             panic!()
         };
-        assert_eq!(read.openings[0].proof, OpeningProof::Malformed);
+        assert_eq!(read.openings[0].signature, None);
     }
 }
 
@@ -337,12 +336,34 @@ fn long_lists_are_refused() {
         Frame::Hello(schema::Hello {
             client: "c".repeat(client),
             features,
+            ..schema::Hello::default()
         })
     };
     understood(hello(vec!["f".repeat(64); 64], 255));
     refused_because(hello(vec![String::new(); 65], 0));
     refused_because(hello(vec!["f".repeat(65)], 0));
     refused_because(hello(Vec::new(), 256));
+}
+
+#[test]
+fn a_nonce_has_32_bytes_and_an_origin() {
+    let hello = |nonce, origin: &str| {
+        let (client, features) = Default::default();
+        Frame::Hello(schema::Hello {
+            client,
+            features,
+            nonce,
+            origin: origin.to_owned(),
+        })
+    };
+    let Request::Hello(Some(introduce)) = understood(hello(id(32), "relay.example")) else {
+        panic!()
+    };
+    assert_eq!(&*introduce.origin, "relay.example");
+    assert_eq!(understood(hello(id(0), "")), Request::Hello(None));
+    refused_because(hello(id(31), "relay.example"));
+    refused_because(hello(id(32), ""));
+    refused_because(hello(id(32), "ws://relay.example"));
 }
 
 #[test]

@@ -12,6 +12,8 @@ use crate::protocol::close::Close;
 use crate::protocol::v1::message::{Handshake, HandshakeProof};
 use crate::protocol::v1::{self, Incoming};
 use crate::service::device_sync::DeviceSubscription;
+use crate::service::pins::PinShare;
+use crate::service::refusal::Refusal;
 use crate::service::subscribe::{NonceRefused, Subscription};
 use crate::service::{OrderKey, Service, View};
 use crate::session::mailboxes::{Cursor, Mailboxes};
@@ -152,15 +154,27 @@ async fn may_open(
         }
     }
     if is_proven {
-        // A client that proves itself is let in even while nothing can be written, as on a full disk; the
-        // pin is set the next time.
-        if service.pin(&[handshake.client_id], address).await.is_err() {
-            tracing::warn!(
-                "cannot save the pin of a proven mailbox; retrying when it is opened next"
-            );
+        // Its one pin is charged to the address alone.
+        let (ids, share) = ([handshake.client_id], PinShare::default());
+        let pinned = service.pin(&ids, address, &share).await;
+        if let Some(Err(refusal)) = pinned.into_iter().next() {
+            return Err(Some(not_pinned(&refusal)));
         }
     }
     Ok(())
+}
+
+/// Why a client that has proved itself is not let in: strangers would be, if its id were not pinned.
+fn not_pinned(refusal: &Refusal) -> Close {
+    Close::Slow(match refusal {
+        Refusal::RateLimited { .. } => {
+            "your network has opened too many ids with a signature for the first time today; retry later"
+        }
+        Refusal::RelayFull => {
+            "the relay cannot remember more signed ids (RELAY_PINS_MAX); retry later"
+        }
+        _ => "the relay's storage is unavailable; retry",
+    })
 }
 
 fn device(handshake: &Handshake, connection: ConnectionId, service: &Service) -> Option<Device> {

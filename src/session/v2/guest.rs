@@ -1,16 +1,19 @@
 //! What a v2 session knows of its client: who it is, and which mailboxes it has open.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
 use crate::hub::Inbox;
 use crate::ids::{ConnectionId, MailboxHash, MailboxId};
-use crate::protocol::v2::message::{Limits, Welcome};
+use crate::protocol::proof;
+use crate::protocol::v2::message::{Introduce, Limits, Welcome};
 use crate::protocol::v2::{self, Answer};
 use crate::service::Tells;
 use crate::service::charge::Client;
+use crate::service::pins::PinShare;
 use crate::service::refusal::Refusal;
 use crate::session::mailboxes::{self, Mailboxes, Named};
 use crate::session::{Parts, window};
@@ -19,8 +22,12 @@ use crate::session::{Parts, window};
 pub(in crate::session) struct Guest {
     pub(super) connection: ConnectionId,
     pub(super) address: IpAddr,
+    /// What the upgrade request named, if it named a host.
+    host: Option<Box<str>>,
     /// This connection's own; part of what keys sign.
     pub(super) challenge: [u8; 32],
+    has_said_hello: AtomicBool,
+    pub(super) pin_share: PinShare,
     pub(super) inbox: Arc<Inbox>,
     pub(in crate::session) mailboxes: Arc<Mailboxes>,
     /// Whom requests are charged to, and the first mailbox that was opened: the client's name from
@@ -29,13 +36,20 @@ pub(in crate::session) struct Guest {
 }
 
 impl Guest {
-    pub(in crate::session) fn new(address: IpAddr, inbox: Arc<Inbox>, parts: &Parts) -> Self {
+    pub(in crate::session) fn new(
+        (address, host): (IpAddr, Option<Box<str>>),
+        inbox: Arc<Inbox>,
+        parts: &Parts,
+    ) -> Self {
         // Until it has opened a mailbox, a connection is a client of its own.
         let nobody = MailboxHash::from_bytes(rand::random());
         Self {
             connection: ConnectionId::next(),
             address,
+            host,
             challenge: rand::random(),
+            has_said_hello: AtomicBool::new(false),
+            pin_share: PinShare::default(),
             inbox,
             mailboxes: Arc::default(),
             name: Mutex::new((parts.service.client(&nobody, address), None)),
@@ -49,10 +63,47 @@ impl Guest {
 
     /// The relay speaks first.
     pub(in crate::session) fn first_frame(&self, parts: &Parts) -> Bytes {
-        v2::encode(None, &self.welcome(parts))
+        v2::encode(None, &self.welcome(None, parts))
     }
 
-    pub(super) fn welcome(&self, parts: &Parts) -> Answer {
+    /// Proves who we are to a client that has dialled us under a name of ours. Under another name somebody
+    /// may sit between, and would pass the proof on.
+    pub(super) fn introduce(
+        &self,
+        introduce: Option<&Introduce>,
+        parts: &Parts,
+    ) -> Result<Answer, Refusal> {
+        let Some(Introduce { nonce, origin }) = introduce else {
+            return Ok(self.welcome(None, parts));
+        };
+        self.is_dialled_as(origin, parts)?;
+        let service = &parts.service;
+        let signed = proof::v2_welcome(service.relay_id(), nonce, &self.challenge, origin);
+        Ok(self.welcome(Some(service.sign(&signed)), parts))
+    }
+
+    /// Whether a client that dialled this host is in the right place: otherwise somebody may pass on what
+    /// it signed for another.
+    pub(super) fn is_dialled_as(&self, origin: &str, parts: &Parts) -> Result<(), Refusal> {
+        let v2 = &parts.settings.v2;
+        if v2.serves(origin, self.host.as_deref()) {
+            return Ok(());
+        }
+        // With a list the operator has decided; without one, most likely the proxy changes the header.
+        if v2.origins.is_empty() && !parts.has_told_of_origins.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "refused a v2 client that had connected under another host name than its upgrade request names: a proxy changes the Host header, or somebody passes clients on. Have the proxy pass Host unchanged, or list the relay's names in RELAY_PUBLIC_ORIGINS. This is logged once."
+            );
+        }
+        Err(Refusal::WrongOrigin)
+    }
+
+    /// Whether this is the client's first question who we are: connecting has been paid for.
+    pub(super) fn is_first_hello(&self) -> bool {
+        !self.has_said_hello.swap(true, Ordering::Relaxed)
+    }
+
+    fn welcome(&self, proof: Option<[u8; 64]>, parts: &Parts) -> Answer {
         let v2 = &parts.settings.v2;
         Answer::Welcome(Box::new(Welcome {
             relay_id: *parts.service.relay_id(),
@@ -71,6 +122,7 @@ impl Guest {
             },
             keepalive: parts.settings.keepalive,
             features: Vec::new(),
+            proof,
         }))
     }
 

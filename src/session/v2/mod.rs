@@ -21,11 +21,11 @@ use super::window::Size;
 use crate::ids::{MailboxHash, MailboxId};
 use crate::protocol::close::Close;
 use crate::protocol::message::{RecoveryProof, RecoveryQuery};
+use crate::protocol::v2;
 use crate::protocol::v2::message::{
     Done, FoundProof, PurgedMailbox, Submit, Withdrawal, WithdrawalKind,
 };
 use crate::protocol::v2::{Answer, Incoming, Request, Tag};
-use crate::protocol::{proof, v2};
 use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
 use crate::service::submit::{Submission, Submitted, Terms};
@@ -62,7 +62,8 @@ impl Guest {
             Request::Subscribe(_) => Said::New(Charge::Later),
             Request::RecoveryStore(_) => Said::New(Charge::Recovery),
             Request::RecoveryQuery(_) => Said::Request(Charge::Recovery),
-            Request::Hello | Request::Withdraw(_) | Request::Purge(_) | Request::Unpin(_) => {
+            Request::Hello(_) if self.is_first_hello() => Said::Request(Charge::Nothing),
+            Request::Hello(_) | Request::Withdraw(_) | Request::Purge(_) | Request::Unpin(_) => {
                 Said::Request(Charge::Request)
             }
             Request::Unsubscribe(_) | Request::Window { .. } | Request::Ping => {
@@ -79,7 +80,7 @@ impl Guest {
     async fn serve(&self, request: Request, reply: Reply<'_>) {
         let (answers, parts) = (reply.answers, reply.answers.parts);
         match request {
-            Request::Hello => reply.answer(&self.welcome(parts)),
+            Request::Hello(introduce) => reply.done(self.introduce(introduce.as_ref(), parts)),
             Request::Submit(submit) => self.submit(submit, reply).await,
             Request::Subscribe(subscribe) => match self.subscribe(subscribe, parts).await {
                 Ok((openings, to_begin)) => {
@@ -204,12 +205,8 @@ impl Guest {
     }
 
     async fn withdraw(&self, withdrawal: Withdrawal, reply: Reply<'_>) {
-        let Withdrawal {
-            mailbox,
-            secret,
-            kind,
-        } = withdrawal;
-        let id = proof::v2_blob_id(&mailbox, &secret);
+        let id = withdrawal.id();
+        let Withdrawal { mailbox, kind, .. } = withdrawal;
         let service = &reply.answers.parts.service;
         let handed_in = match kind {
             WithdrawalKind::Extend(ttl) => service
@@ -254,9 +251,7 @@ impl Guest {
             answers.shared.state().forget(&mailbox);
             answers.shared.slots_came_back();
             // A purge gives the mailbox up; v1 may open it without a proof again.
-            if named.is_by_key {
-                service.unpin(&id).await?;
-            }
+            service.unpin(&id).await?;
             purged.push(PurgedMailbox {
                 mailbox: id,
                 blobs: removed.blobs,
@@ -267,10 +262,7 @@ impl Guest {
     }
 
     async fn unpin(&self, id: &MailboxId, parts: &Parts) -> Result<(), Refusal> {
-        let opened = self.opened(id, parts);
-        opened
-            .filter(|(_, named)| named.is_by_key)
-            .ok_or(Refusal::Unauthorized)?;
+        self.opened(id, parts).ok_or(Refusal::Unauthorized)?;
         parts.service.unpin(id).await
     }
 

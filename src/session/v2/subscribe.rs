@@ -6,12 +6,15 @@ use std::sync::Arc;
 use super::guest::Guest;
 use crate::auth::{self, Asked};
 use crate::ids::MailboxHash;
-use crate::protocol::v2::message::{Opened, Opening, OpeningProof, Subscribe};
+use crate::protocol::v2::message::{Opened, Opening, Subscribe};
 use crate::service::charge::Client;
 use crate::service::refusal::Refusal;
 use crate::service::{Holding, OrderKey, View};
 use crate::session::Parts;
 use crate::session::mailboxes::{Cursor, MAILBOXES_MAX, ToBegin};
+
+/// Whether a proof is good and its pin is set; else the code.
+type Verdict = Result<(), &'static str>;
 
 /// What became of one opening; the code says why not.
 type Outcome = Result<Opened, &'static str>;
@@ -27,6 +30,11 @@ impl Guest {
         subscribe: Subscribe,
         parts: &Parts,
     ) -> Result<(Vec<Outcome>, Vec<ToBegin>), Refusal> {
+        if let Err(refusal) = self.is_dialled_as(&subscribe.origin, parts) {
+            // No opening is charged, so the request is.
+            self.charge(parts).await?;
+            return Err(refusal);
+        }
         let openings = subscribe.openings;
         if self.would_exceed(&openings, parts) {
             // No opening is charged, so the request is: it was read all the same.
@@ -42,8 +50,8 @@ impl Guest {
             challenge: self.challenge,
             origin: subscribe.origin,
         };
-        let (openings, verdicts) = self.verify(asked, openings, parts).await?;
-        self.pin(&openings, &verdicts, parts).await;
+        let (openings, mut verdicts) = self.verify(asked, openings, parts).await?;
+        self.pin(&openings, &mut verdicts, parts).await;
         self.join(&openings, &verdicts, parts).await
     }
 
@@ -71,12 +79,14 @@ impl Guest {
         asked: Asked,
         openings: Vec<Opening>,
         parts: &Parts,
-    ) -> Result<(Vec<Opening>, Vec<bool>), Refusal> {
-        let serves = parts.settings.v2.serves(&asked.origin);
-        let check = move |opening: &Opening| {
-            let is_good = auth::verify_v2_opening(&asked, &opening.mailbox, &opening.proof);
-            let is_bound = !matches!(opening.proof, OpeningProof::Signature(_)) || serves;
-            is_good && is_bound
+    ) -> Result<(Vec<Opening>, Vec<Verdict>), Refusal> {
+        let check = move |opening: &Opening| match auth::verify_v2_opening(
+            &asked,
+            &opening.mailbox,
+            opening.signature.as_ref(),
+        ) {
+            true => Ok(()),
+            false => Err(Refusal::Unauthorized.code()),
         };
         // One attempt for the request lets it in, and is given back at once; what turns out bad is charged
         // afterwards. So good proofs cost nothing, however many an address checks at one time. How many
@@ -84,11 +94,7 @@ impl Guest {
         if !openings.is_empty() {
             parts.service.begin_proof(self.address)?.succeeded();
         }
-        let signatures = openings
-            .iter()
-            .filter(|opening| !matches!(opening.proof, OpeningProof::Secret(_)))
-            .count();
-        let (openings, verdicts) = if signatures > SIGNATURES_INLINE_MAX {
+        let (openings, verdicts) = if openings.len() > SIGNATURES_INLINE_MAX {
             tokio::task::spawn_blocking(move || {
                 let verdicts: Vec<_> = openings.iter().map(check).collect();
                 (openings, verdicts)
@@ -99,23 +105,33 @@ impl Guest {
             let verdicts = openings.iter().map(check).collect();
             (openings, verdicts)
         };
-        let bad = verdicts.iter().filter(|is_good| !**is_good).count();
+        let bad = verdicts.iter().filter(|verdict| verdict.is_err()).count();
         // A spent budget shows at the next request.
         parts.service.proofs_failed(self.address, bad);
         Ok((openings, verdicts))
     }
 
-    /// What was opened by its key is opened only with a proof from now on: all of them in one write.
-    /// A client that proves itself is let in even while nothing can be written; the pin is set the next time.
-    async fn pin(&self, openings: &[Opening], verdicts: &[bool], parts: &Parts) {
-        let by_key = openings.iter().zip(verdicts).filter(|(opening, is_good)| {
-            **is_good && matches!(opening.proof, OpeningProof::Signature(_))
-        });
-        let ids: Vec<_> = by_key.map(|(opening, _)| opening.mailbox).collect();
-        if !ids.is_empty() && parts.service.pin(&ids, self.address).await.is_err() {
-            tracing::warn!(
-                "cannot save the pins of proven mailboxes; retrying when they are opened next"
-            );
+    /// What was opened by its key is opened only with a proof from now on: all of them in one write. What
+    /// cannot be pinned is not opened, or a stranger might be in there next.
+    async fn pin(&self, openings: &[Opening], verdicts: &mut [Verdict], parts: &Parts) {
+        let by_key = || {
+            openings
+                .iter()
+                .zip(0..)
+                .filter(|(opening, _)| !opening.no_pin)
+        };
+        let good = by_key().filter(|(_, at)| verdicts.get(*at).is_some_and(Result::is_ok));
+        let (ids, places): (Vec<_>, Vec<usize>) =
+            good.map(|(opening, at)| (opening.mailbox, at)).unzip();
+        if ids.is_empty() {
+            return;
+        }
+        let service = &parts.service;
+        let pinned = service.pin(&ids, self.address, &self.pin_share).await;
+        for (at, pinned) in places.into_iter().zip(pinned) {
+            if let (Err(refusal), Some(verdict)) = (pinned, verdicts.get_mut(at)) {
+                *verdict = Err(refusal.code());
+            }
         }
     }
 
@@ -123,11 +139,16 @@ impl Guest {
     async fn join(
         &self,
         openings: &[Opening],
-        verdicts: &[bool],
+        verdicts: &[Verdict],
         parts: &Parts,
     ) -> Result<(Vec<Outcome>, Vec<ToBegin>), Refusal> {
         let service = &parts.service;
-        let good = || openings.iter().zip(verdicts).filter(|(_, good)| **good);
+        let good = || {
+            openings
+                .iter()
+                .zip(verdicts)
+                .filter(|(_, good)| good.is_ok())
+        };
         let mut hashes = Vec::new();
         let mut to_begin = Vec::new();
         let mut first = None;
@@ -178,10 +199,9 @@ impl Guest {
         let service = &parts.service;
         let subscription = service.subscribe(&id, self.address, self.connection, inbox);
         let from = (View::Proven, Cursor::After(OrderKey::START));
-        let is_by_key = matches!(opening.proof, OpeningProof::Signature(_));
         let number = self
             .mailboxes
-            .open((mailbox, id), from, is_by_key, Some(subscription.joined));
+            .open((mailbox, id), from, Some(subscription.joined));
         let to_begin = ToBegin {
             mailbox,
             number,
@@ -199,11 +219,11 @@ impl Guest {
 }
 
 /// Of each opening, in the order asked: what a good one holds.
-fn outcomes(verdicts: &[bool], holdings: Vec<Holding>) -> Vec<Outcome> {
+fn outcomes(verdicts: &[Verdict], holdings: Vec<Holding>) -> Vec<Outcome> {
     let mut holdings = holdings.into_iter();
-    let of_one = |is_good: &bool| {
-        let holding = is_good.then(|| holdings.next()).flatten();
-        let holding = holding.ok_or(Refusal::Unauthorized.code())?;
+    let of_one = |verdict: &Verdict| {
+        (*verdict)?;
+        let holding = holdings.next().ok_or(Refusal::Unavailable.code())?;
         Ok(Opened {
             pending: holding.pending,
             blobs: holding.blobs,

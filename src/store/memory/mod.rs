@@ -15,9 +15,8 @@ use async_trait::async_trait;
 use super::StoreError;
 use super::departures::Departures;
 use super::engine::{
-    Asked, CANDIDATES, CommitError, Engine, ExpiryCursor, HeldInAll, KeysOf, Known, KnownNonces,
-    KnownPins, KnownProofs, Opened, Pin, Plan, Reads, SWEPT_PROOFS_MAX, Slot, TookPlace, Write,
-    is_nonce_over, rank,
+    Asked, CommitError, Engine, ExpiryCursor, HeldInAll, KeysOf, Known, KnownNonces, KnownPins,
+    KnownProofs, Opened, Pin, Plan, Reads, SWEPT_PROOFS_MAX, Slot, TookPlace, Write, is_nonce_over,
 };
 use super::model::{
     BacklogCursor, Holding, OrderKey, Page, PageBounds, RecoveryPage, RecoveryProof, View,
@@ -60,7 +59,7 @@ struct State {
     proof_expiries: BTreeSet<(Timestamp, i64)>,
     proofs_by_key: HashMap<[u8; 32], Vec<i64>>,
     pins: HashMap<MailboxHash, Pin>,
-    pins_by_use: BTreeSet<(bool, Timestamp, MailboxHash)>,
+    pins_by_use: BTreeSet<(Timestamp, MailboxHash)>,
     held: HeldInAll,
     last_key: i64,
 }
@@ -107,19 +106,12 @@ impl State {
         };
         let wanted = usize::try_from(asked.pins_to_go).unwrap_or(usize::MAX);
         if wanted > 0 {
-            let many = wanted.max(CANDIDATES);
-            let often = (true, Timestamp::default(), MailboxHash::from_bytes([0; 32]));
-            let once = self.pins_by_use.range(..often).take(many);
-            let old = once.chain(self.pins_by_use.range(often..).take(many));
-            let mut old: Vec<_> = old
-                .map(|(is_often, last_used, mailbox)| {
-                    let is_empty = self.rows.is_empty(mailbox);
-                    (rank(*is_often, is_empty), *last_used, *mailbox)
-                })
-                .collect();
-            old.sort_unstable();
-            known.are_all = old.len() < wanted;
-            known.to_go = old.iter().take(wanted).map(|(.., pin)| *pin).collect();
+            let by = asked.pins_over_by.unwrap_or_default();
+            let old = self
+                .pins_by_use
+                .iter()
+                .take_while(|(last_used, _)| *last_used <= by);
+            known.to_go = old.take(wanted).map(|(_, mailbox)| *mailbox).collect();
         }
         known
     }
@@ -176,8 +168,7 @@ impl State {
     fn set_pin(&mut self, mailbox: MailboxHash, pin: Option<Pin>) {
         let before = match pin {
             Some(pin) => {
-                self.pins_by_use
-                    .insert((pin.is_often, pin.last_used, mailbox));
+                self.pins_by_use.insert((pin.last_used, mailbox));
                 self.pins.insert(mailbox, pin)
             }
             None => self.pins.remove(&mailbox),
@@ -185,8 +176,7 @@ impl State {
         if let Some(before) = before
             && Some(before) != pin
         {
-            self.pins_by_use
-                .remove(&(before.is_often, before.last_used, mailbox));
+            self.pins_by_use.remove(&(before.last_used, mailbox));
         }
     }
 }

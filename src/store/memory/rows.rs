@@ -88,10 +88,6 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    pub(super) fn is_empty(&self, mailbox: &MailboxHash) -> bool {
-        !self.mailboxes.contains_key(mailbox)
-    }
-
     pub(super) fn key_of(&self, mailbox: &MailboxHash, id: &BlobId) -> Option<OrderKey> {
         self.mailboxes.get(mailbox)?.ids.get(id).copied()
     }

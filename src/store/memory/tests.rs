@@ -211,6 +211,7 @@ fn other(kind: u8, (to, id, parameter): (u8, u8, u8), millis: u64) -> Write {
     match kind {
         0 | 1 => Write::Pin {
             mailboxes: [to, id % PLACES].map(mailbox).to_vec(),
+            over_by: now,
             now,
         },
         2 => Write::Unpin {
@@ -286,6 +287,7 @@ fn a_mailbox_that_is_unpinned_and_pinned_again_in_one_batch_takes_a_place() {
     let now = Timestamp::from_millis(1);
     let pin = |numbers: [u8; 2]| Write::Pin {
         mailboxes: numbers.map(mailbox).to_vec(),
+        over_by: now,
         now,
     };
     engine.run(&[pin([1, 3])]);

@@ -189,8 +189,10 @@ pub struct Asked {
     pub expired_proofs: Option<Timestamp>,
     /// The pins of these mailboxes.
     pub pins: Vec<MailboxHash>,
-    /// So many pins that may go, in the order in which they go; zero asks for none.
+    /// So many pins that are over, in the order in which they go; zero asks for none.
     pub pins_to_go: u64,
+    /// They were last used by then.
+    pub pins_over_by: Option<Timestamp>,
     /// When these nonces were burnt, and how many nonces are remembered.
     pub nonces: Vec<[u8; 32]>,
     /// The batch cannot be made smaller: an engine answers whatever memory that takes.
@@ -360,7 +362,6 @@ impl Learnt {
         known.pins.pins.extend(answer.pins.pins);
         if asked.pins_to_go > 0 {
             known.pins.to_go = answer.pins.to_go;
-            known.pins.are_all = answer.pins.are_all;
             self.is_told_to_go = true;
         }
         // What was asked and is not there is known, too. Of the first questions, which are about

@@ -390,7 +390,11 @@ impl<'a> Folding<'a> {
                 Outcome::Removed(self.recovery_remove(key_hash, owner))
             }
             Write::ExpireProofs { .. } => Outcome::Removed(self.expire_proofs()),
-            Write::Pin { mailboxes, now } => self.pin(mailboxes, *now),
+            Write::Pin {
+                mailboxes,
+                over_by,
+                now,
+            } => self.pin(mailboxes, *over_by, *now),
             Write::Unpin { mailbox } => self.unpin(mailbox),
             Write::Burn {
                 nonce,
@@ -439,20 +443,26 @@ impl<'a> Folding<'a> {
         Removed { blobs, receipts: 0 }
     }
 
-    fn pin(&mut self, mailboxes: &[MailboxHash], now: Timestamp) -> Outcome {
+    fn pin(&mut self, mailboxes: &[MailboxHash], over_by: Timestamp, now: Timestamp) -> Outcome {
         if !self.learnt.is_told_to_go {
             let quota = &self.rules.quota;
             // What the batch has unpinned so far it may pin again.
             let held = self.known.held;
             let to_go = pins::how_many_may_go(&self.known_pins, self.batch, held, quota);
             self.asks.pins_to_go = self.asks.pins_to_go.max(to_go);
+            // Of several the earliest, by which they are over for all.
+            let earlier = self
+                .asks
+                .pins_over_by
+                .map_or(over_by, |asked| asked.min(over_by));
+            self.asks.pins_over_by = Some(earlier);
         }
         let quota = &self.rules.quota;
-        let are_new = mailboxes.iter().map(|mailbox| {
+        let are_pinned = mailboxes.iter().map(|mailbox| {
             let pins = &mut self.plan.pins;
             pins.pin(&mut self.known_pins, &mut self.held, (*mailbox, now), quota)
         });
-        Outcome::Pinned(are_new.collect())
+        Outcome::Pinned(are_pinned.collect())
     }
 
     fn unpin(&mut self, mailbox: &MailboxHash) -> Outcome {

@@ -1,10 +1,7 @@
-//! Mailboxes that only a proof opens, and which of them are forgotten when there are too many.
+//! Mailboxes that only a proof opens.
 //!
-//! Of pins whose mailbox is empty those that were opened only once go first, because they are what
-//! somebody makes who wants to push out others; then the other ones with an empty mailbox, and only
-//! then those that protect something; each time the one used least recently. Both engines look at
-//! the [`CANDIDATES`] used least recently of either kind and no further, so that a pin costs about
-//! the same however many there are.
+//! A pin ends when it was unused for its time, and not before: with as many as there may be, a new one is
+//! refused, unless one that is over makes room.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -13,9 +10,6 @@ use super::quota::{HeldInAll, Quota};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::store::write::Write;
-
-/// Pins of either kind, opened once and more often, among which the next one to go is looked for.
-pub const CANDIDATES: usize = 64;
 
 /// The last use is written at most this often.
 const LAST_USE_PRECISION: Duration = Duration::from_secs(86_400);
@@ -26,27 +20,19 @@ const EVICTED_MAX: u64 = 256;
 /// A mailbox that was opened with a proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pin {
-    /// Whether it was opened more than once.
-    pub is_often: bool,
     /// Not more than a day before its last use.
     pub last_used: Timestamp,
 }
 
 impl Pin {
     pub(in crate::store) fn new(now: Timestamp) -> Self {
-        Self {
-            is_often: false,
-            last_used: now,
-        }
+        Self { last_used: now }
     }
 
     /// What another opening makes of it; `None` when that is not worth a write.
     pub(in crate::store) fn used(self, now: Timestamp) -> Option<Self> {
         let is_old = now.since(self.last_used) >= LAST_USE_PRECISION;
-        (is_old || !self.is_often).then_some(Self {
-            is_often: true,
-            last_used: if is_old { now } else { self.last_used },
-        })
+        is_old.then_some(Self { last_used: now })
     }
 
     /// Whether it still holds. Never shorter than `max_ttl` from the last use, and so up to a day
@@ -56,13 +42,9 @@ impl Pin {
     }
 }
 
-/// Pins with a smaller rank go first.
-pub fn rank(is_often: bool, is_mailbox_empty: bool) -> u8 {
-    match (is_mailbox_empty, is_often) {
-        (true, false) => 0,
-        (true, true) => 1,
-        (false, _) => 2,
-    }
+/// Pins that were last used by then are over at `now`.
+pub(in crate::store) fn over_by(max_ttl: Duration, now: Timestamp) -> Timestamp {
+    now.minus(max_ttl.saturating_add(LAST_USE_PRECISION))
 }
 
 /// What an engine answers about pins.
@@ -70,10 +52,8 @@ pub fn rank(is_often: bool, is_mailbox_empty: bool) -> u8 {
 pub struct KnownPins {
     /// Those that the batch is about.
     pub pins: HashMap<MailboxHash, Pin>,
-    /// Those that may go, the next one first.
+    /// Those that are over, the one least recently used first.
     pub to_go: VecDeque<MailboxHash>,
-    /// Whether there are no others than these.
-    pub are_all: bool,
 }
 
 /// What a transaction does to pins.
@@ -81,12 +61,12 @@ pub struct KnownPins {
 pub struct PinPlan {
     /// What becomes of each; `None` for one that goes.
     pub changed: HashMap<MailboxHash, Option<Pin>>,
-    /// How many go because there are too many.
+    /// How many go because they are over and others come.
     pub(super) evicted: u64,
 }
 
 impl PinPlan {
-    /// A mailbox was opened with a proof. Tells whether its pin is new.
+    /// A mailbox was opened with a proof. Tells whether it is pinned now.
     pub(super) fn pin(
         &mut self,
         known: &mut KnownPins,
@@ -94,21 +74,23 @@ impl PinPlan {
         (mailbox, now): (MailboxHash, Timestamp),
         quota: &Quota,
     ) -> bool {
-        let current = self.current(known, &mailbox);
-        let pin = match current {
+        let pin = match self.current(known, &mailbox) {
             Some(pin) => pin.used(now),
             None => {
-                held.pins += 1;
-                while quota.pins_beyond(held.pins) > 0 && self.evict(known) {
+                while quota.pins_beyond(held.pins + 1) > 0 && self.evict(known) {
                     held.pins -= 1;
                 }
+                if quota.pins_beyond(held.pins + 1) > 0 {
+                    return false;
+                }
+                held.pins += 1;
                 Some(Pin::new(now))
             }
         };
         if pin.is_some() {
             self.changed.insert(mailbox, pin);
         }
-        current.is_none()
+        true
     }
 
     /// The pin of a mailbox goes, if there is one.
@@ -127,34 +109,19 @@ impl PinPlan {
     }
 
     fn evict(&mut self, known: &mut KnownPins) -> bool {
-        let next = loop {
-            match known.to_go.pop_front() {
-                Some(next) if self.changed.contains_key(&next) => {}
-                Some(next) => break Some(next),
-                // Nothing is older than what this very batch has used.
-                None if known.are_all => break self.oldest_of_batch(),
-                None => break None,
+        while let Some(next) = known.to_go.pop_front() {
+            // What this very batch has used is no longer over.
+            if !self.changed.contains_key(&next) {
+                self.changed.insert(next, None);
+                self.evicted += 1;
+                return true;
             }
-        };
-        let Some(next) = next else {
-            return false;
-        };
-        self.changed.insert(next, None);
-        self.evicted += 1;
-        true
-    }
-
-    fn oldest_of_batch(&self) -> Option<MailboxHash> {
-        let pins = self
-            .changed
-            .iter()
-            .filter_map(|(mailbox, pin)| Some((pin.as_ref()?, mailbox)));
-        pins.min_by_key(|(pin, mailbox)| (pin.is_often, pin.last_used, **mailbox))
-            .map(|(_, mailbox)| *mailbox)
+        }
+        false
     }
 }
 
-/// How many pins that may go a fold of this batch asks for; zero when none has to go.
+/// How many pins that are over a fold of this batch asks for; zero when none has to go.
 pub(super) fn how_many_may_go(
     known: &KnownPins,
     batch: &[&Write],
@@ -188,32 +155,32 @@ mod tests {
     }
 
     #[test]
-    fn the_last_use_is_written_once_a_day_and_the_second_opening_at_once() {
+    fn the_last_use_is_written_once_a_day() {
         let first = Pin::new(NOW);
-        let second = first.used(NOW.plus(DAY / 2)).unwrap();
-        assert_eq!((second.is_often, second.last_used), (true, NOW));
-        assert_eq!(second.used(NOW.plus(DAY - Duration::from_millis(1))), None);
-        let third = second.used(NOW.plus(DAY)).unwrap();
-        assert_eq!(third.last_used, NOW.plus(DAY));
+        assert_eq!(first.used(NOW.plus(DAY - Duration::from_millis(1))), None);
+        let second = first.used(NOW.plus(DAY)).unwrap();
+        assert_eq!(second.last_used, NOW.plus(DAY));
     }
 
     /// The last use may have been up to a day after the one that was written.
     #[test]
     fn a_pin_never_ends_before_it_was_unused_for_its_time() {
         let pin = Pin::new(NOW);
-        assert!(pin.holds(90 * DAY, NOW.plus(91 * DAY - Duration::from_millis(1))));
-        assert!(!pin.holds(90 * DAY, NOW.plus(91 * DAY)));
+        let ends = NOW.plus(91 * DAY);
+        assert!(pin.holds(90 * DAY, ends.minus(Duration::from_millis(1))));
+        assert!(!pin.holds(90 * DAY, ends));
+        // What goes is over, and what is over may go.
+        assert_eq!(over_by(90 * DAY, ends), NOW);
     }
 
     #[test]
-    fn a_batch_larger_than_the_bound_leaves_as_many_as_there_may_be() {
+    fn as_many_come_as_make_room_and_the_rest_is_refused() {
         let quota = Quota {
             pins_max: 2,
             ..Quota::UNBOUNDED
         };
         let mut known = KnownPins {
-            to_go: [mailbox(1), mailbox(2)].into(),
-            are_all: true,
+            to_go: [mailbox(1)].into(),
             ..KnownPins::default()
         };
         let mut held = HeldInAll {
@@ -221,14 +188,15 @@ mod tests {
             ..HeldInAll::default()
         };
         let mut plan = PinPlan::default();
-        for number in 3..=6 {
-            plan.pin(&mut known, &mut held, (mailbox(number), NOW), &quota);
-        }
+        let pinned: Vec<_> = (3..=6)
+            .map(|number| plan.pin(&mut known, &mut held, (mailbox(number), NOW), &quota))
+            .collect();
+        assert_eq!(pinned, [true, false, false, false]);
         let kept: Vec<_> = plan.changed.values().flatten().collect();
-        assert_eq!((kept.len(), held.pins, plan.evicted), (2, 2, 4));
+        assert_eq!((kept.len(), held.pins, plan.evicted), (1, 2, 1));
         assert_eq!(plan.changed[&mailbox(1)], None);
-        plan.unpin(&known, &mut held, &mailbox(6));
-        plan.unpin(&known, &mut held, &mailbox(6));
+        plan.unpin(&known, &mut held, &mailbox(3));
+        plan.unpin(&known, &mut held, &mailbox(3));
         assert_eq!(held.pins, 1);
     }
 }

@@ -7,17 +7,16 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::columns::{fixed, timestamp, to_i64};
 use super::rows::Sized;
 use crate::ids::MailboxHash;
-use crate::store::engine::{Asked, CANDIDATES, KnownPins, Pin, PinPlan};
+use crate::store::engine::{Asked, KnownPins, Pin, PinPlan};
 
 static SELECT_PINS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "SELECT mailbox, is_often, last_used FROM pin WHERE mailbox IN (",
+        "SELECT mailbox, last_used FROM pin WHERE mailbox IN (",
         "?",
         ")",
     )
@@ -26,7 +25,7 @@ static SELECT_PINS: LazyLock<Sized> = LazyLock::new(|| {
 static WRITE_PINS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         "INSERT OR REPLACE INTO pin (mailbox, mailbox64, is_often, last_used) VALUES ",
-        "(?,?,?,?)",
+        "(?,?,0,?)",
         "",
     )
 });
@@ -34,17 +33,15 @@ static WRITE_PINS: LazyLock<Sized> = LazyLock::new(|| {
 static DELETE_PINS: LazyLock<Sized> =
     LazyLock::new(|| Sized::new("DELETE FROM pin WHERE mailbox IN (", "?", ")"));
 
-/// Those that may go, by `pins::rank`, then by last use.
+/// Those that are over, the one least recently used first. The index begins with `is_often`, by which
+/// an earlier version told pins apart; new ones have 0 there.
 const SELECT_TO_GO: &str = "SELECT mailbox FROM ( \
-       SELECT * FROM (SELECT mailbox, mailbox64, is_often, last_used FROM pin \
-         INDEXED BY pin_by_use WHERE is_often = 0 ORDER BY last_used, mailbox LIMIT ?1) \
+       SELECT * FROM (SELECT mailbox, last_used FROM pin INDEXED BY pin_by_use \
+         WHERE is_often = 0 AND last_used <= ?1 ORDER BY last_used, mailbox LIMIT ?2) \
        UNION ALL \
-       SELECT * FROM (SELECT mailbox, mailbox64, is_often, last_used FROM pin \
-         INDEXED BY pin_by_use WHERE is_often = 1 ORDER BY last_used, mailbox LIMIT ?1) \
-     ) AS old \
-     ORDER BY CASE WHEN EXISTS (SELECT 1 FROM blob INDEXED BY blob_by_mailbox \
-       WHERE blob.mailbox64 = old.mailbox64) THEN 2 ELSE is_often END, last_used, mailbox \
-     LIMIT ?2";
+       SELECT * FROM (SELECT mailbox, last_used FROM pin INDEXED BY pin_by_use \
+         WHERE is_often = 1 AND last_used <= ?1 ORDER BY last_used, mailbox LIMIT ?2) \
+     ) ORDER BY last_used, mailbox LIMIT ?2";
 
 /// The pins of some mailboxes, those that there are.
 pub(super) async fn read_pins(
@@ -78,11 +75,10 @@ pub(super) async fn read_known_pins(
     let wanted = asked.pins_to_go;
     if wanted > 0 {
         let rows = sqlx::query(SELECT_TO_GO)
-            .bind(to_i64(wanted.max(CANDIDATES as u64)))
+            .bind(to_i64(asked.pins_over_by.unwrap_or_default().millis()))
             .bind(to_i64(wanted))
             .fetch_all(connection)
             .await?;
-        known.are_all = (rows.len() as u64) < wanted;
         for row in &rows {
             let mailbox = MailboxHash::from_bytes(fixed(row, 0)?);
             known.to_go.push_back(mailbox);
@@ -93,8 +89,7 @@ pub(super) async fn read_known_pins(
 
 fn pin(row: &SqliteRow) -> sqlx::Result<(MailboxHash, Pin)> {
     let pin = Pin {
-        is_often: row.try_get(1)?,
-        last_used: timestamp(row, 2)?,
+        last_used: timestamp(row, 1)?,
     };
     Ok((MailboxHash::from_bytes(fixed(row, 0)?), pin))
 }
@@ -117,7 +112,6 @@ pub(super) async fn write_pins(
             query = query
                 .bind(mailbox.as_bytes().to_vec())
                 .bind(mailbox.prefix64())
-                .bind(pin.is_often)
                 .bind(to_i64(pin.last_used.millis()));
         }
         query.execute(&mut *connection).await?;

@@ -40,7 +40,7 @@ async fn a_mailbox_of_ones_own_a_blob_its_receipts_and_nothing_for_v1() {
     let cli = async |words: &[&str]| cli(&relay, folder.path(), words).await;
     let mailbox = cli(&["keygen", "mine.key"]).await.trim().to_owned();
     assert!(mailbox.starts_with("v2:"), "{mailbox}");
-    cli(&["keygen", "--secret", "receipts.key"]).await;
+    cli(&["keygen", "--v2-only", "receipts.key"]).await;
 
     let topic = id(3);
     let send = [
@@ -280,4 +280,52 @@ async fn faults_are_told_apart_by_exit_code_and_said() {
         );
         assert!(errors.contains(said), "{words:?}: {errors}");
     }
+}
+
+#[tokio::test]
+async fn a_relay_is_remembered_and_another_one_at_its_place_gets_nothing() {
+    let relay = Relay::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("v2:{}", id(0xAB));
+    let send = [
+        "send",
+        "--to",
+        &to,
+        "--text",
+        "x",
+        "--known-relays",
+        "state/known",
+    ];
+    cli(&relay, folder.path(), &send).await;
+    let file = folder.path().join("state/known");
+    let kept = std::fs::read_to_string(&file).unwrap();
+    let host = relay.running.clients;
+    let relay_id = crate::v2::client::Guest::connect(&relay)
+        .await
+        .welcome
+        .relay_id;
+    let hex: String = relay_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(kept, format!("{host} {hex}\n"));
+    cli(&relay, folder.path(), &send).await;
+
+    std::fs::write(&file, format!("{host} {}\n", "22".repeat(32))).unwrap();
+    let (code, _, errors) = try_cli(&relay, folder.path(), &send).await;
+    assert_eq!(code, Some(1));
+    let told = format!("{host} is another relay than before: its id is {hex}, but state/known has");
+    assert!(errors.contains(&told), "{errors}");
+    assert!(errors.contains("Nothing was sent"), "{errors}");
+    // Known under another name.
+    std::fs::write(&file, format!("relay.example {hex}\n")).unwrap();
+    let (code, _, errors) = try_cli(&relay, folder.path(), &send).await;
+    let told = format!(
+        "presents the identity of relay.example; if both are names of one relay, add its id to the address: #{hex}"
+    );
+    assert!(code == Some(1) && errors.contains(&told), "{errors}");
+    // The id in the address counts more than any file, and the user's own file leaves out this machine.
+    let url = format!("ws://{host}#{hex}");
+    let mut command = command(folder.path());
+    command.args(&send).args(["--relay", &url]);
+    let (code, _, errors) = run(command.current_dir(folder.path())).await;
+    assert_eq!(code, Some(0), "{errors}");
+    assert_eq!(relay.running.store.usage().stored, 3);
 }

@@ -38,7 +38,7 @@ async fn a_live_blob_goes_to_who_is_there_and_is_refused_at_once_otherwise() {
 #[tokio::test]
 async fn a_purge_deletes_what_is_there_tells_how_much_and_leaves_the_mailbox_open() {
     let relay = Relay::start(&[]).await;
-    let (mine, receipts) = (MailboxKey::random(), MailboxKey::secret([1; 32]));
+    let (mine, receipts) = (MailboxKey::random(), MailboxKey::derived(&[1; 32], 1));
     let client = client_with(&relay, |options| options.window_blobs = 1).await;
     client.open(&receipts, Receipts::None).await.unwrap();
     let mut blob = Blob::new(mine.mailbox(), "one");

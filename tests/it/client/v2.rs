@@ -63,7 +63,7 @@ pub(crate) async fn expect_nothing(client: &Client) {
 #[tokio::test]
 async fn a_blob_goes_round_by_key_and_by_secret_and_is_gone_once_acknowledged() {
     let relay = Relay::start(&[]).await;
-    for key in [MailboxKey::random(), MailboxKey::secret([7; 32])] {
+    for key in [MailboxKey::random(), MailboxKey::derived(&[7; 32], 1)] {
         let sender = client(&relay).await;
         let blob = Blob::new(key.mailbox(), "hello");
         let stored = sender.submit(&blob).await.unwrap();
@@ -97,17 +97,15 @@ async fn a_blob_goes_round_by_key_and_by_secret_and_is_gone_once_acknowledged() 
 }
 
 #[tokio::test]
-async fn a_mailbox_does_not_open_to_another_key_and_the_client_goes_on() {
+async fn a_relay_that_does_not_know_the_name_it_is_dialled_by_is_not_used() {
     let relay = Relay::start(&[("RELAY_PUBLIC_ORIGINS", "relay.example")]).await;
-    let client = client(&relay).await;
-    // The origin is signed, and this relay is dialled by its address.
-    let refused = client.open(&MailboxKey::random(), Receipts::None).await;
-    let Err(ClientError::Refused { code, .. }) = refused else {
-        panic!("{refused:?}")
+    // This relay is dialled by its address.
+    let connecting = Client::connect(Options::new([url(relay.running.clients)]));
+    let Err(ClientError::Refused { code, message, .. }) = connecting.await else {
+        panic!("it connects")
     };
-    assert_eq!(code, "unauthorized");
-    let secret = MailboxKey::secret([1; 32]);
-    client.open(&secret, Receipts::None).await.unwrap();
+    assert_eq!(code, "wrong_origin");
+    assert!(message.contains("RELAY_PUBLIC_ORIGINS"), "{message}");
 }
 
 #[tokio::test]
@@ -135,7 +133,7 @@ async fn blobs_are_padded_at_the_relay_and_plain_on_arrival_unless_v1_may_see_th
 #[tokio::test]
 async fn whoever_asks_for_receipts_gets_them_and_may_cancel_and_extend() {
     let relay = Relay::start(&[]).await;
-    let (theirs, mine) = (MailboxKey::random(), MailboxKey::secret([2; 32]));
+    let (theirs, mine) = (MailboxKey::random(), MailboxKey::derived(&[2; 32], 1));
     let sender = client(&relay).await;
     sender.open(&mine, Receipts::None).await.unwrap();
     let mut blob = Blob::new(theirs.mailbox(), "one");

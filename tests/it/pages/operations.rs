@@ -17,6 +17,7 @@ fn the_first_lines_are_those_of_the_page() {
     let facts = Facts {
         listen_addr: "0.0.0.0:8080".parse().unwrap(),
         http_addr: "0.0.0.0:8081".parse().unwrap(),
+        relay_id: std::array::from_fn(|at| at as u8 * 7),
         stored_bytes: 0,
         disk_free_bytes: None,
         descriptors: Descriptors {

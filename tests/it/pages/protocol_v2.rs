@@ -6,6 +6,7 @@ use std::path::Path;
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use vauchi_relay::client::MailboxKey;
+use vauchi_relay::identity::Identity;
 use vauchi_relay::ids::{BlobId, MailboxId, parse_hex};
 use vauchi_relay::protocol::proof;
 
@@ -33,28 +34,36 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_page_s_signature_is_over_what_the_relay_checks() {
+fn the_page_s_signatures_are_over_what_is_checked() {
     let shown = vectors();
     let key = SigningKey::from_bytes(&bytes(&shown, "private key"));
     let mailbox = MailboxId::from_bytes(key.verifying_key().to_bytes());
     assert_eq!(shown["mailbox"], hex(mailbox.as_bytes()));
-    let (relay_id, challenge) = (bytes(&shown, "relay id"), bytes(&shown, "challenge"));
+    let relay = Identity::from_seed(&bytes(&shown, "relay's private key"));
+    let (relay_id, challenge) = (*relay.id(), bytes(&shown, "challenge"));
+    assert_eq!(shown["relay id"], hex(&relay_id));
+    let nonce = bytes(&shown, "nonce");
+    let signed = proof::v2_welcome(&relay_id, &nonce, &challenge, &shown["origin"]);
+    assert_eq!(shown["signed by the relay"], hex(&signed));
+    assert_eq!(shown["proof"], hex(&relay.sign(&signed)));
     let signed = proof::v2_subscribe(&relay_id, &challenge, &shown["origin"], &mailbox);
     assert_eq!(shown["signed"], hex(&signed));
     assert_eq!(shown["signature"], hex(&key.sign(&signed).to_bytes()));
 }
 
 #[test]
-fn the_page_s_secrets_make_the_mailbox_and_the_blob_id_that_it_shows() {
+fn the_page_s_keys_make_the_mailbox_and_the_blob_id_that_it_shows() {
     let shown = vectors();
-    let mailbox = proof::v2_secret_mailbox(&bytes(&shown, "secret"));
-    assert_eq!(shown["mailbox of the secret"], hex(mailbox.as_bytes()));
-    let (key, relay_id) = (bytes(&shown, "shared key"), bytes(&shown, "relay id"));
-    let derived = MailboxKey::derived(&key, shown["epoch"].parse().unwrap(), &relay_id);
-    let secret = bytes(&shown, "secret of shared key, epoch and relay id");
-    assert!(derived.mailbox() == proof::v2_secret_mailbox(&secret));
+    let shared = bytes(&shown, "shared key");
+    let derived = MailboxKey::derived(&shared, shown["epoch"].parse().unwrap());
+    let private = bytes(&shown, "private key of shared key and epoch");
+    assert!(derived.mailbox() == MailboxKey::ed25519(private).mailbox());
+    let mailbox = &shown["mailbox of shared key and epoch"];
+    assert_eq!(*mailbox, derived.mailbox().to_hex());
     let mailbox = MailboxId::from_bytes(bytes(&shown, "mailbox of the blob"));
-    let id = proof::v2_blob_id(&mailbox, &bytes(&shown, "blob secret"));
+    let secret = bytes(&shown, "blob secret");
+    assert_eq!(shown["extend key"], hex(&proof::v2_extend_key(&secret)));
+    let id = proof::v2_blob_id(&mailbox, &secret);
     let expected = parse_hex(&shown["blob id"]).unwrap();
     assert!(id == BlobId::from_bytes(expected));
 }

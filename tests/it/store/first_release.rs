@@ -107,12 +107,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A mailbox by the byte that its key or its secret is made of.
+/// A mailbox by the byte that its key is made of.
 fn owned(value: &Value) -> Owned {
     let byte = |name: &str| value[name].as_u64().map(|byte| byte as u8);
     match byte("key") {
         Some(byte) => Owned::key(byte),
-        None => Owned::secret(byte("secret").unwrap()),
+        None => Owned::v2_only(byte("v2_only").unwrap()),
     }
 }
 
@@ -192,7 +192,7 @@ async fn expect_v1_blobs(relay: &Relay, fixture: &Fixture) {
     }
     reader.expect_silence().await;
     // Of a mailbox with blobs of both kinds, v1 sees the one that its sender let it see.
-    let mut reader = relay.client(&Owned::secret(2).id().to_hex()).await;
+    let mut reader = relay.client(&Owned::v2_only(2).id().to_hex()).await;
     assert_eq!(reader.delivery().await.blob, b"v1 may see it");
     reader.expect_silence().await;
 }
@@ -205,7 +205,7 @@ async fn expect_v2_blobs(relay: &Relay, fixture: &Fixture) {
     );
     for (owned, name) in [
         (Owned::key(1), "key_1_blobs"),
-        (Owned::secret(2), "secret_2_blobs"),
+        (Owned::v2_only(2), "v2_only_2_blobs"),
     ] {
         let (blobs, receipts) = waiting(&mut reader, &owned).await;
         let expected = fixture.list(name);
@@ -217,7 +217,7 @@ async fn expect_v2_blobs(relay: &Relay, fixture: &Fixture) {
         }
     }
     // The one was set aside as corrupt, the other has expired.
-    for empty in [Owned::secret(8), Owned::secret(9)] {
+    for empty in [Owned::v2_only(8), Owned::v2_only(9)] {
         let (blobs, receipts) = waiting(&mut reader, &empty).await;
         assert_eq!((blobs.len(), receipts.len()), (0, 0));
     }
@@ -232,20 +232,20 @@ async fn expect_receipts(relay: &Relay, fixture: &Fixture) {
         )
         .await;
     let mut sender = Guest::connect(relay).await;
-    let (blobs, receipts) = waiting(&mut sender, &Owned::secret(3)).await;
+    let (blobs, receipts) = waiting(&mut sender, &Owned::v2_only(3)).await;
     assert_eq!(blobs.len(), 0);
     let told: Vec<_> = receipts
         .iter()
         .map(|receipt| (receipt.id, format!("{:?}", receipt.kind).to_lowercase()))
         .collect();
-    let expected = fixture.list("secret_3_receipts").iter();
+    let expected = fixture.list("v2_only_3_receipts").iter();
     let expired = &fixture.expected["expired_blob"]["id"];
     let expected: Vec<_> = expected
         .map(|receipt| (blob_id(&receipt["blob"]), text(&receipt["kind"]).to_owned()))
         .chain([(blob_id(expired), "expired".to_owned())])
         .collect();
     assert_eq!(told, expected);
-    for (receipt, expected) in receipts.iter().zip(fixture.list("secret_3_receipts")) {
+    for (receipt, expected) in receipts.iter().zip(fixture.list("v2_only_3_receipts")) {
         assert_eq!(receipt.at.millis(), expected["at_ms"]);
     }
 }
@@ -356,15 +356,15 @@ async fn everything_can_leave_and_nothing_is_counted_that_is_not_there() {
         v1.acknowledge(&id).await;
     }
     let mut reader = Guest::connect(&relay).await;
-    for owned in [Owned::key(1), Owned::secret(3)] {
+    for owned in [Owned::key(1), Owned::v2_only(3)] {
         let (blobs, receipts) = waiting(&mut reader, &owned).await;
         let blobs = blobs.iter().map(|blob| blob.id);
         let ids = blobs.chain(receipts.iter().map(|receipt| receipt.receipt_id));
         let items = ids.map(|id| (owned.id(), id)).collect();
         reader.done(Request::Acknowledge(items)).await;
     }
-    waiting(&mut reader, &Owned::secret(2)).await;
-    let purge = Request::Purge(vec![Owned::secret(2).id()]);
+    waiting(&mut reader, &Owned::v2_only(2)).await;
+    let purge = Request::Purge(vec![Owned::v2_only(2).id()]);
     reader.answer(purge).await;
     let sync = &fixture.expected["device_sync"];
     let mut identity = relay.client(text(&sync["identity"])).await;
@@ -395,7 +395,7 @@ async fn a_sender_hears_the_rest_and_nothing_twice() {
     let fixture = Fixture::copied();
     let relay = fixture.start(&[]).await;
     expect_receipts(&relay, &fixture).await;
-    let (mut sender, own) = (Guest::connect(&relay).await, Owned::secret(3));
+    let (mut sender, own) = (Guest::connect(&relay).await, Owned::v2_only(3));
     for receipt in waiting(&mut sender, &own).await.1 {
         sender.acknowledge(own.id(), receipt.receipt_id).await;
     }
@@ -428,8 +428,8 @@ async fn a_sender_hears_the_rest_and_nothing_twice() {
     }
     // The blob that was extended can be taken back with the same secret.
     let cancel = Request::Withdraw(Withdrawal {
-        mailbox: Owned::secret(2).id(),
-        secret: [1; 32],
+        mailbox: Owned::v2_only(2).id(),
+        shown: [1; 32],
         kind: WithdrawalKind::Cancel,
     });
     assert_eq!(owner.done(cancel).await, Done::Cancelled);
@@ -486,13 +486,13 @@ async fn what_waits_and_what_has_left_is_a_duplicate_and_what_was_lost_is_not() 
 async fn a_topic_of_the_fixture_is_replaced() {
     let fixture = Fixture::copied();
     let relay = fixture.start(&[]).await;
-    let (mut guest, mailbox) = (Guest::connect(&relay).await, Owned::secret(2));
+    let (mut guest, mailbox) = (Guest::connect(&relay).await, Owned::v2_only(2));
     let newer = submit(&mailbox.id(), 99, b"newer");
     let newer = on_terms(newer, |terms| terms.topic = Some([4; 32]));
     assert!(!guest.store(newer).await);
     assert_eq!(relay.metric("relay_blobs_replaced_total").await, 1.0);
     let (blobs, _) = waiting(&mut guest, &mailbox).await;
-    assert_eq!(blobs.len(), fixture.list("secret_2_blobs").len());
+    assert_eq!(blobs.len(), fixture.list("v2_only_2_blobs").len());
     assert!(blobs.iter().all(|blob| *blob.body != *b"on a topic"));
     assert_eq!(*blobs.last().unwrap().body, *b"newer");
     expect_balance(&relay).await;
@@ -514,29 +514,18 @@ async fn a_pin_of_the_fixture_ends_when_it_is_not_used_for_as_long_as_a_blob_may
 }
 
 #[tokio::test]
-async fn pins_of_one_opening_make_room_before_those_of_several() {
+async fn pins_of_the_fixture_make_room_for_no_new_one_before_their_time() {
     let fixture = Fixture::copied();
-    let pinned = fixture.list("pinned_keys");
-    let is_often = |pin: &&Value| pin["is_often"] == true;
-    let (often, once): (Vec<_>, Vec<_>) = pinned.iter().partition(is_often);
-    let max = pinned.len().to_string();
-    let relay = fixture.start(&[("RELAY_PINS_MAX", &max)]).await;
+    let max = fixture.list("pinned_keys").len().to_string();
+    let relay = fixture
+        .start(&[("RELAY_PINS_MAX", &max), ("RELAY_BLOB_TTL_DAYS", "30")])
+        .await;
     let mut guest = Guest::connect(&relay).await;
-    for number in 0..once.len() {
-        guest.open_empty(&Owned::key(100 + number as u8)).await;
-    }
-    for pinned in often {
-        assert!(
-            !opens_unsigned(&relay, &owned(pinned).id()).await,
-            "{pinned}"
-        );
-    }
-    for pinned in once {
-        assert!(
-            opens_unsigned(&relay, &owned(pinned).id()).await,
-            "{pinned}"
-        );
-    }
+    let new = guest.subscribe_to(&[&Owned::key(100)], false);
+    assert_eq!(guest.try_subscribe(new.clone()).await, [Err("relay_full")]);
+    expect_pins(&relay, &fixture).await;
+    relay.time.advance(32 * DAY);
+    assert!(guest.try_subscribe(new).await[0].is_ok());
 }
 
 /// Eight owners have room under one hash; what strangers stored goes first.

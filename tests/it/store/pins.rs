@@ -8,16 +8,21 @@ use tokio::task::JoinSet;
 use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::MailboxHash;
 use vauchi_relay::store::StoreError;
-use vauchi_relay::store::model::View;
 
 use crate::store::contract::{
-    DAY, ENGINES, HOUR, NOW, Rig, Settings, blob, durable_engines, mailbox, quota,
+    DAY, ENGINES, HOUR, NOW, Rig, Settings, durable_engines, mailbox, quota,
 };
 
 const TTL: Duration = Duration::from_secs(30 * 86_400);
 
 async fn pin(rig: &Rig, number: u8, now: Timestamp) {
-    rig.store.pin(vec![mailbox(number)], now).await.unwrap();
+    assert_eq!(try_pin(rig, &[number], now).await, [true]);
+}
+
+/// Whether each is pinned now.
+async fn try_pin(rig: &Rig, numbers: &[u8], now: Timestamp) -> Vec<bool> {
+    let mailboxes = numbers.iter().map(|number| mailbox(*number)).collect();
+    rig.store.pin(mailboxes, (TTL, now), now).await.unwrap()
 }
 
 async fn is_pinned(rig: &Rig, number: u8, now: Timestamp) -> bool {
@@ -66,7 +71,7 @@ async fn mailboxes_with_a_common_prefix_have_pins_of_their_own() {
         let twin = MailboxHash::from_bytes(bytes);
         pin(&rig, 1, NOW).await;
         assert!(!rig.store.are_pinned(&[twin], TTL, NOW).await.unwrap()[0]);
-        rig.store.pin(vec![twin], NOW).await.unwrap();
+        rig.store.pin(vec![twin], (TTL, NOW), NOW).await.unwrap();
         rig.store.unpin(mailbox(1)).await.unwrap();
         assert!(rig.store.are_pinned(&[twin], TTL, NOW).await.unwrap()[0]);
     }
@@ -95,41 +100,38 @@ async fn a_pin_ends_when_it_was_unused_for_its_time() {
     }
 }
 
+/// Pins of empty mailboxes that were opened once made room for others: who opened mailboxes of its own
+/// without end took the pins of everybody else away.
 #[tokio::test]
-async fn beyond_the_bound_empty_mailboxes_that_were_opened_once_go_first() {
+async fn beyond_the_bound_a_new_pin_is_refused_until_one_is_over() {
     for engine in ENGINES {
-        let rig = Rig::open(engine, quota(|quota| quota.pins_max = 5)).await;
-        let at = |hours: u32| NOW.minus(hours * HOUR);
-        // 1 is the oldest and protects something; 2 was opened twice; 3, 4 and 5 once, 3 is older.
-        rig.stores(blob(1, 1)).await;
-        pin(&rig, 1, at(9)).await;
-        pin(&rig, 2, at(8)).await;
-        pin(&rig, 2, at(8)).await;
-        pin(&rig, 4, at(5)).await;
-        pin(&rig, 3, at(7)).await;
-        pin(&rig, 5, at(4)).await;
-        for (new, expected) in [
-            (6, vec![1, 2, 4, 5, 6]),
-            (7, vec![1, 2, 5, 6, 7]),
-            (8, vec![1, 2, 6, 7, 8]),
-        ] {
-            pin(&rig, new, NOW).await;
-            assert_eq!(pinned(&rig, 1..=9).await, expected);
+        let rig = Rig::open(engine, quota(|quota| quota.pins_max = 3)).await;
+        for (number, days) in [(1, 31), (2, 30), (3, 0)] {
+            pin(&rig, number, NOW.minus(days * DAY)).await;
         }
-        // Twice opened ones, without any opened once, and then the one that protects something.
-        for number in 6..=8 {
-            pin(&rig, number, NOW).await;
-        }
-        pin(&rig, 9, NOW).await;
-        assert_eq!(pinned(&rig, 1..=9).await, [1, 6, 7, 8, 9]);
-        for number in 6..=9 {
-            rig.stores(blob(number, 1)).await;
-        }
-        pin(&rig, 10, NOW).await;
-        assert_eq!(pinned(&rig, 1..=10).await, [6, 7, 8, 9, 10]);
-        assert!((rig.metric("pins_evicted_total") - 5.0).abs() < 0.1);
-        assert!((rig.metric("pins") - 5.0).abs() < 0.1);
-        assert_eq!(rig.ids(1, View::V1, NOW).await, [1]);
+        // 1 was last used 31 days ago, at the very end of its time.
+        assert_eq!(try_pin(&rig, &[4, 3, 5], NOW).await, [true, true, false]);
+        assert_eq!(pinned(&rig, 1..=9).await, [2, 3, 4]);
+        assert_eq!(try_pin(&rig, &[5, 6], NOW).await, [false, false]);
+        assert_eq!(try_pin(&rig, &[2], NOW).await, [true], "it has one");
+        assert_eq!(pinned(&rig, 1..=9).await, [2, 3, 4]);
+        assert!((rig.metric("pins_evicted_total") - 1.0).abs() < 0.1);
+        assert!((rig.metric("pins") - 3.0).abs() < 0.1);
+        rig.store.unpin(mailbox(3)).await.unwrap();
+        assert_eq!(try_pin(&rig, &[6], NOW).await, [true]);
+    }
+}
+
+/// A clock that is wrong for a while forgets nothing: what is over is told by a steady one.
+#[tokio::test]
+async fn a_clock_far_ahead_makes_no_room() {
+    for engine in ENGINES {
+        let rig = Rig::open(engine, quota(|quota| quota.pins_max = 1)).await;
+        pin(&rig, 1, NOW).await;
+        let ahead = NOW.plus(365 * DAY);
+        let pinned = rig.store.pin(vec![mailbox(2)], (TTL, NOW), ahead).await;
+        assert_eq!(pinned.unwrap(), [false]);
+        assert!(is_pinned(&rig, 1, NOW).await);
     }
 }
 
@@ -140,17 +142,20 @@ async fn there_is_never_a_pin_too_many() {
         let mut openers = JoinSet::new();
         for number in 0..100 {
             let store = Arc::clone(&rig.store);
-            openers.spawn(async move { store.pin(vec![mailbox(number)], NOW).await.unwrap() });
+            openers.spawn(async move {
+                let pinned = store.pin(vec![mailbox(number)], (TTL, NOW), NOW).await;
+                pinned.unwrap()[0]
+            });
         }
-        openers.join_all().await;
+        let are_pinned = openers.join_all().await;
+        assert_eq!(are_pinned.iter().filter(|is_pinned| **is_pinned).count(), 3);
         assert_eq!(pinned(&rig, 0..=99).await.len(), 3);
         assert_eq!(rig.usage().pins, 3);
-        assert!((rig.metric("pins_evicted_total") - 97.0).abs() < 0.1);
     }
 }
 
 #[tokio::test]
-async fn a_restart_keeps_pins_and_a_lowered_bound_is_reached() {
+async fn a_restart_keeps_pins_and_a_lowered_bound_takes_none_away_before_its_time() {
     for engine in durable_engines() {
         let mut rig = Rig::open(engine, Settings::default()).await;
         for number in 0..20 {
@@ -159,12 +164,12 @@ async fn a_restart_keeps_pins_and_a_lowered_bound_is_reached() {
         rig.reopen().await;
         assert_eq!(rig.usage().pins, 20);
         assert!((rig.metric("pins") - 20.0).abs() < 0.1);
-        assert_eq!(pinned(&rig, 0..=30).await.len(), 20);
         rig.change(|settings| settings.quota.pins_max = 5).await;
-        pin(&rig, 30, NOW).await;
+        assert_eq!(try_pin(&rig, &[30], NOW).await, [false]);
+        assert_eq!(pinned(&rig, 0..=30).await.len(), 20);
+        let later = NOW.plus(TTL + DAY);
+        assert_eq!(try_pin(&rig, &[30], later).await, [true]);
         assert_eq!(rig.usage().pins, 5);
-        assert_eq!(pinned(&rig, 0..=30).await.len(), 5);
-        assert!(is_pinned(&rig, 30, NOW).await);
     }
 }
 
@@ -174,7 +179,7 @@ async fn a_closed_store_refuses_pins() {
         let rig = Rig::open(engine, Settings::default()).await;
         rig.store.close().await;
         let closed = |error| assert!(matches!(error, Some(StoreError::Closed)));
-        closed(rig.store.pin(vec![mailbox(1)], NOW).await.err());
+        closed(rig.store.pin(vec![mailbox(1)], (TTL, NOW), NOW).await.err());
         closed(rig.store.unpin(mailbox(1)).await.err());
         closed(rig.store.are_pinned(&[mailbox(1)], TTL, NOW).await.err());
     }

@@ -83,14 +83,14 @@ impl State {
             }
         }
         known.proofs.expired.truncate(SWEPT_PROOFS_MAX);
-        let mut ranked = Vec::new();
-        for (mailbox, pin) in &self.pins {
-            let is_empty = self.rows_of(Holder::Mailbox(*mailbox)).next().is_none();
-            ranked.push((rank(pin.is_often, is_empty), pin.last_used, *mailbox));
-        }
-        ranked.sort();
-        known.pins.to_go = ranked.iter().map(|(.., mailbox)| *mailbox).collect();
-        known.pins.are_all = true;
+        let by_use = self
+            .pins
+            .iter()
+            .map(|(mailbox, pin)| (pin.last_used, *mailbox));
+        let over = by_use.filter(|(last_used, _)| Some(*last_used) <= asked.pins_over_by);
+        let mut over: Vec<_> = over.collect();
+        over.sort();
+        known.pins.to_go = over.iter().map(|(_, mailbox)| *mailbox).collect();
         known.pins.pins.clone_from(&self.pins);
         known.nonces.burnt.clone_from(&self.nonces);
         known.nonces.count = self.nonces.len() as u64;

@@ -17,7 +17,7 @@ async fn nothing_purged_comes_after_the_answer() {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
     let stream = socket.connect(relay.running.clients).await.unwrap();
-    let mut slow = Peer::over_with(stream, &[]).await.unwrap();
+    let mut slow = Peer::over(stream).await.unwrap();
     slow.handshake(json!({ "client_id": own })).await;
     let (mut before, delivered) = (-1.0, "relay_blobs_delivered_total");
     eventually("deliveries stand still", async || {

@@ -7,15 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::{Signer as _, SigningKey};
 use futures_util::SinkExt as _;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::Refused;
 use vauchi_relay::protocol::proof;
 use vauchi_relay::protocol::v2::client::{ServerFrame, decode_server_frame, encode_request};
 use vauchi_relay::protocol::v2::message::{
-    BlobDelivery, Done, Opened, Opening, OpeningProof, ReceiptDelivery, Submit, SubmitTerms,
-    Subscribe, Welcome,
+    BlobDelivery, Done, Opened, Opening, ReceiptDelivery, Submit, SubmitTerms, Subscribe, Welcome,
 };
 use vauchi_relay::protocol::v2::{Answer, Request, Tag};
 
@@ -34,35 +33,53 @@ pub(crate) struct Guest {
 
 /// A mailbox and what opens it.
 #[derive(Clone)]
-pub(crate) enum Owned {
-    Key(SigningKey),
-    Secret([u8; 32]),
+pub(crate) struct Owned {
+    pub(crate) key: SigningKey,
+    /// Whether v1 clients may go on to open it.
+    pub(crate) no_pin: bool,
 }
 
 impl Owned {
+    /// A mailbox that is pinned.
     pub(crate) fn key(byte: u8) -> Self {
-        Self::Key(SigningKey::from_bytes(&[byte; 32]))
-    }
-
-    pub(crate) fn secret(byte: u8) -> Self {
-        Self::Secret([byte; 32])
-    }
-
-    pub(crate) fn id(&self) -> MailboxId {
-        match self {
-            Self::Key(key) => MailboxId::from_bytes(key.verifying_key().to_bytes()),
-            Self::Secret(secret) => proof::v2_secret_mailbox(secret),
+        let no_pin = false;
+        Self {
+            no_pin,
+            ..Self::from_seed([byte; 32])
         }
     }
 
-    pub(crate) fn proof(&self, welcome: &Welcome, origin: &str) -> OpeningProof {
-        match self {
-            Self::Key(key) => {
-                let (relay, challenge) = (&welcome.relay_id, &welcome.challenge);
-                let signed = proof::v2_subscribe(relay, challenge, origin, &self.id());
-                OpeningProof::Signature(key.sign(&signed).to_bytes())
-            }
-            Self::Secret(secret) => OpeningProof::Secret(*secret),
+    /// One to which nobody sends through v1, of a key that [`Owned::key`] does not make.
+    pub(crate) fn v2_only(byte: u8) -> Self {
+        let mut seed = [byte; 32];
+        seed[31] = !byte;
+        Self::from_seed(seed)
+    }
+
+    pub(crate) fn from_seed(seed: [u8; 32]) -> Self {
+        Self {
+            key: SigningKey::from_bytes(&seed),
+            no_pin: true,
+        }
+    }
+
+    pub(crate) fn id(&self) -> MailboxId {
+        MailboxId::from_bytes(self.key.verifying_key().to_bytes())
+    }
+
+    pub(crate) fn signature(&self, welcome: &Welcome, origin: &str) -> [u8; 64] {
+        let (relay, challenge) = (&welcome.relay_id, &welcome.challenge);
+        let signed = proof::v2_subscribe(relay, challenge, origin, &self.id());
+        self.key.sign(&signed).to_bytes()
+    }
+
+    /// What opens it on the connection with this welcome.
+    pub(crate) fn opening(&self, welcome: &Welcome, tells_senders: bool) -> Opening {
+        Opening {
+            mailbox: self.id(),
+            signature: Some(self.signature(welcome, ORIGIN)),
+            tells_senders,
+            no_pin: self.no_pin,
         }
     }
 }
@@ -92,15 +109,26 @@ impl Guest {
     }
 
     pub(crate) async fn connect_to(address: SocketAddr) -> Self {
-        let peer = Peer::try_connect_with(address, &[OFFER]).await.unwrap();
-        Self::welcomed(peer).await
+        Self::connect_with(address, &[OFFER]).await
     }
 
     /// One that comes, as the proxy in front says, from `address`.
     pub(crate) async fn connect_from(relay: &Relay, address: &str) -> Self {
         let headers = [OFFER, ("x-forwarded-for", address)];
-        let connecting = Peer::try_connect_with(relay.running.clients, &headers);
-        Self::welcomed(connecting.await.unwrap()).await
+        Self::connect_with(relay.running.clients, &headers).await
+    }
+
+    async fn connect_with(address: SocketAddr, headers: &[(&'static str, &str)]) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let peer = Peer::over_with(stream, ORIGIN, headers).await;
+        Self::welcomed(peer.unwrap()).await
+    }
+
+    /// One whose upgrade request names this host.
+    pub(crate) async fn connect_as(relay: &Relay, host: &str) -> Self {
+        let stream = TcpStream::connect(relay.running.clients).await.unwrap();
+        let peer = Peer::over_with(stream, host, &[OFFER]).await;
+        Self::welcomed(peer.unwrap()).await
     }
 
     /// One whose system holds about so many bytes in each direction: it takes little at a time.
@@ -109,7 +137,7 @@ impl Guest {
         socket.set_send_buffer_size(bytes).unwrap();
         socket.set_recv_buffer_size(bytes).unwrap();
         let stream = socket.connect(relay.running.clients).await.unwrap();
-        Self::welcomed(Peer::over_with(stream, &[OFFER]).await.unwrap()).await
+        Self::welcomed(Peer::over_with(stream, ORIGIN, &[OFFER]).await.unwrap()).await
     }
 
     async fn welcomed(peer: Peer) -> Self {
@@ -132,6 +160,7 @@ impl Guest {
                 },
                 keepalive: Duration::ZERO,
                 features: Vec::new(),
+                proof: None,
             },
             asked: 0,
         };
@@ -213,11 +242,8 @@ impl Guest {
 
     /// What opens these mailboxes on this connection.
     pub(crate) fn subscribe_to(&self, owned: &[&Owned], tells_senders: bool) -> Subscribe {
-        let openings = owned.iter().map(|owned| Opening {
-            mailbox: owned.id(),
-            proof: owned.proof(&self.welcome, ORIGIN),
-            tells_senders,
-        });
+        let opening = |owned: &&Owned| owned.opening(&self.welcome, tells_senders);
+        let openings = owned.iter().map(opening);
         Subscribe {
             origin: ORIGIN.into(),
             openings: openings.collect(),

@@ -9,7 +9,7 @@ use crate::v2::client::{Guest, Owned, submit};
 #[tokio::test]
 async fn a_stranger_submits_and_the_owner_receives_by_key_or_by_secret() {
     let relay = Relay::start(&[]).await;
-    for owned in [Owned::key(1), Owned::secret(2)] {
+    for owned in [Owned::key(1), Owned::v2_only(2)] {
         let mut sender = Guest::connect(&relay).await;
         assert!(!sender.store(submit(&owned.id(), 1, b"waits")).await);
         assert!(sender.store(submit(&owned.id(), 1, b"waits")).await, "once");
@@ -41,7 +41,7 @@ async fn a_stranger_submits_and_the_owner_receives_by_key_or_by_secret() {
 #[tokio::test]
 async fn the_window_bounds_what_is_in_flight_and_each_acknowledgement_admits_more() {
     let relay = Relay::start(&[]).await;
-    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut sender) = (Owned::v2_only(1), Guest::connect(&relay).await);
     for number in 0..5 {
         sender.store(submit(&owned.id(), number, &[7; 100])).await;
     }
@@ -92,7 +92,7 @@ async fn the_window_bounds_what_is_in_flight_and_each_acknowledgement_admits_mor
 #[tokio::test]
 async fn a_full_mailbox_does_not_keep_the_others_of_its_connection_waiting() {
     let relay = Relay::start(&[]).await;
-    let (full, small) = (Owned::secret(1), Owned::secret(2));
+    let (full, small) = (Owned::v2_only(1), Owned::v2_only(2));
     let mut sender = Guest::connect(&relay).await;
     for number in 0..40 {
         sender.store(submit(&full.id(), number, &[1; 60_000])).await;
@@ -151,7 +151,7 @@ async fn each_subscriber_gets_each_blob_and_the_first_acknowledgement_deletes_it
 async fn hundreds_of_mailboxes_are_open_on_one_connection() {
     // Good proofs are no failed ones, however many come at once.
     let relay = Relay::start(&[("RELAY_FAILED_PROOFS_PER_MIN", "20")]).await;
-    let owned: Vec<_> = (0..=255).map(Owned::secret).collect();
+    let owned: Vec<_> = (0..=255).map(Owned::v2_only).collect();
     let mut owner = Guest::connect(&relay).await;
     let subscribe = owner.subscribe_to(&owned.iter().collect::<Vec<_>>(), false);
     assert!(
@@ -170,7 +170,7 @@ async fn hundreds_of_mailboxes_are_open_on_one_connection() {
         .map(|number| {
             let mut secret = [3; 32];
             secret[..2].copy_from_slice(&number.to_be_bytes());
-            Owned::Secret(secret)
+            Owned::from_seed(secret)
         })
         .collect();
     let mut greedy = Guest::connect(&relay).await;

@@ -7,7 +7,7 @@ use vauchi_relay::protocol::proof;
 use vauchi_relay::protocol::v2::message::{Done, ReceiptKind, Withdrawal, WithdrawalKind};
 use vauchi_relay::protocol::v2::{Answer, Request};
 
-use crate::harness::Peer;
+use crate::harness::{Peer, Relay};
 use crate::store::faulty::{Call, Fault, Faults, Stall, faulty_relay};
 use crate::v2::client::{Guest, Owned, on_terms, submit};
 
@@ -44,7 +44,7 @@ async fn a_submit_that_is_not_stored_is_not_confirmed_and_costs_no_share() {
     .await;
     let mut sender = Guest::connect(&relay).await;
     for (place, fault) in FAULTS.iter().enumerate() {
-        let owned = Owned::secret(place as u8);
+        let owned = Owned::v2_only(place as u8);
         // The whole share of the mailbox, and nearly half of that of the relay.
         let request = Request::Submit(submit(&owned.id(), 1, &[7; 1_500]));
         let answer = refused_first(&mut sender, &faulty, (Call::Append, fault), request).await;
@@ -64,7 +64,7 @@ async fn a_submit_that_is_not_stored_is_not_confirmed_and_costs_no_share() {
 #[tokio::test]
 async fn of_submits_that_are_under_way_together_each_is_told_its_own_fate() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut sender) = (Owned::v2_only(1), Guest::connect(&relay).await);
     faulty.on(Call::Append, 2, Fault::FailCommit);
     faulty.on(Call::Append, 4, Fault::FailCommit);
     let mut asked = Vec::new();
@@ -122,7 +122,7 @@ async fn a_deletion_that_fails_deletes_nothing_and_the_repeat_deletes() {
 async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
     // Otherwise the window would admit more than the client has room for, and a drain would not wait.
     let (relay, faulty) = faulty_relay(&[("RELAY_RATE_LIMIT_PER_MIN", "1")]).await;
-    let (owned, mut owner) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut owner) = (Owned::v2_only(1), Guest::connect(&relay).await);
     for number in 0..3 {
         let mut sender = Guest::connect(&relay).await;
         sender.store(submit(&owned.id(), number, b"x")).await;
@@ -167,7 +167,7 @@ async fn a_refused_acknowledgement_leaves_its_blobs_in_flight() {
 async fn a_blob_is_taken_back_or_extended_when_storage_works_again() {
     let (relay, faulty) = faulty_relay(&[]).await;
     for (place, fault) in FAULTS.iter().enumerate() {
-        let (owned, mut sender) = (Owned::secret(place as u8), Guest::connect(&relay).await);
+        let (owned, mut sender) = (Owned::v2_only(place as u8), Guest::connect(&relay).await);
         let blob = |secret: u8| {
             let mut blob = on_terms(submit(&owned.id(), 0, &[secret]), |terms| {
                 terms.ttl = Some(Duration::from_secs(7_200));
@@ -178,7 +178,10 @@ async fn a_blob_is_taken_back_or_extended_when_storage_works_again() {
         let withdraw = |secret: u8, kind| {
             Request::Withdraw(Withdrawal {
                 mailbox: owned.id(),
-                secret: [secret; 32],
+                shown: match kind {
+                    WithdrawalKind::Extend(_) => proof::v2_extend_key(&[secret; 32]),
+                    WithdrawalKind::Cancel => [secret; 32],
+                },
                 kind,
             })
         };
@@ -211,7 +214,7 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
     let (owned, mut owner) = (Owned::key(1), Guest::connect(&relay).await);
     owner.store(submit(&owned.id(), 1, b"waits")).await;
     faulty.on(Call::Holdings, 1, Fault::Fail);
-    let subscribe = Request::Subscribe(owner.subscribe_to(&[&owned, &Owned::secret(2)], true));
+    let subscribe = Request::Subscribe(owner.subscribe_to(&[&owned, &Owned::v2_only(2)], true));
     assert_eq!(owner.refusal(subscribe.clone()).await.code, "unavailable");
     let purge = Request::Purge(vec![owned.id()]);
     assert_eq!(owner.refusal(purge).await.code, "unauthorized");
@@ -237,25 +240,42 @@ async fn what_storage_could_not_open_is_not_open_and_opens_with_the_repeat() {
     assert!(is_done(&answer, Done::Unpinned));
 }
 
+/// Whether a v1 client may open this mailbox without a signature.
+async fn opens_unsigned(relay: &Relay, owned: &Owned) -> bool {
+    let mut v1 = Peer::connect(relay.running.clients).await;
+    let hello = serde_json::json!({ "client_id": owned.id().to_hex() });
+    v1.say_hello(hello).await;
+    v1.next().await.is_ok()
+}
+
+/// The owner was let in, so that it can make room, and so was a stranger after it.
 #[tokio::test]
-async fn who_proves_itself_is_let_in_though_it_can_not_be_pinned() {
+async fn while_no_pin_can_be_saved_owners_are_let_in_and_strangers_are_not() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    for call in [Call::Pin, Call::IsPinned] {
+    for (byte, call) in [(1, Call::Pin), (2, Call::IsPinned)] {
+        let owned = Owned::key(byte);
+        assert!(opens_unsigned(&relay, &owned).await);
         let mut owner = Guest::connect(&relay).await;
         faulty.on_every(call, Fault::Fail);
-        owner.open_empty(&Owned::key(1)).await;
+        owner.open_empty(&owned).await;
+        assert!(!opens_unsigned(&relay, &owned).await);
         faulty.mend(call);
-        assert_eq!(relay.metric("relay_pins").await, 0.0);
+        assert!(!opens_unsigned(&relay, &owned).await);
+        assert_eq!(relay.metric("relay_pins").await, 0.0, "{byte}");
     }
-    // The pin comes with the next opening.
-    Guest::connect(&relay)
-        .await
-        .open_empty(&Owned::key(1))
-        .await;
-    let mut v1 = Peer::connect(relay.running.clients).await;
-    let hello = serde_json::json!({ "client_id": Owned::key(1).id().to_hex() });
-    v1.say_hello(hello).await;
-    v1.expect_close(4401).await;
+    // They are saved with the next one.
+    let mut other = Guest::connect(&relay).await;
+    other.open_empty(&Owned::key(3)).await;
+    assert_eq!(relay.metric("relay_pins").await, 3.0);
+    let relay = relay.restart().await;
+    for byte in 1..=3 {
+        assert!(!opens_unsigned(&relay, &Owned::key(byte)).await);
+    }
+    // Whoever takes the pin off takes it off in both places.
+    let mut owner = Guest::connect(&relay).await;
+    owner.open_empty(&Owned::key(1)).await;
+    owner.done(Request::Unpin(Owned::key(1).id())).await;
+    assert!(opens_unsigned(&relay, &Owned::key(1)).await);
 }
 
 #[tokio::test]
@@ -268,7 +288,7 @@ async fn a_recovery_proof_that_is_not_stored_takes_no_place() {
     ])
     .await;
     let mut owner = Guest::connect(&relay).await;
-    owner.open_empty(&Owned::secret(1)).await;
+    owner.open_empty(&Owned::v2_only(1)).await;
     let put = Request::RecoveryStore(RecoveryProof {
         key_hash: [5; 32],
         proof: vec![7; 1_500].into(),
@@ -300,7 +320,7 @@ async fn a_recovery_proof_that_is_not_stored_takes_no_place() {
 #[tokio::test]
 async fn a_page_that_can_not_be_read_delays_deliveries_and_loses_none() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut sender) = (Owned::v2_only(1), Guest::connect(&relay).await);
     // Two to a page.
     for number in 0..5 {
         let blob = vec![number as u8; 120_000];
@@ -324,7 +344,7 @@ async fn a_page_that_can_not_be_read_delays_deliveries_and_loses_none() {
 #[tokio::test]
 async fn a_delivery_whose_receipt_fails_is_a_delivery_all_the_same() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    let (owned, own) = (Owned::secret(1), Owned::secret(2));
+    let (owned, own) = (Owned::v2_only(1), Owned::v2_only(2));
     let mut sender = Guest::connect(&relay).await;
     sender.open_empty(&own).await;
     let mut owner = Guest::connect(&relay).await;
@@ -348,7 +368,7 @@ async fn a_delivery_whose_receipt_fails_is_a_delivery_all_the_same() {
 #[tokio::test]
 async fn a_receipt_that_waits_for_the_disk_holds_up_no_answer() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    let (owned, own) = (Owned::secret(1), Owned::secret(2));
+    let (owned, own) = (Owned::v2_only(1), Owned::v2_only(2));
     let mut sender = Guest::connect(&relay).await;
     sender.open_empty(&own).await;
     for number in 0..2 {
@@ -375,7 +395,7 @@ async fn a_receipt_that_waits_for_the_disk_holds_up_no_answer() {
 #[tokio::test]
 async fn a_refused_subscribe_does_not_change_who_is_told() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    let (owned, mut owner) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut owner) = (Owned::v2_only(1), Guest::connect(&relay).await);
     let quiet = owner.subscribe_to(&[&owned], false);
     owner.try_subscribe(quiet).await;
     owner.caught_up().await;

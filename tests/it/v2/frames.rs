@@ -22,14 +22,14 @@ fn answered(guest: &Guest) -> Vec<Request> {
     let withdraw = |kind| {
         Request::Withdraw(Withdrawal {
             mailbox: to(1),
-            secret: [1; 32],
+            shown: [1; 32],
             kind,
         })
     };
     vec![
-        Request::Hello,
+        Request::Hello(None),
         Request::Submit(submit(&to(1), 1, b"x")),
-        Request::Subscribe(guest.subscribe_to(&[&Owned::secret(1)], false)),
+        Request::Subscribe(guest.subscribe_to(&[&Owned::v2_only(1)], false)),
         Request::Window { blobs: 1, bytes: 1 },
         withdraw(WithdrawalKind::Cancel),
         withdraw(WithdrawalKind::Extend(Duration::from_secs(60))),

@@ -9,12 +9,13 @@ use bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, Value};
 
 use vauchi_relay::protocol::v2::client::{ServerFrame, decode_server_frame, encode_request};
-use vauchi_relay::protocol::v2::message::{Opening, OpeningProof, Subscribe};
+use vauchi_relay::protocol::v2::message::Subscribe;
 use vauchi_relay::protocol::v2::{Answer, Incoming, Request, Tag, codes, decode, encode};
 use vauchi_relay::service::refusal::Refusal;
 
 use crate::v2::golden_frames::{
-    TAG, answers, blob_id, by_secret, delivery, kept, pushes, refused, requests, submit,
+    TAG, answers, blob_id, delivery, derived, derived_opening, kept, pushes, refused, requests,
+    submit,
 };
 
 /// Frames beside those that the tables have, one for each kind.
@@ -70,7 +71,7 @@ fn said() -> impl Iterator<Item = (&'static str, Option<Tag>, Answer)> {
 
 #[test]
 fn an_acknowledgement_needs_no_answer() {
-    let request = Request::Acknowledge(vec![(by_secret(), blob_id())]);
+    let request = Request::Acknowledge(vec![(derived(), blob_id())]);
     let frame = golden(UNANSWERED);
     assert_eq!(encode_request(None, &request), frame);
     let tag = None;
@@ -79,7 +80,10 @@ fn an_acknowledgement_needs_no_answer() {
 
 #[test]
 fn a_hello_with_features_that_nobody_knows_is_a_hello() {
-    assert_eq!(decode(&golden(NAMED_HELLO)), understood(Request::Hello));
+    assert_eq!(
+        decode(&golden(NAMED_HELLO)),
+        understood(Request::Hello(None))
+    );
 }
 
 #[test]
@@ -188,7 +192,7 @@ fn new_frame(name: &str) -> Bytes {
     }
     match name {
         UNANSWERED => {
-            let items = vec![(by_secret(), blob_id())];
+            let items = vec![(derived(), blob_id())];
             encode_request(None, &Request::Acknowledge(items))
         }
         FROM_A_LATER_CLIENT => later(&encode_request(TAG, &submit(kept())), 3),
@@ -198,10 +202,10 @@ fn new_frame(name: &str) -> Bytes {
         UNKNOWN_REQUEST => Bytes::from_static(&[0x08, 0xac, 2, 0xa2, 6, 2, 0x08, 1]),
         UNKNOWN_ANSWER => Bytes::from_static(&[0x08, 0xac, 2, 0xa2, 6, 2, 0x08, 1]),
         UNKNOWN_PUSH => Bytes::from_static(&[0xa2, 6, 2, 0x08, 1]),
-        // `receipts` is the last byte.
+        // `receipts` stands before `no_pin`, of two bytes, which is the last field.
         LATER_RECEIPTS => {
             let known = encode_request(TAG, &Request::Subscribe(one_opening(true)));
-            with_byte(&known, known.len() - 1, 9)
+            with_byte(&known, known.len() - 3, 9)
         }
         // Behind the number, the kind with its length, and the key of `code`.
         LATER_CODE => with_byte(
@@ -222,11 +226,7 @@ fn with_byte(frame: &[u8], at: usize, byte: u8) -> Bytes {
 fn one_opening(tells_senders: bool) -> Subscribe {
     Subscribe {
         origin: "relay.example".into(),
-        openings: vec![Opening {
-            mailbox: by_secret(),
-            proof: OpeningProof::Secret([0x44; 32]),
-            tells_senders,
-        }],
+        openings: vec![derived_opening(tells_senders)],
     }
 }
 

@@ -7,22 +7,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signer as _, SigningKey};
+use sha2::{Digest as _, Sha256};
 
 use vauchi_relay::clock::Timestamp;
+use vauchi_relay::identity::Identity;
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery, Refused};
-use vauchi_relay::protocol::proof::{v2_blob_id, v2_secret_mailbox, v2_subscribe};
+use vauchi_relay::protocol::proof::{v2_blob_id, v2_extend_key, v2_subscribe, v2_welcome};
 use vauchi_relay::protocol::v2::message::{
-    BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Limits, Opened, Opening, OpeningProof,
+    BlobDelivery, Done, FoundProof, GoAway, GoAwayReason, Introduce, Limits, Opened, Opening,
     PurgedMailbox, ReceiptDelivery, ReceiptKind, Submit, SubmitTerms, Subscribe, Welcome,
     Withdrawal, WithdrawalKind,
 };
 use vauchi_relay::protocol::v2::{Answer, Request, Tag};
 
-const RELAY_ID: [u8; 32] = [0x22; 32];
+const RELAY_SEED: [u8; 32] = [0x22; 32];
 const CHALLENGE: [u8; 32] = [0x33; 32];
 const ORIGIN: &str = "relay.example:8443";
-const MAILBOX_SECRET: [u8; 32] = [0x44; 32];
+const NONCE: [u8; 32] = [0xaa; 32];
+const SHARED_KEY: [u8; 32] = [0x44; 32];
+const EPOCH: u64 = 20_000;
 const KEY_SEED: [u8; 32] = [0x55; 32];
 const BLOB_SECRET: [u8; 32] = [0x66; 32];
 const KEY_HASH: [u8; 32] = [0x77; 32];
@@ -33,8 +37,35 @@ const STORED_AT: Timestamp = Timestamp::from_millis(1_795_220_095_000);
 const EXPIRES_AT: Timestamp = Timestamp::from_millis(1_802_996_095_000);
 const WEEK: Duration = Duration::from_secs(7 * 86_400);
 
-pub(crate) fn by_secret() -> MailboxId {
-    v2_secret_mailbox(&MAILBOX_SECRET)
+fn relay() -> Identity {
+    Identity::from_seed(&RELAY_SEED)
+}
+
+/// The key of a mailbox that two share, as `docs/write-a-client.md` derives it.
+fn derived_key() -> SigningKey {
+    let salt = hmac(&[0; 32], &[&SHARED_KEY]);
+    let words = b"vauchi.relay.v2 mailbox";
+    SigningKey::from_bytes(&hmac(&salt, &[words, &EPOCH.to_be_bytes(), &[1]]))
+}
+
+/// HMAC-SHA-256 of the parts, one after the other.
+fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    let block = |with: u8| {
+        let mut block = [with; 64];
+        block.iter_mut().zip(key).for_each(|(to, from)| *to ^= from);
+        block.to_vec()
+    };
+    let inner = Sha256::digest([block(0x36), parts.concat()].concat());
+    Sha256::digest([block(0x5c), inner.to_vec()].concat()).into()
+}
+
+pub(crate) fn derived() -> MailboxId {
+    MailboxId::from_bytes(derived_key().verifying_key().to_bytes())
+}
+
+/// What opens the derived mailbox.
+pub(crate) fn derived_opening(tells_senders: bool) -> Opening {
+    opening(&derived_key(), tells_senders, true)
 }
 
 fn key() -> SigningKey {
@@ -46,7 +77,7 @@ fn by_key() -> MailboxId {
 }
 
 pub(crate) fn blob_id() -> BlobId {
-    v2_blob_id(&by_secret(), &BLOB_SECRET)
+    v2_blob_id(&derived(), &BLOB_SECRET)
 }
 
 fn body() -> Bytes {
@@ -55,7 +86,7 @@ fn body() -> Bytes {
 
 pub(crate) fn submit(terms: SubmitTerms) -> Request {
     Request::Submit(Submit {
-        recipient: by_secret(),
+        recipient: derived(),
         id: blob_id(),
         terms,
         body: body(),
@@ -69,7 +100,7 @@ pub(crate) fn kept() -> SubmitTerms {
         receipt_to: Some(by_key()),
         live_only: false,
         v1_ok: true,
-        relay: Some(RELAY_ID),
+        relay: Some(*relay().id()),
     }
 }
 
@@ -81,29 +112,34 @@ fn live() -> SubmitTerms {
 }
 
 fn subscribe() -> Request {
-    let signed = v2_subscribe(&RELAY_ID, &CHALLENGE, ORIGIN, &by_key());
-    let signature = key().sign(&signed).to_bytes();
     Request::Subscribe(Subscribe {
         origin: ORIGIN.into(),
         openings: vec![
-            Opening {
-                mailbox: by_key(),
-                proof: OpeningProof::Signature(signature),
-                tells_senders: true,
-            },
-            Opening {
-                mailbox: by_secret(),
-                proof: OpeningProof::Secret(MAILBOX_SECRET),
-                tells_senders: false,
-            },
+            opening(&key(), true, false),
+            opening(&derived_key(), false, true),
         ],
     })
 }
 
+/// What opens the mailbox of this key on the connection with the challenge.
+fn opening(key: &SigningKey, tells_senders: bool, no_pin: bool) -> Opening {
+    let mailbox = MailboxId::from_bytes(key.verifying_key().to_bytes());
+    let signed = v2_subscribe(relay().id(), &CHALLENGE, ORIGIN, &mailbox);
+    Opening {
+        mailbox,
+        signature: Some(key.sign(&signed).to_bytes()),
+        tells_senders,
+        no_pin,
+    }
+}
+
 fn withdraw(kind: WithdrawalKind) -> Request {
     Request::Withdraw(Withdrawal {
-        mailbox: by_secret(),
-        secret: BLOB_SECRET,
+        mailbox: derived(),
+        shown: match kind {
+            WithdrawalKind::Extend(_) => v2_extend_key(&BLOB_SECRET),
+            WithdrawalKind::Cancel => BLOB_SECRET,
+        },
         kind,
     })
 }
@@ -118,14 +154,15 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         key_hashes: vec![KEY_HASH, [0x78; 32]],
     };
     vec![
-        ("hello", Request::Hello),
+        ("hello", Request::Hello(Some(introduce()))),
+        ("hello_without_nonce", Request::Hello(None)),
         ("submit", submit(SubmitTerms::default())),
         ("submit_with_terms", submit(kept())),
         ("submit_live_only", submit(live())),
         ("subscribe", subscribe()),
         (
             "unsubscribe",
-            Request::Unsubscribe(vec![by_key(), by_secret()]),
+            Request::Unsubscribe(vec![by_key(), derived()]),
         ),
         (
             "window",
@@ -136,11 +173,11 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         ),
         (
             "acknowledge",
-            Request::Acknowledge(vec![(by_secret(), blob_id()), (by_key(), RECEIPT_ID)]),
+            Request::Acknowledge(vec![(derived(), blob_id()), (by_key(), RECEIPT_ID)]),
         ),
         ("extend", withdraw(WithdrawalKind::Extend(WEEK))),
         ("cancel", withdraw(WithdrawalKind::Cancel)),
-        ("purge", Request::Purge(vec![by_secret()])),
+        ("purge", Request::Purge(vec![derived()])),
         ("unpin", Request::Unpin(by_key())),
         ("recovery_put", Request::RecoveryStore(proof)),
         ("recovery_get", Request::RecoveryQuery(query)),
@@ -148,9 +185,23 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     ]
 }
 
-fn welcome() -> Answer {
+fn introduce() -> Introduce {
+    Introduce {
+        nonce: NONCE,
+        origin: ORIGIN.into(),
+    }
+}
+
+/// The answer to `hello`.
+fn proven_welcome() -> Answer {
+    let relay = relay();
+    let signed = v2_welcome(relay.id(), &NONCE, &CHALLENGE, ORIGIN);
+    welcome(Some(relay.sign(&signed)))
+}
+
+fn welcome(proof: Option<[u8; 64]>) -> Answer {
     Answer::Welcome(Box::new(Welcome {
-        relay_id: RELAY_ID,
+        relay_id: *relay().id(),
         server_version: "2.0.0".into(),
         challenge: CHALLENGE,
         limits: Limits {
@@ -166,13 +217,14 @@ fn welcome() -> Answer {
         },
         keepalive: Duration::from_secs(30),
         features: vec!["a-later-feature".into()],
+        proof,
     }))
 }
 
 pub(crate) fn delivery() -> Answer {
     Answer::Blob(BlobDelivery {
         id: blob_id(),
-        mailbox: by_secret(),
+        mailbox: derived(),
         stored_at: STORED_AT,
         expires_at: Some(EXPIRES_AT),
         redelivered: true,
@@ -203,9 +255,9 @@ pub(crate) fn pushes() -> Vec<(&'static str, Answer)> {
         alternates: vec!["wss://other.example".to_owned()].into(),
     };
     vec![
-        ("welcome", welcome()),
+        ("welcome", welcome(None)),
         ("delivery", delivery()),
-        ("caught_up", Answer::CaughtUp(vec![by_key(), by_secret()])),
+        ("caught_up", Answer::CaughtUp(vec![by_key(), derived()])),
         ("receipt", Answer::Receipt(receipt)),
         ("go_away", Answer::GoAway(go_away)),
     ]
@@ -228,7 +280,7 @@ fn opened() -> Vec<Result<Opened, &'static str>> {
 /// Every kind of answer, by the name of its frame.
 pub(crate) fn answers() -> Vec<(&'static str, Answer)> {
     let purged = PurgedMailbox {
-        mailbox: by_secret(),
+        mailbox: derived(),
         blobs: 3,
         receipts: 1,
     };
@@ -253,7 +305,7 @@ pub(crate) fn answers() -> Vec<(&'static str, Answer)> {
         more: true,
     };
     vec![
-        ("welcome_again", welcome()),
+        ("welcome_again", proven_welcome()),
         ("refused", refused("invalid", None)),
         (
             "refused_for_now",

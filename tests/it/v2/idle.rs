@@ -12,7 +12,7 @@ use crate::v2::client::{Guest, Owned, submit};
 #[tokio::test]
 async fn a_full_window_reads_no_page_twice_until_it_opens() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut guest = Guest::connect(&relay).await;
     for number in 1..=3 {
         guest.store(submit(&owned.id(), number, b"x")).await;
@@ -43,7 +43,7 @@ async fn a_full_window_reads_no_page_twice_until_it_opens() {
 #[tokio::test]
 async fn what_comes_for_a_connected_recipient_is_not_read_back() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let (mut sender, mut owner) = (Guest::connect(&relay).await, Guest::connect(&relay).await);
     owner.open_empty(&owned).await;
     let opened = faulty.calls(Call::Page);
@@ -80,7 +80,7 @@ async fn what_comes_for_a_connected_recipient_is_not_read_back() {
 #[tokio::test]
 async fn a_purge_takes_what_waits_in_memory_too() {
     let (relay, _) = faulty_relay(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let (mut sender, mut owner) = (Guest::connect(&relay).await, Guest::connect(&relay).await);
     let window = Request::Window {
         blobs: 1,

@@ -2,7 +2,7 @@
 
 use vauchi_relay::ids::{BlobId, MailboxId};
 use vauchi_relay::protocol::message::RecoveryQuery;
-use vauchi_relay::protocol::v2::message::{Done, OpeningProof};
+use vauchi_relay::protocol::v2::message::Done;
 use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::harness::Relay;
@@ -18,7 +18,7 @@ fn blob_id(number: u32) -> BlobId {
 #[tokio::test]
 async fn a_purge_that_names_a_mailbox_a_thousand_times_purges_it_once() {
     let (relay, faulty) = faulty_relay(&[]).await;
-    let (one, other) = (Owned::key(1), Owned::secret(2));
+    let (one, other) = (Owned::key(1), Owned::v2_only(2));
     let mut guest = Guest::connect(&relay).await;
     let subscribe = guest.subscribe_to(&[&one, &other], false);
     guest.try_subscribe(subscribe).await;
@@ -38,7 +38,7 @@ async fn a_purge_that_names_a_mailbox_a_thousand_times_purges_it_once() {
         .map(|purged| (purged.mailbox, purged.blobs))
         .collect();
     assert_eq!(told, [(one.id(), 1), (other.id(), 0)]);
-    // Only an id that is a key has a pin to take off.
+    // Only one of them has a pin to take off.
     assert_eq!(
         (faulty.calls(Call::Purge), faulty.calls(Call::Unpin)),
         (2, 1)
@@ -49,7 +49,7 @@ async fn a_purge_that_names_a_mailbox_a_thousand_times_purges_it_once() {
 #[tokio::test]
 async fn mailboxes_that_are_closed_by_the_ten_thousand_are_closed_and_answered_once() {
     let relay = Relay::start(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
-    let owned: Vec<_> = (0..=255).map(Owned::secret).collect();
+    let owned: Vec<_> = (0..=255).map(Owned::v2_only).collect();
     let mut guest = Guest::connect(&relay).await;
     let subscribe = guest.subscribe_to(&owned.iter().collect::<Vec<_>>(), false);
     guest.try_subscribe(subscribe).await;
@@ -92,7 +92,7 @@ async fn mailboxes_that_are_closed_by_the_ten_thousand_are_closed_and_answered_o
 #[tokio::test]
 async fn a_thousand_acknowledgements_are_one_request_and_one_more_is_refused_whole() {
     let relay = Relay::start(&[("RELAY_STORAGE_BACKEND", "memory")]).await;
-    let (owned, mut owner) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut owner) = (Owned::v2_only(1), Guest::connect(&relay).await);
     owner.open_empty(&owned).await;
     let mut sender = Guest::connect(&relay).await;
     for number in 0..3 {
@@ -129,7 +129,7 @@ async fn a_mailbox_that_is_named_twice_is_answered_twice_and_open_once() {
     sender.store(submit(&owned.id(), 1, b"once")).await;
     let mut subscribe = owner.subscribe_to(&[&owned, &owned, &owned], true);
     // One of the proofs is not good, which closes nothing.
-    subscribe.openings[1].proof = OpeningProof::Malformed;
+    subscribe.openings[1].signature = None;
     let outcomes = owner.try_subscribe(subscribe).await;
     assert!(outcomes[0].is_ok());
     assert_eq!(outcomes[0], outcomes[2]);

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use vauchi_relay::ids::{BlobId, MailboxId};
-use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery};
+use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery, Refused};
+use vauchi_relay::protocol::proof;
 use vauchi_relay::protocol::v2::message::{
-    Done, Opening, OpeningProof, Subscribe, Withdrawal, WithdrawalKind,
+    Done, Introduce, Opening, Subscribe, Welcome, Withdrawal, WithdrawalKind,
 };
 use vauchi_relay::protocol::v2::{Answer, Request};
 
@@ -16,26 +17,17 @@ use crate::v2::client::{Guest, ORIGIN, Owned, on_terms, submit};
 #[tokio::test]
 async fn only_a_good_proof_opens_a_mailbox_and_every_bad_one_is_refused_alike() {
     let relay = Relay::start(&[]).await;
-    let (by_key, by_secret) = (Owned::key(1), Owned::secret(2));
+    let (by_key, by_secret) = (Owned::key(1), Owned::v2_only(2));
     let mut guest = Guest::connect(&relay).await;
     let good = guest.subscribe_to(&[&by_key, &by_secret], false);
     let mut bad = Vec::new();
-    for proof in [
-        OpeningProof::Malformed,
-        OpeningProof::Secret([9; 32]),
-        OpeningProof::Signature([0; 64]),
-        // The right key over something else.
-        match good.openings[0].proof {
-            OpeningProof::Signature(mut signature) => {
-                signature[0] ^= 1;
-                OpeningProof::Signature(signature)
-            }
-            _ => unreachable!(),
-        },
-    ] {
+    // The right key over something else.
+    let mut other = good.openings[0].signature.unwrap();
+    other[0] ^= 1;
+    for signature in [None, Some([9; 64]), Some([0; 64]), Some(other)] {
         for place in [0, 1] {
             let mut opening = good.openings[place].clone();
-            opening.proof = proof.clone();
+            opening.signature = signature;
             bad.push(opening);
         }
     }
@@ -49,7 +41,7 @@ async fn only_a_good_proof_opens_a_mailbox_and_every_bad_one_is_refused_alike() 
             .iter()
             .all(|outcome| *outcome == Err("unauthorized"))
     );
-    // Signed for another connection, or for another host.
+    // Signed for another connection.
     let mut other = Guest::connect(&relay).await;
     assert_eq!(
         other
@@ -57,21 +49,6 @@ async fn only_a_good_proof_opens_a_mailbox_and_every_bad_one_is_refused_alike() 
             .await,
         [Err("unauthorized")]
     );
-    let mut elsewhere = other.subscribe_to(&[&by_key], false);
-    elsewhere.origin = "relay.example.org".into();
-    assert_eq!(other.try_subscribe(elsewhere).await, [Err("unauthorized")]);
-}
-
-#[tokio::test]
-async fn with_public_origins_a_signature_for_another_host_opens_nothing() {
-    let relay = Relay::start(&[("RELAY_PUBLIC_ORIGINS", "relay.example.net")]).await;
-    let mut guest = Guest::connect(&relay).await;
-    let (by_key, by_secret) = (Owned::key(1), Owned::secret(2));
-    let subscribe = guest.subscribe_to(&[&by_key, &by_secret], false);
-    let outcomes = guest.try_subscribe(subscribe).await;
-    assert_eq!(outcomes[0], Err("unauthorized"));
-    assert!(outcomes[1].is_ok(), "a secret is bound to no host");
-    assert_ne!(ORIGIN, "relay.example.net");
 }
 
 #[tokio::test]
@@ -92,35 +69,26 @@ async fn an_origin_of_another_shape_is_invalid_also_without_public_origins() {
     ] {
         let mut subscribe = guest.subscribe_to(&[&by_key], false);
         subscribe.origin = bad.into();
-        let OpeningProof::Signature(signature) = &mut subscribe.openings[0].proof else {
-            unreachable!()
-        };
         // Signed as it is sent, so that only its shape is wrong.
-        *signature = match by_key.proof(&guest.welcome, bad) {
-            OpeningProof::Signature(signature) => signature,
-            _ => unreachable!(),
-        };
+        subscribe.openings[0].signature = Some(by_key.signature(&guest.welcome, bad));
         let refused = guest.refusal(Request::Subscribe(subscribe)).await;
         assert_eq!(refused.code, "invalid", "{bad:?}");
     }
-    // Secrets are bound to no host, so they need no origin.
-    let mut subscribe = guest.subscribe_to(&[&Owned::secret(2)], false);
-    subscribe.origin = "".into();
-    assert!(guest.try_subscribe(subscribe).await[0].is_ok());
 }
 
 /// What a stranger is answered to everything it may try with the id of a mailbox, one by one.
 async fn answers_to_a_stranger(relay: &Relay, id: MailboxId) -> Vec<String> {
     let mut stranger = Guest::connect(relay).await;
-    let opening = |proof| Opening {
+    let opening = |signature| Opening {
         mailbox: id,
-        proof,
+        signature,
         tells_senders: true,
+        no_pin: false,
     };
     let withdraw = |kind| {
         Request::Withdraw(Withdrawal {
             mailbox: id,
-            secret: *id.as_bytes(),
+            shown: *id.as_bytes(),
             kind,
         })
     };
@@ -131,11 +99,7 @@ async fn answers_to_a_stranger(relay: &Relay, id: MailboxId) -> Vec<String> {
     for request in [
         Request::Subscribe(Subscribe {
             origin: ORIGIN.into(),
-            openings: vec![
-                opening(OpeningProof::Malformed),
-                opening(OpeningProof::Secret(*id.as_bytes())),
-                opening(OpeningProof::Signature([7; 64])),
-            ],
+            openings: vec![opening(None), opening(Some([7; 64]))],
         }),
         Request::Acknowledge(vec![(id, blob)]),
         Request::Purge(vec![id]),
@@ -163,7 +127,7 @@ async fn a_stranger_is_answered_alike_whether_a_mailbox_is_in_use_or_was_never_s
     let relay = Relay::start(&[]).await;
     let never_seen = MailboxId::from_bytes([9; 32]);
     let expected = answers_to_a_stranger(&relay, never_seen).await;
-    for (owned, number) in [(Owned::key(1), 10), (Owned::secret(2), 20)] {
+    for (owned, number) in [(Owned::key(1), 10), (Owned::v2_only(2), 20)] {
         // It has a blob in flight, one that waits, and a receipt; its owner is there and tells nobody.
         let id = owned.id();
         let mut owner = Guest::connect(&relay).await;
@@ -189,7 +153,7 @@ async fn a_stranger_is_answered_alike_whether_a_mailbox_is_in_use_or_was_never_s
         assert_eq!(answers_to_a_stranger(&relay, id).await, expected);
 
         // v1 lets a stranger into what was never proven by key; it sees none of this.
-        if let Owned::Secret(_) = owned {
+        if owned.no_pin {
             let mut v1 = relay.client(&id.to_hex()).await;
             v1.expect_silence().await;
         }
@@ -205,7 +169,7 @@ async fn a_stranger_is_answered_alike_whether_a_mailbox_is_in_use_or_was_never_s
 #[tokio::test]
 async fn an_own_mailbox_gives_no_power_over_another() {
     let relay = Relay::start(&[]).await;
-    let (owned, own) = (Owned::key(1), Owned::secret(2));
+    let (owned, own) = (Owned::key(1), Owned::v2_only(2));
     let mut owner = Guest::connect(&relay).await;
     owner.open_empty(&owned).await;
     let mut stranger = Guest::connect(&relay).await;
@@ -236,7 +200,7 @@ async fn an_own_mailbox_gives_no_power_over_another() {
 #[tokio::test]
 async fn v1_and_v2_meet_in_one_mailbox() {
     let relay = Relay::start(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut sender = Guest::connect(&relay).await;
     let open_to_all = on_terms(submit(&owned.id(), 1, b"for both"), |terms| {
         terms.v1_ok = true
@@ -259,7 +223,7 @@ async fn v1_and_v2_meet_in_one_mailbox() {
 #[tokio::test]
 async fn strangers_can_not_lock_v1_users_out_with_blobs_that_v1_can_not_see() {
     let relay = Relay::start(&[("RELAY_MAILBOX_MAX_BLOBS", "2")]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut stranger = Guest::connect(&relay).await;
     for number in 0..2 {
         stranger.store(submit(&owned.id(), number, b"unseen")).await;
@@ -331,4 +295,101 @@ async fn many_keys_are_pinned_by_one_read_and_one_commit() {
         assert_eq!(faulty.calls(Call::Pin), connection);
     }
     assert!(relay.metric("relay_pins").await > 100.0);
+}
+
+/// What the relay says to this client about who it is.
+async fn introduced(guest: &mut Guest, origin: &str) -> Result<Welcome, Refused> {
+    let introduce = Introduce {
+        nonce: [5; 32],
+        origin: origin.into(),
+    };
+    match guest.answer(Request::Hello(Some(introduce))).await {
+        Answer::Welcome(welcome) => Ok(*welcome),
+        Answer::Refused(refused) => Err(refused),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_relay_proves_its_id_for_this_nonce_connection_and_host() {
+    let relay = Relay::start(&[]).await;
+    let mut guest = Guest::connect(&relay).await;
+    assert_eq!(guest.welcome.proof, None, "nobody has asked");
+    let welcome = introduced(&mut guest, ORIGIN).await.unwrap();
+    let (id, challenge) = (welcome.relay_id, welcome.challenge);
+    assert_eq!(
+        (id, challenge),
+        (guest.welcome.relay_id, guest.welcome.challenge)
+    );
+    let proves = |nonce, origin| {
+        let signed = proof::v2_welcome(&id, &nonce, &challenge, origin);
+        proof::v2_is_welcome(&id, &signed, &welcome.proof.unwrap())
+    };
+    assert!(proves([5; 32], ORIGIN));
+    assert!(!proves([6; 32], ORIGIN));
+    assert!(!proves([5; 32], "relay.example.org"));
+}
+
+/// The first question who a relay is belongs to connecting; with more of them a client would have it sign
+/// as fast as it can ask.
+#[tokio::test]
+async fn the_first_hello_is_free_and_later_ones_are_charged() {
+    let relay = Relay::start(&[("RELAY_RATE_LIMIT_PER_MIN", "1")]).await;
+    let mut guest = Guest::connect(&relay).await;
+    for _ in 0..2 {
+        introduced(&mut guest, ORIGIN).await.unwrap();
+    }
+    let refused = introduced(&mut guest, ORIGIN).await.unwrap_err();
+    assert_eq!(refused.code, "rate_limited");
+}
+
+/// The proofs of a client that has dialled another host were passed on here by somebody who wants to use
+/// them, and is told nothing that would make the client believe it.
+#[tokio::test]
+async fn without_public_origins_the_host_of_the_upgrade_is_the_only_origin() {
+    let relay = Relay::start(&[]).await;
+    let owned = Owned::key(1);
+    for (host, origin, is_served) in [
+        ("relay.example.com", ORIGIN, true),
+        ("Relay.Example.COM:80", ORIGIN, true),
+        ("relay.example.com:443", ORIGIN, true),
+        ("relay.example.com:8443", ORIGIN, false),
+        ("relay.example.org", ORIGIN, false),
+        ("192.0.2.1:8080", ORIGIN, false),
+    ] {
+        let mut guest = Guest::connect_as(&relay, host).await;
+        assert_eq!(
+            introduced(&mut guest, origin).await.is_ok(),
+            is_served,
+            "{host}"
+        );
+        let subscribe = guest.subscribe_to(&[&owned], false);
+        match is_served {
+            true => assert!(guest.try_subscribe(subscribe).await[0].is_ok()),
+            false => {
+                let refused = guest.refusal(Request::Subscribe(subscribe)).await;
+                assert_eq!((refused.code, refused.retry_after), ("wrong_origin", None));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_public_origins_the_list_counts_and_not_the_host_of_the_upgrade() {
+    let relay = Relay::start(&[("RELAY_PUBLIC_ORIGINS", "a.example,relay.example.com")]).await;
+    let owned = Owned::key(1);
+    let mut behind_a_proxy = Guest::connect_as(&relay, "10.0.0.7:8080").await;
+    introduced(&mut behind_a_proxy, ORIGIN).await.unwrap();
+    behind_a_proxy.open(&owned).await;
+    // One that passes clients on can name itself in the upgrade.
+    let mut passed_on = Guest::connect_as(&relay, "evil.example").await;
+    let refused = introduced(&mut passed_on, "evil.example")
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, "wrong_origin");
+    let mut subscribe = passed_on.subscribe_to(&[&owned], false);
+    subscribe.origin = "evil.example".into();
+    subscribe.openings[0].signature = Some(owned.signature(&passed_on.welcome, "evil.example"));
+    let refused = passed_on.refusal(Request::Subscribe(subscribe)).await;
+    assert_eq!(refused.code, "wrong_origin");
 }

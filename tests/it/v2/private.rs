@@ -13,7 +13,7 @@ async fn two_mailboxes() -> (Relay, [(Owned, BlobId); 2]) {
     let relay = Relay::start(&[]).await;
     let mut sender = Guest::connect(&relay).await;
     let mut made = Vec::new();
-    for owned in [Owned::key(1), Owned::secret(2)] {
+    for owned in [Owned::key(1), Owned::v2_only(2)] {
         let mut owner = Guest::connect(&relay).await;
         owner.open(&owned).await;
         owner.caught_up().await;
@@ -35,12 +35,12 @@ async fn through_v1(relay: &Relay, owned: &Owned) -> Option<Peer> {
     let mut v1 = Peer::connect(relay.running.clients).await;
     v1.say_hello(json!({ "client_id": owned.id().to_hex() }))
         .await;
-    match owned {
-        Owned::Key(_) => {
+    match owned.no_pin {
+        false => {
             v1.expect_close(4401).await;
             None
         }
-        Owned::Secret(_) => {
+        true => {
             assert_eq!(v1.receive().await["payload"]["type"], "HandshakeAck");
             Some(v1)
         }
@@ -57,7 +57,7 @@ async fn a_stranger_can_not_read() {
     let (relay, mailboxes) = two_mailboxes().await;
     for (owned, blob) in &mailboxes {
         let mut stranger = Guest::connect(&relay).await;
-        let mut subscribe = stranger.subscribe_to(&[&Owned::key(3), &Owned::secret(4)], true);
+        let mut subscribe = stranger.subscribe_to(&[&Owned::key(3), &Owned::v2_only(4)], true);
         for opening in &mut subscribe.openings {
             opening.mailbox = owned.id();
         }
@@ -113,7 +113,7 @@ async fn a_stranger_can_not_cancel() {
         secret[..16].copy_from_slice(blob.as_bytes());
         let cancel = Request::Withdraw(Withdrawal {
             mailbox: owned.id(),
-            secret,
+            shown: secret,
             kind: WithdrawalKind::Cancel,
         });
         assert_eq!(stranger.done(cancel).await, Done::Cancelled);

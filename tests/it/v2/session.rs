@@ -55,7 +55,10 @@ fn withdrawable(
 fn withdraw(from: &Owned, secret: u8, kind: WithdrawalKind) -> Request {
     Request::Withdraw(Withdrawal {
         mailbox: from.id(),
-        secret: [secret; 32],
+        shown: match kind {
+            WithdrawalKind::Extend(_) => proof::v2_extend_key(&[secret; 32]),
+            WithdrawalKind::Cancel => [secret; 32],
+        },
         kind,
     })
 }
@@ -65,7 +68,7 @@ fn withdraw(from: &Owned, secret: u8, kind: WithdrawalKind) -> Request {
 #[tokio::test]
 async fn another_blob_under_an_id_in_flight_counts_as_what_it_is() {
     let relay = Relay::start(&[("RELAY_DEDUP_SECS", "0")]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut sender = Guest::connect(&relay).await;
     let (mut slow, mut quick) = (Guest::connect(&relay).await, Guest::connect(&relay).await);
     narrow(&mut slow, 64, 1_000).await;
@@ -94,7 +97,7 @@ async fn another_blob_under_an_id_in_flight_counts_as_what_it_is() {
 #[tokio::test]
 async fn a_blob_that_was_extended_while_it_waited_for_the_window_comes() {
     let relay = Relay::start(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut sender = Guest::connect(&relay).await;
     for (secret, ttl_secs) in [(1, 86_400), (2, 3_600), (3, 86_400)] {
         sender.store(withdrawable(&owned, secret, ttl_secs)).await;
@@ -118,7 +121,7 @@ async fn a_blob_that_was_extended_while_it_waited_for_the_window_comes() {
 #[tokio::test]
 async fn what_was_taken_back_long_ago_does_not_come_when_the_window_opens() {
     let relay = Relay::start(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut sender = Guest::connect(&relay).await;
     for secret in 1..=4 {
         sender.store(withdrawable(&owned, secret, 86_400)).await;
@@ -143,7 +146,7 @@ async fn what_was_taken_back_long_ago_does_not_come_when_the_window_opens() {
 #[tokio::test]
 async fn deliveries_begin_after_the_answer_that_their_mailbox_is_open() {
     let (relay, store) = faulty_relay(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut sender = Guest::connect(&relay).await;
     sender.store(submit(&owned.id(), 1, b"waits")).await;
 
@@ -175,7 +178,7 @@ async fn deliveries_begin_after_the_answer_that_their_mailbox_is_open() {
 #[tokio::test]
 async fn a_mailbox_that_is_closed_and_opened_before_its_answer_left_is_told_of_once_each() {
     let (relay, store) = faulty_relay(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut sender = Guest::connect(&relay).await;
     for number in 1..=3 {
         sender.store(submit(&owned.id(), number, b"waits")).await;
@@ -184,7 +187,7 @@ async fn a_mailbox_that_is_closed_and_opened_before_its_answer_left_is_told_of_o
     let stall = Stall::default();
     store.on(Call::Append, 1, Fault::StallCommit(stall.clone()));
     guest
-        .ask(Request::Submit(submit(&Owned::secret(2).id(), 9, b"x")))
+        .ask(Request::Submit(submit(&Owned::v2_only(2).id(), 9, b"x")))
         .await;
     let subscribe = || guest.subscribe_to(&[&owned], true);
     let (first, second) = (subscribe(), subscribe());
@@ -216,7 +219,7 @@ async fn a_mailbox_that_is_closed_and_opened_before_its_answer_left_is_told_of_o
 #[tokio::test]
 async fn a_refused_acknowledgement_does_nothing() {
     let relay = Relay::start(&[("RELAY_RATE_LIMIT_PER_MIN", "2")]).await;
-    let (owned, unknown) = (Owned::secret(1), BlobId::from_bytes([9; 16]));
+    let (owned, unknown) = (Owned::v2_only(1), BlobId::from_bytes([9; 16]));
     for number in 1..=2 {
         // Each has a rate of its own.
         let mut sender = Guest::connect(&relay).await;
@@ -226,8 +229,9 @@ async fn a_refused_acknowledgement_does_nothing() {
     narrow(&mut owner, 1, 1 << 20).await;
     owner.open(&owned).await;
     let first = owner.blob().await.id;
-    for _ in 0..2 {
-        owner.answer(Request::Hello).await;
+    // The first one is free.
+    for _ in 0..3 {
+        owner.answer(Request::Hello(None)).await;
     }
     let both = Request::Acknowledge(vec![(owned.id(), first), (owned.id(), unknown)]);
     assert_eq!(owner.refusal(both).await.code, "rate_limited");
@@ -239,7 +243,7 @@ async fn a_refused_acknowledgement_does_nothing() {
 #[tokio::test]
 async fn a_storage_that_fails_gives_no_slot_back_either() {
     let (relay, store) = faulty_relay(&[]).await;
-    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut sender) = (Owned::v2_only(1), Guest::connect(&relay).await);
     for number in 1..=2 {
         sender.store(submit(&owned.id(), number, b"x")).await;
     }
@@ -264,7 +268,7 @@ async fn a_storage_that_fails_gives_no_slot_back_either() {
 #[tokio::test]
 async fn what_is_refused_before_it_is_looked_at_is_charged_all_the_same() {
     let relay = Relay::start(&[("RELAY_RATE_LIMIT_PER_MIN", "2")]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let greedy = Guest::connect(&relay).await;
     let many = greedy.subscribe_to(&vec![&owned; 1_025], false);
     for request in [
@@ -308,7 +312,7 @@ async fn a_recovery_proof_that_was_not_stored_takes_no_place_of_the_day() {
 #[tokio::test]
 async fn a_v1_sender_hears_of_a_v2_recipient_what_it_hears_of_any() {
     let relay = Relay::start(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut owner = Guest::connect(&relay).await;
     owner.open(&owned).await;
     owner.caught_up().await;
@@ -332,25 +336,26 @@ async fn a_v1_sender_hears_of_a_v2_recipient_what_it_hears_of_any() {
 }
 
 #[tokio::test]
-async fn only_who_opened_a_mailbox_by_signature_takes_its_pin_off() {
+async fn only_who_has_a_mailbox_open_takes_its_pin_off() {
     let relay = Relay::start(&[]).await;
-    let (by_key, by_secret) = (Owned::key(1), Owned::secret(2));
+    let (owned, not_open) = (Owned::key(1), Owned::v2_only(2));
     let mut guest = Guest::connect(&relay).await;
-    let subscribe = guest.subscribe_to(&[&by_key, &by_secret], false);
-    guest.try_subscribe(subscribe).await;
-    guest.caught_up().await;
+    guest.open_empty(&owned).await;
     let unpin = |owned: &Owned| Request::Unpin(owned.id());
-    assert_eq!(guest.refusal(unpin(&by_secret)).await.code, "unauthorized");
+    assert_eq!(guest.refusal(unpin(&not_open)).await.code, "unauthorized");
     assert_eq!(relay.metric("relay_pins").await, 1.0);
-    assert_eq!(guest.done(unpin(&by_key)).await, Done::Unpinned);
+    assert_eq!(guest.done(unpin(&owned)).await, Done::Unpinned);
     assert_eq!(relay.metric("relay_pins").await, 0.0);
+    // One that was never pinned has no pin from now on either.
+    guest.open_empty(&not_open).await;
+    assert_eq!(guest.done(unpin(&not_open)).await, Done::Unpinned);
 }
 
 /// Closing is free and may go unanswered, so a frame full of ids must not cost more than its bytes.
 #[tokio::test]
 async fn closing_without_a_number_is_not_answered_and_gives_the_slots_back() {
     let relay = Relay::start(&[]).await;
-    let (owned, other) = (Owned::secret(1), Owned::secret(2));
+    let (owned, other) = (Owned::v2_only(1), Owned::v2_only(2));
     let mut sender = Guest::connect(&relay).await;
     for to in [&owned, &other] {
         sender.store(submit(&to.id(), 1, b"x")).await;
@@ -362,7 +367,7 @@ async fn closing_without_a_number_is_not_answered_and_gives_the_slots_back() {
     assert_eq!(owner.caught_up().await, [owned.id()]);
     owner.open(&other).await;
     owner.expect_nothing().await;
-    let mut ids: Vec<_> = (3..=255).map(|byte| Owned::secret(byte).id()).collect();
+    let mut ids: Vec<_> = (3..=255).map(|byte| Owned::v2_only(byte).id()).collect();
     ids.push(owned.id());
     let frame = encode_request(None, &Request::Unsubscribe(ids));
     owner
@@ -380,7 +385,7 @@ async fn closing_without_a_number_is_not_answered_and_gives_the_slots_back() {
 #[tokio::test]
 async fn a_draining_session_takes_acknowledgements_and_delivers_nothing_more() {
     let relay = Relay::start(&[]).await;
-    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut sender) = (Owned::v2_only(1), Guest::connect(&relay).await);
     for number in 1..=3 {
         sender.store(submit(&owned.id(), number, b"x")).await;
     }
@@ -392,7 +397,7 @@ async fn a_draining_session_takes_acknowledgements_and_delivers_nothing_more() {
     let stopping = tokio::spawn(relay.stop());
     assert!(matches!(owner.receive().await, Answer::GoAway(_)));
     owner.acknowledge(owned.id(), first).await;
-    let subscribe = owner.subscribe_to(&[&Owned::secret(2)], false);
+    let subscribe = owner.subscribe_to(&[&Owned::v2_only(2)], false);
     let refused = owner.refusal(Request::Subscribe(subscribe)).await;
     assert_eq!(refused.code, "shutting_down");
     assert_eq!(owner.done(Request::Ping).await, Done::Pong);
@@ -404,7 +409,7 @@ async fn a_draining_session_takes_acknowledgements_and_delivers_nothing_more() {
 #[tokio::test]
 async fn a_receipt_counts_in_the_window_as_one_blob_of_64_bytes() {
     let relay = Relay::start(&[]).await;
-    let (own, other) = (Owned::secret(1), Owned::secret(2));
+    let (own, other) = (Owned::v2_only(1), Owned::v2_only(2));
     let mut sender = Guest::connect(&relay).await;
     narrow(&mut sender, 64, 2 * 64 + 63).await;
     sender.open(&own).await;
@@ -434,7 +439,7 @@ async fn a_receipt_counts_in_the_window_as_one_blob_of_64_bytes() {
 #[tokio::test]
 async fn what_wants_no_answer_gets_none_whatever_becomes_of_it() {
     let (relay, store) = faulty_relay(&[]).await;
-    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut sender) = (Owned::v2_only(1), Guest::connect(&relay).await);
     sender.store(submit(&owned.id(), 1, b"x")).await;
     let mut owner = Guest::connect(&relay).await;
     let quietly = |to: &Owned, ids: usize| {

@@ -53,7 +53,7 @@ async fn at_rest(relay: &Relay, series: &str) -> f64 {
 /// A blob goes to another mailbox and is collected.
 async fn others_are_served(relay: &Relay) {
     let secret: [u8; 32] = rand::random();
-    let (owned, mut other) = (Owned::Secret(secret), Guest::connect(relay).await);
+    let (owned, mut other) = (Owned::from_seed(secret), Guest::connect(relay).await);
     other.open_empty(&owned).await;
     let mut sender = Guest::connect(relay).await;
     sender.store(submit(&owned.id(), 1, b"still served")).await;
@@ -69,7 +69,7 @@ async fn large_answers_that_nobody_takes_are_few_and_each_comes_once_when_it_is_
     // Not quite a megabyte under two hashes.
     for number in 0..15 {
         let mut owner = Guest::connect(&relay).await;
-        owner.open_empty(&Owned::secret(number)).await;
+        owner.open_empty(&Owned::v2_only(number)).await;
         let put = Request::RecoveryStore(RecoveryProof {
             key_hash: [5 + number / 8; 32],
             proof: vec![number; 65_000].into(),
@@ -116,7 +116,7 @@ async fn a_slow_reader_is_sent_its_window_and_the_rest_when_it_makes_room() {
     const BLOBS: u32 = 60;
     const WINDOW: u32 = 8;
     let (relay, faulty) = patient_relay(|_| {}).await;
-    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut sender) = (Owned::v2_only(1), Guest::connect(&relay).await);
     for number in 0..BLOBS {
         let blob = vec![number as u8; 100_000];
         sender.store(submit(&owned.id(), number, &blob)).await;
@@ -183,7 +183,7 @@ async fn a_reader_that_never_reads_is_given_up_and_loses_nothing() {
     })
     .await;
     const BLOBS: u32 = 80;
-    let (owned, mut sender) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut sender) = (Owned::v2_only(1), Guest::connect(&relay).await);
     for number in 0..BLOBS {
         let blob = vec![number as u8; 60_000];
         sender.store(submit(&owned.id(), number, &blob)).await;
@@ -198,7 +198,7 @@ async fn a_reader_that_never_reads_is_given_up_and_loses_nothing() {
     deaf.ask(Request::Subscribe(deaf.subscribe_to(&[&owned], false)))
         .await;
     // What it still says is heard.
-    let other = Owned::secret(2);
+    let other = Owned::v2_only(2);
     deaf.ask(Request::Submit(submit(&other.id(), 1, b"stored")))
         .await;
     others_are_served(&relay).await;

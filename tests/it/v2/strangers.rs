@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use vauchi_relay::ids::MailboxId;
 use vauchi_relay::protocol::message::{RecoveryProof, RecoveryQuery, Refused};
-use vauchi_relay::protocol::v2::message::{Opening, OpeningProof, Submit, Subscribe};
+use vauchi_relay::protocol::v2::message::{Opening, Submit, Subscribe};
 use vauchi_relay::protocol::v2::{Answer, Request};
 
 use crate::harness::{Relay, envelope, id};
@@ -99,7 +99,7 @@ async fn a_connection_without_a_mailbox_has_its_rate_and_a_mailbox_has_its_own()
     // Two connections of one mailbox are one client.
     let mut guests: [Guest; 2] = connections(&relay, HOME).await;
     for guest in &mut guests {
-        guest.open_empty(&Owned::secret(1)).await;
+        guest.open_empty(&Owned::v2_only(1)).await;
     }
     let (stored, ..) = flood(&mut guests, |number| submit(&to(1), 100 + number, b"x")).await;
     assert_eq!(stored, 7);
@@ -151,7 +151,7 @@ async fn one_address_cannot_fill_the_relay() {
     let mut honest = Guest::connect_from(&relay, ELSEWHERE).await;
     honest.store(submit(&to(1), 99, &blob)).await;
     // Nor by another door.
-    guests[place].open_empty(&Owned::secret(1)).await;
+    guests[place].open_empty(&Owned::v2_only(1)).await;
     let proof = Request::RecoveryStore(proof(1, &blob));
     hint(&guests[place].refusal(proof).await);
     expect_true_hint(&relay, &mut guests[place], &refused_submit, wait).await;
@@ -214,11 +214,11 @@ async fn kept(relay: &Relay) -> Vec<u8> {
 async fn one_address_takes_two_places_a_day_under_a_hash_whatever_it_opens() {
     let relay = Relay::start(&[("RELAY_RECOVERY_RATE_LIMIT", "1000")]).await;
     for number in 1..=2 {
-        keep(&relay, HOME, &Owned::secret(number)).await.unwrap();
+        keep(&relay, HOME, &Owned::v2_only(number)).await.unwrap();
     }
     let wait = hint(&keep(&relay, HOME, &Owned::key(3)).await.unwrap_err());
     assert_eq!(wait, Duration::from_secs(12 * 3_600));
-    keep(&relay, ELSEWHERE, &Owned::secret(4)).await.unwrap();
+    keep(&relay, ELSEWHERE, &Owned::v2_only(4)).await.unwrap();
     relay.time.advance(wait - Duration::from_millis(1));
     hint(&keep(&relay, HOME, &Owned::key(3)).await.unwrap_err());
     relay.time.advance(Duration::from_millis(1));
@@ -240,7 +240,7 @@ async fn of_eight_places_the_unproven_go_the_oldest_first_and_the_proven_stay() 
     for byte in 1..=3 {
         assert_eq!(unproven(byte).await["status"], "Stored");
     }
-    let proven: Vec<_> = (11..=18).map(Owned::secret).collect();
+    let proven: Vec<_> = (11..=18).map(Owned::v2_only).collect();
     let named = |owned: &Owned| owned.id().as_bytes()[0];
     for owned in &proven[..5] {
         keep(&relay, HOME, owned).await.unwrap();
@@ -272,7 +272,7 @@ async fn of_eight_places_the_unproven_go_the_oldest_first_and_the_proven_stay() 
 async fn who_only_knows_an_id_neither_replaces_nor_deletes_its_recovery_proof() {
     // v1 lets anybody say that they are a mailbox that was never opened by key.
     let relay = Relay::start(&[]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     keep(&relay, HOME, &owned).await.unwrap();
     let named = owned.id().as_bytes()[0];
     let mut stranger = relay.client_from(ELSEWHERE, &owned.id().to_hex()).await;
@@ -298,8 +298,9 @@ fn badly_proven(count: u32) -> Subscribe {
             mailbox[..4].copy_from_slice(&number.to_be_bytes());
             MailboxId::from_bytes(mailbox)
         },
-        proof: OpeningProof::Secret([0; 32]),
+        signature: None,
         tells_senders: false,
+        no_pin: false,
     });
     Subscribe {
         origin: ORIGIN.into(),
@@ -344,25 +345,25 @@ async fn openings_are_counted_by_connection_and_address_before_any_proof_is_chec
     let mut guests: [Guest; 5] = connections(&relay, HOME).await;
     for guest in &mut guests[..4] {
         for byte in 1..=3 {
-            guest.open_empty(&Owned::secret(byte)).await;
+            guest.open_empty(&Owned::v2_only(byte)).await;
         }
     }
     let (first, rest) = guests.split_first_mut().unwrap();
     let refused = first.refusal(Request::Subscribe(badly_proven(1))).await;
     assert_eq!(hint(&refused), Duration::from_secs(20));
     // The address has had four times as many; its fifth connection gets none.
-    let subscribe = rest[3].subscribe_to(&[&Owned::secret(1)], false);
+    let subscribe = rest[3].subscribe_to(&[&Owned::v2_only(1)], false);
     let refused = rest[3].refusal(Request::Subscribe(subscribe)).await;
     assert_eq!(hint(&refused), Duration::from_secs(5));
     let failed = "relay_rate_limited_by_total{budget=\"failed_proofs\"}";
     assert_eq!(relay.metric(failed).await, 0.0);
     let mut elsewhere = Guest::connect_from(&relay, ELSEWHERE).await;
-    elsewhere.open_empty(&Owned::secret(1)).await;
+    elsewhere.open_empty(&Owned::v2_only(1)).await;
     relay.time.advance(Duration::from_secs(5));
-    rest[3].open_empty(&Owned::secret(1)).await;
+    rest[3].open_empty(&Owned::v2_only(1)).await;
     // Of a refused request nothing was done.
     relay.time.advance(Duration::from_secs(15));
-    first.open_empty(&Owned::secret(4)).await;
+    first.open_empty(&Owned::v2_only(4)).await;
 }
 
 #[tokio::test]
@@ -397,12 +398,15 @@ async fn a_subscribe_over_the_bound_is_refused_before_any_proof_is_checked() {
         .map(|number| {
             let mut secret = [3; 32];
             secret[..2].copy_from_slice(&number.to_be_bytes());
-            Owned::Secret(secret)
+            Owned::from_seed(secret)
         })
         .collect();
-    let all = guest.subscribe_to(&owned[..1_024].iter().collect::<Vec<_>>(), false);
-    assert!(guest.try_subscribe(all).await.iter().all(Result::is_ok));
-    assert_eq!(guest.caught_up().await.len(), 1_024);
+    for part in owned[..1_024].chunks(64) {
+        // A debug build takes some milliseconds for each proof.
+        let part = guest.subscribe_to(&part.iter().collect::<Vec<_>>(), false);
+        assert!(guest.try_subscribe(part).await.iter().all(Result::is_ok));
+        assert_eq!(guest.caught_up().await.len(), 64);
+    }
     let one_more = guest.subscribe_to(&[&owned[1_024]], false);
     let refused = guest.refusal(Request::Subscribe(one_more.clone())).await;
     assert_eq!(refused.code, "too_many_mailboxes");
@@ -411,4 +415,48 @@ async fn a_subscribe_over_the_bound_is_refused_before_any_proof_is_checked() {
     guest.done(Request::Unsubscribe(vec![owned[7].id()])).await;
     assert!(guest.try_subscribe(one_more).await[0].is_ok());
     assert_eq!(relay.metric("relay_rate_limited_total").await, 0.0);
+}
+
+/// An address that had set all of its pins got no more and was served all the same, so that strangers
+/// opened the mailboxes of its neighbours.
+#[tokio::test]
+async fn a_mailbox_that_cannot_be_pinned_is_not_opened() {
+    let relay = Relay::start(&[("RELAY_PINS_MAX", "2")]).await;
+    let mut guest = Guest::connect_from(&relay, HOME).await;
+    let [one, two, three] = [1, 2, 3].map(Owned::key);
+    let unpinned = Owned::v2_only(4);
+    let subscribe = guest.subscribe_to(&[&one, &two, &three, &unpinned], false);
+    let outcomes = guest.try_subscribe(subscribe).await;
+    assert!(outcomes[0].is_ok() && outcomes[1].is_ok() && outcomes[3].is_ok());
+    assert_eq!(outcomes[2], Err("relay_full"));
+    assert_eq!(relay.metric("relay_pins_refused_total").await, 1.0);
+    // Without a pin it opens: its owner has said that v1 has no business there.
+    let mut without = guest.subscribe_to(&[&three], false);
+    without.openings[0].no_pin = true;
+    assert!(guest.try_subscribe(without).await[0].is_ok());
+    let mut v1 = relay.client(&three.id().to_hex()).await;
+    v1.expect_silence().await;
+}
+
+#[tokio::test]
+async fn one_connection_does_not_use_up_the_pins_of_its_address() {
+    let relay = Relay::start(&[]).await;
+    let mut greedy = Guest::connect_from(&relay, HOME).await;
+    let pinned = |number: u16| {
+        let mut seed = [9; 32];
+        seed[..2].copy_from_slice(&number.to_be_bytes());
+        let no_pin = false;
+        Owned {
+            no_pin,
+            ..Owned::from_seed(seed)
+        }
+    };
+    let owned: Vec<_> = (0..=256).map(pinned).collect();
+    let subscribe = greedy.subscribe_to(&owned.iter().collect::<Vec<_>>(), false);
+    let outcomes = greedy.try_subscribe(subscribe).await;
+    assert!(outcomes[..256].iter().all(Result::is_ok));
+    assert_eq!(outcomes[256], Err("rate_limited"));
+    let mut neighbour = Guest::connect_from(&relay, HOME).await;
+    neighbour.open_empty(&owned[256]).await;
+    assert_eq!(relay.metric("relay_pins").await, 257.0);
 }

@@ -18,7 +18,7 @@ async fn the_welcome_comes_first_and_a_hello_brings_it_again() {
     let mut guest = Guest::connect(&relay).await;
     assert_eq!(guest.welcome.limits.submits_per_minute, 600);
     assert_eq!(guest.welcome.limits.blob_bytes_max, 1 << 20);
-    let Answer::Welcome(welcome) = guest.answer(Request::Hello).await else {
+    let Answer::Welcome(welcome) = guest.answer(Request::Hello(None)).await else {
         panic!()
     };
     assert_eq!(*welcome, guest.welcome);
@@ -79,7 +79,7 @@ async fn unknown_frames_are_refused_and_what_can_not_be_read_ends_the_connection
 #[tokio::test]
 async fn refusals_say_what_is_wrong() {
     let relay = Relay::start(&[("RELAY_MAX_MESSAGE_SIZE", "1024")]).await;
-    let (owned, mut guest) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut guest) = (Owned::v2_only(1), Guest::connect(&relay).await);
     let to = owned.id();
     for (request, code) in [
         (submit(&to, 1, &[0; 1025]), "too_large"),
@@ -115,7 +115,7 @@ async fn refusals_say_what_is_wrong() {
 #[tokio::test]
 async fn a_blob_replaces_the_unacknowledged_one_of_its_topic() {
     let relay = Relay::start(&[("RELAY_MAILBOX_MAX_BLOBS", "2")]).await;
-    let (owned, mut guest) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut guest) = (Owned::v2_only(1), Guest::connect(&relay).await);
     let on_topic = |number, body: &[u8]| {
         on_terms(submit(&owned.id(), number, body), |terms| {
             terms.topic = Some([4; 32])
@@ -133,7 +133,7 @@ async fn a_blob_replaces_the_unacknowledged_one_of_its_topic() {
 #[tokio::test]
 async fn a_live_blob_reaches_who_is_there_and_is_never_stored() {
     let relay = Relay::start(&[]).await;
-    let (owned, mut owner) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut owner) = (Owned::v2_only(1), Guest::connect(&relay).await);
     let live = |number| {
         on_terms(submit(&owned.id(), number, b"ring"), |terms| {
             terms.live_only = true
@@ -156,7 +156,7 @@ async fn a_live_blob_reaches_who_is_there_and_is_never_stored() {
 #[tokio::test]
 async fn receipts_tell_a_sender_what_became_of_its_blobs() {
     let relay = Relay::start(&[]).await;
-    let (owned, own) = (Owned::key(1), Owned::secret(2));
+    let (owned, own) = (Owned::key(1), Owned::v2_only(2));
     let mut sender = Guest::connect(&relay).await;
     sender.open(&own).await;
     sender.caught_up().await;
@@ -194,7 +194,7 @@ async fn receipts_tell_a_sender_what_became_of_its_blobs() {
 #[tokio::test]
 async fn a_blob_that_nobody_opens_makes_an_expired_receipt_at_the_cleanup() {
     let relay = Relay::start(&[("RELAY_CLEANUP_INTERVAL_SECS", "1")]).await;
-    let own = Owned::secret(2);
+    let own = Owned::v2_only(2);
     let mut sender = Guest::connect(&relay).await;
     sender.open(&own).await;
     sender.caught_up().await;
@@ -215,7 +215,7 @@ async fn a_blob_that_nobody_opens_makes_an_expired_receipt_at_the_cleanup() {
 #[tokio::test]
 async fn who_kept_the_secret_may_extend_or_take_back_a_blob() {
     let relay = Relay::start(&[]).await;
-    let (owned, own) = (Owned::secret(1), Owned::secret(2));
+    let (owned, own) = (Owned::v2_only(1), Owned::v2_only(2));
     let mut sender = Guest::connect(&relay).await;
     sender.open(&own).await;
     sender.caught_up().await;
@@ -230,7 +230,10 @@ async fn who_kept_the_secret_may_extend_or_take_back_a_blob() {
     let withdraw = |secret: u8, kind| {
         Request::Withdraw(Withdrawal {
             mailbox: owned.id(),
-            secret: [secret; 32],
+            shown: match kind {
+                WithdrawalKind::Extend(_) => proof::v2_extend_key(&[secret; 32]),
+                WithdrawalKind::Cancel => [secret; 32],
+            },
             kind,
         })
     };
@@ -262,7 +265,7 @@ async fn who_kept_the_secret_may_extend_or_take_back_a_blob() {
 #[tokio::test]
 async fn a_client_is_told_the_time_of_day_after_the_clock_was_set() {
     let relay = Relay::start(&[("RELAY_BLOB_TTL_DAYS", "1")]).await;
-    let (owned, mut guest) = (Owned::secret(1), Guest::connect(&relay).await);
+    let (owned, mut guest) = (Owned::v2_only(1), Guest::connect(&relay).await);
     let (minute, day) = (Duration::from_secs(60), Duration::from_secs(86_400));
     let year = 365 * day;
     let told = async |guest: &mut Guest, number| {
