@@ -145,7 +145,8 @@ def main():
     if given.command == "address":
         return print(Keys(given.key).address.hex())
     # The relay limits the size of messages itself, and never compresses.
-    with connect(given.relay, subprotocols=["vauchi.relay.v2"], compression=None, max_size=None) as socket:
+    url = given.relay.split("#")[0]
+    with connect(url, subprotocols=["vauchi.relay.v2"], compression=None, max_size=None) as socket:
         relay = Relay(socket, given.relay)
         if given.command == "send":
             relay.send(given.text or sys.stdin.read(), bytes.fromhex(given.to), given.v1_ok)

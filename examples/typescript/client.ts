@@ -69,7 +69,7 @@ export class Relay {
 
   /** `Socket` is for Node before 22, which has no WebSocket of its own. */
   constructor(url: string, Socket = globalThis.WebSocket) {
-    this.socket = new Socket(url, "vauchi.relay.v2");
+    this.socket = new Socket(url.split("#")[0]!, "vauchi.relay.v2");
     this.socket.binaryType = "arraybuffer";
     this.socket.onmessage = ({ data }) => this.take(fromBinary(ServerFrameSchema, new Uint8Array(data)));
     this.socket.onclose = ({ code, reason }) => {

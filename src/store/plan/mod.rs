@@ -449,13 +449,14 @@ impl<'a> Folding<'a> {
             // What the batch has unpinned so far it may pin again.
             let held = self.known.held;
             let to_go = pins::how_many_may_go(&self.known_pins, self.batch, held, quota);
-            self.asks.pins_to_go = self.asks.pins_to_go.max(to_go);
-            // Of several the earliest, by which they are over for all.
-            let earlier = self
-                .asks
-                .pins_over_by
-                .map_or(over_by, |asked| asked.min(over_by));
-            self.asks.pins_over_by = Some(earlier);
+            // Nothing is asked when none has to go: each question is another round.
+            if to_go > 0 {
+                self.asks.pins_to_go = self.asks.pins_to_go.max(to_go);
+                // Of several the earliest, by which they are over for all.
+                let asked = self.asks.pins_over_by;
+                let earlier = asked.map_or(over_by, |asked| asked.min(over_by));
+                self.asks.pins_over_by = Some(earlier);
+            }
         }
         let quota = &self.rules.quota;
         let are_pinned = mailboxes.iter().map(|mailbox| {
