@@ -31,10 +31,10 @@ use vauchi_relay::protocol::v1::client as v1_client;
 use vauchi_relay::protocol::v1::message::HandshakeProof;
 use vauchi_relay::protocol::v2::client::encode_request;
 use vauchi_relay::protocol::v2::message::{
-    Opening, OpeningProof, Submit, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind,
+    Opening, Submit, SubmitTerms, Subscribe, Withdrawal, WithdrawalKind,
 };
 use vauchi_relay::protocol::v2::{Request, Tag};
-use vauchi_relay::protocol::{proof, v1, v2};
+use vauchi_relay::protocol::{v1, v2};
 
 use relay::Relay;
 
@@ -77,25 +77,18 @@ fn main() {
 }
 
 async fn every_v2(relay: &Relay) {
-    let secret = |number: u32| {
-        let mut secret = [0x5e; 32];
-        secret[..4].copy_from_slice(&number.to_be_bytes());
-        secret
-    };
-    let mailbox = |number| proof::v2_secret_mailbox(&secret(number));
-    let subscribe = |count: u32, by: &dyn Fn(u32) -> OpeningProof| {
-        let openings = (0..count).map(|number| Opening {
-            mailbox: mailbox(number),
-            proof: by(number),
+    let badly_signed = || {
+        let opening = Opening {
+            mailbox: MailboxId::from_bytes(rand::random()),
+            signature: Some([9; 64]),
             tells_senders: false,
-        });
+            no_pin: false,
+        };
         Request::Subscribe(Subscribe {
             origin: "relay.example".into(),
-            openings: openings.collect(),
+            openings: vec![opening],
         })
     };
-    let by_secret = |number| OpeningProof::Secret(secret(number));
-    let badly_signed = |_| OpeningProof::Signature([9; 64]);
     let submit = |bytes: usize, ttl_days: u64| {
         move |_| {
             Request::Submit(Submit {
@@ -108,10 +101,6 @@ async fn every_v2(relay: &Relay) {
                 body: Bytes::from(vec![7; bytes]),
             })
         }
-    };
-    let unknown = |count: u32| {
-        let ids = move |_| BlobId::from_bytes(rand::random());
-        Request::Acknowledge((0..count).map(|n| (mailbox(n % 1_024), ids(n))).collect())
     };
     let nobody = |count| (0..count).map(|_| MailboxId::from_bytes(rand::random()));
 
@@ -129,38 +118,21 @@ async fn every_v2(relay: &Relay) {
                 bytes: 1 << 20,
             }),
         ),
-        ("`Hello`", Box::new(|_| Request::Hello)),
+        ("`Hello`", Box::new(|_| Request::Hello(None))),
         (
             "`Unsubscribe`, 28,000 that are not open",
             Box::new(move |_| Request::Unsubscribe(nobody(28_000).collect())),
         ),
         (
-            "`Subscribe`, 1 by secret",
-            Box::new(|_| subscribe(1, &by_secret)),
-        ),
-        (
-            "`Subscribe`, 1,024 by secret",
-            Box::new(|_| subscribe(1_024, &by_secret)),
-        ),
-        (
             "`Subscribe`, 1 with a bad signature",
-            Box::new(|_| subscribe(1, &badly_signed)),
-        ),
-        (
-            "`Purge`, 1,024 empty mailboxes",
-            Box::new(|_| Request::Purge((0..1_024).map(mailbox).collect())),
-        ),
-        ("`Acknowledge`, 1 unknown id", Box::new(|_| unknown(1))),
-        (
-            "`Acknowledge`, 10,000 unknown ids",
-            Box::new(|_| unknown(10_000)),
+            Box::new(|_| badly_signed()),
         ),
         (
             "`Withdraw`, an unknown blob",
             Box::new(|_| {
                 Request::Withdraw(Withdrawal {
                     mailbox: MailboxId::from_bytes(rand::random()),
-                    secret: rand::random(),
+                    shown: rand::random(),
                     kind: WithdrawalKind::Cancel,
                 })
             }),

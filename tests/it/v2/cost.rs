@@ -32,6 +32,8 @@ async fn opened(relay: &Relay, owned: &[Owned]) -> Guest {
     let subscribe = guest.subscribe_to(&owned.iter().collect::<Vec<_>>(), false);
     guest.try_subscribe(subscribe).await;
     guest.caught_up().await;
+    // The first of a connection is free.
+    guest.answer(Request::Hello(None)).await;
     guest
 }
 
@@ -56,7 +58,7 @@ async fn a_purge_of_empty_mailboxes_writes_once() {
 #[tokio::test]
 async fn a_purge_of_many_mailboxes_is_committed_together_and_each_is_told() {
     let relay = Relay::start(&[]).await;
-    let owned: Vec<_> = (0..100).map(Owned::secret).collect();
+    let owned: Vec<_> = (0..100).map(Owned::v2_only).collect();
     let mut sender = Guest::connect(&relay).await;
     for (number, owned) in owned.iter().enumerate().step_by(2) {
         for blob in 0..3 {
@@ -94,7 +96,7 @@ async fn a_purge_of_many_mailboxes_is_committed_together_and_each_is_told() {
 #[tokio::test]
 async fn a_purge_costs_a_request_for_each_mailbox_that_holds_something() {
     let relay = Relay::start(&[("RELAY_RATE_LIMIT_PER_MIN", "10")]).await;
-    let owned: Vec<_> = (0..20).map(Owned::secret).collect();
+    let owned: Vec<_> = (0..20).map(Owned::v2_only).collect();
     let mut guest = opened(&relay, &owned).await;
     let mut sender = Guest::connect(&relay).await;
     for (number, owned) in owned[..8].iter().enumerate() {
@@ -108,14 +110,14 @@ async fn a_purge_costs_a_request_for_each_mailbox_that_holds_something() {
         let empty = guest.answer(Request::Purge(ids.clone())).await;
         assert!(matches!(empty, Answer::Purged(_)), "{empty:?}");
     }
-    let refused = guest.refusal(Request::Hello).await;
+    let refused = guest.refusal(Request::Hello(None)).await;
     assert_eq!(refused.code, "rate_limited");
 }
 
 #[tokio::test]
 async fn a_purge_that_is_not_paid_for_purges_nothing() {
     let relay = Relay::start(&[("RELAY_RATE_LIMIT_PER_MIN", "10")]).await;
-    let owned: Vec<_> = (0..8).map(Owned::secret).collect();
+    let owned: Vec<_> = (0..8).map(Owned::v2_only).collect();
     let mut guest = opened(&relay, &owned).await;
     let mut sender = Guest::connect(&relay).await;
     for (number, owned) in owned.iter().enumerate() {
@@ -123,7 +125,7 @@ async fn a_purge_that_is_not_paid_for_purges_nothing() {
         guest.blob().await;
     }
     for _ in 0..5 {
-        guest.answer(Request::Hello).await;
+        guest.answer(Request::Hello(None)).await;
     }
     let ids: Vec<_> = owned.iter().map(Owned::id).collect();
     let refused = guest.refusal(Request::Purge(ids)).await;
@@ -135,7 +137,7 @@ async fn a_purge_that_is_not_paid_for_purges_nothing() {
 #[tokio::test]
 async fn acknowledging_what_was_never_delivered_costs_a_request_for_each_hundred() {
     let relay = Relay::start(&[("RELAY_RATE_LIMIT_PER_MIN", "10")]).await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut guest = opened(&relay, std::slice::from_ref(&owned)).await;
     let unknown = |number: u32| {
         let mut id = [9; 16];
@@ -144,7 +146,7 @@ async fn acknowledging_what_was_never_delivered_costs_a_request_for_each_hundred
     };
     let list = Request::Acknowledge((0..1_000).map(unknown).collect());
     assert_eq!(guest.done(list).await, Done::Acknowledged);
-    let refused = guest.refusal(Request::Hello).await;
+    let refused = guest.refusal(Request::Hello(None)).await;
     assert_eq!(refused.code, "rate_limited");
 }
 
@@ -168,7 +170,11 @@ async fn a_flood_of_refused_or_free_requests_is_read_slowly_and_then_sent_away()
     let nobody: Vec<_> = (0..255)
         .map(|byte| MailboxId::from_bytes([byte; 32]))
         .collect();
-    for request in [Request::Ping, Request::Hello, Request::Unsubscribe(nobody)] {
+    for request in [
+        Request::Ping,
+        Request::Hello(None),
+        Request::Unsubscribe(nobody),
+    ] {
         let (slow, closed) = (relay.metric(SLOW).await, relay.metric(CLOSED).await);
         let mut guest = Guest::connect(&relay).await;
         let goodbye = flood(&mut guest, &request).await;
@@ -209,7 +215,7 @@ async fn a_client_that_acknowledges_all_it_gets_is_never_read_slowly() {
         ("RELAY_STORAGE_BACKEND", "memory"),
     ])
     .await;
-    let owned = Owned::secret(1);
+    let owned = Owned::v2_only(1);
     let mut guest = opened(&relay, std::slice::from_ref(&owned)).await;
     let mut sender = Guest::connect(&relay).await;
     for round in 0..45 {
@@ -235,7 +241,7 @@ async fn a_client_that_acknowledges_all_it_gets_is_never_read_slowly() {
     // Large requests that are paid for are of use, too.
     for number in 0..30 {
         let blob = vec![number; 500_000];
-        let blob = submit(&Owned::secret(2).id(), number.into(), &blob);
+        let blob = submit(&Owned::v2_only(2).id(), number.into(), &blob);
         sender.store(blob).await;
     }
     assert_eq!(relay.metric(SLOW).await, 0.0);
