@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// All load comes from one address, which no limit means.
-const LIMITS_OFF: [&str; 9] = [
+const LIMITS_OFF: [&str; 11] = [
     "RELAY_RATE_LIMIT_PER_MIN",
     "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
     "RELAY_MAILBOX_SHARE_PER_HOUR",
@@ -17,6 +17,8 @@ const LIMITS_OFF: [&str; 9] = [
     "RELAY_MAX_CONNECTIONS_PER_ADDRESS",
     "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
     "RELAY_OPENINGS_PER_MIN",
+    "RELAY_FAILED_PROOFS_PER_MIN",
+    "RELAY_RECOVERY_RATE_LIMIT",
     "RELAY_MAILBOX_MAX_BYTES",
     "RELAY_MAX_CONNECTIONS",
 ];

@@ -122,6 +122,8 @@ pub struct Config {
     pub first_frame_timeout: Duration,
     /// A message must be complete within this time plus a second per 64 KiB. Not a variable.
     pub message_timeout: Duration,
+    /// A connection whose frames are refused or of no use is read slowly for so long, and then closed.
+    pub slow_reading_max: Duration,
     /// A frame must be taken by the client within this time plus a second per 64 KiB. Not a variable.
     pub write_timeout: Duration,
 }
@@ -223,6 +225,7 @@ impl Default for Config {
             header_timeout: Duration::from_secs(5),
             first_frame_timeout: Duration::from_secs(10),
             message_timeout: Duration::from_secs(30),
+            slow_reading_max: Duration::from_secs(60),
             write_timeout: Duration::from_secs(20),
         }
     }

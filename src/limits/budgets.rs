@@ -10,13 +10,14 @@ use std::time::Duration;
 use governor::nanos::Nanos;
 use metrics::{Counter, Gauge};
 
-use super::address::Address;
+use super::address::{Address, Width};
+use super::holdings::shrunk;
 use super::memory::{CLIENTS_MAX, Memory, RateKey};
 use super::rate::{Rate, TooFast};
 use super::table::{Budget, TABLE};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Shared, Why};
 
 /// Every budget of the relay.
 pub struct Budgets {
@@ -29,13 +30,17 @@ pub struct Budgets {
     limited: Vec<Limited>,
     rate_limited_total: Counter,
     rate_limit_clients: Gauge,
+    /// `RELAY_MAX_STORAGE_BYTES`.
+    storage_bytes_max: u64,
+    storage_scarce: Counter,
     /// A private address has been warned about.
     has_warned: AtomicBool,
 }
 
-/// A budget, its limiter unless it is off, and the count of its refusals.
+/// A budget, its limiters unless they are off, and the count of its refusals.
 struct Limited {
-    rate: Option<Rate>,
+    /// By width.
+    rates: [Option<Rate>; 3],
     refused: Counter,
 }
 
@@ -62,13 +67,17 @@ impl Budgets {
         let limited = TABLE
             .iter()
             .map(|row| {
-                // More than 2³² KiB a day or requests a minute is as good as that.
-                let holds = u32::try_from((row.holds)(config)).unwrap_or(u32::MAX);
+                let holds = (row.holds)(config);
+                let rate = |width| {
+                    // More than 2³² KiB a day or requests a minute is as good as that.
+                    let holds = holds.saturating_mul(row.wider.factor_at(width)?);
+                    let holds = NonZeroU32::new(u32::try_from(holds).unwrap_or(u32::MAX))?;
+                    Some(Rate::new(holds, row.period, memory.clone(), clock.clone()))
+                };
                 let refused = metrics.rate_limited_by(row.label);
                 refused.absolute(0);
                 Limited {
-                    rate: NonZeroU32::new(holds)
-                        .map(|holds| Rate::new(holds, row.period, memory.clone(), clock.clone())),
+                    rates: Width::ALL.map(rate),
                     refused,
                 }
             })
@@ -81,13 +90,42 @@ impl Budgets {
             limited,
             rate_limited_total: metrics.rate_limited_total.clone(),
             rate_limit_clients: metrics.rate_limit_clients.clone(),
+            storage_bytes_max: config.storage_bytes_max,
+            storage_scarce: metrics.share_refusals(Shared::Storage, Why::Scarce),
             has_warned: AtomicBool::new(false),
         }
     }
 
-    /// Which bucket of `budget` belongs to `whose`.
+    /// Which bucket of `budget` belongs to `whose`. For budgets of addresses there is
+    /// [`Budgets::of_networks`].
     pub fn key(&self, budget: Budget, whose: impl Hash) -> RateKey {
-        RateKey::new(budget, self.hasher.hash_one((budget, whose)))
+        self.key_at(budget, Width::Address, whose)
+    }
+
+    /// What `amount` costs `address` and the networks around it.
+    pub fn of_networks(&self, budget: Budget, address: Address, amount: u32) -> [Charge; 3] {
+        self.of_networks_for(budget, address, (), amount)
+    }
+
+    /// What `amount` costs `address` and the networks around it, each in its bucket for `what`.
+    pub fn of_networks_for(
+        &self,
+        budget: Budget,
+        address: Address,
+        what: impl Hash,
+        amount: u32,
+    ) -> [Charge; 3] {
+        let wider = budget.row().wider;
+        Width::ALL.map(|width| {
+            let is_charged = wider.factor(address, width).is_some();
+            let whose = (address.within(width), &what);
+            self.key_at(budget, width, whose)
+                .costs(if is_charged { amount } else { 0 })
+        })
+    }
+
+    fn key_at(&self, budget: Budget, width: Width, whose: impl Hash) -> RateKey {
+        RateKey::new(budget, width, self.hasher.hash_one((budget, width, whose)))
     }
 
     /// Takes all of these, or nothing: what some gave goes back when another refuses. When several do,
@@ -126,6 +164,23 @@ impl Budgets {
         longest
     }
 
+    /// Takes all of these, or nothing and says how long they would have to wait; counts no refusal. For
+    /// those who wait and ask again.
+    pub fn take_or_wait(&self, charges: &[Charge]) -> Result<(), Duration> {
+        for (place, charge) in charges.iter().enumerate() {
+            if let Some(wait) = self.wait_of(charge) {
+                self.give_back(&charges[..place]);
+                return Err(wait);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this budget has a limit.
+    pub fn limits(&self, budget: Budget) -> bool {
+        self.limited[budget as usize].rates[0].is_some()
+    }
+
     /// Puts back what was taken and not used.
     pub fn give_back(&self, charges: &[Charge]) {
         for charge in charges {
@@ -142,6 +197,42 @@ impl Budgets {
         self.rate_limit_clients.set(self.memory.clients() as f64);
     }
 
+    /// What so many cells of the relay's storage cost `address`, while the relay holds `held` bytes. When
+    /// it is nearly full, shares shrink with what is left, as in
+    /// [`Holdings`](super::holdings::Holdings): whoever has stored much lately waits, and whoever has
+    /// stored nothing may always begin.
+    pub fn of_storage(
+        &self,
+        address: Address,
+        cells: u32,
+        held: u64,
+    ) -> Result<[Charge; 3], Spent> {
+        let charges = self.of_networks(Budget::AddressBytes, address, cells);
+        let total = self.storage_bytes_max;
+        if total > 0
+            && let Some(wait) = self.scarcity(&charges, total.saturating_sub(held), total)
+        {
+            self.storage_scarce.increment(1);
+            return Err(self.spent(Budget::AddressBytes, wait, address));
+        }
+        Ok(charges)
+    }
+
+    /// How long until these would fit into their shares, of which only a part is there while `left` of
+    /// `total` is.
+    fn scarcity(&self, charges: &[Charge], left: u64, total: u64) -> Option<Duration> {
+        let waits = charges.iter().filter(|charge| charge.amount > 0);
+        let waits = waits.filter_map(|charge| {
+            let rate = self.rate(charge)?;
+            let taken = u64::from(rate.taken(charge.key));
+            let share = shrunk(rate.holds().into(), left, total);
+            let whole = share == u64::from(rate.holds());
+            let over = (taken + u64::from(charge.amount)).saturating_sub(share);
+            (!whole && taken > 0 && over > 0).then(|| rate.refills(over.min(taken)))
+        });
+        waits.max()
+    }
+
     /// Tells the operator, once, that `setting` hit a private address: behind a proxy that is not
     /// trusted all clients are one, which nobody would think of at once.
     pub fn hint_at_proxy(&self, setting: &str, address: Address) {
@@ -153,9 +244,10 @@ impl Budgets {
     /// So many proofs of an address were checked together and not good: they are charged, as far as the
     /// budget holds. That refuses nobody, so it is not counted as a refusal.
     pub fn failed_proofs(&self, address: Address, bad: usize) {
-        let one = self.key(Budget::FailedProofs, address).costs(1);
-        if let Some(rate) = self.rate(&one) {
-            let _spent = (0..bad).all(|_| rate.take(one.key, one.amount).is_ok());
+        for one in self.of_networks(Budget::FailedProofs, address, 1) {
+            if let Some(rate) = self.rate(&one) {
+                let _spent = (0..bad).all(|_| rate.take(one.key, one.amount).is_ok());
+            }
         }
     }
 
@@ -169,7 +261,8 @@ impl Budgets {
     }
 
     fn rate(&self, charge: &Charge) -> Option<&Rate> {
-        self.limited[charge.key.budget() as usize].rate.as_ref()
+        let rates = &self.limited[charge.key.budget() as usize].rates;
+        rates[charge.key.width() as usize].as_ref()
     }
 
     fn spent(&self, budget: Budget, retry_after: Duration, address: Address) -> Spent {
@@ -193,6 +286,13 @@ impl RateKey {
     }
 }
 
+impl Charge {
+    /// So many of this.
+    pub fn times(self, count: u32) -> Self {
+        self.key.costs(self.amount.saturating_mul(count))
+    }
+}
+
 impl fmt::Debug for Budgets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Budgets")
@@ -204,23 +304,23 @@ impl fmt::Debug for Budgets {
 #[derive(Debug)]
 pub struct ProofAttempt {
     budgets: Arc<Budgets>,
-    charge: Charge,
+    charges: [Charge; 3],
 }
 
 impl ProofAttempt {
     /// Begins a check for `address`, or refuses it unchecked.
     pub fn begin(budgets: &Arc<Budgets>, address: Address) -> Result<Self, Spent> {
-        let charge = budgets.key(Budget::FailedProofs, address).costs(1);
-        budgets.take(&[charge], address)?;
+        let charges = budgets.of_networks(Budget::FailedProofs, address, 1);
+        budgets.take(&charges, address)?;
         Ok(Self {
             budgets: Arc::clone(budgets),
-            charge,
+            charges,
         })
     }
 
     /// The proof is good.
     pub fn succeeded(self) {
-        self.budgets.give_back(&[self.charge]);
+        self.budgets.give_back(&self.charges);
     }
 }
 

@@ -1,32 +1,29 @@
 //! How many sessions at once, in all and per address, and how many new ones.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use super::address::Address;
+use super::address::{Address, Width};
 use super::budgets::{Budgets, Spent};
+use super::holdings::{Denied, Holdings};
 use super::table::Budget;
 use crate::config::Config;
+use crate::metrics::{Metrics, Shared};
 
 /// Permits for sessions.
 #[derive(Debug, Clone)]
 pub struct Connections {
-    house: Arc<Semaphore>,
-    /// Absent without a limit per address.
-    slots: Option<Arc<Slots>>,
+    /// Nothing awaits inside.
+    open: Arc<Mutex<Holdings>>,
     budgets: Arc<Budgets>,
+    metrics: Arc<Metrics>,
 }
 
 /// The right to one session; given back by dropping it.
 #[derive(Debug)]
 pub struct ConnectionPermit {
-    #[expect(dead_code, reason = "held for its drop")]
-    house: OwnedSemaphorePermit,
-    #[expect(dead_code, reason = "held for its drop")]
-    slot: Option<Slot>,
+    open: Arc<Mutex<Holdings>>,
+    address: Address,
 }
 
 /// Why there is no session.
@@ -36,103 +33,80 @@ pub enum TurnedAway {
     FullHouse,
     /// The address has as many as it may (`RELAY_MAX_CONNECTIONS_PER_ADDRESS`).
     AddressFull,
+    /// The networks around the address have as many as they may together.
+    NetworkFull,
+    /// The relay is nearly full, and this address or its network holds more than others.
+    NearlyFull,
     /// The address begins too many (`RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN`); it may come back
     /// after this time.
     TooMany(Duration),
 }
 
+impl From<Denied> for TurnedAway {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Empty => Self::FullHouse,
+            Denied::Share(Width::Address) => Self::AddressFull,
+            Denied::Share(_) => Self::NetworkFull,
+            Denied::Scarce => Self::NearlyFull,
+        }
+    }
+}
+
 impl Connections {
     /// As many as the settings say; zero for no limit.
-    pub fn new(config: &Config, budgets: Arc<Budgets>) -> Self {
-        let permits = match config.connections_max {
-            0 => Semaphore::MAX_PERMITS,
-            max => max as usize,
-        };
-        let max = config.connections_per_address_max;
+    pub fn new(config: &Config, budgets: Arc<Budgets>, metrics: Arc<Metrics>) -> Self {
+        let total = u64::from(config.connections_max);
+        let per_address = u64::from(config.connections_per_address_max);
         Self {
-            house: Arc::new(Semaphore::new(permits)),
-            slots: (max > 0).then(|| Arc::new(Slots::new(max))),
+            open: Arc::new(Mutex::new(Holdings::new(total, per_address))),
             budgets,
+            metrics,
         }
     }
 
     /// A permit for a session of `address`. Only one that finds room is charged as a new one.
     pub fn admit(&self, address: Address) -> Result<ConnectionPermit, TurnedAway> {
-        let house = Arc::clone(&self.house)
-            .try_acquire_owned()
-            .map_err(|_| TurnedAway::FullHouse)?;
-        let slot = match &self.slots {
-            Some(slots) => Some(slots.take(address).ok_or_else(|| {
-                self.budgets
-                    .hint_at_proxy("RELAY_MAX_CONNECTIONS_PER_ADDRESS", address);
-                TurnedAway::AddressFull
-            })?),
-            None => None,
-        };
-        let new = self.budgets.key(Budget::Connections, address).costs(1);
-        self.budgets
-            .take(&[new], address)
-            .map_err(|Spent { retry_after, .. }| TurnedAway::TooMany(retry_after))?;
-        Ok(ConnectionPermit { house, slot })
-    }
-}
-
-/// Sessions by address. Addresses without one are not in the map, so it is as small as the house.
-#[derive(Debug)]
-struct Slots {
-    max: u32,
-    /// Nothing awaits inside.
-    taken: Mutex<HashMap<Address, u32>>,
-}
-
-/// One of an address's slots; given back by dropping it.
-#[derive(Debug)]
-struct Slot {
-    slots: Arc<Slots>,
-    address: Address,
-}
-
-impl Slots {
-    fn new(max: u32) -> Self {
-        Self {
-            max,
-            taken: Mutex::default(),
-        }
-    }
-
-    fn take(self: &Arc<Self>, address: Address) -> Option<Slot> {
-        let mut taken = self.taken();
-        let of_address = taken.get(&address).copied().unwrap_or_default();
-        if of_address >= self.max {
-            return None;
-        }
-        taken.insert(address, of_address + 1);
-        Some(Slot {
-            slots: Arc::clone(self),
+        let taken = open(&self.open).take(address, 1);
+        taken.map_err(|denied| self.turned_away(denied, address))?;
+        let permit = ConnectionPermit {
+            open: Arc::clone(&self.open),
             address,
-        })
+        };
+        let new = self.budgets.of_networks(Budget::Connections, address, 1);
+        self.budgets
+            .take(&new, address)
+            .map_err(|Spent { retry_after, .. }| TurnedAway::TooMany(retry_after))?;
+        Ok(permit)
     }
 
-    fn taken(&self) -> MutexGuard<'_, HashMap<Address, u32>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turned_away(&self, denied: Denied, address: Address) -> TurnedAway {
+        let refusals = self
+            .metrics
+            .share_refusals(Shared::Connections, denied.why());
+        refusals.increment(1);
+        if denied == Denied::Share(Width::Address) {
+            self.budgets
+                .hint_at_proxy("RELAY_MAX_CONNECTIONS_PER_ADDRESS", address);
+        }
+        denied.into()
     }
 }
 
-impl Drop for Slot {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut taken = self.slots.taken();
-        match taken.get_mut(&self.address) {
-            Some(of_address) if *of_address > 1 => *of_address -= 1,
-            _ => drop(taken.remove(&self.address)),
-        }
+        open(&self.open).give_back(self.address, 1);
     }
+}
+
+fn open(holdings: &Mutex<Holdings>) -> MutexGuard<'_, Holdings> {
+    holdings.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::metrics::Metrics;
 
     fn connections(in_all: u32, per_address: u32, per_min: u32) -> Connections {
         let config = Config {
@@ -141,12 +115,14 @@ mod tests {
             connections_per_address_per_min: per_min,
             ..Config::default()
         };
-        let budgets = Budgets::new(&config, Clock::system(), &Metrics::new());
-        Connections::new(&config, Arc::new(budgets))
+        let metrics = Arc::new(Metrics::new());
+        let budgets = Budgets::new(&config, Clock::system(), &metrics);
+        Connections::new(&config, Arc::new(budgets), metrics)
     }
 
-    fn address(last: u8) -> Address {
-        Address::of([192, 0, 2, last].into())
+    /// One of another network each.
+    fn address(network: u8) -> Address {
+        Address::of([192, 0, network, 1].into())
     }
 
     #[test]
@@ -171,7 +147,26 @@ mod tests {
             connections.admit(address(1)).unwrap(),
             connections.admit(address(1)).unwrap(),
         ));
-        assert!(connections.slots.unwrap().taken().is_empty());
+        assert!(open(&connections.open).held() == 0);
+    }
+
+    #[test]
+    fn neighbours_share_four_times_what_an_address_has() {
+        let connections = connections(100, 2, 0);
+        let neighbour = |last| Address::of([192, 0, 2, last].into());
+        let permits: Vec<_> = (1..=4)
+            .flat_map(|last| [last, last])
+            .map(|last| connections.admit(neighbour(last)).unwrap())
+            .collect();
+        let neighbour = connections.admit(neighbour(5)).unwrap_err();
+        assert_eq!(neighbour, TurnedAway::NetworkFull);
+        let _stranger = connections
+            .admit(Address::of([192, 0, 3, 1].into()))
+            .unwrap();
+        let text = connections.metrics.render();
+        let series = "relay_share_refusals_total{of=\"connections\",why=\"network\"} 1";
+        assert!(text.contains(series), "{text}");
+        drop(permits);
     }
 
     #[test]
@@ -182,7 +177,6 @@ mod tests {
             let hasty = connections.admit(address(1)).unwrap_err();
             assert!(matches!(hasty, TurnedAway::TooMany(_)), "{hasty:?}");
         }
-        assert!(connections.slots.unwrap().taken().is_empty());
-        assert_eq!(connections.house.available_permits(), 4);
+        assert!(open(&connections.open).held() == 0);
     }
 }

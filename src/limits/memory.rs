@@ -12,15 +12,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use governor::nanos::Nanos;
 use governor::state::StateStore;
 
+use super::address::Width;
 use super::table::Budget;
 
-/// Clients remembered at once, over all budgets. An entry is 8 bytes of key, 8 of state and 1 of
-/// the map. With all shared buckets in use a shard holds (1,000,000 + 10 × 65,536) / 64 = 25,866
-/// entries in 32,768 slots: 64 × 32,768 × 17 bytes = 36 MB at the most, however many clients come.
+/// Clients, addresses and networks remembered at once, over all budgets. An entry is 8 bytes of key, 8
+/// of state and 1 of the map. With all shared buckets in use a shard holds (1,000,000 + 13 × 3 ×
+/// 16,384) / 64 = 25,609 entries in 32,768 slots: 64 × 32,768 × 17 bytes = 36 MB at the most, however
+/// many clients come.
 pub const CLIENTS_MAX: usize = 1_000_000;
 
-/// Buckets of each budget that newcomers share while there is no room for their own.
-const SHARED_BUCKETS: u64 = 65_536;
+/// Buckets of each budget and width that newcomers share while there is no room for their own.
+const SHARED_BUCKETS: u64 = 16_384;
 
 const SHARDS: usize = 64;
 
@@ -31,13 +33,23 @@ const OWN: u64 = 1 << 63;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RateKey {
     budget: Budget,
+    width: Width,
     hash: u64,
 }
 
 impl RateKey {
-    /// The bucket of `budget` with this hash, in which the budget takes part.
-    pub(super) fn new(budget: Budget, hash: u64) -> Self {
-        Self { budget, hash }
+    /// The bucket of `budget` with this hash, in which the budget and the width take part.
+    pub(super) fn new(budget: Budget, width: Width, hash: u64) -> Self {
+        Self {
+            budget,
+            width,
+            hash,
+        }
+    }
+
+    /// How wide the network is whose bucket it is.
+    pub(super) fn width(self) -> Width {
+        self.width
     }
 
     pub(super) fn budget(self) -> Budget {
@@ -49,7 +61,8 @@ impl RateKey {
     }
 
     fn shared(self) -> u64 {
-        self.budget as u64 * SHARED_BUCKETS + self.hash % SHARED_BUCKETS
+        let row = self.budget as u64 * Width::ALL.len() as u64 + self.width as u64;
+        row * SHARED_BUCKETS + self.hash % SHARED_BUCKETS
     }
 }
 
@@ -113,6 +126,14 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// The state of a bucket that is not full.
+    pub(super) fn state(&self, key: &RateKey) -> Option<Nanos> {
+        let own = self.shard(key.own()).get(&key.own()).copied();
+        own.or_else(|| self.shard(key.shared()).get(&key.shared()).copied())
+    }
+}
+
 impl StateStore for Memory {
     type Key = RateKey;
 
@@ -153,14 +174,16 @@ mod tests {
 
     /// Sets the bucket to `state` and returns what was in it.
     fn replace(memory: &Memory, hash: u64, state: u64) -> Option<u64> {
-        replace_of(Budget::Client, memory, hash, state)
+        replace_in(
+            &RateKey::new(Budget::Client, Width::Address, hash),
+            memory,
+            state,
+        )
     }
 
-    fn replace_of(budget: Budget, memory: &Memory, hash: u64, state: u64) -> Option<u64> {
-        let key = RateKey::new(budget, hash);
-        let replaced: Result<_, ()> = memory.measure_and_replace(&key, |before| {
-            Ok((before.map(u64::from), Nanos::new(state)))
-        });
+    fn replace_in(key: &RateKey, memory: &Memory, state: u64) -> Option<u64> {
+        let replaced: Result<_, ()> = memory
+            .measure_and_replace(key, |before| Ok((before.map(u64::from), Nanos::new(state))));
         replaced.unwrap()
     }
 
@@ -183,7 +206,7 @@ mod tests {
     #[test]
     fn a_refused_newcomer_takes_no_room() {
         let memory = Memory::new(1);
-        let key = RateKey::new(Budget::Client, 1);
+        let key = RateKey::new(Budget::Client, Width::Address, 1);
         let refused: Result<(), _> = memory.measure_and_replace(&key, |_| Err("no"));
         assert_eq!(refused, Err("no"));
         assert_eq!(memory.clients(), 0);
@@ -196,10 +219,14 @@ mod tests {
         for number in 0..CLIENTS_MAX as u64 {
             replace(&memory, spread(number), u64::MAX);
         }
-        // Newcomers in every shared bucket of every budget.
-        for row in &TABLE {
+        // Newcomers in every shared bucket of every budget and width.
+        for (row, width) in TABLE
+            .iter()
+            .flat_map(|row| Width::ALL.map(|width| (row, width)))
+        {
             for number in 0..SHARED_BUCKETS {
-                replace_of(row.budget, &memory, spread(number + (1 << 32)), u64::MAX);
+                let key = RateKey::new(row.budget, width, spread(number + (1 << 32)));
+                replace_in(&key, &memory, u64::MAX);
             }
         }
         assert_eq!(memory.clients(), CLIENTS_MAX);

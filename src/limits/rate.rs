@@ -37,12 +37,15 @@ pub(super) struct Rate {
     clock: RateClock,
     holds: NonZeroU32,
     one_per: Duration,
+    /// What the limiter counts its time from.
+    started: Duration,
 }
 
 impl Rate {
     /// Buckets that hold `holds` and refill within `period`.
     pub(super) fn new(holds: NonZeroU32, period: Duration, memory: Memory, clock: Clock) -> Self {
         let clock = RateClock(clock);
+        let started = clock.now();
         // A minute through the largest number is 13 ns; only a period of zero would not do.
         let one_per = (period / holds.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(one_per)
@@ -54,6 +57,7 @@ impl Rate {
             clock,
             holds,
             one_per,
+            started,
         }
     }
 
@@ -70,6 +74,27 @@ impl Rate {
             // Cut to what the bucket holds above.
             Err(_) => Ok(()),
         }
+    }
+
+    /// What a bucket holds.
+    pub(super) fn holds(&self) -> u32 {
+        self.holds.get()
+    }
+
+    /// How much of a bucket is taken.
+    pub(super) fn taken(&self, key: RateKey) -> u32 {
+        let now = Nanos::from(self.clock.now().saturating_sub(self.started));
+        let Some(state) = self.memory.state(&key) else {
+            return 0;
+        };
+        let taken = u64::from(state).saturating_sub(u64::from(now));
+        let one_per = u64::try_from(self.one_per.as_nanos()).unwrap_or(u64::MAX);
+        u32::try_from(taken.div_ceil(one_per.max(1))).unwrap_or(u32::MAX)
+    }
+
+    /// The time in which so much comes back.
+    pub(super) fn refills(&self, amount: u64) -> Duration {
+        whole(self.one_per * u32::try_from(amount).unwrap_or(u32::MAX))
     }
 
     /// Puts back what was taken.
@@ -97,6 +122,7 @@ fn whole(wait: Duration) -> Duration {
 mod tests {
     use super::*;
     use crate::clock::{ManualClock, Timestamp};
+    use crate::limits::address::Width;
     use crate::limits::table::Budget;
 
     const MINUTE: Duration = Duration::from_secs(60);
@@ -105,7 +131,7 @@ mod tests {
         let (clock, time) = Clock::manual(Timestamp::from_millis(1_000));
         let holds = NonZeroU32::new(holds).unwrap();
         let rate = Rate::new(holds, period, Memory::new(10), clock);
-        (rate, time, RateKey::new(Budget::Client, 1))
+        (rate, time, RateKey::new(Budget::Client, Width::Address, 1))
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::address::{Address, Width};
 use crate::config::Config;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -17,6 +18,10 @@ const OPENINGS_PER_ADDRESS: u64 = 4;
 
 /// Of the eight proofs that one hash may have, those that one address may store in a day.
 const SLOTS_A_DAY: u64 = 2;
+
+/// Refused and free frames that an address may always have read in a minute: 1,000 a second. The dearest
+/// to read, long lists for `Unsubscribe`, take 10 µs for each KiB, so that is 1 % of a core.
+const READING_MIN: u64 = 60_000;
 
 /// Ids that one address may have pinned in a day.
 const PINS_A_DAY: u64 = 1_000;
@@ -49,6 +54,62 @@ pub enum Budget {
     RecoverySlots,
     /// Newly pinned ids from an address.
     Pins,
+    /// Frames from an address that nothing else is charged for.
+    Reading,
+}
+
+/// Which networks around an address have buckets of their own in a budget, and how large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wider {
+    /// None: the bucket is not an address's.
+    Alone,
+    /// A /56 has twice and a /48 four times what one address has.
+    Ipv6,
+    /// As `Ipv6`, and an IPv4 /24 has four times what one address has.
+    Ipv6AndIpv4,
+    /// A /48 has no more than one address.
+    OneForIpv6,
+    /// A /48 and an IPv4 /24 have twice what one address has.
+    TwoForAll,
+}
+
+impl Wider {
+    /// How much more a network of this width around `address` has than one address; `None` if it has no
+    /// bucket.
+    pub fn factor(self, address: Address, width: Width) -> Option<u64> {
+        if width == Width::Address {
+            return Some(1);
+        }
+        address.within(width)?;
+        let counts_ipv4 = matches!(self, Self::Ipv6AndIpv4 | Self::TwoForAll);
+        if address.is_ipv4() && !counts_ipv4 {
+            return None;
+        }
+        self.factor_at(width)
+    }
+
+    /// How much more any network of this width has than one address.
+    pub(super) fn factor_at(self, width: Width) -> Option<u64> {
+        match (self, width) {
+            (_, Width::Address) => Some(1),
+            (Self::Alone, _) => None,
+            (Self::Ipv6 | Self::Ipv6AndIpv4, width) => Some(width.factor()),
+            (Self::OneForIpv6 | Self::TwoForAll, Width::Site) => None,
+            (Self::OneForIpv6, Width::Neighbours) => Some(1),
+            (Self::TwoForAll, Width::Neighbours) => Some(2),
+        }
+    }
+
+    /// The words for it in the documents.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Alone => "-",
+            Self::Ipv6 => "/56 × 2, /48 × 4",
+            Self::Ipv6AndIpv4 => "/56 × 2, /48 and /24 × 4",
+            Self::OneForIpv6 => "/48 × 1",
+            Self::TwoForAll => "/48 and /24 × 2",
+        }
+    }
 }
 
 /// One budget.
@@ -62,6 +123,8 @@ pub struct Row {
     pub charged: &'static str,
     /// Whose bucket it is.
     pub whose: &'static str,
+    /// What the networks around that address have together.
+    pub wider: Wider,
     /// The time in which an empty bucket is full again.
     pub period: Duration,
     /// The setting that says how much.
@@ -73,12 +136,13 @@ pub struct Row {
 }
 
 /// Every budget, each at the place of its number.
-pub const TABLE: [Row; 12] = [
+pub const TABLE: [Row; 13] = [
     Row {
         budget: Budget::Client,
         label: "client",
         charged: "requests",
         whose: "mailbox name and address",
+        wider: Wider::Alone,
         period: MINUTE,
         setting: "RELAY_RATE_LIMIT_PER_MIN",
         holds: |config| config.rate_limit_per_min.into(),
@@ -89,6 +153,7 @@ pub const TABLE: [Row; 12] = [
         label: "address",
         charged: "requests",
         whose: "address",
+        wider: Wider::Ipv6,
         period: MINUTE,
         setting: "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
         holds: |config| config.rate_limit_per_address_per_min.into(),
@@ -99,6 +164,7 @@ pub const TABLE: [Row; 12] = [
         label: "mailbox_blobs",
         charged: "blobs stored in one mailbox",
         whose: "address and recipient",
+        wider: Wider::OneForIpv6,
         period: HOUR,
         setting: "RELAY_MAILBOX_SHARE_PER_HOUR",
         holds: |config| share(config.mailbox_share_per_hour, config.mailbox_blobs_max),
@@ -109,6 +175,7 @@ pub const TABLE: [Row; 12] = [
         label: "mailbox_bytes",
         charged: "KiB stored in one mailbox",
         whose: "address and recipient",
+        wider: Wider::OneForIpv6,
         period: HOUR,
         setting: "RELAY_MAILBOX_SHARE_PER_HOUR",
         holds: |config| {
@@ -124,6 +191,7 @@ pub const TABLE: [Row; 12] = [
         label: "address_bytes",
         charged: "KiB stored in the relay",
         whose: "address",
+        wider: Wider::Ipv6AndIpv4,
         period: DAY,
         setting: "RELAY_ADDRESS_SHARE_PER_DAY",
         holds: |config| {
@@ -139,6 +207,7 @@ pub const TABLE: [Row; 12] = [
         label: "openings",
         charged: "mailboxes opened",
         whose: "connection",
+        wider: Wider::Alone,
         period: MINUTE,
         setting: "RELAY_OPENINGS_PER_MIN",
         holds: |config| config.openings_per_min.into(),
@@ -149,6 +218,7 @@ pub const TABLE: [Row; 12] = [
         label: "address_openings",
         charged: "mailboxes opened",
         whose: "address",
+        wider: Wider::Ipv6,
         period: MINUTE,
         setting: "RELAY_OPENINGS_PER_MIN",
         holds: |config| OPENINGS_PER_ADDRESS * u64::from(config.openings_per_min),
@@ -159,6 +229,7 @@ pub const TABLE: [Row; 12] = [
         label: "connections",
         charged: "new connections",
         whose: "address",
+        wider: Wider::Ipv6AndIpv4,
         period: MINUTE,
         setting: "RELAY_CONNECTIONS_PER_ADDRESS_PER_MIN",
         holds: |config| config.connections_per_address_per_min.into(),
@@ -169,6 +240,7 @@ pub const TABLE: [Row; 12] = [
         label: "failed_proofs",
         charged: "failed proofs",
         whose: "address",
+        wider: Wider::Ipv6,
         period: MINUTE,
         setting: "RELAY_FAILED_PROOFS_PER_MIN",
         holds: |config| config.failed_proofs_per_min.into(),
@@ -179,6 +251,7 @@ pub const TABLE: [Row; 12] = [
         label: "recovery",
         charged: "recovery requests",
         whose: "mailbox name and address",
+        wider: Wider::Alone,
         period: MINUTE,
         setting: "RELAY_RECOVERY_RATE_LIMIT",
         holds: |config| config.recovery_rate_limit.into(),
@@ -189,6 +262,7 @@ pub const TABLE: [Row; 12] = [
         label: "recovery_slots",
         charged: "recovery proofs stored under one hash",
         whose: "address and hash",
+        wider: Wider::TwoForAll,
         period: DAY,
         setting: "RELAY_RECOVERY_RATE_LIMIT",
         holds: |config| SLOTS_A_DAY * u64::from(config.recovery_rate_limit.min(1)),
@@ -199,10 +273,22 @@ pub const TABLE: [Row; 12] = [
         label: "pins",
         charged: "ids pinned for the first time",
         whose: "address",
+        wider: Wider::Ipv6,
         period: DAY,
         setting: "RELAY_PINS_MAX",
         holds: |_| PINS_A_DAY,
         refusal: "your network has pinned too many mailboxes for the first time today; retry tomorrow, or set no_pin",
+    },
+    Row {
+        budget: Budget::Reading,
+        label: "reading",
+        charged: "refused and free frames: 1 each, and 1 for each KiB",
+        whose: "address",
+        wider: Wider::Ipv6,
+        period: MINUTE,
+        setting: "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
+        holds: |config| reading(config.rate_limit_per_address_per_min.into()),
+        refusal: "too many refused or free frames from your network",
     },
 ];
 
@@ -219,6 +305,15 @@ fn share(share: crate::config::Share, whole: u64) -> u64 {
         return 0;
     }
     share.of(whole).max(1)
+}
+
+/// What an address may have read that is refused or free: a hundred times its requests, and at least
+/// [`READING_MIN`]; without a limit on requests there is none.
+fn reading(requests_per_min: u64) -> u64 {
+    match requests_per_min {
+        0 => 0,
+        requests => requests.saturating_mul(100).max(READING_MIN),
+    }
 }
 
 fn cells(bytes: u64) -> u64 {
@@ -248,7 +343,7 @@ mod tests {
         assert_eq!(
             holds,
             [
-                60, 600, 500, 24_415, 524_288, 1_024, 4_096, 300, 20, 10, 2, 1_000
+                60, 600, 500, 24_415, 524_288, 1_024, 4_096, 300, 20, 10, 2, 1_000, 60_000
             ]
         );
     }

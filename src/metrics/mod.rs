@@ -34,6 +34,7 @@ pub struct Metrics {
     pub connection_errors_total: Counter,
     pub connections_refused_total: Counter,
     pub accept_errors_total: Counter,
+    pub lobby_shown_out_total: Counter,
     pub listen_overflows_total: Counter,
     pub listen_drops_total: Counter,
 
@@ -43,6 +44,8 @@ pub struct Metrics {
     pub messages_ignored_total: Counter,
     pub message_duration_seconds: Histogram,
     pub answer_lane_full_total: Counter,
+    pub slow_reading_total: Counter,
+    pub floods_closed_total: Counter,
     pub notices_dropped_total: Counter,
     pub unfinished_bytes: Gauge,
     pub unfinished_waits_total: Counter,
@@ -149,6 +152,15 @@ impl Metrics {
                 "relay_rate_limited_by_total",
                 "Refusals counted in relay_rate_limited_total, by budget."
             );
+            describe_counter!(
+                "relay_share_refusals_total",
+                "Times that somebody got no more of connections, unfinished messages or storage, and why: nothing is left (full), the share of its address or of a wider network is taken, or little is left and others hold less (scarce)."
+            );
+            for of in Shared::ALL {
+                for why in Why::ALL {
+                    share_counter(of, why).absolute(0);
+                }
+            }
 
             Self {
                 process,
@@ -172,6 +184,10 @@ impl Metrics {
                 accept_errors_total: count(
                     "relay_accept_errors_total",
                     "Times that accepting a connection failed (for example: out of file descriptors).",
+                ),
+                lobby_shown_out_total: count(
+                    "relay_lobby_shown_out_total",
+                    "Connections without a session that were closed because too many waited: the oldest of the address with the most.",
                 ),
                 listen_overflows_total: count(
                     "relay_listen_overflows_total",
@@ -210,13 +226,21 @@ impl Metrics {
                     "relay_answer_lane_full_total",
                     "Times a session stopped reading because its client did not take its answers.",
                 ),
+                slow_reading_total: count(
+                    "relay_slow_reading_total",
+                    "Frames before which the relay paused because the connection had sent too many that were refused or of no use.",
+                ),
+                floods_closed_total: count(
+                    "relay_floods_closed_total",
+                    "Connections closed after a minute of slow reading because their frames were refused or of no use.",
+                ),
                 unfinished_bytes: level(
                     "relay_unfinished_bytes",
-                    "Announced bytes of incomplete incoming messages over 64 KiB.",
+                    "Memory held by incomplete messages beyond the first 64 KiB of each, in steps of 64 KiB; what has arrived counts, not what is announced.",
                 ),
                 unfinished_waits_total: count(
                     "relay_unfinished_waits_total",
-                    "Times a session stopped reading because too many bytes of incomplete messages were in memory.",
+                    "Times that the relay stopped reading a large message because its address or all clients held too much memory with incomplete ones.",
                 ),
 
                 blobs_stored: level("relay_blobs_stored", "Blobs stored now."),
@@ -486,6 +510,11 @@ impl Metrics {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The counter of those who got no more of this.
+    pub fn share_refusals(&self, of: Shared, why: Why) -> Counter {
+        metrics::with_local_recorder(&*self.recorder, || share_counter(of, why))
+    }
+
     /// The text that `/metrics` serves, process metrics read just now.
     pub fn render(&self) -> String {
         metrics::with_local_recorder(&*self.recorder, || self.process.collect());
@@ -515,6 +544,59 @@ impl Metrics {
 
     fn handle(&self) -> PrometheusHandle {
         self.recorder.handle()
+    }
+}
+
+fn share_counter(of: Shared, why: Why) -> Counter {
+    counter!("relay_share_refusals_total", "of" => of.label(), "why" => why.label())
+}
+
+/// What clients share, each address up to its share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shared {
+    /// Sessions at one time.
+    Connections,
+    /// Memory of messages that have not come whole.
+    Unfinished,
+    /// Room in the store.
+    Storage,
+}
+
+/// Why somebody got no more of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing is left.
+    Full,
+    /// Its address has its share.
+    Address,
+    /// A wider network around it has its share.
+    Network,
+    /// Little is left, and others hold less.
+    Scarce,
+}
+
+impl Shared {
+    const ALL: [Self; 3] = [Self::Connections, Self::Unfinished, Self::Storage];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Unfinished => "unfinished",
+            Self::Storage => "storage",
+        }
+    }
+}
+
+impl Why {
+    const ALL: [Self; 4] = [Self::Full, Self::Address, Self::Network, Self::Scarce];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Address => "address",
+            Self::Network => "network",
+            Self::Scarce => "scarce",
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub enum Close {
     TooManyFailedProofs,
     /// Too many mailboxes were opened from the client's address.
     TooManyOpenings,
+    /// Too many frames that were refused or of no use.
+    Flood,
 }
 
 impl Close {
@@ -42,7 +44,7 @@ impl Close {
             Self::NotProven | Self::Pinned | Self::ProofRequired => 4401,
             Self::NotOffered => 4406,
             Self::FirstFrameLate | Self::Silent => 4408,
-            Self::TooManyFailedProofs | Self::TooManyOpenings => 4429,
+            Self::TooManyFailedProofs | Self::TooManyOpenings | Self::Flood => 4429,
         }
     }
 
@@ -66,6 +68,9 @@ impl Close {
             Self::Silent => "the client sent nothing for too long",
             Self::TooManyFailedProofs => "too many failed proofs from your network; wait a minute",
             Self::TooManyOpenings => "too many mailboxes opened from your network; wait a minute",
+            Self::Flood => {
+                "too many refused, free or useless frames, after a minute of slow reading; send less"
+            }
         }
     }
 }
@@ -87,6 +92,7 @@ mod tests {
             (Close::Silent, 4408),
             (Close::TooManyFailedProofs, 4429),
             (Close::TooManyOpenings, 4429),
+            (Close::Flood, 4429),
         ];
         for (close, code) in all {
             assert_eq!(close.code(), code);

@@ -35,6 +35,7 @@ use crate::http::{Detailed, Health, health, operator_routes};
 use crate::hub::Hub;
 use crate::limits::budgets::Budgets;
 use crate::limits::connections::Connections;
+use crate::limits::unfinished::Unfinished;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
 use crate::service::{self, Service};
@@ -44,8 +45,8 @@ pub use crate::socket::accept_queue;
 use crate::socket::forwarded::Proxies;
 use crate::socket::handshake::is_upgrade;
 use crate::socket::listener::Listener;
-use crate::socket::watch::{Unfinished, WatchRules};
-use crate::socket::websocket::{Upgrader, hard_cap};
+use crate::socket::watch::WatchRules;
+use crate::socket::websocket::Upgrader;
 use crate::store::Store;
 use crate::store::engine::Opened;
 pub use keeping::is_secret_gone;
@@ -181,7 +182,7 @@ pub async fn start_with(
         close_operators: CancellationToken::new(),
         end_upkeep: CancellationToken::new(),
     };
-    let connections = Connections::new(config, budgets);
+    let connections = Connections::new(config, budgets, Arc::clone(&running.metrics));
     running.serve_clients(config, &service, &clock, connections, clients);
     running.serve_operators(config, &service, &clock, operators);
     running.watch_disk(config);
@@ -259,6 +260,7 @@ impl Running {
             settings: session::Settings {
                 message_bytes_max: config.message_bytes_max,
                 first_frame_timeout: config.first_frame_timeout,
+                slow_reading_max: config.slow_reading_max,
                 write_timeout: config.write_timeout,
                 keepalive: config.keepalive,
                 idle_timeout: config.idle_timeout,
@@ -278,8 +280,8 @@ impl Running {
             message_bytes_max: config.message_bytes_max,
             watch: WatchRules {
                 message_timeout: config.message_timeout,
-                message_bytes_cap: hard_cap(config.message_bytes_max) as u64,
                 unfinished,
+                slow_reading: self.metrics.slow_reading_total.clone(),
             },
             proxies: Arc::new(Proxies::new(config.trusted_proxies.clone())),
             connections,

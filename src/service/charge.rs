@@ -14,6 +14,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Service;
 use super::refusal::Refusal;
@@ -24,12 +25,12 @@ use crate::limits::table::{Budget, CELL_BYTES};
 use crate::store::model::Envelope;
 
 /// Whom requests are charged to: a mailbox name together with the address that uses it, so that
-/// nobody spends another's rate by claiming its name, and that address.
+/// nobody spends another's rate by claiming its name, and that address with the networks around it.
 #[derive(Debug, Clone, Copy)]
 pub struct Client {
     address: Address,
-    /// The client's own budget, then its address's.
-    request: [Charge; 2],
+    /// The client's own budget, then those of its address and networks.
+    request: [Charge; 4],
     recovery: Charge,
 }
 
@@ -44,12 +45,11 @@ impl Service {
     pub fn client(&self, mailbox: &MailboxHash, address: IpAddr) -> Client {
         let (budgets, address) = (&self.parts.budgets, Address::of(address));
         let name = (mailbox, address);
+        let of_client = budgets.key(Budget::Client, name).costs(1);
+        let [of_address, of_site, of_neighbours] = budgets.of_networks(Budget::Address, address, 1);
         Client {
             address,
-            request: [
-                budgets.key(Budget::Client, name).costs(1),
-                budgets.key(Budget::Address, address).costs(1),
-            ],
+            request: [of_client, of_address, of_site, of_neighbours],
             recovery: budgets.key(Budget::Recovery, name).costs(1),
         }
     }
@@ -60,10 +60,17 @@ impl Service {
         Ok(commons.lease(&client.request, client.address).await?)
     }
 
+    /// Charges what is as much work as so many requests, as [`Service::charge`] does one.
+    pub async fn charge_requests(&self, client: &Client, requests: u32) -> Result<(), Refusal> {
+        let charges = client.request.map(|one| one.times(requests));
+        let commons = &self.parts.commons;
+        Ok(commons.lease(&charges, client.address).await?)
+    }
+
     /// Charges one recovery request, which has its own rate in place of the client's.
     pub async fn charge_recovery(&self, client: &Client) -> Result<(), Refusal> {
-        let [_, of_address] = client.request;
-        let charges = [client.recovery, of_address];
+        let mut charges = client.request;
+        charges[0] = client.recovery;
         let commons = &self.parts.commons;
         Ok(commons.lease(&charges, client.address).await?)
     }
@@ -76,13 +83,40 @@ impl Service {
         mailboxes: u32,
     ) -> Result<(), Refusal> {
         let (budgets, address) = (&self.parts.budgets, Address::of(address));
-        let charges = [
-            budgets.key(Budget::Openings, connection).costs(mailboxes),
-            budgets
-                .key(Budget::AddressOpenings, address)
-                .costs(mailboxes),
-        ];
+        let of_connection = budgets.key(Budget::Openings, connection).costs(mailboxes);
+        let [of_address, of_site, of_neighbours] =
+            budgets.of_networks(Budget::AddressOpenings, address, mailboxes);
+        let charges = [of_connection, of_address, of_site, of_neighbours];
         Ok(budgets.take(&charges, address)?)
+    }
+
+    /// Whether refused and free frames are limited.
+    pub fn limits_reading(&self) -> bool {
+        self.parts.budgets.limits(Budget::Reading)
+    }
+
+    /// Takes so many units of reading from the address's budget, or says when to ask again. Only the
+    /// first time is counted as a refusal.
+    pub fn lease_reading(
+        &self,
+        address: IpAddr,
+        units: u32,
+        is_first: bool,
+    ) -> Result<(), Duration> {
+        let (budgets, address) = (&self.parts.budgets, Address::of(address));
+        let charges = budgets.of_networks(Budget::Reading, address, units);
+        match is_first {
+            true => budgets
+                .take(&charges, address)
+                .map_err(|spent| spent.retry_after),
+            false => budgets.take_or_wait(&charges),
+        }
+    }
+
+    /// Gives units of reading back that were not needed.
+    pub fn return_reading(&self, address: IpAddr, units: u32) {
+        let (budgets, address) = (&self.parts.budgets, Address::of(address));
+        budgets.give_back(&budgets.of_networks(Budget::Reading, address, units));
     }
 
     /// Begins to check a proof, or refuses to, because too many from this address were not good.
@@ -105,8 +139,7 @@ impl Service {
         client: &Client,
         envelope: &Envelope,
     ) -> Result<Room, Refusal> {
-        let bytes = self.of_relay(client, envelope.charged_bytes());
-        self.take_room(client, vec![bytes])
+        self.take_room(client, Vec::new(), envelope.charged_bytes())
     }
 
     /// Charges one of the places that a recovery key has to the address that takes it, and the bytes
@@ -117,16 +150,18 @@ impl Service {
         key_hash: &[u8; 32],
         bytes: u64,
     ) -> Result<Room, Refusal> {
-        let slot = (client.address, key_hash);
-        let slot = self.parts.budgets.key(Budget::RecoverySlots, slot).costs(1);
-        self.take_room(client, vec![slot, self.of_relay(client, bytes)])
+        let slot =
+            self.parts
+                .budgets
+                .of_networks_for(Budget::RecoverySlots, client.address, key_hash, 1);
+        self.take_room(client, slot.to_vec(), bytes)
     }
 
     /// Charges a new pin to its address.
     pub(super) fn charge_pin(&self, address: IpAddr) -> Result<(), Refusal> {
         let (budgets, address) = (&self.parts.budgets, Address::of(address));
-        let pin = budgets.key(Budget::Pins, address).costs(1);
-        Ok(budgets.take(&[pin], address)?)
+        let pin = budgets.of_networks(Budget::Pins, address, 1);
+        Ok(budgets.take(&pin, address)?)
     }
 
     /// Charges the room that a blob is about to take, all of it or nothing.
@@ -137,24 +172,25 @@ impl Service {
     ) -> Result<Room, Refusal> {
         let budgets = &self.parts.budgets;
         let bytes = envelope.charged_bytes();
-        let share = (client.address, envelope.mailbox);
-        let charges = vec![
-            budgets.key(Budget::MailboxBlobs, share).costs(1),
-            budgets.key(Budget::MailboxBytes, share).costs(cells(bytes)),
-            self.of_relay(client, bytes),
-        ];
-        self.take_room(client, charges)
+        let (address, mailbox) = (client.address, &envelope.mailbox);
+        let blob = budgets.of_networks_for(Budget::MailboxBlobs, address, mailbox, 1);
+        let kib = cells(bytes);
+        let kib = budgets.of_networks_for(Budget::MailboxBytes, address, mailbox, kib);
+        self.take_room(client, [blob, kib].concat(), bytes)
     }
 
-    /// Bytes that are about to be kept, in the address's share of the relay.
-    fn of_relay(&self, client: &Client, bytes: u64) -> Charge {
-        let key = self.parts.budgets.key(Budget::AddressBytes, client.address);
-        key.costs(cells(bytes))
-    }
-
-    fn take_room(&self, client: &Client, charges: Vec<Charge>) -> Result<Room, Refusal> {
-        let budgets = &self.parts.budgets;
-        budgets.take(&charges, client.address)?;
+    /// Takes what `charges` say, and bytes that are about to be kept of the address's share of the relay.
+    /// While the relay is nearly full, that share shrinks with what is left.
+    fn take_room(
+        &self,
+        client: &Client,
+        mut charges: Vec<Charge>,
+        bytes: u64,
+    ) -> Result<Room, Refusal> {
+        let (budgets, address) = (&self.parts.budgets, client.address);
+        let held = self.parts.store.usage().bytes;
+        charges.extend(budgets.of_storage(address, cells(bytes), held)?);
+        budgets.take(&charges, address)?;
         Ok(Room {
             budgets: Arc::clone(budgets),
             charges,
@@ -183,8 +219,6 @@ impl fmt::Debug for Room {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::FutureExt as _;
 
     use super::*;

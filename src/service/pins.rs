@@ -194,13 +194,18 @@ impl Service {
     }
 
     /// Takes the pin off: the id may be opened without a proof again.
-    pub async fn unpin(&self, id: &MailboxId) -> Result<(), Refusal> {
-        let mailbox = self.mailbox(id);
+    pub async fn unpin(&self, ids: &[MailboxId]) -> Result<(), Refusal> {
+        let mailboxes: Vec<_> = ids.iter().map(|id| self.mailbox(id)).collect();
         // Most mailboxes have none, and a read is cheaper than a commit.
-        if self.saved_pins(&[mailbox]).await? != [false] {
-            self.parts.store.unpin(mailbox).await?;
+        let saved = self.saved_pins(&mailboxes).await?;
+        let pinned = mailboxes.iter().zip(saved).filter(|(_, saved)| *saved);
+        let pinned: Vec<_> = pinned.map(|(mailbox, _)| *mailbox).collect();
+        if !pinned.is_empty() {
+            self.parts.store.unpin_all(pinned).await?;
         }
-        self.pins.unsaved().remove(&mailbox);
+        for mailbox in &mailboxes {
+            self.pins.unsaved().remove(mailbox);
+        }
         Ok(())
     }
 }

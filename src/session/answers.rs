@@ -40,18 +40,26 @@ impl Answers<'_> {
         let verdict = self.shared.state().judge(said);
         match verdict {
             Verdict::Serve(charge) => match asker.charge(charge).await {
-                Ok(()) => return true,
+                Ok(()) => {
+                    self.paid(charge);
+                    return true;
+                }
                 Err(refusal) => asker.refuse(refusal),
             },
             Verdict::Refuse(refusal) => {
                 // It is refused already; the charge only makes the next ones dearer.
                 let spent = asker.charge(Charge::Request).await.err();
+                if spent.is_none() {
+                    self.paid(Charge::Request);
+                }
                 asker.refuse(spent.unwrap_or(refusal));
             }
             Verdict::Ignore => {
                 self.parts.metrics.messages_ignored_total.increment(1);
                 // v1 clients expect no answer here, so a spent rate shows at their next request.
-                drop(asker.charge(Charge::Request).await);
+                if asker.charge(Charge::Request).await.is_ok() {
+                    self.paid(Charge::Request);
+                }
             }
             Verdict::Close(refusal, close) => {
                 asker.refuse(refusal);
@@ -59,6 +67,14 @@ impl Answers<'_> {
             }
         }
         false
+    }
+
+    /// A frame that is charged for costs no reading besides.
+    fn paid(self, charge: Charge) {
+        match charge {
+            Charge::Nothing | Charge::Later => {}
+            Charge::Request | Charge::Requests(_) | Charge::Recovery => self.shared.earn_all(),
+        }
     }
 
     /// An answer that is complete.

@@ -3,10 +3,12 @@
 //! `state` decides (pure), `reader` and `writer` carry out, each in a loop of its own within one
 //! task, so that neither can block the other. Between them lie the `outbox` (the answer lane) and
 //! the `feed` (the delivery lane) of the open `mailboxes`. `window` knows what is in flight,
-//! `keepalive` when to ping. Both versions go this way; only how a session begins and what its
-//! requests ask is told apart: `v1`, `v2`.
+//! `keepalive` when to ping, `attention` how much of the relay's time the client may take for nothing.
+//! Both versions go this way; only how a session begins and what its requests ask is told apart: `v1`,
+//! `v2`.
 
 mod answers;
+mod attention;
 pub mod feed;
 pub mod keepalive;
 pub mod mailboxes;
@@ -19,7 +21,7 @@ pub mod window;
 mod writer;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +41,9 @@ use crate::protocol::Version;
 use crate::protocol::close::Close;
 use crate::service::{BacklogCursor, Service, View};
 use crate::shutdown::Shutdown;
+use crate::socket::watch::Waits;
 use crate::socket::{Connection, Message, Socket, linger};
+use attention::Attention;
 use feed::Feed;
 use keepalive::Keepalive;
 use mailboxes::{Cursor, Mailboxes, ToBegin};
@@ -79,6 +83,9 @@ pub struct Settings {
     pub message_bytes_max: usize,
     /// The first frame must have come within this time.
     pub first_frame_timeout: Duration,
+    /// A connection that was read slowly for so long, because its frames are refused or of no use, is
+    /// closed.
+    pub slow_reading_max: Duration,
     /// A frame must be taken by the client within this time, and a second for each 64 KiB.
     pub write_timeout: Duration,
     /// `RELAY_KEEPALIVE_SECS`.
@@ -149,6 +156,10 @@ struct Shared {
     state: Mutex<State>,
     /// When the client was last heard. Nothing awaits inside.
     heard: Mutex<Instant>,
+    /// What the frame that is being carried out was worth, in units of reading.
+    earned: AtomicU32,
+    /// When the relay made the client wait in the middle of a message.
+    waits: Arc<Waits>,
     /// A request was read and is not in the outbox yet.
     is_carrying_out: AtomicBool,
     /// The reader waits for what the client sends, and for nothing else.
@@ -192,11 +203,12 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
 type Caller = (IpAddr, Option<Box<str>>);
 
 async fn serve(socket: Socket, version: Version, caller: Caller, parts: &Arc<Parts>) -> Ended {
+    let waits = socket.get_ref().waits();
     let (mut sink, mut stream) = socket.split();
     let stopped = parts.shutdown.stopped();
     tokio::pin!(stopped);
     let ended = tokio::select! {
-        ended = converse(&mut sink, &mut stream, version, caller, parts) => ended,
+        ended = converse(&mut sink, &mut stream, (version, waits), caller, parts) => ended,
         () = &mut stopped => Ended::Stopped,
     };
     tokio::select! {
@@ -208,16 +220,17 @@ async fn serve(socket: Socket, version: Version, caller: Caller, parts: &Arc<Par
 async fn converse(
     sink: &mut SplitSink<Socket, Message>,
     stream: &mut SplitStream<Socket>,
-    version: Version,
+    (version, waits): (Version, Arc<Waits>),
     caller: Caller,
     parts: &Arc<Parts>,
 ) -> Ended {
+    let address = caller.0;
     let inbox = Arc::new(match version {
         Version::V1 => Inbox::default(),
         Version::V2 => Inbox::without_notices(),
     });
     let begun = match version {
-        Version::V1 => begin_v1(stream, caller.0, &inbox, parts).await,
+        Version::V1 => begin_v1(stream, address, &inbox, parts).await,
         Version::V2 => Ok(begin_v2(caller, &inbox, parts)),
     };
     let Begun {
@@ -228,13 +241,14 @@ async fn converse(
         Ok(begun) => begun,
         Err(ended) => return ended,
     };
-    let shared = Shared::new(State::new(version));
+    let shared = Shared::new(State::new(version), waits);
     shared.outbox.push(Owed::Answer(welcome));
     let mut reader = Reader {
         stream,
         parts,
         shared: &shared,
         dialect: &dialect,
+        attention: Attention::new(parts, address),
     };
     let mut writer = Writer {
         sink,
@@ -372,8 +386,10 @@ impl Shared {
         self.slots_came_back();
     }
 
-    fn new(state: State) -> Self {
+    fn new(state: State, waits: Arc<Waits>) -> Self {
         Self {
+            earned: AtomicU32::new(0),
+            waits,
             outbox: Outbox::default(),
             state: Mutex::new(state),
             heard: Mutex::new(Instant::now()),
@@ -382,6 +398,22 @@ impl Shared {
             settled: tokio::sync::Notify::new(),
             unblocked: AtomicWaker::new(),
         }
+    }
+
+    /// The frame that is being carried out was of use for so much: blobs acknowledged, mailboxes closed.
+    fn earn(&self, worth: usize) {
+        let worth = u32::try_from(worth).unwrap_or(u32::MAX);
+        self.earned.fetch_add(worth, Ordering::Relaxed);
+    }
+
+    /// The frame that is being carried out is charged for.
+    fn earn_all(&self) {
+        self.earned.store(u32::MAX, Ordering::Relaxed);
+    }
+
+    /// What the frame that was carried out was worth.
+    fn earned(&self) -> u32 {
+        self.earned.swap(0, Ordering::Relaxed)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -393,13 +425,15 @@ impl Shared {
         self.settled.notify_one();
     }
 
-    /// When the client was last heard. A relay that does not listen, because a request takes long or
-    /// the answer lane is full, does not hear its pongs: nobody is silent then.
+    /// When the client was last heard. A relay that does not listen, because a request takes long, the
+    /// answer lane is full or a large message waits for room, does not hear its pongs: nobody is silent
+    /// then.
     fn last_heard(&self) -> Instant {
-        match self.is_listening.load(Ordering::SeqCst) {
-            true => *self.heard.lock().unwrap_or_else(PoisonError::into_inner),
-            false => Instant::now(),
+        if !self.is_listening.load(Ordering::SeqCst) {
+            return Instant::now();
         }
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waits.last().map_or(heard, |waited| waited.max(heard))
     }
 
     fn is_drained(&self) -> bool {
@@ -421,7 +455,7 @@ mod tests {
     /// A purge that took longer than the keepalive closed its client as silent.
     #[tokio::test(start_paused = true)]
     async fn a_client_is_silent_only_while_the_relay_listens() {
-        let shared = Shared::new(State::new(Version::V2));
+        let shared = Shared::new(State::new(Version::V2), Arc::default());
         shared.heard();
         shared.is_listening.store(true, Ordering::SeqCst);
         let heard = Instant::now();

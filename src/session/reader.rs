@@ -10,8 +10,10 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 
 use super::answers::Answers;
+use super::attention::{Attention, price};
 use super::{Dialect, Ended, Parts, Shared};
 use crate::protocol::close::Close;
+use crate::socket::watch::Late;
 use crate::socket::{Message, Socket};
 
 /// Bytes that are no WebSocket.
@@ -23,6 +25,7 @@ pub(super) struct Reader<'a> {
     pub(super) parts: &'a Arc<Parts>,
     pub(super) shared: &'a Shared,
     pub(super) dialect: &'a Dialect,
+    pub(super) attention: Attention,
 }
 
 /// What a client has said.
@@ -57,11 +60,20 @@ pub(super) async fn receive(stream: &mut SplitStream<Socket>) -> Received {
     }
 }
 
+fn price_of(received: &Received) -> u32 {
+    match received {
+        Received::Message(Heard::Frame(frame)) => price(frame.len()),
+        Received::Message(Heard::Text) | Received::Sign => price(0),
+        Received::Over(_) => 0,
+    }
+}
+
 fn ended_by(error: &WsError) -> Ended {
     match error {
         WsError::Capacity(_) => Ended::ByRelay(Close::TooLarge),
         WsError::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
-            Ended::ByRelay(Close::Slow("a message was not complete in time"))
+            let late = Late::of(error).unwrap_or(Late::Whole);
+            Ended::ByRelay(Close::Slow(late.reason()))
         }
         WsError::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
             Ended::ByRelay(BROKEN)
@@ -94,13 +106,20 @@ impl Reader<'_> {
                 shared: self.shared,
                 read_at: Instant::now(),
             };
+            let units = price_of(&received);
+            if self.attention.pay(units).await.is_err() {
+                answers.close(Close::Flood).await;
+            }
             // A request that waits for a place in a queue is owed an answer, too.
             self.shared.is_carrying_out.store(true, Ordering::SeqCst);
             match received {
                 Received::Sign => {}
                 Received::Over(Ended::ByRelay(close)) => answers.close(close).await,
                 Received::Over(ended) => return ended,
-                Received::Message(heard) => self.hear(heard, answers).await,
+                Received::Message(heard) => {
+                    self.hear(heard, answers).await;
+                    self.attention.earned(self.shared.earned().min(units));
+                }
             }
             self.shared.is_carrying_out.store(false, Ordering::SeqCst);
             self.shared.settled.notify_one();

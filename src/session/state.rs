@@ -13,6 +13,9 @@ use super::window::{Size, Slot, Window};
 /// Frames without a readable name that a v1 session answers; with the next it is closed.
 pub const GARBAGE_MAX: u32 = 10;
 
+/// Acknowledged ids that are not in flight, for each request that they cost.
+const UNKNOWN_PER_REQUEST: usize = 100;
+
 /// Where a session stands, once it has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -48,6 +51,8 @@ pub enum Charge {
     Nothing,
     /// One request.
     Request,
+    /// As much as so many requests.
+    Requests(u32),
     /// One recovery request, which has a rate of its own.
     Recovery,
     /// Nothing yet: what it costs shows when it is served, as that of openings.
@@ -157,11 +162,13 @@ impl State {
         self.phase == Phase::Draining && unanswered == 0 && self.window.is_empty()
     }
 
-    /// What is in flight here is free; one that is not makes the request cost as much as any.
+    /// What is in flight here is free. What is not has to be looked up in storage: a hundred of these cost
+    /// as much as one request.
     fn charge_for_arrived(&self, slots: &[Slot]) -> Charge {
-        match slots.iter().all(|slot| self.window.holds(slot)) {
-            true => Charge::Nothing,
-            false => Charge::Request,
+        let unknown = slots.iter().filter(|slot| !self.window.holds(slot)).count();
+        match u32::try_from(unknown.div_ceil(UNKNOWN_PER_REQUEST)).unwrap_or(u32::MAX) {
+            0 => Charge::Nothing,
+            requests => Charge::Requests(requests),
         }
     }
 
@@ -233,8 +240,11 @@ mod tests {
         // However often it is named in one request.
         assert_eq!(state.judge(arrived(&[9, 9])), free);
         assert_eq!(state.judge(arrived(&[])), free);
-        let charged = Verdict::Serve(Charge::Request);
+        let charged = Verdict::Serve(Charge::Requests(1));
         assert_eq!(state.judge(arrived(&[9, 8])), charged);
+        let many: Vec<_> = (0..=255).filter(|number| *number != 9).collect();
+        let dear = Verdict::Serve(Charge::Requests(3));
+        assert_eq!(state.judge(arrived(&many)), dear);
         assert!(state.acknowledged(slot(9)));
         assert_eq!(state.judge(arrived(&[9])), charged);
     }

@@ -1,14 +1,12 @@
 //! Accepts connections and speaks HTTP on them until they are upgraded, answered or too slow.
 //!
 //! `axum::serve` has no timeout for headers, so this is an accept loop of our own on hyper. Sockets
-//! that have not become a session yet wait in the lobby, which is bounded: when it is full, the
-//! one that has been there longest must leave. So silent sockets never shut anybody out.
+//! that have not become a session yet wait in the `lobby`, which is bounded.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -26,6 +24,8 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::RemoteAddress;
+use super::lobby::{Lobby, Place};
+use crate::limits::address::Address;
 use crate::metrics::Metrics;
 
 /// Bytes of an HTTP request head: cookies and proxy headers fit, floods do not.
@@ -69,10 +69,8 @@ impl Listener {
                 .routes
                 .layer(tower::util::MapResponseLayer::new(last_answer));
         }
-        let lobby = Arc::new(Lobby {
-            max: self.lobby_max,
-            waiting: Mutex::default(),
-        });
+        let shown_out = self.metrics.lobby_shown_out_total.clone();
+        let lobby = Lobby::new(self.lobby_max, shown_out);
         let mut complaint = Complaint::default();
         loop {
             let accepted = tokio::select! {
@@ -85,7 +83,7 @@ impl Listener {
                     complaint.say("all but the last file descriptors are in use");
                 }
                 Ok((stream, address)) => {
-                    let place = lobby.enter();
+                    let place = lobby.enter(Address::of(address.ip()));
                     tasks.spawn(serve(
                         http.clone(),
                         stream,
@@ -177,74 +175,4 @@ fn is_about_one_connection(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::ConnectionReset
     )
-}
-
-/// Connections that have not become a session yet.
-struct Lobby {
-    max: usize,
-    /// By order of arrival. Nothing awaits inside.
-    waiting: Mutex<Waiting>,
-}
-
-#[derive(Default)]
-struct Waiting {
-    next: u64,
-    by_arrival: BTreeMap<u64, CancellationToken>,
-}
-
-/// A place in the lobby; given back by dropping it.
-struct Place {
-    lobby: Arc<Lobby>,
-    number: u64,
-    must_leave: CancellationToken,
-}
-
-impl Lobby {
-    fn enter(self: &Arc<Self>) -> Place {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.by_arrival.len() >= self.max
-            && let Some((_, longest)) = waiting.by_arrival.pop_first()
-        {
-            longest.cancel();
-        }
-        let number = waiting.next;
-        waiting.next += 1;
-        let must_leave = CancellationToken::new();
-        waiting.by_arrival.insert(number, must_leave.clone());
-        Place {
-            lobby: Arc::clone(self),
-            number,
-            must_leave,
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut waiting = self
-            .lobby
-            .waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        waiting.by_arrival.remove(&self.number);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_full_lobby_shows_the_longest_waiting_the_door() {
-        let lobby = Arc::new(Lobby {
-            max: 2,
-            waiting: Mutex::default(),
-        });
-        let (first, second) = (lobby.enter(), lobby.enter());
-        drop(second);
-        let third = lobby.enter();
-        assert!(!first.must_leave.is_cancelled());
-        let _fourth = lobby.enter();
-        assert!(first.must_leave.is_cancelled() && !third.must_leave.is_cancelled());
-    }
 }

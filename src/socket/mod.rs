@@ -1,13 +1,15 @@
 //! Connections as such: accepting them, upgrading them, and judging frames before they are buffered.
 //!
-//! `accept_queue` listens, `listener` accepts and speaks HTTP until the upgrade, `forwarded` tells whose
-//! request it is, `handshake` judges what asks for a WebSocket, `websocket` turns it into a [`Connection`],
-//! `watch` sits under the WebSocket and sees every byte first.
+//! `accept_queue` listens, `listener` accepts and speaks HTTP until the upgrade, with those that have not
+//! come so far in the `lobby`, `forwarded` tells whose request it is, `handshake` judges what asks for a
+//! WebSocket, `websocket` turns it into a [`Connection`], `watch` sits under the WebSocket and sees every
+//! byte first.
 
 pub mod accept_queue;
 pub mod forwarded;
 pub mod handshake;
 pub mod listener;
+mod lobby;
 pub mod watch;
 pub mod websocket;
 

@@ -2,68 +2,60 @@
 //!
 //! The library refuses a frame over the hard cap as soon as its header is read, but it knows neither
 //! how long a message may take nor how much all sessions have begun together. This layer does: it
-//! follows the frames (RFC 6455, 5.2) without touching them, fails the read when a message is not
-//! complete in time, and stops reading while too many unfinished bytes are in memory.
+//! follows the frames (RFC 6455, 5.2) without touching them, fails the read when a message does not come
+//! in time, and stops reading while too many unfinished bytes are in memory. While the relay makes a
+//! client wait, the client's time stands still.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use metrics::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
-use crate::metrics::Metrics;
+use crate::limits::address::Address;
+use crate::limits::unfinished::{Room, STEP_BYTES, Unfinished};
 
-/// Messages up to this size are not counted: a connection may always hold one of them.
+/// So much of a message is not counted: a connection may always hold it.
 /// 1,000 connections × 64 KiB = 64 MiB beside the bound.
 const UNCOUNTED_BYTES: u64 = 64 * 1024;
+
+/// A message that is counted must bring another [`STEP_BYTES`], or its end, within this time: 6.4 kB a
+/// second, which a slow phone does. So whoever holds memory of others has to pay for it all the time.
+const STEP_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How often a connection that waits for room looks again. A thousand that wait cost 20,000 looks a
+/// second, which is 1 % of a core; and nobody can be forgotten, as in a list of those to be woken.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a ping, a pong or a close frame may carry (RFC 6455, 5.5).
 const CONTROL_BYTES_MAX: u64 = 125;
 
+/// Frames that a message comes in at full speed, and one more for each of these bytes. Each costs the
+/// relay a look, also an empty one, and no message is whole meanwhile that somebody could be charged for.
+const FRAMES_MAX: u64 = 1_024;
+const BYTES_PER_FRAME: u64 = 64;
+
+/// Rest before each read of a message that comes in more frames. The library reads 4 KiB at a time, so
+/// these are 13,600 empty frames a second.
+const PIECES_REST: Duration = Duration::from_millis(50);
+
 /// What a message may take beside its base time: a second for each of these.
 const BYTES_PER_SECOND: u64 = 64 * 1024;
-
-/// The bound on announced bytes of unfinished messages, shared by all connections.
-#[derive(Debug, Clone)]
-pub struct Unfinished {
-    /// One permit a KiB, because a semaphore counts in 32 bits.
-    kib: Arc<Semaphore>,
-    kib_max: u32,
-    metrics: Arc<Metrics>,
-}
-
-impl Unfinished {
-    /// At most `bytes_max` (`RELAY_MAX_UNFINISHED_BYTES`); zero for no limit.
-    pub fn new(bytes_max: u64, metrics: Arc<Metrics>) -> Self {
-        let kib_max = match bytes_max {
-            0 => u32::MAX >> 3,
-            bytes_max => u32::try_from(bytes_max.div_ceil(1024))
-                .unwrap_or(u32::MAX)
-                .min(u32::MAX >> 3),
-        };
-        Self {
-            kib: Arc::new(Semaphore::new(kib_max as usize)),
-            kib_max,
-            metrics,
-        }
-    }
-}
 
 /// What the watcher goes by.
 #[derive(Debug, Clone)]
 pub struct WatchRules {
     /// A message must be complete in this time, and a second for each 64 KiB that it announces.
     pub message_timeout: Duration,
-    /// The largest message that is read at all.
-    pub message_bytes_cap: u64,
     /// The bound over all connections.
     pub unfinished: Unfinished,
+    /// Counts pauses of those that send too many frames.
+    pub slow_reading: Counter,
 }
 
 /// A stream whose incoming WebSocket frames are watched.
@@ -73,57 +65,114 @@ pub struct Watched<S> {
     /// Read by the HTTP layer together with the request; comes first.
     early: Bytes,
     rules: WatchRules,
+    address: Address,
+    waits: Arc<Waits>,
     frames: Frames,
     /// A control frame announced more than it may carry. The library would read it to its end.
     is_broken: bool,
+    /// A message comes in more frames than anybody needs, so each read waits for this.
+    rest: Option<Pin<Box<Sleep>>>,
     unfinished: Option<Pin<Box<UnfinishedMessage>>>,
 }
 
 /// A message that has begun and not ended.
 #[derive(Debug)]
 struct UnfinishedMessage {
-    began: Instant,
-    deadline: Pin<Box<Sleep>>,
     announced: u64,
-    granted: Option<Granted>,
+    /// Bytes that have been read.
+    come: u64,
+    /// When the whole message must be there.
+    whole_by: Instant,
+    /// When the next step must be there, of a message that is counted, and how much was there when that
+    /// was set.
+    step: Option<(Instant, u64)>,
+    /// Fires at the earlier of both.
+    deadline: Pin<Box<Sleep>>,
+    room: Option<Room>,
     waiting: Option<Waiting>,
     /// When the session took what had come; it may rest before it reads on.
     taken_at: Option<Instant>,
 }
 
-/// Room for the bytes of one unfinished message; given back by dropping it.
+/// A message waits for room.
 #[derive(Debug)]
-struct Granted {
-    kib: u32,
-    metrics: Arc<Metrics>,
-    _permit: OwnedSemaphorePermit,
+struct Waiting {
+    since: Instant,
+    look_again: Pin<Box<Sleep>>,
 }
 
-impl Drop for Granted {
-    fn drop(&mut self) {
-        self.metrics
-            .unfinished_bytes
-            .decrement(f64::from(self.kib) * 1024.0);
+/// When the relay last made a client wait for room: meanwhile it heard nothing of it.
+#[derive(Debug, Default)]
+pub struct Waits(Mutex<Waited>);
+
+#[derive(Debug, Clone, Copy, Default)]
+enum Waited {
+    #[default]
+    Never,
+    Now,
+    Until(Instant),
+}
+
+impl Waits {
+    /// When it last waited, which may be now.
+    pub fn last(&self) -> Option<Instant> {
+        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Waited::Never => None,
+            Waited::Now => Some(Instant::now()),
+            Waited::Until(then) => Some(then),
+        }
+    }
+
+    fn set(&self, waited: Waited) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waited;
     }
 }
 
-struct Waiting(Pin<Box<dyn Future<Output = Option<Granted>> + Send>>);
+/// Why a read failed with [`io::ErrorKind::TimedOut`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// The message was not complete in time.
+    Whole,
+    /// A large message came too slowly.
+    Step,
+}
 
-impl std::fmt::Debug for Waiting {
+impl Late {
+    /// What the client is told.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Whole => "a message was not complete in time",
+            Self::Step => "a large message came more slowly than 64 KiB in 10 seconds",
+        }
+    }
+
+    /// What was late, if this is why the read failed.
+    pub fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+}
+
+impl std::fmt::Display for Late {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Waiting")
+        f.write_str(self.reason())
     }
 }
+
+impl std::error::Error for Late {}
 
 impl<S> Watched<S> {
-    /// Watches `inner`; `early` are bytes that were already read from it.
-    pub fn new(inner: S, early: Bytes, rules: WatchRules) -> Self {
+    /// Watches `inner`, which is a client's at `address`; `early` are bytes that were already read from
+    /// it.
+    pub fn new(inner: S, early: Bytes, rules: WatchRules, address: Address) -> Self {
         Self {
             inner,
             early,
             rules,
+            address,
+            waits: Arc::default(),
             frames: Frames::default(),
             is_broken: false,
+            rest: None,
             unfinished: None,
         }
     }
@@ -133,22 +182,29 @@ impl<S> Watched<S> {
         self.inner
     }
 
+    /// When the relay last made this client wait.
+    pub fn waits(&self) -> Arc<Waits> {
+        Arc::clone(&self.waits)
+    }
+
     fn observe(&mut self, bytes: &[u8]) {
         let timeout = self.rules.message_timeout;
         for event in self.frames.observe(bytes) {
             match event {
                 FrameEvent::MessageEnded => self.unfinished = None,
                 FrameEvent::Broken => self.is_broken = true,
-                FrameEvent::Announced { bytes, is_last } => {
+                FrameEvent::Announced { bytes } => {
                     let message = self
                         .unfinished
                         .get_or_insert_with(|| Box::pin(UnfinishedMessage::begin(timeout)));
-                    message
-                        .as_mut()
-                        .get_mut()
-                        .announce(bytes, is_last, &self.rules);
+                    message.as_mut().get_mut().announce(bytes);
                 }
             }
+        }
+        if let Some(message) = &mut self.unfinished {
+            let message = message.as_mut().get_mut();
+            message.has_come(self.frames.message_come);
+            message.taken_at = Some(Instant::now());
         }
     }
 
@@ -165,28 +221,72 @@ impl<S> Watched<S> {
         };
         let message = message.as_mut().get_mut();
         message.resume();
+        if message.needs_room() {
+            let room = message
+                .room
+                .get_or_insert_with(|| self.rules.unfinished.begin(self.address));
+            ready!(poll_room(room, &mut message.waiting, &self.waits, context));
+            if let Some(waiting) = message.waiting.take() {
+                message.postpone(waiting.since.elapsed());
+                self.waits.set(Waited::Until(Instant::now()));
+            }
+        }
         if message.deadline.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                "a message was not complete in time",
+                message.is_late(),
             )));
         }
-        if let Some(Waiting(waiting)) = &mut message.waiting {
-            message.granted = ready!(waiting.as_mut().poll(context));
-            message.waiting = None;
+        if self.frames.are_very_many() {
+            let slow_reading = &self.rules.slow_reading;
+            let rest = self.rest.get_or_insert_with(|| {
+                slow_reading.increment(1);
+                Box::pin(tokio::time::sleep(PIECES_REST))
+            });
+            ready!(rest.as_mut().poll(context));
+            self.rest = None;
         }
         Poll::Ready(Ok(()))
     }
 }
 
+/// Ready when the message has got one step more.
+fn poll_room(
+    room: &mut Room,
+    waiting: &mut Option<Waiting>,
+    waits: &Waits,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    loop {
+        let Err(denied) = room.grow() else {
+            return Poll::Ready(());
+        };
+        let waiting = waiting.get_or_insert_with(|| {
+            room.count_wait(denied);
+            waits.set(Waited::Now);
+            Waiting {
+                since: Instant::now(),
+                look_again: Box::pin(tokio::time::sleep(LOOK_AGAIN)),
+            }
+        });
+        ready!(waiting.look_again.as_mut().poll(context));
+        waiting
+            .look_again
+            .as_mut()
+            .reset(Instant::now() + LOOK_AGAIN);
+    }
+}
+
 impl UnfinishedMessage {
     fn begin(timeout: Duration) -> Self {
-        let began = Instant::now();
+        let whole_by = Instant::now() + timeout;
         Self {
-            began,
-            deadline: Box::pin(tokio::time::sleep_until(began + timeout)),
             announced: 0,
-            granted: None,
+            come: 0,
+            whole_by,
+            step: None,
+            deadline: Box::pin(tokio::time::sleep_until(whole_by)),
+            room: None,
             waiting: None,
             taken_at: None,
         }
@@ -194,55 +294,61 @@ impl UnfinishedMessage {
 
     /// The session reads on: the time in which it did not is not the client's fault.
     fn resume(&mut self) {
-        let Some(taken_at) = self.taken_at.take() else {
-            return;
-        };
-        let rest = taken_at.elapsed();
-        self.began += rest;
-        let deadline = self.deadline.deadline() + rest;
-        self.deadline.as_mut().reset(deadline);
-    }
-
-    fn announce(&mut self, bytes: u64, is_last: bool, rules: &WatchRules) {
-        self.announced = self.announced.saturating_add(bytes);
-        let allowance =
-            rules.message_timeout + Duration::from_secs(self.announced / BYTES_PER_SECOND);
-        self.deadline.as_mut().reset(self.began + allowance);
-        let is_asked = self.granted.is_some() || self.waiting.is_some();
-        if self.announced > UNCOUNTED_BYTES && !is_asked {
-            let room = rules.unfinished.clone();
-            // What has come stays in memory until the message ends, so room is asked for once: by a
-            // message that goes on in further frames, for all that it may become.
-            let most = match is_last {
-                true => self.announced,
-                false => self.announced.max(rules.message_bytes_cap),
-            };
-            let kib = u32::try_from(most.div_ceil(1024))
-                .unwrap_or(u32::MAX)
-                .min(room.kib_max);
-            self.waiting = Some(Waiting(Box::pin(room.admit(kib))));
+        if let Some(taken_at) = self.taken_at.take() {
+            self.postpone(taken_at.elapsed());
         }
     }
-}
 
-impl Unfinished {
-    async fn admit(self, kib: u32) -> Option<Granted> {
-        let permit = match Arc::clone(&self.kib).try_acquire_many_owned(kib) {
-            Ok(permit) => permit,
-            Err(_) => {
-                self.metrics.unfinished_waits_total.increment(1);
-                // Fails only when the semaphore is closed, which it never is.
-                self.kib.acquire_many_owned(kib).await.ok()?
-            }
+    /// The relay did not read for so long.
+    fn postpone(&mut self, rest: Duration) {
+        if rest.is_zero() {
+            return;
+        }
+        self.whole_by += rest;
+        if let Some((by, _)) = &mut self.step {
+            *by += rest;
+        }
+        self.set_deadline();
+    }
+
+    fn announce(&mut self, bytes: u64) {
+        let before = self.announced;
+        self.announced = before.saturating_add(bytes);
+        let more = self.announced / BYTES_PER_SECOND - before / BYTES_PER_SECOND;
+        self.whole_by += Duration::from_secs(more);
+        self.set_deadline();
+    }
+
+    /// So much of it has come in all. What is counted must go on coming.
+    fn has_come(&mut self, come: u64) {
+        self.come = come;
+        let is_due = match self.step {
+            None => come > UNCOUNTED_BYTES,
+            Some((_, had)) => come >= had + STEP_BYTES,
         };
-        self.metrics
-            .unfinished_bytes
-            .increment(f64::from(kib) * 1024.0);
-        Some(Granted {
-            kib,
-            metrics: self.metrics,
-            _permit: permit,
-        })
+        if is_due {
+            self.step = Some((Instant::now() + STEP_TIME_MAX, come));
+            self.set_deadline();
+        }
+    }
+
+    fn set_deadline(&mut self) {
+        let step_by = self.step.map(|(by, _)| by);
+        let first = step_by.map_or(self.whole_by, |by| by.min(self.whole_by));
+        self.deadline.as_mut().reset(first);
+    }
+
+    fn is_late(&self) -> Late {
+        match self.step {
+            Some((by, _)) if by < self.whole_by => Late::Step,
+            _ => Late::Whole,
+        }
+    }
+
+    /// Whether the next bytes have no room yet. What has come stays in memory until the message ends.
+    fn needs_room(&self) -> bool {
+        let room = self.room.as_ref().map_or(0, Room::bytes);
+        self.come >= UNCOUNTED_BYTES + room
     }
 }
 
@@ -263,9 +369,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
             this.early.advance(taken);
         }
         this.observe(&buffer.filled()[filled..]);
-        if let Some(message) = &mut this.unfinished {
-            message.as_mut().get_mut().taken_at = Some(Instant::now());
-        }
         Poll::Ready(Ok(()))
     }
 }
@@ -296,6 +399,13 @@ struct Frames {
     payload_left: u64,
     /// The frame whose payload is being read ends a data message.
     ends_message: bool,
+    /// The frame whose payload is being read is one of a data message.
+    is_data: bool,
+    /// Bytes of the data message that have come.
+    message_come: u64,
+    /// Frames of the data message, and bytes that they announced.
+    message_frames: u64,
+    message_announced: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -304,8 +414,6 @@ enum FrameEvent {
     Announced {
         /// So many bytes has it.
         bytes: u64,
-        /// No further frame follows.
-        is_last: bool,
     },
     /// The last frame of a data message is whole.
     MessageEnded,
@@ -322,6 +430,9 @@ impl Frames {
             if self.payload_left > 0 {
                 let taken = self.payload_left.min(bytes.len() as u64);
                 self.payload_left -= taken;
+                if self.is_data {
+                    self.message_come += taken;
+                }
                 bytes = &bytes[taken as usize..];
                 if self.payload_left == 0 {
                     self.end_frame(&mut events);
@@ -336,6 +447,11 @@ impl Frames {
             }
         }
         events
+    }
+
+    /// Whether the message that has begun comes in more frames than anybody needs.
+    fn are_very_many(&self) -> bool {
+        self.message_frames > FRAMES_MAX + self.message_announced / BYTES_PER_FRAME
     }
 
     /// How long the header is, as far as its first two bytes tell.
@@ -364,13 +480,17 @@ impl Frames {
         self.header_filled = 0;
         let is_control = first & 0x08 != 0;
         self.ends_message = !is_control && first & 0x80 != 0;
-        if !is_control {
+        self.is_data = !is_control;
+        if is_control {
+            if self.payload_left > CONTROL_BYTES_MAX {
+                events.push(FrameEvent::Broken);
+            }
+        } else {
+            self.message_frames += 1;
+            self.message_announced = self.message_announced.saturating_add(self.payload_left);
             events.push(FrameEvent::Announced {
                 bytes: self.payload_left,
-                is_last: self.ends_message,
             });
-        } else if self.payload_left > CONTROL_BYTES_MAX {
-            events.push(FrameEvent::Broken);
         }
         if self.payload_left == 0 {
             self.end_frame(events);
@@ -381,6 +501,9 @@ impl Frames {
         if !std::mem::take(&mut self.ends_message) {
             return;
         }
+        self.message_come = 0;
+        self.message_frames = 0;
+        self.message_announced = 0;
         if let Some(FrameEvent::Announced { .. }) = events.last() {
             events.pop();
         }
@@ -391,14 +514,29 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    fn home() -> Address {
+        Address::of([192, 0, 2, 1].into())
+    }
+
+    /// Reads so many bytes as the WebSocket library does, some at a time.
+    async fn read(watched: &mut Watched<tokio::io::DuplexStream>, bytes: usize) -> io::Result<()> {
+        let mut left = bytes;
+        while left > 0 {
+            let mut buffer = vec![0; left.min(4_096)];
+            left -= watched.read_exact(&mut buffer).await?;
+        }
+        Ok(())
+    }
 
     fn rules(bytes_max: u64) -> WatchRules {
         let unfinished = Unfinished::new(bytes_max, Arc::new(Metrics::new()));
         WatchRules {
             message_timeout: Duration::from_secs(30),
-            message_bytes_cap: 150 * 1024,
             unfinished,
+            slow_reading: Counter::noop(),
         }
     }
 
@@ -445,7 +583,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_that_is_not_complete_in_time_fails_the_read() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0));
+        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
         client.write_all(&frame(0x82, 1000)[..500]).await.unwrap();
         let began = Instant::now();
         let mut sink = Vec::new();
@@ -457,7 +595,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_large_message_is_given_a_second_for_each_64_kib() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0));
+        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
         client
             .write_all(&frame(0x82, 10 * 65_536)[..500])
             .await
@@ -470,7 +608,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_between_messages_is_no_fault_of_the_watcher() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0));
+        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
         let whole = frame(0x82, 1000);
         client.write_all(&whole).await.unwrap();
         let mut buffer = vec![0; whole.len()];
@@ -486,7 +624,7 @@ mod tests {
             [(0x89, 125, true), (0x89, 126, false), (0x88, 70_000, false)]
         {
             let (mut client, server) = tokio::io::duplex(1 << 20);
-            let mut watched = Watched::new(server, Bytes::new(), rules(0));
+            let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
             client.write_all(&frame(first, payload)).await.unwrap();
             let mut buffer = [0; 14];
             watched.read_exact(&mut buffer).await.unwrap();
@@ -494,54 +632,107 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_large_message_waits_while_others_are_unfinished() {
-        let rules = rules(200 * 1024);
-        let (mut first, server) = tokio::io::duplex(1 << 20);
-        let mut holder = Watched::new(server, Bytes::new(), rules.clone());
-        let large = frame(0x82, 150 * 1024);
-        first.write_all(&large).await.unwrap();
-        let mut buffer = vec![0; large.len()];
-        holder.read_exact(&mut buffer[..20]).await.unwrap();
-        holder.read_exact(&mut buffer[20..1000]).await.unwrap();
-
-        let (mut second, server) = tokio::io::duplex(1 << 20);
-        let mut waiter = Watched::new(server, Bytes::new(), rules);
-        second.write_all(&large).await.unwrap();
-        let mut other = vec![0; large.len()];
-        waiter.read_exact(&mut other[..20]).await.unwrap();
-        let mut waiting = Box::pin(waiter.read_exact(&mut other[20..]));
-        assert!(
-            tokio::time::timeout(Duration::from_millis(50), &mut waiting)
-                .await
-                .is_err()
-        );
-        holder.read_exact(&mut buffer[1000..]).await.unwrap();
-        waiting.await.unwrap();
+    #[tokio::test(start_paused = true)]
+    async fn what_is_announced_takes_no_room_and_what_has_come_takes_steps() {
+        let rules = rules(2 * STEP_BYTES);
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let mut watched = Watched::new(server, Bytes::new(), rules, home());
+        let large = frame(0x82, 300 * 1024);
+        client.write_all(&large).await.unwrap();
+        let room = |watched: &Watched<_>| {
+            let message = watched.unfinished.as_ref();
+            message.and_then(|message| message.room.as_ref().map(Room::bytes))
+        };
+        read(&mut watched, 14 + 60 * 1024).await.unwrap();
+        assert_eq!(room(&watched), None);
+        read(&mut watched, 8 * 1024).await.unwrap();
+        assert_eq!(room(&watched), Some(STEP_BYTES));
+        read(&mut watched, 100 * 1024).await.unwrap();
+        assert_eq!(room(&watched), Some(2 * STEP_BYTES));
+        read(&mut watched, large.len() - 14 - 168 * 1024)
+            .await
+            .unwrap();
+        assert!(watched.unfinished.is_none());
     }
 
-    #[tokio::test]
-    async fn further_frames_of_a_message_give_no_room_back() {
-        let rules = rules(200 * 1024);
-        let (mut first, server) = tokio::io::duplex(1 << 20);
-        let mut holder = Watched::new(server, Bytes::new(), rules.clone());
-        let mut begun = frame(0x02, 100 * 1024);
-        begun.extend(frame(0x00, 0));
-        first.write_all(&begun).await.unwrap();
-        let mut buffer = vec![0; begun.len()];
-        holder.read_exact(&mut buffer[..20]).await.unwrap();
-        holder.read_exact(&mut buffer[20..]).await.unwrap();
-        let held = rules.unfinished.kib.available_permits();
-        assert_eq!(held, 50, "all that the message may become is taken");
-        first.write_all(&frame(0x80, 1)).await.unwrap();
-        holder.read_exact(&mut [0; 7]).await.unwrap();
-        assert_eq!(rules.unfinished.kib.available_permits(), 200);
+    #[tokio::test(start_paused = true)]
+    async fn a_large_message_that_stops_coming_is_late_after_ten_seconds() {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        let large = frame(0x82, 1 << 20);
+        client.write_all(&large[..100 * 1024]).await.unwrap();
+        let began = Instant::now();
+        let error = read(&mut watched, large.len()).await.unwrap_err();
+        assert_eq!(Late::of(&error), Some(Late::Step));
+        assert_eq!(began.elapsed(), STEP_TIME_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_message_that_comes_slowly_and_steadily_is_read() {
+        let (mut client, server) = tokio::io::duplex(1 << 10);
+        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        // 8 KiB a second.
+        let large = frame(0x82, 200 * 1024);
+        let whole = large.len();
+        let sending = async {
+            for piece in large.chunks(8 * 1024) {
+                client.write_all(piece).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let (read, ()) = tokio::join!(read(&mut watched, whole), sending);
+        read.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_s_time_stands_still_while_the_relay_makes_it_wait() {
+        let rules = rules(2 * STEP_BYTES);
+        // Older messages of other networks hold all that there is.
+        let mut others: Vec<_> = (0..2)
+            .map(|n| rules.unfinished.begin(Address::of([198, 51, n, 1].into())))
+            .collect();
+        others.iter_mut().for_each(|room| room.grow().unwrap());
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let mut watched = Watched::new(server, Bytes::new(), rules, home());
+        let waits = watched.waits();
+        let large = frame(0x82, 150 * 1024);
+        client.write_all(&large).await.unwrap();
+        let mut reading = Box::pin(read(&mut watched, large.len()));
+        let an_hour = Duration::from_secs(3_600);
+        assert!(tokio::time::timeout(an_hour, &mut reading).await.is_err());
+        assert_eq!(waits.last(), Some(Instant::now()), "it is not silent");
+        drop(others);
+        reading.await.unwrap();
+        assert!(waits.last() <= Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_in_very_many_frames_is_read_slowly_and_is_late_in_the_end() {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        let frames = frame(0x00, 0).repeat(200_000);
+        let flood = async {
+            client.write_all(&frame(0x02, 0)).await.unwrap();
+            client.write_all(&frames).await
+        };
+        let reading = read(&mut watched, frames.len());
+        let (error, _) = tokio::join!(reading, async { drop(flood.await) });
+        // 30 seconds at 20 reads a second.
+        assert_eq!(Late::of(&error.unwrap_err()), Some(Late::Whole));
+
+        // In pieces of 125 bytes, as the smallest implementations send it, a message is read at once.
+        let mut frames = Frames::default();
+        frames.observe(&frame(0x02, 125));
+        for _ in 0..16_000 {
+            frames.observe(&frame(0x00, 125));
+        }
+        assert!(!frames.are_very_many());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_that_rests_does_not_make_its_client_late() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0));
+        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
         let whole = frame(0x82, 1000);
         client.write_all(&whole).await.unwrap();
         let mut buffer = vec![0; whole.len()];
@@ -555,7 +746,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(1 << 20);
         let whole = frame(0x82, 10);
         let (early, late) = whole.split_at(7);
-        let mut watched = Watched::new(server, Bytes::copy_from_slice(early), rules(0));
+        let mut watched = Watched::new(server, Bytes::copy_from_slice(early), rules(0), home());
         client.write_all(late).await.unwrap();
         let mut buffer = vec![0; whole.len()];
         watched.read_exact(&mut buffer).await.unwrap();

@@ -136,7 +136,13 @@ impl Upgrader {
         let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
             return self.metrics.connection_errors_total.increment(1);
         };
-        let stream = Watched::new(parts.io.into_inner(), parts.read_buf, self.watch.clone());
+        let whose = Address::of(address);
+        let stream = Watched::new(
+            parts.io.into_inner(),
+            parts.read_buf,
+            self.watch.clone(),
+            whose,
+        );
         let config = websocket_config(self.message_bytes_max);
         let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
         (self.run)(Connection {
@@ -204,6 +210,16 @@ fn come_back_later(why: TurnedAway) -> Response {
         TurnedAway::AddressFull => (
             StatusCode::TOO_MANY_REQUESTS,
             "your network has reached its limit of connections (RELAY_MAX_CONNECTIONS_PER_ADDRESS); close some",
+            RETRY_ADDRESS_FULL,
+        ),
+        TurnedAway::NetworkFull => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "the networks around your address have reached their limit of connections; retry later",
+            RETRY_ADDRESS_FULL,
+        ),
+        TurnedAway::NearlyFull => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "the relay is nearly full, and your network has more connections than others; close some",
             RETRY_ADDRESS_FULL,
         ),
         TurnedAway::TooMany(retry_after) => (

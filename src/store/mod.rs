@@ -107,6 +107,13 @@ pub struct Store {
     metrics: Arc<Metrics>,
 }
 
+/// Removals that are being written: each with the place where it counts, and their rows.
+#[derive(Default)]
+struct Removing {
+    writes: Vec<(usize, Pending<Removed>)>,
+    rows: usize,
+}
+
 impl Store {
     /// Starts the committer over a database that was just opened.
     pub fn start(opened: Opened, options: StoreOptions) -> Self {
@@ -223,13 +230,28 @@ impl Store {
         tells: Tells,
         now: Timestamp,
     ) -> Result<Removed, StoreError> {
-        let cause = Cause::Purged {
-            mailbox,
-            view,
-            tells,
-        };
-        self.purge_slices(KeysOf::Mailbox(mailbox, view), cause, now)
-            .await
+        let purged = self.purge_all(&[(mailbox, tells)], view, now).await?;
+        Ok(purged.first().copied().unwrap_or_default())
+    }
+
+    /// As [`Store::purge`], of several mailboxes, each named once; what was purged of each, in the order
+    /// asked. Their rows are removed together, up to 256 in a commit, so many small mailboxes cost no
+    /// more than one large one.
+    pub async fn purge_all(
+        &self,
+        mailboxes: &[(MailboxHash, Tells)],
+        view: View,
+        now: Timestamp,
+    ) -> Result<Vec<Removed>, StoreError> {
+        let causes = mailboxes.iter().map(|(mailbox, tells)| {
+            let cause = Cause::Purged {
+                mailbox: *mailbox,
+                view,
+                tells: *tells,
+            };
+            (KeysOf::Mailbox(*mailbox, view), cause)
+        });
+        self.purge_slices(causes.collect(), now).await
     }
 
     /// Deletes every device sync message of this owner, on all its devices, that was stored before
@@ -239,30 +261,52 @@ impl Store {
         owner: MailboxHash,
         now: Timestamp,
     ) -> Result<Removed, StoreError> {
-        self.purge_slices(KeysOf::Owner(owner), Cause::OwnerPurged { owner }, now)
-            .await
+        let cause = (KeysOf::Owner(owner), Cause::OwnerPurged { owner });
+        let purged = self.purge_slices(vec![cause], now).await?;
+        Ok(purged.first().copied().unwrap_or_default())
     }
 
     async fn purge_slices(
         &self,
-        of: KeysOf,
-        cause: Cause,
+        causes: Vec<(KeysOf, Cause)>,
         now: Timestamp,
-    ) -> Result<Removed, StoreError> {
+    ) -> Result<Vec<Removed>, StoreError> {
         let up_to = self.counted(self.pipeline.horizon().await)?;
-        let mut after = OrderKey::START;
-        let mut purged = Removed::default();
-        loop {
-            let keys = self.reads.keys(of, after, up_to, SLICE_ROWS);
-            let keys = self.read(keys).await?;
-            let Some(last) = keys.last().copied() else {
-                return Ok(purged);
-            };
-            let removed: Removed = self.write(Write::Remove { keys, cause, now }).await?;
-            purged.blobs += removed.blobs;
-            purged.receipts += removed.receipts;
-            after = last;
+        let mut purged = vec![Removed::default(); causes.len()];
+        let mut removing = Removing::default();
+        for (place, (of, cause)) in causes.into_iter().enumerate() {
+            let mut after = OrderKey::START;
+            loop {
+                let keys = self.reads.keys(of, after, up_to, SLICE_ROWS);
+                let keys = self.read(keys).await?;
+                let Some(last) = keys.last().copied() else {
+                    break;
+                };
+                after = last;
+                removing.rows += keys.len();
+                let remove = Write::Remove { keys, cause, now };
+                removing.writes.push((place, self.queue(remove).await?));
+                if removing.rows >= SLICE_ROWS as usize {
+                    self.removed(&mut removing, &mut purged).await?;
+                }
+            }
         }
+        self.removed(&mut removing, &mut purged).await?;
+        Ok(purged)
+    }
+
+    /// Waits for removals, and counts at each place what it removed.
+    async fn removed(
+        &self,
+        removing: &mut Removing,
+        purged: &mut [Removed],
+    ) -> Result<(), StoreError> {
+        for (place, removed) in std::mem::take(removing).writes {
+            let removed: Removed = self.counted(removed.await)?;
+            purged[place].blobs += removed.blobs;
+            purged[place].receipts += removed.receipts;
+        }
+        Ok(())
     }
 
     /// Deletes up to `limit` rows that had expired by `expired_by`, the oldest expiry first, recovery
@@ -466,7 +510,12 @@ impl Store {
 
     /// Forgets that a mailbox was opened with a proof; durable when it returns.
     pub async fn unpin(&self, mailbox: MailboxHash) -> Result<(), StoreError> {
-        self.write(Write::Unpin { mailbox }).await
+        self.unpin_all(vec![mailbox]).await
+    }
+
+    /// As [`Store::unpin`], of several mailboxes in one commit.
+    pub async fn unpin_all(&self, mailboxes: Vec<MailboxHash>) -> Result<(), StoreError> {
+        self.write(Write::Unpin { mailboxes }).await
     }
 
     /// Burns the nonce of a handshake whose signature is good; durable when it returns. Nonces whose

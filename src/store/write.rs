@@ -101,10 +101,10 @@ pub enum Write {
         /// When.
         now: Timestamp,
     },
-    /// A mailbox may be opened without a proof again.
+    /// Mailboxes may be opened without a proof again.
     Unpin {
-        /// Which one.
-        mailbox: MailboxHash,
+        /// Which ones.
+        mailboxes: Vec<MailboxHash>,
     },
     /// A signed handshake is used: its nonce is good for no other.
     Burn {
@@ -153,12 +153,13 @@ impl Write {
                 }
                 Self::Remove { keys, .. } => size_of_val(keys.as_slice()),
                 Self::RecoveryPut { proof, .. } => proof.sealed_proof.len(),
-                Self::Pin { mailboxes, .. } => size_of_val(mailboxes.as_slice()),
+                Self::Pin { mailboxes, .. } | Self::Unpin { mailboxes } => {
+                    size_of_val(mailboxes.as_slice())
+                }
                 Self::Extend { .. }
                 | Self::Cancel { .. }
                 | Self::RecoveryRemove { .. }
                 | Self::ExpireProofs { .. }
-                | Self::Unpin { .. }
                 | Self::Burn { .. }
                 | Self::Trial => 0,
             }
@@ -169,7 +170,7 @@ impl Write {
         match self {
             Self::Acknowledge { ids, .. } | Self::Delivered { ids, .. } => ids.len().max(1),
             Self::Remove { keys, .. } => keys.len().max(1),
-            Self::Pin { mailboxes, .. } => mailboxes.len().max(1),
+            Self::Pin { mailboxes, .. } | Self::Unpin { mailboxes } => mailboxes.len().max(1),
             _ => 1,
         }
     }
@@ -210,8 +211,7 @@ impl Write {
     /// The mailboxes whose pins it is about.
     pub(in crate::store) fn pinned(&self) -> &[MailboxHash] {
         match self {
-            Self::Pin { mailboxes, .. } => mailboxes,
-            Self::Unpin { mailbox } => std::slice::from_ref(mailbox),
+            Self::Pin { mailboxes, .. } | Self::Unpin { mailboxes } => mailboxes,
             _ => &[],
         }
     }

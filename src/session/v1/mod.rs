@@ -201,7 +201,8 @@ impl Opened {
         id: BlobId,
         answers: Answers<'_>,
     ) -> Result<(), Refusal> {
-        answers.shared.state().acknowledged(self.slot(id));
+        let was_in_flight = answers.shared.state().acknowledged(self.slot(id));
+        answers.shared.earn(usize::from(was_in_flight));
         // Without a device nothing of the kind was delivered here.
         let Some(device) = &self.device else {
             return Ok(());
@@ -270,7 +271,7 @@ impl Opened {
         };
         // A client that signed may give the id up; the next one need not sign.
         if opened.is_proven {
-            service.unpin(&opened.client_id).await?;
+            service.unpin(&[opened.client_id]).await?;
         }
         Ok(Answer::Purged {
             blobs_deleted: purged.blobs,
@@ -282,6 +283,7 @@ impl Opened {
     async fn acknowledge(&self, id: BlobId, answers: Answers<'_>) -> Result<(), Refusal> {
         let service = &answers.parts.service;
         let was_in_flight = answers.shared.state().acknowledged(self.slot(id));
+        answers.shared.earn(usize::from(was_in_flight));
         if was_in_flight && self.tells_senders {
             service.tell_acknowledged(&id);
         }

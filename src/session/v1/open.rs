@@ -52,15 +52,26 @@ pub(in crate::session) struct ToDevice<'a> {
     pub(in crate::session) device: &'a Device,
 }
 
+/// Pings before the first frame, at the most.
+const SIGNS_MAX: u32 = 100;
+
+/// The largest first frame: a handshake has about 1 KiB.
+const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
+
 /// Waits for the first frame, which must be a handshake.
 pub(in crate::session) async fn first_frame(
     stream: &mut SplitStream<Socket>,
     parts: &Parts,
 ) -> Result<Box<Handshake>, Ended> {
     let reading = async {
+        let mut signs = 0;
         loop {
             match receive(stream).await {
-                Received::Sign => {}
+                Received::Sign if signs >= SIGNS_MAX => {
+                    parts.metrics.floods_closed_total.increment(1);
+                    return Err(Ended::ByRelay(Close::Flood));
+                }
+                Received::Sign => signs += 1,
                 Received::Message(heard) => return Ok(heard),
                 Received::Over(ended) => return Err(ended),
             }
@@ -74,7 +85,8 @@ pub(in crate::session) async fn first_frame(
     if matches!(&heard, Heard::Frame(frame) if !is_noise(frame)) {
         parts.metrics.messages_received_total.increment(1);
     }
-    handshake(heard, parts.settings.message_bytes_max).map_err(Ended::ByRelay)
+    let bytes_max = parts.settings.message_bytes_max.min(HANDSHAKE_BYTES_MAX);
+    handshake(heard, bytes_max).map_err(Ended::ByRelay)
 }
 
 /// The handshake that a session begins with, or how it ends.

@@ -57,6 +57,7 @@ impl Asker for Reply<'_> {
         match charge {
             Charge::Nothing | Charge::Later => Ok(()),
             Charge::Request => service.charge(client).await,
+            Charge::Requests(count) => service.charge_requests(client, count).await,
             Charge::Recovery => service.charge_recovery(client).await,
         }
     }

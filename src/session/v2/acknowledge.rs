@@ -79,6 +79,7 @@ impl Guest {
     ) {
         for id in ids {
             let was_in_flight = answers.shared.state().acknowledged((mailbox, *id));
+            answers.shared.earn(usize::from(was_in_flight));
             if was_in_flight && named.tells_senders {
                 answers.parts.service.tell_acknowledged(id);
             }

@@ -26,10 +26,10 @@ use crate::protocol::v2::message::{
     Done, FoundProof, PurgedMailbox, Submit, Withdrawal, WithdrawalKind,
 };
 use crate::protocol::v2::{Answer, Incoming, Request, Tag};
+use crate::service::Class;
 use crate::service::recovery::Proof;
 use crate::service::refusal::Refusal;
 use crate::service::submit::{Submission, Submitted, Terms};
-use crate::service::{Class, View};
 
 impl Guest {
     /// Judges what the client has said, and does what it asks.
@@ -84,6 +84,8 @@ impl Guest {
             Request::Submit(submit) => self.submit(submit, reply).await,
             Request::Subscribe(subscribe) => match self.subscribe(subscribe, parts).await {
                 Ok((openings, to_begin)) => {
+                    // Its openings are charged.
+                    answers.shared.earn_all();
                     reply.opened(&Answer::Subscribed(openings), to_begin);
                 }
                 Err(refusal) => {
@@ -96,6 +98,7 @@ impl Guest {
             },
             Request::Unsubscribe(mailboxes) => {
                 let closed = self.unsubscribe(&mailboxes, answers);
+                answers.shared.earn(closed.len());
                 reply.closed(&Answer::Done(Done::Unsubscribed), closed);
             }
             Request::Window { blobs, bytes } => {
@@ -233,37 +236,45 @@ impl Guest {
         answers: Answers<'_>,
     ) -> Result<Vec<PurgedMailbox>, Refusal> {
         let parts = answers.parts;
-        // Each is a write of its own, so naming one often must not be cheap.
         let mut seen = HashSet::new();
         let opened: Option<Vec<_>> = ids
             .into_iter()
             .filter(|id| seen.insert(*id))
             .map(|id| self.opened(&id, parts).map(|opened| (id, opened)))
             .collect();
-        let mut purged = Vec::new();
-        for (id, (mailbox, named)) in opened.ok_or(Refusal::Unauthorized)? {
-            let service = &parts.service;
-            let removed = service.purge(mailbox, View::Proven, tells(named)).await;
-            // Also when it failed: some may be gone.
-            self.inbox.drop_hints(&mailbox);
-            self.mailboxes.read_again(&mailbox);
-            let removed = removed?;
-            answers.shared.state().forget(&mailbox);
-            answers.shared.slots_came_back();
-            // A purge gives the mailbox up; v1 may open it without a proof again.
-            service.unpin(&id).await?;
-            purged.push(PurgedMailbox {
-                mailbox: id,
+        let opened = opened.ok_or(Refusal::Unauthorized)?;
+        let mailboxes = opened
+            .iter()
+            .map(|(_, (mailbox, named))| (*mailbox, tells(*named)));
+        let mailboxes: Vec<_> = mailboxes.collect();
+        let service = &parts.service;
+        let removed = service.purge_all(&self.client(), &mailboxes).await;
+        // Also when it failed: some may be gone. Nothing is when it was not paid for.
+        let is_begun = !matches!(removed, Err(Refusal::RateLimited { .. }));
+        for (mailbox, _) in mailboxes.iter().filter(|_| is_begun) {
+            self.inbox.drop_hints(mailbox);
+            self.mailboxes.read_again(mailbox);
+        }
+        let removed = removed?;
+        let hashes: Vec<_> = mailboxes.iter().map(|(mailbox, _)| *mailbox).collect();
+        answers.shared.forget(&hashes);
+        // A purge gives the mailboxes up; v1 may open them without a proof again.
+        let ids: Vec<_> = opened.iter().map(|(id, _)| *id).collect();
+        service.unpin(&ids).await?;
+        let purged = opened
+            .iter()
+            .zip(removed)
+            .map(|((id, _), removed)| PurgedMailbox {
+                mailbox: *id,
                 blobs: removed.blobs,
                 receipts: removed.receipts,
             });
-        }
-        Ok(purged)
+        Ok(purged.collect())
     }
 
     async fn unpin(&self, id: &MailboxId, parts: &Parts) -> Result<(), Refusal> {
         self.opened(id, parts).ok_or(Refusal::Unauthorized)?;
-        parts.service.unpin(id).await
+        parts.service.unpin(&[*id]).await
     }
 
     async fn put_recovery(

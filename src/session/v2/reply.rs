@@ -118,6 +118,7 @@ impl Asker for Reply<'_> {
         match charge {
             Charge::Nothing | Charge::Later => Ok(()),
             Charge::Request => service.charge(&self.guest.client()).await,
+            Charge::Requests(count) => service.charge_requests(&self.guest.client(), count).await,
             Charge::Recovery => service.charge_recovery(&self.guest.client()).await,
         }
     }

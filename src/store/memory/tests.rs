@@ -215,7 +215,7 @@ fn other(kind: u8, (to, id, parameter): (u8, u8, u8), millis: u64) -> Write {
             now,
         },
         2 => Write::Unpin {
-            mailbox: mailbox(to),
+            mailboxes: [to, id % PLACES].map(mailbox).to_vec(),
         },
         3 => Write::Burn {
             nonce: [to; 32],
@@ -292,7 +292,7 @@ fn a_mailbox_that_is_unpinned_and_pinned_again_in_one_batch_takes_a_place() {
     };
     engine.run(&[pin([1, 3])]);
     let unpin = Write::Unpin {
-        mailbox: mailbox(1),
+        mailboxes: vec![mailbox(1)],
     };
     engine.run(&[unpin, pin([1, 2])]);
     assert_eq!(engine.held().pins, 2);

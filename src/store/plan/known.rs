@@ -245,8 +245,9 @@ impl Asked {
             Write::ExpireProofs { expired_by } => {
                 self.expired_proofs = self.expired_proofs.max(Some(*expired_by));
             }
-            Write::Pin { mailboxes, .. } => self.pins.extend(mailboxes),
-            Write::Unpin { mailbox } => self.pins.push(*mailbox),
+            Write::Pin { mailboxes, .. } | Write::Unpin { mailboxes } => {
+                self.pins.extend(mailboxes);
+            }
             Write::Burn { nonce, .. } => self.nonces.push(*nonce),
             Write::Trial => {}
         }

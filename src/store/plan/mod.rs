@@ -395,7 +395,7 @@ impl<'a> Folding<'a> {
                 over_by,
                 now,
             } => self.pin(mailboxes, *over_by, *now),
-            Write::Unpin { mailbox } => self.unpin(mailbox),
+            Write::Unpin { mailboxes } => self.unpin(mailboxes),
             Write::Burn {
                 nonce,
                 expired_by,
@@ -466,9 +466,11 @@ impl<'a> Folding<'a> {
         Outcome::Pinned(are_pinned.collect())
     }
 
-    fn unpin(&mut self, mailbox: &MailboxHash) -> Outcome {
-        let pins = &mut self.plan.pins;
-        pins.unpin(&self.known_pins, &mut self.held, mailbox);
+    fn unpin(&mut self, mailboxes: &[MailboxHash]) -> Outcome {
+        for mailbox in mailboxes {
+            let pins = &mut self.plan.pins;
+            pins.unpin(&self.known_pins, &mut self.held, mailbox);
+        }
         Outcome::Written
     }
 

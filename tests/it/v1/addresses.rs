@@ -425,10 +425,11 @@ fn the_page_on_limits_shows_exactly_the_budgets_there_are() {
         .iter()
         .map(|row| {
             format!(
-                "| `{}` | {} | {} | {} | `{}` |",
+                "| `{}` | {} | {} | {} | {} | `{}` |",
                 row.label,
                 row.charged,
                 row.whose,
+                row.wider.label(),
                 period(row.period.as_secs()),
                 row.setting
             )

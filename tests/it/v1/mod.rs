@@ -13,4 +13,5 @@ mod privacy;
 mod purge;
 mod recovery;
 mod refusals;
+mod shares;
 mod submit_and_deliver;

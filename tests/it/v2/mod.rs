@@ -1,6 +1,7 @@
 //! Protocol v2 through the real socket; `client` is what the tests speak it with.
 
 pub(crate) mod client;
+mod cost;
 mod delivery;
 mod faults;
 mod frames;
