@@ -124,6 +124,10 @@ pub struct Config {
     pub message_timeout: Duration,
     /// A frame must be taken by the client within this time plus a second per 64 KiB. Not a variable.
     pub write_timeout: Duration,
+    /// How often blobs that were found damaged are looked at again, at the most. Not a variable.
+    pub look_again_every: Duration,
+    /// How long the scrub rests after it has looked at everything. Not a variable.
+    pub scrub_rest: Duration,
 }
 
 /// Where blobs are kept.
@@ -224,6 +228,8 @@ impl Default for Config {
             first_frame_timeout: Duration::from_secs(10),
             message_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(20),
+            look_again_every: Duration::from_secs(60),
+            scrub_rest: Duration::from_secs(3_600),
         }
     }
 }

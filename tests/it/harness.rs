@@ -35,7 +35,7 @@ pub(crate) struct Relay {
     pub(crate) config: Config,
     /// Moves the relay's clock, which otherwise stands still.
     pub(crate) time: ManualClock,
-    folder: Option<tempfile::TempDir>,
+    pub(crate) folder: Option<tempfile::TempDir>,
 }
 
 /// No limit holds unless a test asks for it: all tests come from one address.
@@ -151,6 +151,23 @@ impl Relay {
         let relay = Self::launch(config, folder, BEGINNING, |store| store).await;
         relay.time.advance(elapsed);
         relay
+    }
+
+    /// Drains the relay, does something, and starts another one on the same folder with another
+    /// configuration.
+    pub(crate) async fn restart_after(
+        self,
+        meanwhile: impl FnOnce(),
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let (mut config, folder) = (self.config, self.folder);
+        let time_of_day = BEGINNING.plus(self.time.elapsed());
+        tokio::time::timeout(PATIENCE, self.running.drain())
+            .await
+            .expect("the relay ends");
+        meanwhile();
+        change(&mut config);
+        Self::launch(config, folder, time_of_day, |store| store).await
     }
 
     /// Drains the relay and starts another one on the same folder, whose clock is `ahead` from the

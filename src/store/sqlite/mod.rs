@@ -2,7 +2,8 @@
 //!
 //! The committer has the one writing connection (`writer`, which answers questions from `known`);
 //! pages come from a few read-only ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
-//! lock, schema), `doubts` (whether what cannot be read is damaged), `log` (when it is moved, and what a failed fsync asks for), `caches` with
+//! lock, schema), `doubts` (whether what cannot be read is damaged), `scrub` (whether indexes find what
+//! is there), `guard` (checksums), `log` (when it is moved, and what a failed fsync asks for), `caches` with
 //! `working_set`, `owners` and `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
 //! (how values stand in them), `errors` (what failed), `disk` (room for new blobs) with its `reserve`, `backup` (a copy of the
 //! whole, beside a running relay).
@@ -14,6 +15,7 @@ mod columns;
 mod disk;
 mod doubts;
 mod errors;
+mod guard;
 mod known;
 mod log;
 mod nonces;
@@ -25,6 +27,7 @@ mod reads;
 mod recovery;
 mod reserve;
 mod rows;
+mod scrub;
 mod working_set;
 mod writer;
 
@@ -65,7 +68,12 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
         }
         opened => opened?,
     };
-    let reads = SqliteReads::new(readers, &path, options.secret.clone());
+    let reads = SqliteReads::new(
+        readers,
+        &path,
+        options.secret.clone(),
+        Arc::clone(&options.metrics),
+    );
     let writer = SqliteWriter::new(&options, path, connection, Arc::new(lock)).await?;
     Ok(Opened {
         held: writer.held(),
