@@ -13,10 +13,10 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 
 use super::columns::to_u64;
 use super::errors::{code, is_damage, primary_code, words};
+use super::guard::{SOUND_COLUMNS, sound};
 use super::open::{
     DATABASE_FILE, describe, known_schema, look_at_log, reader_options, secret_matches,
 };
-use super::pages::{SOUND_COLUMNS, sound};
 use crate::clock::Timestamp;
 use crate::secrets::Secret;
 

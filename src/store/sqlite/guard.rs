@@ -9,9 +9,11 @@
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
-use super::columns::{Kind, Size};
+use super::columns::{Kind, Size, fixed, timestamp_of, version_of};
+use crate::ids::{BlobId, MailboxHash};
 use crate::secrets::Secret;
 use crate::store::engine::Checksum;
+use crate::store::model::{OrderKey, StoredBlob};
 
 /// The guard of a row.
 pub(super) type Guard = [u8; 8];
@@ -40,6 +42,10 @@ pub(super) struct Guarded<'a> {
 /// The columns of [`Guarded`] and of [`Checksums`], in the order of [`Guarded::read`].
 pub(super) const GUARD_COLUMNS: &str =
     "checksum, size, expires_at, stored_at, kind, topic64, owner, version, sealed";
+
+/// What [`sound`] reads, from the first column on.
+pub(super) const SOUND_COLUMNS: &str = "seq, mailbox, id, checksum, size, expires_at, stored_at, \
+     kind, topic64, owner, version, sealed, body";
 
 impl Checksums {
     /// Of a row that is about to be written.
@@ -121,4 +127,33 @@ impl<'a> Guarded<'a> {
         let owner = self.owner.unwrap_or_default();
         secret.guard(checksum, &[&fixed, owner, self.sealed])
     }
+}
+
+/// A row of [`SOUND_COLUMNS`] and its mailbox; `None` when it does not match its checksum or its guard.
+pub(super) fn sound(
+    row: &SqliteRow,
+    secret: &Secret,
+) -> sqlx::Result<Option<(StoredBlob, MailboxHash)>> {
+    let of = MailboxHash::from_bytes(fixed(row, 1)?);
+    let id = BlobId::from_bytes(fixed(row, 2)?);
+    let (checksums, guarded) = Guarded::read(row, 3)?;
+    let body: Vec<u8> = row.try_get(12)?;
+    let is_sound = secret.checksum(&of, &id, &body) == checksums.checksum
+        && checksums.matches(&guarded, secret);
+    if !is_sound {
+        return Ok(None);
+    }
+    let blob = StoredBlob {
+        key: OrderKey(row.try_get(0)?),
+        id,
+        class: guarded.size.class(),
+        version: guarded.version.map(version_of),
+        wants_receipts: guarded.kind.wants_receipts(),
+        is_delivered_told: guarded.kind.is_delivered_told(),
+        stored_at: timestamp_of(guarded.stored_at),
+        expires_at: timestamp_of(guarded.expires_at),
+        sealed: guarded.sealed.to_vec().into(),
+        body: body.into(),
+    };
+    Ok(Some((blob, of)))
 }

@@ -9,19 +9,16 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use super::columns::{
-    Kind, Size, expiry_slot, fixed, sql_version, timestamp, timestamp_of, to_i64, to_u64,
-    version_of,
-};
+use super::columns::{Kind, Size, expiry_slot, sql_version, timestamp, to_i64, to_u64, version_of};
 use super::errors::is_damage;
-use super::guard::Guarded;
+use super::guard::{SOUND_COLUMNS, sound};
 use super::open::reader_options;
 use super::pins::read_pins;
 use super::recovery::read_proofs;
 use super::rows::Sized;
 use super::scrub::{Misplaced, Slice, check_slice, misplaced_of};
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash};
+use crate::ids::MailboxHash;
 use crate::secrets::Secret;
 use crate::store::engine::Pin;
 use crate::store::model::{
@@ -37,10 +34,6 @@ const READER_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Index entries that one step of a page looks at: as many as are asked for, within these.
 const SCAN_ROWS: (u32, u32) = (128, 1_024);
-
-/// What [`sound`] reads, from the first column on.
-pub(super) const SOUND_COLUMNS: &str = "seq, mailbox, id, checksum, size, expires_at, stored_at, \
-     kind, topic64, owner, version, sealed, body";
 
 static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
@@ -560,33 +553,4 @@ pub(super) async fn look_at(
         }
     }
     Ok(looks)
-}
-
-/// A row of [`SOUND_COLUMNS`] and its mailbox; `None` when it does not match its checksum or its guard.
-pub(super) fn sound(
-    row: &SqliteRow,
-    secret: &Secret,
-) -> sqlx::Result<Option<(StoredBlob, MailboxHash)>> {
-    let of = MailboxHash::from_bytes(fixed(row, 1)?);
-    let id = BlobId::from_bytes(fixed(row, 2)?);
-    let (checksums, guarded) = Guarded::read(row, 3)?;
-    let body: Vec<u8> = row.try_get(12)?;
-    let is_sound = secret.checksum(&of, &id, &body) == checksums.checksum
-        && checksums.matches(&guarded, secret);
-    if !is_sound {
-        return Ok(None);
-    }
-    let blob = StoredBlob {
-        key: OrderKey(row.try_get(0)?),
-        id,
-        class: guarded.size.class(),
-        version: guarded.version.map(version_of),
-        wants_receipts: guarded.kind.wants_receipts(),
-        is_delivered_told: guarded.kind.is_delivered_told(),
-        stored_at: timestamp_of(guarded.stored_at),
-        expires_at: timestamp_of(guarded.expires_at),
-        sealed: guarded.sealed.to_vec().into(),
-        body: body.into(),
-    };
-    Ok(Some((blob, of)))
 }

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::columns::{expiry_slot, timestamp};
 use super::errors::is_damage;
-use super::pages::{SOUND_COLUMNS, sound};
+use super::guard::{SOUND_COLUMNS, sound};
 use super::rows::Sized;
 use crate::ids::MailboxHash;
 use crate::secrets::Secret;
