@@ -107,6 +107,8 @@ pub enum Woken {
     Hint(Box<Hint>),
     /// To look into these mailboxes.
     Marks(HashSet<MailboxHash>),
+    /// To go back in these mailboxes to before this key: what could not be read there can be read now.
+    Back(HashMap<MailboxHash, OrderKey>),
 }
 
 /// What waits for one session: which mailboxes to look at, notices, live blobs. Held by the session and, for
@@ -135,11 +137,13 @@ struct Wakes {
     /// [`HINT_BYTES_MAX`].
     hints: VecDeque<Box<Hint>>,
     hint_bytes: usize,
+    /// Where to go back to; bounded by what the session joined.
+    back: HashMap<MailboxHash, OrderKey>,
 }
 
 impl Wakes {
     fn is_empty(&self) -> bool {
-        self.marked.is_empty() && self.hints.is_empty()
+        self.marked.is_empty() && self.hints.is_empty() && self.back.is_empty()
     }
 
     /// Whether one of so many bytes for this mailbox is of use and has room.
@@ -192,12 +196,26 @@ impl Inbox {
         }
     }
 
-    /// Takes the next hint, or when there is none the marks that have come since the last call;
+    /// Has the session read this mailbox again from before this key on.
+    fn go_back(&self, mailbox: MailboxHash, key: OrderKey) {
+        let mut wakes = lock(&self.wakes);
+        let is_first = wakes.is_empty();
+        let back = wakes.back.entry(mailbox).or_insert(key);
+        *back = (*back).min(key);
+        drop(wakes);
+        if is_first {
+            self.waker.wake();
+        }
+    }
+
+    /// Takes where to go back to, else the next hint, or when there is none the marks that have come since the last call;
     /// pending while there is neither. One task at a time may wait here.
     pub fn poll_take(&self, context: &mut Context<'_>) -> Poll<Woken> {
         self.waker.register(context.waker());
         let mut wakes = lock(&self.wakes);
-        if let Some(hint) = wakes.hints.pop_front() {
+        if !wakes.back.is_empty() {
+            Poll::Ready(Woken::Back(std::mem::take(&mut wakes.back)))
+        } else if let Some(hint) = wakes.hints.pop_front() {
             wakes.hint_bytes -= hint.bytes();
             Poll::Ready(Woken::Hint(hint))
         } else if wakes.marked.is_empty() {
@@ -209,8 +227,11 @@ impl Inbox {
 
     /// Takes all marks, and hints as marks, that have come since the last call.
     pub fn take_marks(&self) -> HashSet<MailboxHash> {
-        let mut wakes = lock(&self.wakes);
-        let wakes = std::mem::take(&mut *wakes);
+        let mut waiting = lock(&self.wakes);
+        let back = std::mem::take(&mut waiting.back);
+        let wakes = std::mem::take(&mut *waiting);
+        waiting.back = back;
+        drop(waiting);
         let hinted = wakes.hints.iter().map(|hint| hint.mailbox);
         hinted.chain(wakes.marked).collect()
     }
@@ -242,6 +263,7 @@ impl Inbox {
     pub fn forget(&self, mailbox: &MailboxHash) {
         let mut wakes = lock(&self.wakes);
         wakes.marked.remove(mailbox);
+        wakes.back.remove(mailbox);
         wakes.drop_hints(mailbox);
         drop(wakes);
         let mut live = lock(&self.live);
@@ -345,6 +367,15 @@ impl Hub {
         }
     }
 
+    /// Has everyone who joined this mailbox read it again from before this key on, whoever has passed it.
+    pub fn go_back(&self, mailbox: MailboxHash, key: OrderKey) {
+        if let Some(subscribers) = self.shard(&mailbox).get(&mailbox) {
+            for (_, inbox) in subscribers {
+                inbox.go_back(mailbox, key);
+            }
+        }
+    }
+
     /// Tells every session of a sender's mailbox what became of a blob; returns how many had no
     /// room for it.
     pub fn tell(&self, sender: &MailboxHash, notice: &Notice) -> usize {
@@ -414,7 +445,7 @@ mod tests {
     fn taken(inbox: &Inbox) -> usize {
         match inbox.poll_take(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Woken::Marks(marks)) => marks.len(),
-            Poll::Ready(Woken::Hint(_)) => panic!("a hint"),
+            Poll::Ready(Woken::Hint(_) | Woken::Back(_)) => panic!("a hint"),
             Poll::Pending => 0,
         }
     }
@@ -474,6 +505,29 @@ mod tests {
     }
 
     #[test]
+    fn a_session_goes_back_to_the_first_of_what_came_back() {
+        let hub = Arc::new(Hub::default());
+        let inbox = Arc::new(Inbox::default());
+        let mailbox = MailboxHash::from_bytes([1; 32]);
+        let _joined = hub.join(mailbox, ConnectionId::next(), Arc::clone(&inbox));
+        hub.go_back(mailbox, OrderKey(5));
+        hub.go_back(mailbox, OrderKey(3));
+        hub.go_back(mailbox, OrderKey(4));
+        hub.go_back(MailboxHash::from_bytes([2; 32]), OrderKey(1));
+        // Looking for marks does not take it.
+        assert!(inbox.take_marks().is_empty());
+        let context = &mut Context::from_waker(Waker::noop());
+        let Poll::Ready(Woken::Back(back)) = inbox.poll_take(context) else {
+            panic!("it was told");
+        };
+        assert_eq!(back, HashMap::from([(mailbox, OrderKey(3))]));
+        assert!(inbox.poll_take(context).is_pending());
+        hub.go_back(mailbox, OrderKey(5));
+        inbox.forget(&mailbox);
+        assert!(inbox.poll_take(context).is_pending());
+    }
+
+    #[test]
     fn hints_come_in_order_and_beyond_their_bound_the_session_is_told_to_look() {
         let hub = Arc::new(Hub::default());
         let inbox = Arc::new(Inbox::default());
@@ -487,6 +541,7 @@ mod tests {
                 assert!(marks.contains(&mailbox));
                 None
             }
+            Poll::Ready(Woken::Back(_)) => panic!("nothing came back"),
             Poll::Pending => panic!("nothing"),
         };
         hub.news(&[row(&small, 0, 3), row(&small, 3, 4)]);

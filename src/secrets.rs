@@ -40,6 +40,7 @@ pub struct Secret {
     claimant_key: [u8; 32],
     index_key: [u8; 32],
     checksum_key: [u8; 32],
+    guard_key: [u8; 32],
     v1_blob_key: [u8; 32],
     topic_key: [u8; 32],
     receipt_id_key: [u8; 32],
@@ -58,6 +59,7 @@ impl Drop for Secret {
             claimant_key,
             index_key,
             checksum_key,
+            guard_key,
             v1_blob_key,
             topic_key,
             receipt_id_key,
@@ -72,6 +74,7 @@ impl Drop for Secret {
             claimant_key,
             index_key,
             checksum_key,
+            guard_key,
             v1_blob_key,
             topic_key,
             receipt_id_key,
@@ -138,6 +141,7 @@ impl Secret {
             claimant_key: key("vauchi-relay 2026-11 hash of an id that is only claimed"),
             index_key: key("vauchi-relay 2026-11 index prefix of blob ids"),
             checksum_key: key("vauchi-relay 2026-11 checksum of rows"),
+            guard_key: key("vauchi-relay 2026-11 guard of rows"),
             v1_blob_key: key("vauchi-relay 2026-11 blob id of protocol v1"),
             topic_key: key("vauchi-relay 2026-11 hash of topics"),
             receipt_id_key: key("vauchi-relay 2026-11 id of a receipt"),
@@ -288,6 +292,17 @@ impl Secret {
             .update(mailbox.as_bytes())
             .update(id.as_bytes())
             .update(body);
+        truncated(hasher.finalize())
+    }
+
+    /// The guard of a row over its checksum and `parts`, which the caller lays out so that no two rows
+    /// have the same.
+    pub fn guard(&self, checksum: &[u8; 16], parts: &[&[u8]]) -> [u8; 8] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.guard_key);
+        hasher.update(checksum);
+        for part in parts {
+            hasher.update(part);
+        }
         truncated(hasher.finalize())
     }
 

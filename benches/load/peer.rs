@@ -1,6 +1,8 @@
 //! A client of either protocol, as cheap as it can be: the machine's cores are the relay's, too.
 
-use std::net::SocketAddr;
+#![allow(dead_code, reason = "each measurement uses its part")]
+
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -65,6 +67,16 @@ pub struct Peer {
 impl Peer {
     /// Connects and exchanges greetings. A v1 peer has its own mailbox open then; a v2 peer has none.
     pub async fn connect(version: Version, address: SocketAddr, number: usize) -> Self {
+        Self::connect_from(version, address, number, None).await
+    }
+
+    /// The same; `from` is the address that it comes from, as a proxy would say it.
+    pub async fn connect_from(
+        version: Version,
+        address: SocketAddr,
+        number: usize,
+        from: Option<IpAddr>,
+    ) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(4_096)
             .write_buffer_size(4_096);
@@ -74,6 +86,10 @@ impl Peer {
             upgrade
                 .headers_mut()
                 .insert("sec-websocket-protocol", offer);
+        }
+        if let Some(from) = from {
+            let from = HeaderValue::from_str(&from.to_string()).unwrap();
+            upgrade.headers_mut().insert("x-forwarded-for", from);
         }
         let connecting = tokio_tungstenite::connect_async_with_config(upgrade, Some(config), true);
         let (socket, _) = connecting.await.unwrap();
@@ -179,6 +195,13 @@ impl Peer {
                 self.ask(&Request::Acknowledge(items)).await;
             }
         }
+    }
+
+    /// Says goodbye.
+    pub async fn close(mut self) {
+        self.socket.close(None).await.unwrap();
+        // Until the relay has said goodbye, too; what else comes is of no interest.
+        while let Some(Ok(_)) = self.socket.next().await {}
     }
 
     pub async fn flush(&mut self) {

@@ -28,18 +28,23 @@ pub struct Relay {
     child: Child,
     pub clients: SocketAddr,
     operators: SocketAddr,
+    pub started: Instant,
     /// From the start to the first connection.
     pub took: Duration,
 }
 
 impl Relay {
     pub fn start(binary: &Path, folder: &Path) -> Self {
+        Self::start_with(binary, folder, &LIMITS_OFF.map(|name| (name, "0")))
+    }
+
+    pub fn start_with(binary: &Path, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let began = Instant::now();
         let mut child = Command::new(binary)
             .env("RELAY_LISTEN_ADDR", "127.0.0.1:0")
             .env("RELAY_HTTP_ADDR", "127.0.0.1:0")
             .env("RELAY_DATA_DIR", folder)
-            .envs(LIMITS_OFF.map(|name| (name, "0")))
+            .envs(settings.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -60,6 +65,7 @@ impl Relay {
             child,
             clients,
             operators,
+            started: began,
             took,
         }
     }
@@ -77,14 +83,26 @@ impl Relay {
 
     /// Blobs that wait.
     pub fn stored(&self) -> u64 {
-        let mut socket = TcpStream::connect(self.operators).unwrap();
-        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-        let mut scrape = String::new();
-        socket.read_to_string(&mut scrape).unwrap();
+        let scrape = self.scrape();
         let line = scrape
             .lines()
             .find_map(|line| line.strip_prefix("relay_blobs_stored "));
         line.unwrap().parse::<f64>().unwrap() as u64
+    }
+
+    /// All metrics.
+    pub fn scrape(&self) -> String {
+        let mut socket = TcpStream::connect(self.operators).unwrap();
+        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut scrape = String::new();
+        socket.read_to_string(&mut scrape).unwrap();
+        scrape
+    }
+
+    /// How many entries this folder of its process has: `fd` or `task`.
+    pub fn count(&self, what: &str) -> f64 {
+        let folder = format!("/proc/{}/{what}", self.child.id());
+        std::fs::read_dir(folder).unwrap().count() as f64
     }
 
     /// Of user and system, since it started.

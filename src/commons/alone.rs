@@ -14,6 +14,7 @@ use crate::limits::address::Address;
 use crate::limits::budgets::{Budgets, Charge, Spent};
 use crate::metrics::Metrics;
 use crate::store::engine::NewRow;
+use crate::store::model::OrderKey;
 
 /// The sessions of one process. Nothing in here ever waits.
 pub struct Alone {
@@ -56,6 +57,10 @@ impl Commons for Alone {
 
     fn woke(&self, rows: &[NewRow<'_>]) {
         self.hub.news(rows);
+    }
+
+    fn came_back(&self, mailbox: MailboxHash, key: OrderKey) {
+        self.hub.go_back(mailbox, key);
     }
 
     fn await_fate(&self, blob: BlobId, sender: MailboxHash, name: &str) {

@@ -25,6 +25,7 @@ use crate::ids::{BlobId, MailboxHash};
 use crate::limits::address::Address;
 use crate::limits::budgets::{Charge, Spent};
 use crate::store::engine::NewRow;
+use crate::store::model::OrderKey;
 
 /// Why a proven handshake opens nothing all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,10 @@ pub trait Commons: Send + Sync + 'static {
 
     /// Wakes the sessions that have opened the mailboxes of these rows, which were just committed.
     fn woke(&self, rows: &[NewRow<'_>]);
+
+    /// Has the sessions that have opened this mailbox read again from before this key on: what could not
+    /// be read there can be read now.
+    fn came_back(&self, mailbox: MailboxHash, key: OrderKey);
 
     /// From now on, `sender` is told what becomes of `blob` under the name it gave its submit.
     /// Called before the blob is stored, because a recipient may have it before its sender is told.

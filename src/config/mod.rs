@@ -126,6 +126,10 @@ pub struct Config {
     pub slow_reading_max: Duration,
     /// A frame must be taken by the client within this time plus a second per 64 KiB. Not a variable.
     pub write_timeout: Duration,
+    /// How often blobs that were found damaged are looked at again, at the most. Not a variable.
+    pub look_again_every: Duration,
+    /// How long the scrub rests after it has looked at everything. Not a variable.
+    pub scrub_rest: Duration,
 }
 
 /// Where blobs are kept.
@@ -227,6 +231,8 @@ impl Default for Config {
             message_timeout: Duration::from_secs(30),
             slow_reading_max: Duration::from_secs(60),
             write_timeout: Duration::from_secs(20),
+            look_again_every: Duration::from_secs(60),
+            scrub_rest: Duration::from_secs(3_600),
         }
     }
 }

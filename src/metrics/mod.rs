@@ -69,6 +69,9 @@ pub struct Metrics {
     pub blobs_purged_total: Counter,
     pub blobs_expired_total: Counter,
     pub blobs_lost_total: Counter,
+    pub blobs_quarantined: Gauge,
+    pub scrub_rows_total: Counter,
+    pub index_rebuilds_total: Counter,
     pub duplicates_total: Counter,
 
     pub device_sync_stored: Gauge,
@@ -315,6 +318,18 @@ impl Metrics {
                 blobs_lost_total: count(
                     "relay_blobs_lost_total",
                     "Blobs set aside because their checksum did not match.",
+                ),
+                scrub_rows_total: count(
+                    "relay_scrub_rows_total",
+                    "Stored rows that the scrub has compared with their checksums and indexes.",
+                ),
+                index_rebuilds_total: count(
+                    "relay_index_rebuilds_total",
+                    "Times that an index did not find stored rows as they are, and was rebuilt.",
+                ),
+                blobs_quarantined: level(
+                    "relay_blobs_quarantined",
+                    "Stored blobs, device sync messages and receipts that cannot be read or do not match their checksum now: kept, skipped, and looked at again every minute.",
                 ),
                 duplicates_total: count(
                     "relay_duplicates_total",

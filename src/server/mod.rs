@@ -6,10 +6,13 @@
 //! has answered all the while, closes last.
 //!
 //! `keeping` opens what the relay keeps; `start_error` says why it did not start; `sweep` says when what
-//! has expired is deleted; `disk` shows how full it is.
+//! has expired is deleted; `disk` shows how full it is; `look_again` says when what was found damaged is
+//! looked at again, `scrub` when all that is stored is compared with its checksums.
 
 mod disk;
 mod keeping;
+mod look_again;
+mod scrub;
 mod start_error;
 mod sweep;
 
@@ -51,6 +54,8 @@ use crate::store::Store;
 use crate::store::engine::Opened;
 pub use keeping::is_secret_gone;
 use keeping::{load_secret, open_store};
+use look_again::look_again_for_ever;
+use scrub::scrub_for_ever;
 pub use start_error::{DataDirMissing, StartError};
 use sweep::sweep_for_ever;
 
@@ -186,7 +191,7 @@ pub async fn start_with(
     running.serve_clients(config, &service, &clock, connections, clients);
     running.serve_operators(config, &service, &clock, operators);
     running.watch_disk(config);
-    running.keep_house(config.cleanup_interval, service);
+    running.keep_house(config, service);
     Ok(running)
 }
 
@@ -334,8 +339,9 @@ impl Running {
     }
 
     /// The sweep of expired blobs, and bounded memory kept small.
-    fn keep_house(&mut self, cleanup_interval: Duration, service: Arc<Service>) {
+    fn keep_house(&mut self, config: &Config, service: Arc<Service>) {
         let (until, sweeping) = (self.end_upkeep.clone(), Arc::clone(&service));
+        let cleanup_interval = config.cleanup_interval;
         self.core.spawn(async move {
             until
                 .run_until_cancelled(sweep_for_ever(sweeping, cleanup_interval))
@@ -352,6 +358,22 @@ impl Running {
         self.core.spawn(async move {
             until.run_until_cancelled(watching).await;
             "the watch on storage"
+        });
+        let (until, looking) = (self.end_upkeep.clone(), Arc::clone(&service));
+        let every = config.look_again_every;
+        self.core.spawn(async move {
+            until
+                .run_until_cancelled(look_again_for_ever(looking, every))
+                .await;
+            "the look at damaged blobs"
+        });
+        let (until, scrubbing) = (self.end_upkeep.clone(), Arc::clone(&service));
+        let rest = config.scrub_rest;
+        self.core.spawn(async move {
+            until
+                .run_until_cancelled(scrub_for_ever(scrubbing, rest))
+                .await;
+            "the scrub"
         });
         let (until, metrics) = (self.end_upkeep.clone(), Arc::clone(&self.metrics));
         let shutdown = self.shutdown.clone();

@@ -1,9 +1,9 @@
 //! The rules; knows no socket, no wire format and no SQL.
 //!
 //! Sessions ask here for everything a client may ask for. Each verb has its file: `submit`,
-//! `deliver`, `acknowledge`, `subscribe`, and `expire` for the sweep that runs by itself. `pins` keeps
-//! strangers out of mailboxes whose owners have proved themselves. `charge`
-//! says what each request costs whom, `refusal` holds every reason to say no.
+//! `deliver`, `acknowledge`, `subscribe`, `expire` for the sweep that runs by itself, and `look_again`
+//! for what was found damaged. `pins` keeps strangers out of mailboxes whose owners have proved themselves.
+//! `charge` says what each request costs whom, `refusal` holds every reason to say no.
 
 pub mod acknowledge;
 pub mod charge;
@@ -11,6 +11,7 @@ pub mod deliver;
 pub mod device_sync;
 pub mod expire;
 pub mod live;
+pub mod look_again;
 pub mod pins;
 pub mod readiness;
 pub mod recovery;

@@ -132,6 +132,7 @@ impl Feed {
                     self.is_caught_up = true;
                     match self.inbox.poll_take(context) {
                         Poll::Ready(Woken::Marks(marked)) => self.mailboxes.look_at(marked),
+                        Poll::Ready(Woken::Back(to)) => self.mailboxes.go_back(to),
                         Poll::Ready(Woken::Hint(hint)) => match self.hinted(*hint, &admits) {
                             Some(fed) => return Poll::Ready(fed),
                             None => continue,

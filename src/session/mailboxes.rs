@@ -290,6 +290,28 @@ impl Mailboxes {
         }
     }
 
+    /// What lies from these keys on is read again where the session has passed it: something there could
+    /// not be read before. What is in flight behind it comes once more.
+    pub fn go_back(&self, to: HashMap<MailboxHash, OrderKey>) {
+        let mut table = self.table();
+        for (mailbox, key) in to {
+            table.epochs += 1;
+            let epoch = table.epochs;
+            let Some(open) = table.open.get_mut(&mailbox) else {
+                continue;
+            };
+            let before = OrderKey(key.0 - 1);
+            // Also where it has not come so far: it has seen no more than it was shown.
+            open.cursor = match open.cursor {
+                Cursor::After(cursor) => Cursor::After(cursor.min(before)),
+                Cursor::Backlog(_) => Cursor::Backlog(BacklogCursor::START),
+            };
+            open.handed_out = open.handed_out.min(before);
+            open.epoch = epoch;
+            table.enqueue(mailbox);
+        }
+    }
+
     /// Gives a turn back that could not be read.
     pub fn put_back(&self, turn: &Turn) {
         self.table().enqueue(turn.mailbox);
@@ -457,6 +479,24 @@ mod tests {
         let keys = (OrderKey(11), OrderKey(12));
         assert_eq!(mailboxes.hinted(&NAME, keys, hidden), Hinted::Nothing);
         assert_eq!(hint(12, 13, true), Hinted::Deliver);
+    }
+
+    #[test]
+    fn what_came_back_is_read_where_the_session_has_passed_it() {
+        let mailboxes = Mailboxes::default();
+        let opened = open(&mailboxes, true);
+        mailboxes.begin(&opened);
+        let turn = mailboxes.next_turn().unwrap();
+        assert!(mailboxes.turned(&turn, Cursor::After(OrderKey(9)), false));
+        let back = |key| mailboxes.go_back(HashMap::from([(NAME, OrderKey(key))]));
+        // A mailbox whose end was hidden looks empty from there on.
+        back(12);
+        let ahead = mailboxes.next_turn().unwrap();
+        assert!(matches!(ahead.cursor, Cursor::After(OrderKey(9))));
+        back(4);
+        assert!(!mailboxes.is_current(&ahead), "an old page is nobody's");
+        let again = mailboxes.next_turn().unwrap();
+        assert!(matches!(again.cursor, Cursor::After(OrderKey(3))));
     }
 
     #[test]

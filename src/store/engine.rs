@@ -80,6 +80,15 @@ pub trait Engine: Send + 'static {
     /// gives free pages back. Tells whether there is more to do.
     async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError>;
 
+    /// Looks at rows that [`Reads::scrub`] found to stand wrongly, and mends those that do. Tells which.
+    /// An engine that finds none mends none.
+    async fn mend(
+        &mut self,
+        _misplaced: &[OrderKey],
+    ) -> Result<Vec<(MailboxHash, OrderKey)>, CommitError> {
+        Ok(Vec::new())
+    }
+
     /// Closes the handle.
     async fn close(&mut self);
 }
@@ -117,6 +126,28 @@ impl ExpiryCursor {
     pub fn new(expires_at: Timestamp, key: OrderKey) -> Self {
         Self { expires_at, key }
     }
+}
+
+/// What another look at rows that are skipped has found.
+#[derive(Debug, Default)]
+pub struct LookedAgain {
+    /// Damaged at every look for long enough: to be taken out.
+    pub damaged: Vec<OrderKey>,
+    /// Whole after all, each with its mailbox: no longer skipped.
+    pub sound: Vec<(MailboxHash, OrderKey)>,
+}
+
+/// What a slice of the scrub has found.
+#[derive(Debug, Default)]
+pub struct Scrubbed {
+    /// Where the next slice begins; `None` when everything was looked at.
+    pub next: Option<OrderKey>,
+    /// Rows that were looked at.
+    pub rows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Rows that an index does not find as they are: to be mended.
+    pub misplaced: Vec<OrderKey>,
 }
 
 /// Reads beside the writer. None waits for a commit.
@@ -198,6 +229,23 @@ pub trait Reads: Send + Sync + 'static {
     /// asked every second.
     async fn look(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// Looks again at rows that were found damaged and are skipped, on a fresh handle; called once a
+    /// minute. An engine whose rows cannot be damaged has none.
+    async fn look_again(&self) -> Result<LookedAgain, StoreError> {
+        Ok(LookedAgain::default())
+    }
+
+    /// Tries again to read the files, if that failed the last time.
+    async fn read_again(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Compares a slice of rows behind `after` with their checksums and with their entries in the
+    /// indexes. An engine whose rows cannot stand wrongly has nothing to compare.
+    async fn scrub(&self, _after: OrderKey) -> Result<Scrubbed, StoreError> {
+        Ok(Scrubbed::default())
     }
 
     /// Reads something, to see whether storage answers.

@@ -27,7 +27,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -40,8 +39,8 @@ use engine::{ExpiryCursor, KeysOf, NewRow, Opened, Reads, SWEPT_PROOFS_MAX};
 use health::{Health, Unread};
 use model::{
     Appended, BacklogCursor, Burnt, Envelope, Holding, Opener, OrderKey, Page, PageBounds,
-    RECOVERY_KEYS_MAX, RecoveryPage, RecoveryProof, RecoveryPut, Removed, Swept, Tells, Usage,
-    View,
+    RECOVERY_KEYS_MAX, RecoveryPage, RecoveryProof, RecoveryPut, Removed, Scrub, Swept, Tells,
+    Usage, View,
 };
 use plan::Rules;
 use quota::Quota;
@@ -392,7 +391,7 @@ impl Store {
             let unread = Unread::Page(mailbox, view, after, now);
             self.health.failed_to_read(unread);
         }
-        page.inspect(|page| self.set_aside(&page.damaged, now))
+        page
     }
 
     /// What waited for a device when its first page was asked for: device sync messages by version,
@@ -409,22 +408,49 @@ impl Store {
         let page = self.reads.device_sync_backlog(mailbox, after, bounds, now);
         let page = self.read(page).await;
         self.metrics.page_duration_seconds.record(began.elapsed());
-        page.inspect(|page| self.set_aside(&page.damaged, now))
+        page
     }
 
-    /// Has damaged rows set aside. Without waiting: when there is no place in the queue, one who
-    /// reads them later tries again.
-    fn set_aside(&self, damaged: &[OrderKey], now: Timestamp) {
-        if damaged.is_empty() {
-            return;
+    /// Looks again at the rows that were found damaged, which pages skip; to be called once a minute.
+    /// Takes out those that stayed damaged for long enough, and returns where others are whole again: a
+    /// reader that has passed one must read it after all. When it returns an error, nobody can tell yet.
+    pub async fn look_again(
+        &self,
+        now: Timestamp,
+    ) -> Result<Vec<(MailboxHash, OrderKey)>, StoreError> {
+        let looked = self.read(self.reads.look_again()).await?;
+        if !looked.damaged.is_empty() {
+            let write = Write::Remove {
+                keys: looked.damaged,
+                cause: Cause::Corrupt,
+                now,
+            };
+            let _lost: Removed = self.write_low(write).await?;
         }
-        let write = Write::Remove {
-            keys: damaged.to_vec(),
-            cause: Cause::Corrupt,
-            now,
+        Ok(looked.sound)
+    }
+
+    /// Tries again to read the files, if that failed the last time: until it succeeds, [`Store::probe`]
+    /// fails. To be called every few seconds.
+    pub async fn read_again(&self) -> Result<(), StoreError> {
+        self.read(self.reads.read_again()).await
+    }
+
+    /// Compares a slice of rows behind `after` with their checksums and with the indexes, and mends what
+    /// stands wrongly. A reader that has passed one of the mended rows must read it after all.
+    pub async fn scrub(&self, after: OrderKey) -> Result<Scrub, StoreError> {
+        let scrubbed = self.read(self.reads.scrub(after)).await?;
+        let mended = match scrubbed.misplaced.is_empty() {
+            true => Vec::new(),
+            false => self.counted(self.pipeline.mend(scrubbed.misplaced).await)?,
         };
-        let queued = self.pipeline.queue::<Removed>(Lane::Normal, write);
-        drop(queued.now_or_never());
+        self.metrics.scrub_rows_total.increment(scrubbed.rows);
+        Ok(Scrub {
+            next: scrubbed.next,
+            rows: scrubbed.rows,
+            bytes: scrubbed.bytes,
+            mended,
+        })
     }
 
     /// What each of these mailboxes holds of what `view` shows, in the order asked.

@@ -258,8 +258,6 @@ pub struct Page<C = OrderKey> {
     pub next: C,
     /// Whether there was more when this page was read.
     pub more: More,
-    /// Rows that were found damaged and passed over. The store takes them out.
-    pub(super) damaged: Vec<OrderKey>,
 }
 
 impl<C> Page<C> {
@@ -274,7 +272,6 @@ impl<C> Page<C> {
             blobs: Vec::new(),
             next: after,
             more: More::No,
-            damaged: Vec::new(),
         };
         let mut bytes: u64 = 0;
         for (cursor, blob) in rows {
@@ -346,6 +343,19 @@ pub struct Swept {
     pub more: bool,
     /// When the next blob expires, give or take one slot of the index; known when there is no more.
     pub next_expiry: Option<Timestamp>,
+}
+
+/// What one slice of the scrub came to.
+#[derive(Debug, Clone, Default)]
+pub struct Scrub {
+    /// Where the next slice begins; `None` when everything was looked at.
+    pub next: Option<OrderKey>,
+    /// Rows that were looked at.
+    pub rows: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// Rows that an index did not find as they are, and finds now, each with its mailbox.
+    pub mended: Vec<(MailboxHash, OrderKey)>,
 }
 
 /// What is kept of one kind, and how it came to that. Over the life of a process

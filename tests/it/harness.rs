@@ -37,7 +37,7 @@ pub(crate) struct Relay {
     pub(crate) time: ManualClock,
     /// When that began.
     began: Timestamp,
-    folder: Option<tempfile::TempDir>,
+    pub(crate) folder: Option<tempfile::TempDir>,
 }
 
 /// No limit holds unless a test asks for it: all tests come from one address.
@@ -142,6 +142,23 @@ impl Relay {
     /// Drains the relay and starts another one on the same folder, at the same time of day.
     pub(crate) async fn restart(self) -> Self {
         self.restart_ahead(Duration::ZERO, |store| store).await
+    }
+
+    /// Drains the relay, does something, and starts another one on the same folder with another
+    /// configuration.
+    pub(crate) async fn restart_after(
+        self,
+        meanwhile: impl FnOnce(),
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let (mut config, folder) = (self.config, self.folder);
+        let time_of_day = self.began.plus(self.time.elapsed());
+        tokio::time::timeout(PATIENCE, self.running.drain())
+            .await
+            .expect("the relay ends");
+        meanwhile();
+        change(&mut config);
+        Self::launch(config, folder, time_of_day, |store| store).await
     }
 
     /// Drains the relay and starts another one on the same folder, whose clock is `ahead` from the

@@ -17,10 +17,11 @@ use super::batch::Batch;
 use super::queues::{Item, Job, Queues};
 use super::{Gate, Ground};
 use crate::clock::Timestamp;
+use crate::ids::MailboxHash;
 use crate::store::StoreError;
 use crate::store::engine::{Asked, CommitError, Engine, TookPlace};
 use crate::store::health::Health;
-use crate::store::model::Removed;
+use crate::store::model::{OrderKey, Removed};
 use crate::store::plan::known::Learnt;
 use crate::store::plan::{self, Folded, NewRow, PLAN_ROWS_MAX, Plan, RELIEFS_MAX};
 use crate::store::write::{Outcome, Write};
@@ -117,6 +118,10 @@ impl Committer {
                     // Whoever asked may have gone.
                     reply.send(done).ok();
                 }
+                Job::Mend(misplaced, reply) => {
+                    let done = self.mend(&misplaced).await;
+                    reply.send(done).ok();
+                }
                 Job::Horizon(reply) => {
                     reply.send(self.ground.reads.horizon().await).ok();
                 }
@@ -126,10 +131,23 @@ impl Committer {
     }
 
     async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, StoreError> {
-        let error = match self.engine.upkeep(expired_by).await {
-            Ok(more) => return Ok(more),
-            Err(error) => error,
-        };
+        match self.engine.upkeep(expired_by).await {
+            Ok(more) => Ok(more),
+            Err(error) => Err(self.housekeeping_failed(error).await),
+        }
+    }
+
+    async fn mend(
+        &mut self,
+        misplaced: &[OrderKey],
+    ) -> Result<Vec<(MailboxHash, OrderKey)>, StoreError> {
+        match self.engine.mend(misplaced).await {
+            Ok(mended) => Ok(mended),
+            Err(error) => Err(self.housekeeping_failed(error).await),
+        }
+    }
+
+    async fn housekeeping_failed(&mut self, error: CommitError) -> StoreError {
         self.failed(&error);
         let told = StoreError::unavailable(&error);
         if let CommitError::Unknown(cause) = error {
@@ -138,7 +156,7 @@ impl Committer {
                 .await
                 .ok();
         }
-        Err(told)
+        told
     }
 
     async fn commit(&mut self, mut batch: Batch) {

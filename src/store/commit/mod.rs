@@ -26,6 +26,7 @@ use super::tally::Tally;
 use super::write::Write;
 use super::{OnNews, Pending, StoreError};
 use crate::clock::Timestamp;
+use crate::ids::MailboxHash;
 use crate::metrics::Metrics;
 pub(super) use batch::Answer;
 use committer::Committer;
@@ -161,6 +162,16 @@ impl Pipeline {
         let (reply, pending) = Pending::channel();
         self.place(Lane::Low, Job::Upkeep(expired_by, reply))
             .await?;
+        pending.await
+    }
+
+    /// Mends those of these rows that stand wrongly, at low priority; tells which.
+    pub(super) async fn mend(
+        &self,
+        misplaced: Vec<OrderKey>,
+    ) -> Result<Vec<(MailboxHash, OrderKey)>, StoreError> {
+        let (reply, pending) = Pending::channel();
+        self.place(Lane::Low, Job::Mend(misplaced, reply)).await?;
         pending.await
     }
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::Gate;
 use super::batch::Reply;
 use crate::clock::Timestamp;
+use crate::ids::MailboxHash;
 use crate::metrics::Metrics;
 use crate::store::StoreError;
 use crate::store::model::OrderKey;
@@ -23,6 +24,9 @@ pub(super) const BATCH_BYTES_MAX: usize = 4 << 20;
 /// A low-priority write that has waited this long joins the next batch, however full the queue is.
 const LOW_WAIT_MAX: Duration = Duration::from_secs(1);
 
+/// Where it is told which rows were mended.
+type MendReply = oneshot::Sender<Result<Vec<(MailboxHash, OrderKey)>, StoreError>>;
+
 /// One thing for the committer to do.
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are writes")]
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub(super) enum Job {
     Write(Write, Reply),
     /// A slice of housekeeping; tell whether there is more.
     Upkeep(Timestamp, oneshot::Sender<Result<bool, StoreError>>),
+    /// Mend those of these rows that stand wrongly; tell which.
+    Mend(Vec<OrderKey>, MendReply),
     /// Tell the largest order key that was given out before this place in the queue.
     Horizon(oneshot::Sender<Result<OrderKey, StoreError>>),
 }
@@ -39,14 +45,14 @@ impl Job {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Write(write, _) => write.bytes(),
-            Self::Upkeep(..) | Self::Horizon(_) => ITEM_BYTES,
+            Self::Upkeep(..) | Self::Mend(..) | Self::Horizon(_) => ITEM_BYTES,
         }
     }
 
     fn rows(&self) -> usize {
         match self {
             Self::Write(write, _) => write.rows(),
-            Self::Upkeep(..) | Self::Horizon(_) => 1,
+            Self::Upkeep(..) | Self::Mend(..) | Self::Horizon(_) => 1,
         }
     }
 
@@ -56,6 +62,7 @@ impl Job {
         match self {
             Self::Write(_, reply) => reply.tell(Err(error)),
             Self::Upkeep(_, reply) => drop(reply.send(Err(error))),
+            Self::Mend(_, reply) => drop(reply.send(Err(error))),
             Self::Horizon(reply) => drop(reply.send(Err(error))),
         }
     }

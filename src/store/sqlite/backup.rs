@@ -8,18 +8,17 @@
 use std::path::{Path, PathBuf};
 
 use futures_util::TryStreamExt as _;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{ConnectOptions as _, Connection as _, Row as _};
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 
-use super::columns::{fixed, to_u64};
+use super::columns::to_u64;
 use super::errors::{code, is_damage, primary_code, words};
+use super::guard::{SOUND_COLUMNS, sound};
 use super::open::{
     DATABASE_FILE, describe, known_schema, look_at_log, reader_options, secret_matches,
 };
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash};
 use crate::secrets::Secret;
-use crate::store::engine::Checksum;
 
 pub use super::open::OpenError;
 
@@ -203,12 +202,12 @@ impl Copy {
         mut watch: impl FnMut(u64),
     ) -> Result<Checked, BackupError> {
         let fault = |error| describe(&self.path, &error);
-        let mut rows = sqlx::query("SELECT mailbox, id, checksum, body FROM blob ORDER BY seq")
-            .fetch(&mut self.connection);
+        let select = format!("SELECT {SOUND_COLUMNS} FROM blob ORDER BY seq");
+        let mut rows = sqlx::query(AssertSqlSafe(select)).fetch(&mut self.connection);
         let mut checked = Checked::default();
         while let Some(row) = rows.try_next().await.map_err(fault)? {
             checked.blobs += 1;
-            if !is_sound(&row, secret).map_err(fault)? {
+            if sound(&row, secret).map_err(fault)?.is_none() {
                 checked.damaged += 1;
             }
             if checked.blobs.is_multiple_of(WATCH_ROWS) {
@@ -252,12 +251,4 @@ async fn is_of(
 ) -> Result<bool, OpenError> {
     let matches = secret_matches(connection, secret).await;
     matches.map_err(|error| describe(path, &error))
-}
-
-fn is_sound(row: &SqliteRow, secret: &Secret) -> sqlx::Result<bool> {
-    let mailbox = MailboxHash::from_bytes(fixed(row, 0)?);
-    let id = BlobId::from_bytes(fixed(row, 1)?);
-    let checksum: Checksum = fixed(row, 2)?;
-    let body: &[u8] = row.try_get(3)?;
-    Ok(secret.checksum(&mailbox, &id, body) == checksum)
 }

@@ -101,8 +101,12 @@ pub(super) fn fixed<const N: usize>(row: &SqliteRow, column: usize) -> sqlx::Res
 
 /// A column of Unix milliseconds.
 pub(super) fn timestamp(row: &SqliteRow, column: usize) -> sqlx::Result<Timestamp> {
-    let millis = row.try_get(column)?;
-    Ok(Timestamp::from_millis(to_u64(millis)))
+    row.try_get(column).map(timestamp_of)
+}
+
+/// The moment that SQL has as this.
+pub(super) fn timestamp_of(millis: i64) -> Timestamp {
+    Timestamp::from_millis(to_u64(millis))
 }
 
 #[cfg(test)]

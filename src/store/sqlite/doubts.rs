@@ -1,100 +1,239 @@
 //! Rows that a reader could not read, or that did not match their checksum: are they damaged?
 //!
-//! SQLite reports a failed read (EIO) by the same code as a damaged page, so its word alone is no
-//! reason to delete anything. A row is taken for damaged only after the database and its log were
-//! read from end to end without an error and a fresh connection still found the row bad, twice, a
-//! second apart; and it leaves only if the committer then finds the same. Until that is known the
-//! page ends before the row, so no reader passes over a row that may become readable again.
+//! SQLite reports a failed read (EIO) by the same code as a damaged page, and memory may hold what the
+//! disk does not, so one look is no reason to delete anything. A row goes through these states:
+//!
+//! - **in doubt**: somebody has just found it bad. Pages end before it, so no reader passes it.
+//! - **quarantined**: the database and its log were read from the disk from end to end without an error,
+//!   and a fresh connection still found the row bad, twice, a second apart. It stays where it is, pages
+//!   skip it, and it is looked at again ([`Doubts::look_again`], once a minute).
+//! - **sound again**: a later look found it whole. It is delivered, also by sessions that have passed it.
+//! - **lost**: [`LOOKS_TO_LOSE`] looks, each in a minute of its own, agree, and the committer finds the
+//!   same. Only then does the row leave.
+//!
+//! While the files cannot be read from end to end, nobody comes to a verdict, no page passes a row in
+//! doubt, and the store is not ready. All this is in memory: after a restart a row is in doubt again, and
+//! its looks are counted from the beginning.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lru::LruCache;
+use rustix::fs::{Advice, fadvise};
 use tokio::time::Instant;
+use tracing::{info, warn};
 
 use super::errors::words;
 use super::files::Files;
 use super::log::log_path;
-use super::pages::Readers;
+use super::pages::{Look, Readers};
+use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::StoreError;
+use crate::store::engine::LookedAgain;
 use crate::store::model::OrderKey;
 
-/// How often a row must be found bad by a fresh connection.
+/// How often a row must be found bad before it is quarantined.
 const ROUNDS: u32 = 2;
 
 /// Between two rounds.
 const ROUND_PAUSE: Duration = Duration::from_secs(1);
 
-/// For how long a row that was found damaged is passed over without another look.
-const VERDICT_HOLDS: Duration = Duration::from_secs(60);
+/// So many further looks must agree before a row is lost. One a minute: ten minutes.
+pub(super) const LOOKS_TO_LOSE: u32 = 10;
 
-/// Verdicts that are remembered: 50 bytes each.
-const VERDICTS_MAX: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
+/// Rows that are quarantined at the most, 50 bytes each. Pages end before the next one.
+const QUARANTINED_MAX: usize = 4_096;
+
+/// After the files could not be read to their end, nobody tries again for this long: each session that
+/// waits for a row in doubt comes once a second.
+const READ_PAUSE: Duration = Duration::from_secs(2);
 
 /// Bytes that are read of a file at once.
 const READ_BYTES: usize = 1 << 20;
 
-/// The rows that were found damaged lately. One examination runs at a time.
-#[derive(Debug)]
+/// The rows that were found damaged, and whether the files can be read.
 pub(super) struct Doubts {
     files: Arc<Files>,
     log: PathBuf,
-    damaged: tokio::sync::Mutex<LruCache<OrderKey, Instant>>,
+    /// Held by the one who reads the files through.
+    examining: tokio::sync::Mutex<()>,
+    /// Nothing awaits while it is locked.
+    state: Mutex<State>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// How many looks have agreed that a quarantined row is damaged.
+    quarantined: BTreeMap<OrderKey, u32>,
+    /// Why the files could not be read to their end, and when, if that was so the last time.
+    unreadable: Option<(StoreError, Instant)>,
 }
 
 impl Doubts {
-    pub(super) fn new(database: &Path, files: Arc<Files>) -> Self {
+    pub(super) fn new(database: &Path, files: Arc<Files>, metrics: Arc<Metrics>) -> Self {
         Self {
             files,
             log: log_path(database),
-            damaged: tokio::sync::Mutex::new(LruCache::new(VERDICTS_MAX)),
+            examining: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
+            metrics,
         }
     }
 
-    /// Which of these rows are damaged, so that they may be passed over and taken out. The others
-    /// can be read again. An error when that cannot be told now.
-    pub(super) async fn damaged_of(
-        &self,
-        doubtful: &[OrderKey],
-        (readers, secret): (&Readers, &Secret),
-    ) -> Result<Judged, StoreError> {
-        if doubtful.is_empty() {
-            return Ok(Judged::default());
+    /// Which of these rows are quarantined.
+    pub(super) fn quarantined_of(&self, keys: &[OrderKey]) -> HashSet<OrderKey> {
+        let state = self.state();
+        let quarantined = &state.quarantined;
+        let keys = keys.iter().copied();
+        match quarantined.is_empty() {
+            true => HashSet::new(),
+            false => keys.filter(|key| quarantined.contains_key(key)).collect(),
         }
-        let mut known = self.damaged.lock().await;
-        let is_known = |key: &OrderKey| {
-            let found_at = known.peek(key);
-            found_at.is_some_and(|at| at.elapsed() < VERDICT_HOLDS)
-        };
-        let (damaged, mut open): (Vec<OrderKey>, Vec<OrderKey>) =
-            doubtful.iter().partition(|key| is_known(key));
+    }
+
+    /// An error while the files cannot be read from end to end.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match &self.state().unreadable {
+            Some((error, _)) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks at rows in doubt and quarantines those that are damaged. An error when that cannot be told
+    /// now.
+    pub(super) async fn examine(
+        &self,
+        in_doubt: &[OrderKey],
+        (readers, secret): (&Readers, &Secret),
+    ) -> Result<(), StoreError> {
+        if in_doubt.is_empty() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.examining.lock().await;
+        // Somebody else may have found out meanwhile.
+        let known = self.quarantined_of(in_doubt);
+        let mut bad: Vec<_> = in_doubt.to_vec();
+        bad.retain(|key| !known.contains(key));
         for round in 0..ROUNDS {
-            if open.is_empty() {
-                break;
+            if bad.is_empty() {
+                return Ok(());
             }
             if round > 0 {
                 tokio::time::sleep(ROUND_PAUSE).await;
             }
+            let tried_at = self.state().unreadable.as_ref().map(|(_, at)| *at);
+            if tried_at.is_some_and(|at| at.elapsed() < READ_PAUSE) {
+                return self.check();
+            }
             self.read_through().await?;
-            let bad = readers.bad_rows(&open, secret).await;
-            open = bad.map_err(|error| StoreError::unavailable(words(&error)))?;
+            let looks = look(readers, &bad, secret).await?;
+            bad = looks
+                .into_iter()
+                .filter_map(|(key, look)| matches!(look, Look::Bad).then_some(key))
+                .collect();
         }
-        for key in &open {
-            known.put(*key, Instant::now());
-        }
-        Ok(Judged {
-            damaged: damaged.into_iter().chain(open.iter().copied()).collect(),
-            found_now: open,
-        })
+        self.quarantine(&bad)
     }
 
-    /// Reads all that the database consists of; an error means that the disk does not give it back.
+    /// Those of these rows that still stand wrongly after the files were read from end to end, on a
+    /// fresh connection.
+    pub(super) async fn misplaced_of(
+        &self,
+        keys: Vec<OrderKey>,
+        (readers, secret): (&Readers, &Secret),
+    ) -> Result<Vec<OrderKey>, StoreError> {
+        if keys.is_empty() {
+            return Ok(keys);
+        }
+        let _one_at_a_time = self.examining.lock().await;
+        self.read_through().await?;
+        let found = readers.misplaced_afresh(&keys, secret).await;
+        let found = found.map_err(|error| StoreError::unavailable(words(&error)))?;
+        Ok(found.into_iter().map(|row| row.key).collect())
+    }
+
+    fn quarantine(&self, bad: &[OrderKey]) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let room = QUARANTINED_MAX.saturating_sub(state.quarantined.len());
+        let fit = &bad[..bad.len().min(room)];
+        state.quarantined.extend(fit.iter().map(|key| (*key, 0)));
+        self.show(&state);
+        if !fit.is_empty() {
+            let blobs = fit.len();
+            warn!(
+                blobs,
+                "store: {blobs} stored blobs cannot be read or do not match their checksum; they are skipped, kept, and looked at again every minute; check the disk"
+            );
+        }
+        if fit.len() < bad.len() {
+            let full = format!(
+                "{QUARANTINED_MAX} stored blobs are damaged; deliveries wait at the next one"
+            );
+            return Err(StoreError::unavailable(full));
+        }
+        Ok(())
+    }
+
+    /// Looks at all quarantined rows again: those that are sound leave the quarantine, and those that
+    /// were found bad often enough are told. Called once a minute.
+    pub(super) async fn look_again(
+        &self,
+        readers: &Readers,
+        secret: &Secret,
+    ) -> Result<LookedAgain, StoreError> {
+        let keys: Vec<_> = self.state().quarantined.keys().copied().collect();
+        if keys.is_empty() {
+            return Ok(LookedAgain::default());
+        }
+        let _one_at_a_time = self.examining.lock().await;
+        self.read_through().await?;
+        let looks = look(readers, &keys, secret).await?;
+        let mut looked = LookedAgain::default();
+        let mut state = self.state();
+        for (key, look) in looks {
+            match look {
+                Look::Gone => drop(state.quarantined.remove(&key)),
+                Look::Sound(mailbox) => {
+                    state.quarantined.remove(&key);
+                    looked.sound.push((mailbox, key));
+                }
+                Look::Bad => {
+                    let agreed = state.quarantined.entry(key).or_default();
+                    *agreed += 1;
+                    // One that cannot even be removed is tried again after as many looks.
+                    if agreed.is_multiple_of(LOOKS_TO_LOSE) {
+                        looked.damaged.push(key);
+                    }
+                }
+            }
+        }
+        self.show(&state);
+        let sound = looked.sound.len();
+        if sound > 0 {
+            info!(
+                blobs = sound,
+                "store: {sound} stored blobs can be read again and are delivered"
+            );
+        }
+        Ok(looked)
+    }
+
+    /// Tries again to read the files, if that failed the last time.
+    pub(super) async fn read_again(&self) -> Result<(), StoreError> {
+        if self.check().is_ok() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.examining.lock().await;
+        self.read_through().await
+    }
+
+    /// Reads all that the database consists of, from the disk and not from the system's memory as far as
+    /// the system lets us; an error means that the disk does not give it back.
     async fn read_through(&self) -> Result<(), StoreError> {
         let (files, log) = (Arc::clone(&self.files), self.log.clone());
         let read = tokio::task::spawn_blocking(move || {
@@ -105,23 +244,45 @@ impl Doubts {
             }
         });
         let read = read.await.map_err(StoreError::unavailable)?;
-        read.map_err(|error| {
+        let read = read.map_err(|error| {
             StoreError::unavailable(format!("the disk returns read errors: {error}"))
-        })
+        });
+        let mut state = self.state();
+        let was_readable = state.unreadable.is_none();
+        state.unreadable = read.clone().err().map(|error| (error, Instant::now()));
+        match (&read, was_readable) {
+            (Err(error), true) => warn!(
+                "store: {error}; deliveries wait at what cannot be read, nothing is deleted for it; check the disk"
+            ),
+            (Ok(()), false) => info!("store: the disk can be read again"),
+            _ => {}
+        }
+        read
+    }
+
+    fn show(&self, state: &State) {
+        let blobs = u32::try_from(state.quarantined.len()).unwrap_or(u32::MAX);
+        self.metrics.blobs_quarantined.set(f64::from(blobs));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What became of doubtful rows.
-#[derive(Debug, Default)]
-pub(super) struct Judged {
-    /// Those that are damaged.
-    pub(super) damaged: HashSet<OrderKey>,
-    /// Those of them that nobody has found before, or not for a while: they are to be taken out.
-    pub(super) found_now: Vec<OrderKey>,
+async fn look(
+    readers: &Readers,
+    keys: &[OrderKey],
+    secret: &Secret,
+) -> Result<Vec<(OrderKey, Look)>, StoreError> {
+    let looks = readers.look_afresh(keys, secret).await;
+    looks.map_err(|error| StoreError::unavailable(words(&error)))
 }
 
 fn read_file(path: &Path) -> io::Result<()> {
     let mut file = File::open(path)?;
+    // What the system remembers may be what is damaged. It may decline.
+    fadvise(&file, 0, None, Advice::DontNeed).ok();
     let mut buffer = vec![0; READ_BYTES];
     while file.read(&mut buffer)? > 0 {}
     Ok(())

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tracing::{error, warn};
 
 use super::open::{DATABASE_FILE, DataDirLock, LOCK_FILE, beside};
+use crate::filesystem;
 
 /// A path leads elsewhere, or nowhere. The text is one line for the operator, and names no folder:
 /// everybody may ask for `/ready`.
@@ -129,6 +130,8 @@ impl Files {
         let Some(database) = &self.database else {
             return Ok(());
         };
+        // What the system remembers may be what is damaged. It may decline.
+        filesystem::forget_cached(database).ok();
         let (mut buffer, mut at) = (vec![0; READ_BYTES], 0);
         loop {
             match database.read_at(&mut buffer, at)? {

@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::caches::Caches;
 use super::columns::{Size, expiry_slot, slot_start, to_i64, to_u64};
 use super::errors::classify;
-use super::pages::bad_rows;
+use super::pages::{Look, look_at};
 use super::pins::read_known_pins;
 use super::recovery::read_known_proofs;
 use super::rows::{self, SELECT_OWNERS, SELECT_SETS};
@@ -246,9 +246,9 @@ async fn read_rows(
     keys.dedup();
     let headers = rows::read_headers(connection, &keys, secret).await?;
     known.rows.extend(headers);
-    let bad = bad_rows(connection, &asked.doubtful, secret).await?;
-    let sound = asked.doubtful.iter().filter(|key| !bad.contains(key));
-    known.sound.extend(sound);
+    let looks = look_at(connection, &asked.doubtful, secret).await?;
+    let sound = looks.iter().filter(|(_, look)| *look != Look::Bad);
+    known.sound.extend(sound.map(|(key, _)| *key));
     for (holder, expired_by) in &asked.expired {
         let expired = read_expired(connection, *holder, secret, *expired_by).await?;
         if expired.keys.is_empty() {

@@ -2,7 +2,8 @@
 //!
 //! The committer has the one writing connection (`writer`, which answers questions from `known`);
 //! pages come from a few read-only ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
-//! lock, schema), `doubts` (whether what cannot be read is damaged), `log` (when it is moved, and what a failed fsync asks for), `caches` with
+//! lock, schema), `doubts` (whether what cannot be read is damaged), `scrub` (whether indexes find what
+//! is there), `guard` (checksums), `log` (when it is moved, and what a failed fsync asks for), `caches` with
 //! `working_set`, `owners` and `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
 //! (how values stand in them), `time` (the time that the database knows), `errors` (what failed), `files` (whether the
 //! paths still lead to what is open), `disk` (room for new blobs) with its `reserve`, `backup` (a copy of the
@@ -16,6 +17,7 @@ mod disk;
 mod doubts;
 mod errors;
 mod files;
+mod guard;
 mod known;
 mod log;
 mod nonces;
@@ -27,6 +29,7 @@ mod reads;
 mod recovery;
 mod reserve;
 mod rows;
+mod scrub;
 mod time;
 mod working_set;
 mod writer;
@@ -70,7 +73,7 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
         }
         opened => opened?,
     };
-    let doubts = Doubts::new(&path, Arc::clone(&files));
+    let doubts = Doubts::new(&path, Arc::clone(&files), Arc::clone(&options.metrics));
     let reads = SqliteReads::new(readers, doubts, options.secret.clone());
     let writer = SqliteWriter::new(&options, path, connection, (files, lock)).await?;
     Ok(Opened {

@@ -9,19 +9,19 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use super::columns::{
-    Kind, Size, expiry_slot, fixed, sql_version, timestamp, to_i64, to_u64, version_of,
-};
+use super::columns::{Kind, Size, expiry_slot, sql_version, timestamp, to_i64, to_u64, version_of};
 use super::errors::is_damage;
 use super::files::Files;
+use super::guard::{SOUND_COLUMNS, sound};
 use super::open::reader_options;
 use super::pins::read_pins;
 use super::recovery::read_proofs;
 use super::rows::Sized;
+use super::scrub::{Misplaced, Slice, check_slice, misplaced_of};
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash};
+use crate::ids::MailboxHash;
 use crate::secrets::Secret;
-use crate::store::engine::{Checksum, Pin};
+use crate::store::engine::Pin;
 use crate::store::model::{
     BacklogCursor, Class, Holding, OrderKey, PageBounds, ROW_OVERHEAD_BYTES, RecoveryPage,
     StoredBlob, View,
@@ -38,8 +38,7 @@ const SCAN_ROWS: (u32, u32) = (128, 1_024);
 
 static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "SELECT seq, size, expires_at, stored_at, mailbox, id, checksum, sealed, body, version, \
-         kind FROM blob WHERE seq IN (",
+        &format!("SELECT {SOUND_COLUMNS} FROM blob WHERE seq IN ("),
         "?",
         ")",
     )
@@ -303,17 +302,38 @@ impl Readers {
         Ok(rows)
     }
 
-    /// Which of these rows cannot be read, or do not match their checksum, on a connection that has
-    /// read nothing before.
-    pub(super) async fn bad_rows(
+    /// Looks at these rows on a connection that has read nothing before.
+    pub(super) async fn look_afresh(
         &self,
         keys: &[OrderKey],
         secret: &Secret,
-    ) -> sqlx::Result<Vec<OrderKey>> {
+    ) -> sqlx::Result<Vec<(OrderKey, Look)>> {
         let mut connection = reader_options(&self.path).connect().await?;
-        let bad = bad_rows(&mut connection, keys, secret).await;
+        let looks = look_at(&mut connection, keys, secret).await;
         connection.close().await?;
-        bad
+        looks
+    }
+
+    /// Compares the rows behind `after` with their checksums and their entries.
+    pub(super) async fn check_slice(
+        &self,
+        after: OrderKey,
+        secret: &Secret,
+    ) -> sqlx::Result<Slice> {
+        let mut connection = self.pool.acquire().await?;
+        check_slice(&mut connection, after, secret).await
+    }
+
+    /// Those of these rows that stand wrongly, on a connection that has read nothing before.
+    pub(super) async fn misplaced_afresh(
+        &self,
+        keys: &[OrderKey],
+        secret: &Secret,
+    ) -> sqlx::Result<Vec<Misplaced>> {
+        let mut connection = reader_options(&self.path).connect().await?;
+        let misplaced = misplaced_of(&mut connection, keys, secret).await;
+        connection.close().await?;
+        misplaced
     }
 
     /// The keys of a mailbox between two keys, the second one included, that `view` sees.
@@ -514,55 +534,41 @@ async fn read_rows(
     Ok(())
 }
 
-/// Which of these rows cannot be read, or do not match their checksum.
-pub(super) async fn bad_rows(
+/// What a look at one row finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// It cannot be read, or does not match its checksum.
+    Bad,
+    /// It is whole, and waits in this mailbox.
+    Sound(MailboxHash),
+    /// It is not there.
+    Gone,
+}
+
+/// Looks at these rows, one by one.
+pub(super) async fn look_at(
     connection: &mut SqliteConnection,
     keys: &[OrderKey],
     secret: &Secret,
-) -> sqlx::Result<Vec<OrderKey>> {
-    let mut bad = Vec::new();
+) -> sqlx::Result<Vec<(OrderKey, Look)>> {
+    let mut looks = Vec::with_capacity(keys.len());
     for key in keys {
         let Some((query, _)) = SELECT_ROWS.cut_keys(&[key.0]) else {
             continue;
         };
         let read = query.fetch_optional(&mut *connection).await;
-        let is_bad = read.and_then(|row| match row {
-            Some(row) => Ok(sound(&row, secret)?.is_none()),
-            None => Ok(false),
+        let look = read.and_then(|row| match row {
+            None => Ok(Look::Gone),
+            Some(row) => {
+                let sound = sound(&row, secret)?;
+                Ok(sound.map_or(Look::Bad, |(_, mailbox)| Look::Sound(mailbox)))
+            }
         });
-        match is_bad {
-            Ok(false) => {}
-            Ok(true) => bad.push(*key),
-            Err(error) if is_damage(&error) => bad.push(*key),
+        match look {
+            Ok(look) => looks.push((*key, look)),
+            Err(error) if is_damage(&error) => looks.push((*key, Look::Bad)),
             Err(error) => return Err(error),
         }
     }
-    Ok(bad)
-}
-
-/// A row and its mailbox; `None` when it does not match its checksum.
-fn sound(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Option<(StoredBlob, MailboxHash)>> {
-    let size = Size(row.try_get(1)?);
-    let of = MailboxHash::from_bytes(fixed(row, 4)?);
-    let id = BlobId::from_bytes(fixed(row, 5)?);
-    let checksum: Checksum = fixed(row, 6)?;
-    let version: Option<i64> = row.try_get(9)?;
-    let kind = Kind::read(row, 10)?;
-    let (sealed, body): (Vec<u8>, Vec<u8>) = (row.try_get(7)?, row.try_get(8)?);
-    if secret.checksum(&of, &id, &body) != checksum {
-        return Ok(None);
-    }
-    let blob = StoredBlob {
-        key: OrderKey(row.try_get(0)?),
-        id,
-        class: size.class(),
-        version: version.map(version_of),
-        wants_receipts: kind.wants_receipts(),
-        is_delivered_told: kind.is_delivered_told(),
-        stored_at: timestamp(row, 3)?,
-        expires_at: timestamp(row, 2)?,
-        sealed: sealed.into(),
-        body: body.into(),
-    };
-    Ok(Some((blob, of)))
+    Ok(looks)
 }

@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use super::columns::{expiry_slot, slot_start};
 use super::doubts::Doubts;
 use super::errors::words;
-use super::pages::{Cut, Readers, Row, RowOfSlot};
+use super::pages::{Cut, Readers, Row, RowOfSlot, Rows};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::secrets::Secret;
 use crate::store::StoreError;
-use crate::store::engine::{ExpiryCursor, KeysOf, Pin, Reads};
+use crate::store::engine::{ExpiryCursor, KeysOf, LookedAgain, Pin, Reads, Scrubbed};
 use crate::store::model::{
     BacklogCursor, Holding, More, OrderKey, Page, PageBounds, RecoveryPage, View,
 };
@@ -45,10 +45,9 @@ struct Unread {
     error: StoreError,
 }
 
-/// Rows of a page, and what is wrong with others.
+/// Rows of a page, and why it ends before its end.
 struct Readable {
     rows: Vec<Row>,
-    damaged: Vec<OrderKey>,
     unread: Option<Unread>,
 }
 
@@ -73,12 +72,7 @@ impl SqliteReads {
     ) -> Result<bool, StoreError> {
         let keys: Vec<_> = cut.entries.iter().map(|(key, _)| *key).collect();
         let before = page.blobs.len();
-        let Readable {
-            mut rows,
-            damaged,
-            unread,
-        } = self.readable(mailbox, &keys).await?;
-        page.damaged.extend(damaged);
+        let Readable { mut rows, unread } = self.readable(mailbox, &keys).await?;
         let stop = unread.as_ref().and_then(|unread| {
             let is_first = |(key, _): &(i64, C)| *key == unread.key.0;
             cut.entries.iter().position(is_first)
@@ -97,7 +91,7 @@ impl SqliteReads {
             let are_all_shown = page.blobs.len() - before == keys.len();
             return Ok(!cut.more || (cut.is_full && are_all_shown));
         };
-        if page.blobs.is_empty() && page.damaged.is_empty() {
+        if page.blobs.is_empty() {
             return Err(unread.error);
         }
         page.next = shown.last().map_or(page.next, |(_, cursor)| *cursor);
@@ -105,35 +99,38 @@ impl SqliteReads {
         Ok(true)
     }
 
-    /// Reads rows, of which the damaged ones are left out.
+    /// Reads rows, of which the quarantined ones are left out.
     async fn readable(&self, mailbox: &MailboxHash, keys: &[i64]) -> Result<Readable, StoreError> {
-        let mut rows = read(self.readers.rows(mailbox, keys, &self.secret).await)?;
-        let judged = self
-            .doubts
-            .damaged_of(&rows.doubtful, (&self.readers, &self.secret));
-        let (damaged, error) = match judged.await {
-            Ok(judged) if judged.damaged.len() == rows.doubtful.len() => {
-                return Ok(Readable {
-                    rows: rows.read,
-                    damaged: judged.found_now,
-                    unread: None,
-                });
+        let mut rows = self.read_rows(mailbox, keys).await?;
+        let mut why = StoreError::unavailable("reading a stored blob fails at some attempts");
+        if !rows.doubtful.is_empty() {
+            let with = (&self.readers, &self.secret);
+            match self.doubts.examine(&rows.doubtful, with).await {
+                Ok(()) => rows = self.read_rows(mailbox, keys).await?,
+                Err(error) => {
+                    let quarantined = self.doubts.quarantined_of(&rows.doubtful);
+                    rows.doubtful.retain(|key| !quarantined.contains(key));
+                    why = error;
+                }
             }
-            Ok(judged) => {
-                rows = read(self.readers.rows(mailbox, keys, &self.secret).await)?;
-                rows.doubtful.retain(|key| !judged.damaged.contains(key));
-                let error = "reading a stored blob fails at some attempts";
-                (judged.found_now, StoreError::unavailable(error))
-            }
-            Err(error) => (Vec::new(), error),
-        };
+        }
         let mut in_order = keys.iter().map(|key| OrderKey(*key));
         let first = in_order.find(|key| rows.doubtful.contains(key));
         Ok(Readable {
             rows: rows.read,
-            damaged,
-            unread: first.map(|key| Unread { key, error }),
+            unread: first.map(|key| Unread { key, error: why }),
         })
+    }
+
+    async fn read_rows(&self, mailbox: &MailboxHash, keys: &[i64]) -> Result<Rows, StoreError> {
+        let order: Vec<_> = keys.iter().copied().map(OrderKey).collect();
+        let quarantined = self.doubts.quarantined_of(&order);
+        if quarantined.is_empty() {
+            return read(self.readers.rows(mailbox, keys, &self.secret).await);
+        }
+        let mut keys = keys.to_vec();
+        keys.retain(|key| !quarantined.contains(&OrderKey(*key)));
+        read(self.readers.rows(mailbox, &keys, &self.secret).await)
     }
 
     /// Rows of the current slot that are over, after the last ones that were found. Tells whether
@@ -371,7 +368,33 @@ impl Reads for SqliteReads {
         self.readers.look().await.map_err(StoreError::unavailable)
     }
 
+    async fn look_again(&self) -> Result<LookedAgain, StoreError> {
+        self.doubts.look_again(&self.readers, &self.secret).await
+    }
+
+    async fn read_again(&self) -> Result<(), StoreError> {
+        self.doubts.read_again().await
+    }
+
+    async fn scrub(&self, after: OrderKey) -> Result<Scrubbed, StoreError> {
+        let slice = read(self.readers.check_slice(after, &self.secret).await)?;
+        let with = (&self.readers, &self.secret);
+        let known = self.doubts.quarantined_of(&slice.doubtful);
+        let mut doubtful = slice.doubtful;
+        doubtful.retain(|key| !known.contains(key));
+        self.doubts.examine(&doubtful, with).await?;
+        let misplaced = slice.misplaced.into_iter().map(|row| row.key).collect();
+        let misplaced = self.doubts.misplaced_of(misplaced, with).await?;
+        Ok(Scrubbed {
+            next: slice.next,
+            rows: slice.rows,
+            bytes: slice.bytes,
+            misplaced,
+        })
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
+        self.doubts.check()?;
         read(self.readers.probe().await)
     }
 

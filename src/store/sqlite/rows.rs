@@ -9,8 +9,9 @@ use std::sync::LazyLock;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 
-use super::columns::{Kind, Size, fixed, timestamp, to_i64};
+use super::columns::{fixed, timestamp, timestamp_of, to_i64};
 use super::errors::is_damage;
+use super::guard::{GUARD_COLUMNS, Guarded};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};
 use crate::secrets::Secret;
@@ -104,8 +105,7 @@ const COPY_CORRUPT_HEADER: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox6
 
 static SELECT_HEADERS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "SELECT seq, size, expires_at, mailbox, id, checksum, owner, kind, topic64 \
-         FROM blob WHERE seq IN (",
+        &format!("SELECT seq, mailbox, id, {GUARD_COLUMNS} FROM blob WHERE seq IN ("),
         "?",
         ")",
     )
@@ -158,43 +158,39 @@ pub(super) async fn read_headers(
 }
 
 fn header(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Header> {
-    let size = Size(row.try_get(1)?);
-    let kind = Kind::read(row, 7)?;
-    let topic: Option<i64> = row.try_get(8)?;
+    let (checksums, guarded) = Guarded::read(row, 3)?;
+    let (size, kind) = (guarded.size, guarded.kind);
+    // A damaged row says nothing of when it expires: it leaves as damaged, not as expired.
+    let expires_at = match checksums.matches(&guarded, secret) {
+        true => timestamp_of(guarded.expires_at),
+        false => NEVER,
+    };
     let is_asking = kind.wants_receipts();
     Ok(Header {
-        mailbox: MailboxHash::from_bytes(fixed(row, 3)?),
-        id: BlobId::from_bytes(fixed(row, 4)?),
+        mailbox: MailboxHash::from_bytes(fixed(row, 1)?),
+        id: BlobId::from_bytes(fixed(row, 2)?),
         class: size.class(),
         bytes: size.bytes(),
-        checksum: fixed(row, 5)?,
-        expires_at: timestamp(row, 2)?,
-        owner: if is_asking { None } else { owner(row, 6)? },
-        topic: topic.map(Topic::from_prefix64),
-        receipt_to: if is_asking {
-            sealed_receipt_to(row, 6, secret)?
-        } else {
-            None
-        },
+        checksum: checksums.checksum,
+        expires_at,
+        owner: guarded.owner.filter(|_| !is_asking).and_then(owner),
+        topic: guarded.topic64.map(Topic::from_prefix64),
+        // If that can still be read.
+        receipt_to: guarded
+            .owner
+            .filter(|_| is_asking)
+            .and_then(|sealed| secret.unseal_receipt_to(sealed).ok()),
         is_delivered_told: kind.is_delivered_told(),
     })
 }
 
-/// Where the receipts of a row go, if that can still be read.
-fn sealed_receipt_to(
-    row: &SqliteRow,
-    column: usize,
-    secret: &Secret,
-) -> sqlx::Result<Option<MailboxHash>> {
-    let sealed: Option<&[u8]> = row.try_get(column)?;
-    Ok(sealed.and_then(|sealed| secret.unseal_receipt_to(sealed).ok()))
-}
+/// Of a row whose guard does not match.
+const NEVER: Timestamp = Timestamp::from_millis(i64::MAX as u64);
 
-/// The owner of a row, if it has one that reads as one.
-fn owner(row: &SqliteRow, column: usize) -> sqlx::Result<Option<MailboxHash>> {
-    let bytes: Option<&[u8]> = row.try_get(column)?;
-    let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
-    Ok(bytes.map(MailboxHash::from_bytes))
+/// The owner of a row, if it reads as one.
+fn owner(bytes: &[u8]) -> Option<MailboxHash> {
+    let bytes = bytes.try_into().ok()?;
+    Some(MailboxHash::from_bytes(bytes))
 }
 
 /// Reads the keys of the rows of these topics, given with their mailboxes.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection as _, Row as _};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::blobs::{change_blobs, insert_blobs};
@@ -23,9 +24,11 @@ use super::open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer
 use super::pins::write_pins;
 use super::recovery::write_proofs;
 use super::rows;
+use super::scrub::{mend, misplaced_of};
 use super::time::{self, KeptTime};
 use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets};
 use crate::clock::Timestamp;
+use crate::ids::MailboxHash;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::StoreError;
@@ -33,6 +36,7 @@ use crate::store::departures::Departures;
 use crate::store::engine::{
     Asked, CommitError, Departure, Engine, HeldInAll, Known, Plan, TookPlace, Write,
 };
+use crate::store::model::OrderKey;
 use crate::store::tally::as_float;
 
 /// Rows of `departed` that one slice of housekeeping deletes.
@@ -145,7 +149,7 @@ impl SqliteWriter {
             begin(connection, plan, commits).await?;
             insert_blobs(connection, plan, batch, &self.secret).await?;
             rows::delete_blobs(connection, &deletes).await?;
-            change_blobs(connection, plan).await?;
+            change_blobs(connection, plan, &self.secret).await?;
             if !aside.is_empty() {
                 rows::set_aside(connection, &aside, &damaged, plan.now).await?;
             }
@@ -252,6 +256,41 @@ impl SqliteWriter {
     fn show(&self) {
         let bytes = as_float(self.caches.sets.bytes());
         self.metrics.working_sets_bytes.set(bytes);
+    }
+
+    /// Mends those of these rows that stand wrongly, in a transaction of its own. Readers go on;
+    /// writes wait for as long as the rows of the table take to be sorted.
+    async fn do_mend(
+        &mut self,
+        keys: &[OrderKey],
+    ) -> Result<Vec<(MailboxHash, OrderKey)>, Failure> {
+        let began = Instant::now();
+        let Some(connection) = &mut self.connection else {
+            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
+        };
+        let body = async {
+            let misplaced = misplaced_of(connection, keys, &self.secret).await?;
+            if misplaced.is_empty() {
+                return Ok(misplaced);
+            }
+            execute(connection, "BEGIN IMMEDIATE").await?;
+            mend(connection, &misplaced).await?;
+            Ok::<_, sqlx::Error>(misplaced)
+        };
+        let misplaced = body.await.map_err(Failure::Before)?;
+        if misplaced.is_empty() {
+            return Ok(Vec::new());
+        }
+        execute(connection, "COMMIT").await.map_err(Failure::At)?;
+        // They were read from the index.
+        self.caches.sets.clear();
+        self.metrics.index_rebuilds_total.increment(1);
+        let (blobs, took) = (misplaced.len(), began.elapsed().as_millis());
+        warn!(
+            blobs,
+            "store: an index did not find {blobs} stored blobs; it was rebuilt in {took} ms and finds them now; check the disk and the memory of this machine"
+        );
+        Ok(misplaced.iter().map(|row| (row.mailbox, row.key)).collect())
     }
 
     /// A slice of housekeeping in a transaction of its own.
@@ -413,6 +452,16 @@ impl Engine for SqliteWriter {
                 self.relieve(&error, &Plan::default()).await;
                 Err(error)
             }
+        }
+    }
+
+    async fn mend(
+        &mut self,
+        keys: &[OrderKey],
+    ) -> Result<Vec<(MailboxHash, OrderKey)>, CommitError> {
+        match self.do_mend(keys).await {
+            Ok(mended) => Ok(mended),
+            Err(failure) => Err(self.fail(failure).await.0),
         }
     }
 

@@ -763,11 +763,21 @@ async fn a_disk_that_cannot_be_read_for_a_while_costs_no_blob_and_no_place_in_th
         }
     };
     let recover = async {
+        eventually("/ready says no, and why", async || {
+            let (code, body) = status(&relay, "/ready").await;
+            code == 503 && body.contains("read errors")
+        })
+        .await;
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert!(received.load(Ordering::SeqCst) < sender.stored.len());
+        assert_eq!(metric(&relay, "relay_blobs_quarantined").await, 0.0);
         sick.heal();
     };
     tokio::join!(receive, recover);
     assert_eq!(metric(&relay, "relay_blobs_lost_total").await, 0.0);
+    eventually("/ready says yes", async || {
+        status(&relay, "/ready").await.0 == 200
+    })
+    .await;
     relay.kill().await;
 }

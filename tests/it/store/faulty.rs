@@ -12,8 +12,8 @@ use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::MailboxHash;
 use vauchi_relay::store::StoreError;
 use vauchi_relay::store::engine::{
-    Asked, CommitError, Engine, ExpiryCursor, KeysOf, Known, Opened, Pin, Plan, Reads, TookPlace,
-    Write,
+    Asked, CommitError, Engine, ExpiryCursor, KeysOf, Known, LookedAgain, Opened, Pin, Plan, Reads,
+    Scrubbed, TookPlace, Write,
 };
 use vauchi_relay::store::model::{
     BacklogCursor, Holding, OrderKey, Page, PageBounds, RecoveryPage, View,
@@ -290,6 +290,13 @@ impl Engine for FaultyEngine {
         self.inner.upkeep(expired_by).await
     }
 
+    async fn mend(
+        &mut self,
+        misplaced: &[OrderKey],
+    ) -> Result<Vec<(MailboxHash, OrderKey)>, CommitError> {
+        self.inner.mend(misplaced).await
+    }
+
     async fn close(&mut self) {
         self.inner.close().await;
     }
@@ -391,6 +398,18 @@ impl Reads for FaultyReads {
 
     async fn look(&self) -> Result<(), StoreError> {
         self.inner.look().await
+    }
+
+    async fn look_again(&self) -> Result<LookedAgain, StoreError> {
+        self.inner.look_again().await
+    }
+
+    async fn read_again(&self) -> Result<(), StoreError> {
+        self.inner.read_again().await
+    }
+
+    async fn scrub(&self, after: OrderKey) -> Result<Scrubbed, StoreError> {
+        self.inner.scrub(after).await
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
