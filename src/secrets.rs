@@ -463,6 +463,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(SECRET_FILE);
         fs::write(&path, "hello").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         assert!(matches!(
             Secret::load_or_create(&path),
             Err(SecretError::Malformed(_))

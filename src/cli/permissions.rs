@@ -28,20 +28,20 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     let is_alone = std::process::id() == 1;
     let folder = mode(folder)
         .filter(|mode| !is_alone && mode & FOLDER_OTHERS != 0 && mode & STICKY == 0)
-        .map(|mode| told(folder, "can be changed", mode, "700"));
+        .map(|mode| {
+            let (shown, mode) = (full_path(folder), mode & 0o777);
+            format!("{shown} can be changed by all users (mode {mode:03o}); run: chmod 700 {shown}")
+        });
     let files = files.iter().filter_map(|path| {
         let mode = mode(path).filter(|mode| mode & FILE_OTHERS != 0)?;
-        Some(told(path, "is accessible", mode, "600"))
+        let (shown, mode) = (full_path(path), mode & 0o777);
+        Some(format!(
+            "{shown} is accessible to all users (mode {mode:03o}); run: chmod 600 {shown}"
+        ))
     });
     folder.into_iter().chain(files).collect()
 }
 
 fn mode(path: &Path) -> Option<u32> {
     Some(fs::metadata(path).ok()?.permissions().mode())
-}
-
-fn told(path: &Path, what: &str, mode: u32, wanted: &str) -> String {
-    let (shown, mode) = (full_path(path), mode & 0o777);
-    let to = if what.starts_with("can") { "by" } else { "to" };
-    format!("{shown} {what} {to} all users (mode {mode:03o}); run: chmod {wanted} {shown}")
 }

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Gives a finished file its name, unless something has that name already.
 pub fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {
@@ -47,6 +47,13 @@ pub fn folder_of(file: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
+}
+
+/// The path with this put behind its name, as SQLite names what belongs to a database.
+pub fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(end);
+    beside.into()
 }
 
 #[cfg(test)]

@@ -123,6 +123,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_sweep_that_was_held_back_is_made_up_for_within_a_minute() {
         let bench = Bench::new().await;
+        bench.pass(HOUR - TICK).await;
         bench.time.step_forward(2 * HOUR);
         bench.pass(STEADY_AFTER - TICK).await;
         assert_eq!(bench.usage().expired, 0);

@@ -710,7 +710,7 @@ mod tests {
     async fn a_message_in_very_many_frames_is_read_slowly_and_is_late_in_the_end() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
         let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
-        let frames = frame(0x00, 0).repeat(200_000);
+        let frames = frame(0x00, 0).repeat(600_000);
         let flood = async {
             client.write_all(&frame(0x02, 0)).await.unwrap();
             client.write_all(&frames).await

@@ -3,6 +3,7 @@
 //! A pin ends when it was unused for its time, and not before: with as many as there may be, a new one is
 //! refused, unless one that is over makes room.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
@@ -111,8 +112,8 @@ impl PinPlan {
     fn evict(&mut self, known: &mut KnownPins) -> bool {
         while let Some(next) = known.to_go.pop_front() {
             // What this very batch has used is no longer over.
-            if !self.changed.contains_key(&next) {
-                self.changed.insert(next, None);
+            if let Entry::Vacant(unchanged) = self.changed.entry(next) {
+                unchanged.insert(None);
                 self.evicted += 1;
                 return true;
             }

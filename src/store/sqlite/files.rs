@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::{error, warn};
 
-use super::open::{DATABASE_FILE, DataDirLock, LOCK_FILE, beside};
+use super::open::{DATABASE_FILE, DataDirLock, LOCK_FILE};
 use crate::filesystem;
+use crate::filesystem::place::beside;
 
 /// A path leads elsewhere, or nowhere. The text is one line for the operator, and names no folder:
 /// everybody may ask for `/ready`.

@@ -18,8 +18,8 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 use tokio::task::spawn_blocking;
 
-use super::open::beside;
 use crate::filesystem;
+use crate::filesystem::place::beside;
 
 /// Pages from which on the log is moved into the database: 2,000 × 8 KiB = 16 MiB.
 const PAGES_MAX: i64 = 2_000;

@@ -19,6 +19,7 @@ use sqlx::{ConnectOptions as _, Row as _};
 use super::errors::{code, primary_code, words};
 use super::log::log_path;
 use crate::clock::Clock;
+use crate::filesystem::place::beside;
 use crate::filesystem::{self, Kind};
 use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret};
@@ -241,13 +242,6 @@ fn lock_file(file: &File, data_dir: &Path, name: &str) -> Result<(), OpenError> 
     }
 }
 
-/// What SQLite names a file of a database.
-pub(super) fn beside(database: &Path, end: &str) -> PathBuf {
-    let mut path = database.as_os_str().to_owned();
-    path.push(end);
-    path.into()
-}
-
 fn take_lock(data_dir: &Path, allow_network_fs: bool) -> Result<File, OpenError> {
     let fault = |path: &Path| {
         let path = path.to_owned();
@@ -265,11 +259,12 @@ fn take_lock(data_dir: &Path, allow_network_fs: bool) -> Result<File, OpenError>
     Ok(file)
 }
 
-/// Opens a file for writing, made with mode 0600 when it is not there.
+/// Opens a file for reading and writing, made with mode 0600 when it is not there.
 fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .create(true)
         .truncate(false)
+        .read(true)
         .write(true)
         .mode(0o600)
         .open(path)

@@ -324,7 +324,7 @@ async fn a_relay_is_remembered_and_another_one_at_its_place_gets_nothing() {
     // The id in the address counts more than any file, and the user's own file leaves out this machine.
     let url = format!("ws://{host}#{hex}");
     let mut command = command(folder.path());
-    command.args(&send).args(["--relay", &url]);
+    command.args(send).args(["--relay", &url]);
     let (code, _, errors) = run(command.current_dir(folder.path())).await;
     assert_eq!(code, Some(0), "{errors}");
     assert_eq!(relay.running.store.usage().stored, 3);

@@ -226,6 +226,11 @@ async fn a_secret_file_that_is_named_must_be_there_and_hold_a_secret() {
     told("is missing").await;
     assert!(!path.exists(), "it is not made up");
     std::fs::write(&path, "swordfish").unwrap();
+    let set = |mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&path, mode).unwrap();
+    };
+    set(0o600);
     told("is not a relay secret").await;
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
@@ -233,10 +238,6 @@ async fn a_secret_file_that_is_named_must_be_there_and_hold_a_secret() {
     std::fs::remove_dir(&path).unwrap();
 
     std::fs::write(&path, "ab".repeat(32)).unwrap();
-    let set = |mode| {
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-        std::fs::set_permissions(&path, mode).unwrap();
-    };
     set(0o644);
     told("is accessible to all users (mode 644); run: chmod 600").await;
     set(0o640);

@@ -430,6 +430,7 @@ async fn a_mailbox_that_cannot_be_pinned_is_not_opened() {
     assert!(outcomes[0].is_ok() && outcomes[1].is_ok() && outcomes[3].is_ok());
     assert_eq!(outcomes[2], Err("relay_full"));
     assert_eq!(relay.metric("relay_pins_refused_total").await, 1.0);
+    assert_eq!(guest.caught_up().await.len(), 3);
     // Without a pin it opens: its owner has said that v1 has no business there.
     let mut without = guest.subscribe_to(&[&three], false);
     without.openings[0].no_pin = true;
