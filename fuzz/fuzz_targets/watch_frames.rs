@@ -11,8 +11,10 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncReadExt as _;
 use tokio::runtime::{Builder, Runtime};
+use vauchi_relay::limits::address::Address;
+use vauchi_relay::limits::unfinished::Unfinished;
 use vauchi_relay::metrics::Metrics;
-use vauchi_relay::socket::watch::{Unfinished, WatchRules, Watched};
+use vauchi_relay::socket::watch::{WatchRules, Watched};
 
 thread_local! {
     static METRICS: LazyCell<Arc<Metrics>> = LazyCell::new(|| Arc::new(Metrics::new()));
@@ -26,11 +28,12 @@ fuzz_target!(|input: &[u8]| {
     };
     let (early, rest) = stream.split_at(usize::from(*early).min(stream.len()));
     let rules = WatchRules {
-        message_bytes_cap: 1 << 20,
         message_timeout: Duration::from_secs(3600),
         unfinished: METRICS.with(|metrics| Unfinished::new(1 << 20, Arc::clone(metrics))),
+        slow_reading: METRICS.with(|metrics| metrics.slow_reading_total.clone()),
     };
-    let mut watched = Watched::new(rest, Bytes::copy_from_slice(early), rules);
+    let address = Address::of([192, 0, 2, 1].into());
+    let mut watched = Watched::new(rest, Bytes::copy_from_slice(early), rules, address);
     let mut buffer = vec![0; usize::from(*cut) + 1];
     let mut came_through = Vec::new();
     let ended = RUNTIME.with(|runtime| {
