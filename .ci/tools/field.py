@@ -54,8 +54,10 @@ class Place:
 
     def environment(self, **more):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
-        kept.pop("RUST_LOG", None)
-        return kept | {"NO_PROXY": "*"} | more
+        for name in ("RUST_LOG", "XDG_STATE_HOME"):
+            kept.pop(name, None)
+        # Commands keep what they know of relays in the home folder.
+        return kept | {"NO_PROXY": "*", "HOME": str(self.folder)} | more
 
     def run(self, *command, code=0, **options):
         """Runs a command that has to end with this code (None: any); what it ended with and printed."""
