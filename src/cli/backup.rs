@@ -72,8 +72,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         bail!("RELAY_STORAGE_BACKEND is memory: there are no files to back up");
     }
     let written = tokio::select! {
-        written = write(&args, &config, &to) => written?,
+        // First, so that the signal is caught before anything is there to be left behind.
+        biased;
         error = interrupted() => return Err(error),
+        written = write(&args, &config, &to) => written?,
     };
     let Written {
         manifest,

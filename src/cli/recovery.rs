@@ -78,8 +78,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Put(args) => put(args).await,
         Command::Get(args) => tokio::select! {
-            got = get(args) => got,
+            // First, so that the signal is caught before anything is there to be left behind.
+            biased;
             error = interrupted() => Err(error),
+            got = get(args) => got,
         },
     }
 }

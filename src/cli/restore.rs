@@ -60,8 +60,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     name_what_was_left(folder);
     let mut scratch = Scratch::new(folder).with_context(|| full_path(folder))?;
     let (unpacked, checked) = tokio::select! {
-        looked = look(&from, scratch.database()) => looked?,
+        // First, so that the signal is caught before anything is there to be left behind.
+        biased;
         error = super::interrupted() => return Err(error),
+        looked = look(&from, scratch.database()) => looked?,
     };
     let is_secret_there = is_secret_there(&config, &unpacked.secret)?;
 

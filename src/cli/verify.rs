@@ -51,8 +51,10 @@ pub(super) async fn run_on(from: &From, temp_dir: Option<&Path>) -> anyhow::Resu
         format!("cannot write to {folder}; choose another folder with --temp-dir")
     })?;
     let (unpacked, checked) = tokio::select! {
-        looked = look(from, scratch.database()) => looked?,
+        // First, so that the signal is caught before anything is there to be left behind.
+        biased;
         error = super::interrupted() => return Err(error),
+        looked = look(from, scratch.database()) => looked?,
     };
     say::note(format_args!("{}: {}", from.name(), summary(&unpacked)));
     if checked.damaged > 0 {

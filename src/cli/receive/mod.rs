@@ -90,8 +90,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         return v2::run(&args, folder.as_ref()).await;
     };
     let client = tokio::select! {
-        client = args.relays.connect_v1(Options::unsigned(mailbox)) => client?,
+        // First, so that the signal is caught before anything is there to be left behind.
+        biased;
         error = stopped() => return Err(error),
+        client = args.relays.connect_v1(Options::unsigned(mailbox)) => client?,
     };
     let taken = tokio::select! {
         taken = take_all(&client, &args, mailbox, folder.as_ref()) => taken,

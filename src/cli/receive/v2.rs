@@ -47,8 +47,10 @@ pub(super) async fn run(args: &Args, folder: Option<&Folder>) -> anyhow::Result<
         anyhow::Ok((client, opened))
     };
     let (client, opened) = tokio::select! {
-        opened = opening => opened?,
+        // First, so that the signal is caught before anything is there to be left behind.
+        biased;
         error = stopped() => return Err(error),
+        opened = opening => opened?,
     };
     let mut taking = Taking {
         client: &client,
