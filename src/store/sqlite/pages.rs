@@ -284,18 +284,23 @@ impl Readers {
         keys: &[i64],
         secret: &Secret,
     ) -> sqlx::Result<Rows> {
+        let mut connection = self.pool.acquire().await?;
         let mut rows = Rows::default();
-        match read_rows(&self.pool, mailbox, keys, secret, &mut rows).await {
+        match read_rows(&mut connection, mailbox, keys, secret, &mut rows).await {
             Err(error) if is_damage(&error) => {
                 rows = Rows::default();
                 for key in keys {
-                    match read_rows(&self.pool, mailbox, &[*key], secret, &mut rows).await {
+                    match read_rows(&mut connection, mailbox, &[*key], secret, &mut rows).await {
                         Err(error) if is_damage(&error) => rows.doubtful.push(OrderKey(*key)),
                         read => read?,
                     }
                 }
             }
             read => read?,
+        }
+        if !rows.doubtful.is_empty() {
+            // It keeps the page as it read it, and would find the row bad long after it is whole again.
+            connection.close_on_drop();
         }
         rows.read.sort_unstable_by_key(|row| row.blob.key);
         rows.doubtful.sort_unstable();
@@ -513,14 +518,14 @@ fn keys(rows: &[SqliteRow]) -> sqlx::Result<Vec<OrderKey>> {
 
 /// Reads rows as far as that succeeds.
 async fn read_rows(
-    pool: &SqlitePool,
+    connection: &mut SqliteConnection,
     mailbox: &MailboxHash,
     mut keys: &[i64],
     secret: &Secret,
     rows: &mut Rows,
 ) -> sqlx::Result<()> {
     while let Some((query, later)) = SELECT_ROWS.cut_keys(keys) {
-        for row in query.fetch_all(pool).await? {
+        for row in query.fetch_all(&mut *connection).await? {
             match sound(&row, secret)? {
                 Some((blob, of)) => rows.read.push(Row {
                     blob,
