@@ -29,30 +29,38 @@ pub(super) fn recorder() -> PrometheusRecorder {
         .build_recorder()
 }
 
-/// A counter, from the first scrape on.
-pub(super) fn count(name: &'static str, help: &'static str) -> Counter {
-    describe_counter!(name, help);
-    let counter = counter!(name);
-    counter.absolute(0);
-    counter
+/// A kind of series: how one is described, and made in the current recorder.
+pub(super) trait Series {
+    /// There from the first scrape on.
+    fn make(name: &'static str, help: &'static str) -> Self;
 }
 
-/// A gauge, at zero until it is set.
-pub(super) fn level(name: &'static str, help: &'static str) -> Gauge {
-    describe_gauge!(name, help);
-    let gauge = gauge!(name);
-    gauge.set(0.0);
-    gauge
+impl Series for Counter {
+    fn make(name: &'static str, help: &'static str) -> Self {
+        describe_counter!(name, help);
+        let counter = counter!(name);
+        counter.absolute(0);
+        counter
+    }
 }
 
-/// A histogram of times.
-pub(super) fn seconds(name: &'static str, help: &'static str) -> Histogram {
-    describe_histogram!(name, Unit::Seconds, help);
-    histogram!(name)
+impl Series for Gauge {
+    fn make(name: &'static str, help: &'static str) -> Self {
+        describe_gauge!(name, help);
+        let gauge = gauge!(name);
+        gauge.set(0.0);
+        gauge
+    }
 }
 
-/// A histogram of sizes of batches.
-pub(super) fn batch(name: &'static str, help: &'static str) -> Histogram {
-    describe_histogram!(name, Unit::Count, help);
-    histogram!(name)
+/// Of times, or of sizes of batches; the end of its name says which.
+impl Series for Histogram {
+    fn make(name: &'static str, help: &'static str) -> Self {
+        let unit = match name.ends_with("_seconds") {
+            true => Unit::Seconds,
+            false => Unit::Count,
+        };
+        describe_histogram!(name, unit, help);
+        histogram!(name)
+    }
 }
