@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use chacha20poly1305::aead::Aead as _;
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
-use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::filesystem;
 use crate::filesystem::place::put_in_place;
@@ -31,7 +31,7 @@ const OTHERS: u32 = 0o007;
 
 /// The relay's 32-byte secret. Its `Debug` prints nothing of it, and its memory is overwritten when it is
 /// dropped.
-#[derive(Clone)]
+#[derive(Clone, ZeroizeOnDrop)]
 pub struct Secret {
     bytes: [u8; 32],
     mailbox_key: [u8; 32],
@@ -47,45 +47,6 @@ pub struct Secret {
     receipt_to_key: [u8; 32],
     seal_key: [u8; 32],
 }
-
-impl Drop for Secret {
-    fn drop(&mut self) {
-        // Each of them: a key that is added and not wiped does not compile.
-        let Self {
-            bytes,
-            mailbox_key,
-            device_mailbox_key,
-            recovery_key,
-            claimant_key,
-            index_key,
-            checksum_key,
-            guard_key,
-            v1_blob_key,
-            topic_key,
-            receipt_id_key,
-            receipt_to_key,
-            seal_key,
-        } = self;
-        let keys = [
-            bytes,
-            mailbox_key,
-            device_mailbox_key,
-            recovery_key,
-            claimant_key,
-            index_key,
-            checksum_key,
-            guard_key,
-            v1_blob_key,
-            topic_key,
-            receipt_id_key,
-            receipt_to_key,
-            seal_key,
-        ];
-        keys.into_iter().for_each(|key| key.zeroize());
-    }
-}
-
-impl ZeroizeOnDrop for Secret {}
 
 /// Sealed bytes that do not open: another mailbox, another secret, or a damaged row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
