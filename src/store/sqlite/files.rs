@@ -76,7 +76,7 @@ pub(super) struct Files {
     /// The folder first: when it was moved, the others were, too.
     known: Vec<Known>,
     memory: Memory,
-    database: Option<Arc<File>>,
+    database: Arc<File>,
 }
 
 impl Files {
@@ -96,16 +96,15 @@ impl Files {
         }
         let lock_file = (data_dir.join(LOCK_FILE), lock.metadata()?);
         known.push(Known::new(LOCK_FILE, lock_file.0, &lock_file.1));
-        if let Some(locked) = lock.database() {
-            known.push(Known::new(DATABASE_FILE, database, &locked.metadata()?));
-        }
+        let open = lock.database()?;
+        known.push(Known::new(DATABASE_FILE, database, &open.metadata()?));
         Ok(Self {
             known,
             memory: Memory {
                 path: memory,
                 bytes: AtomicU64::new(0),
             },
-            database: lock.database(),
+            database: open,
         })
     }
 
@@ -128,9 +127,7 @@ impl Files {
     /// Reads the whole database, by the handle that stays open: closing any other one would drop
     /// SQLite's locks.
     pub(super) fn read_database(&self) -> io::Result<()> {
-        let Some(database) = &self.database else {
-            return Ok(());
-        };
+        let database = &self.database;
         // What the system remembers may be what is damaged. It may decline.
         filesystem::forget_cached(database).ok();
         let (mut buffer, mut at) = (vec![0; READ_BYTES], 0);

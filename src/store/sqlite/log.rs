@@ -44,13 +44,13 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Of this database, which must be there.
-    pub(super) fn of(database: &Path) -> io::Result<Self> {
-        Ok(Self {
-            database: Arc::new(File::open(database)?),
-            path: log_path(database),
+    /// Of the database at this path, which is open by this handle.
+    pub(super) fn of(path: &Path, database: Arc<File>) -> Self {
+        Self {
+            database,
+            path: log_path(path),
             came: 0,
-        })
+        }
     }
 
     /// A transaction changed so many rows, with so many bytes in their bodies, and the totals as each does.
@@ -76,19 +76,12 @@ impl Log {
     }
 
     /// Has the system write what it can of both files, and forget what it holds of them. Nothing may be
-    /// in the middle of writing them.
-    pub(super) async fn forget_cached(&self) -> Result<(), String> {
+    /// in the middle of writing them. At a start, too: the relay before may have ended with a failed fsync.
+    pub(super) async fn forget_cached(&self) -> io::Result<()> {
         let (database, path) = (Arc::clone(&self.database), self.path.clone());
         let forgotten = spawn_blocking(move || forget(&database, &path)).await;
-        let forgotten = forgotten.map_err(|error| error.to_string())?;
-        forgotten.map_err(|error| error.to_string())
+        forgotten.map_err(io::Error::other)?
     }
-}
-
-/// As [`Log::forget_cached`], at a start: the relay before may have ended with a failed fsync. No
-/// connection of this process may be open yet.
-pub(super) fn forget_at_start(database: &Path) -> io::Result<()> {
-    forget(&File::open(database)?, &log_path(database))
 }
 
 /// An error that a failed write before has left is told once, and says nothing about the second time.

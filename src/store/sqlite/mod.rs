@@ -43,7 +43,7 @@ use tracing::warn;
 use super::engine::Opened;
 use doubts::Doubts;
 use files::{Files, look_at_memory};
-use log::forget_at_start;
+use log::Log;
 use open::{describe, look_at_log, open_writer, take_data_dir};
 use pages::Readers;
 use reads::SqliteReads;
@@ -58,10 +58,12 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     let path = options.data_dir.join(DATABASE_FILE);
     look_at_log(&path)?;
     look_at_memory(&path);
-    forget_at_start(&path).map_err(|source| {
-        let path = path.clone();
-        OpenError::DataDir { path, source }
-    })?;
+    let fault = |source| OpenError::DataDir {
+        path: path.clone(),
+        source,
+    };
+    let log = Log::of(&path, lock.database().map_err(fault)?);
+    log.forget_cached().await.map_err(fault)?;
     let (connection, readers, files) = match open_files(&options, &path, &lock).await {
         // It may be that the disk is full: then the reserve is what a start takes.
         Err(error @ OpenError::Database { .. }) => {
@@ -75,7 +77,7 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     };
     let doubts = Doubts::new(&path, Arc::clone(&files), Arc::clone(&options.metrics));
     let reads = SqliteReads::new(readers, doubts, options.secret.clone());
-    let writer = SqliteWriter::new(&options, path, connection, (files, lock)).await?;
+    let writer = SqliteWriter::new(&options, path, connection, (files, log, lock)).await?;
     Ok(Opened {
         held: writer.held(),
         engine: Box::new(writer),

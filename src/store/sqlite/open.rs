@@ -219,9 +219,11 @@ impl DataDirLock {
         self.file.metadata()
     }
 
-    /// The database as it is open. Nobody else may open and close it in this process but SQLite.
-    pub(super) fn database(&self) -> Option<Arc<File>> {
-        self.database.clone()
+    /// The database as it is open; an error when there is none. Nobody else may open and close it in this
+    /// process but SQLite.
+    pub(super) fn database(&self) -> io::Result<Arc<File>> {
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        self.database.clone().ok_or_else(missing)
     }
 }
 

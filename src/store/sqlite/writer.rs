@@ -80,7 +80,7 @@ impl SqliteWriter {
         options: &SqliteOptions,
         path: PathBuf,
         mut connection: SqliteConnection,
-        (files, lock): (Arc<Files>, DataDirLock),
+        (files, log, lock): (Arc<Files>, Log, DataDirLock),
     ) -> Result<Self, OpenError> {
         let loaded = async {
             let totals = read_totals(&mut connection).await?;
@@ -94,10 +94,6 @@ impl SqliteWriter {
         };
         let loaded = loaded.await.map_err(|error| describe(&path, &error))?;
         let (totals, departures, nonces, time) = loaded;
-        let log = Log::of(&path).map_err(|source| {
-            let path = path.clone();
-            OpenError::DataDir { path, source }
-        })?;
         let mut disk = DiskWatch::new(&options.data_dir, options.free_bytes_min);
         disk.begin(&mut connection).await;
         let writer = Self {
@@ -420,7 +416,8 @@ impl Engine for SqliteWriter {
         self.broken = None;
         let reopened = async {
             // Before anything is read: from here on what can be read is on the disk.
-            self.log.forget_cached().await?;
+            let forgotten = self.log.forget_cached().await;
+            forgotten.map_err(|error| error.to_string())?;
             let mut connection = reopen_writer(&self.path, &self.secret).await?;
             self.disk.bound_growth(&mut connection).await;
             let written = try_to_write(&mut connection).await;

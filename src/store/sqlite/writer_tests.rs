@@ -66,7 +66,8 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> Bench {
     let path = folder.join(DATABASE_FILE);
     let connection = open_writer(&path, &secret).await.unwrap();
     let files = Arc::new(crate::store::sqlite::files::Files::of(folder, &lock).unwrap());
-    let writer = SqliteWriter::new(&options, path, connection, (files, lock))
+    let log = Log::of(&path, lock.database().unwrap());
+    let writer = SqliteWriter::new(&options, path, connection, (files, log, lock))
         .await
         .unwrap();
     Bench {
