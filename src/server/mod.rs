@@ -340,44 +340,21 @@ impl Running {
 
     /// The sweep of expired blobs, and bounded memory kept small.
     fn keep_house(&mut self, config: &Config, service: Arc<Service>) {
-        let (until, sweeping) = (self.end_upkeep.clone(), Arc::clone(&service));
-        let cleanup_interval = config.cleanup_interval;
-        self.core.spawn(async move {
-            until
-                .run_until_cancelled(sweep_for_ever(sweeping, cleanup_interval))
-                .await;
-            "the sweep"
-        });
-        let (until, store) = (self.end_upkeep.clone(), Arc::clone(&self.store));
-        let watching = async move {
+        let sweep = sweep_for_ever(Arc::clone(&service), config.cleanup_interval);
+        self.keep_up("the sweep", sweep);
+        let store = Arc::clone(&self.store);
+        self.keep_up("the watch on storage", async move {
             loop {
                 tokio::time::sleep(WATCH).await;
                 store.watch().await;
             }
-        };
-        self.core.spawn(async move {
-            until.run_until_cancelled(watching).await;
-            "the watch on storage"
         });
-        let (until, looking) = (self.end_upkeep.clone(), Arc::clone(&service));
-        let every = config.look_again_every;
-        self.core.spawn(async move {
-            until
-                .run_until_cancelled(look_again_for_ever(looking, every))
-                .await;
-            "the look at damaged blobs"
-        });
-        let (until, scrubbing) = (self.end_upkeep.clone(), Arc::clone(&service));
-        let rest = config.scrub_rest;
-        self.core.spawn(async move {
-            until
-                .run_until_cancelled(scrub_for_ever(scrubbing, rest))
-                .await;
-            "the scrub"
-        });
-        let (until, metrics) = (self.end_upkeep.clone(), Arc::clone(&self.metrics));
-        let shutdown = self.shutdown.clone();
-        let upkeep = async move {
+        let look = look_again_for_ever(Arc::clone(&service), config.look_again_every);
+        self.keep_up("the look at damaged blobs", look);
+        let scrub = scrub_for_ever(Arc::clone(&service), config.scrub_rest);
+        self.keep_up("the scrub", scrub);
+        let (metrics, shutdown) = (Arc::clone(&self.metrics), self.shutdown.clone());
+        self.keep_up("housekeeping", async move {
             loop {
                 tokio::time::sleep(UPKEEP).await;
                 metrics.upkeep();
@@ -386,10 +363,15 @@ impl Running {
                     service.probe_if_unasked().await;
                 }
             }
-        };
+        });
+    }
+
+    /// Runs something until the relay ends its upkeep. That it ends earlier is a fault, told by its name.
+    fn keep_up(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let until = self.end_upkeep.clone();
         self.core.spawn(async move {
-            until.run_until_cancelled(upkeep).await;
-            "housekeeping"
+            until.run_until_cancelled(work).await;
+            name
         });
     }
 
@@ -400,12 +382,8 @@ impl Running {
         }
         let min = config.free_bytes_min as f64;
         self.metrics.disk_free_min_bytes.set(min);
-        let until = self.end_upkeep.clone();
         let watching = disk::watch_for_ever(config.data_dir.clone(), Arc::clone(&self.metrics));
-        self.core.spawn(async move {
-            until.run_until_cancelled(watching).await;
-            "the watch on the disk"
-        });
+        self.keep_up("the watch on the disk", watching);
     }
 }
 
