@@ -8,12 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::SinkExt as _;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::ClientError;
 use super::known_relays::KnownRelays;
-use super::socket::{Socket, closed, lost};
+use super::socket::{Socket, lost, next_frame};
 use crate::ids::parse_hex;
 use crate::protocol::proof;
 use crate::protocol::v2::client::{ServerFrame, decode_server_frame, encode_request};
@@ -108,13 +108,7 @@ async fn is_expected(
 /// Waits for the answer to our question. The first welcome is a claim, which is not looked at.
 async fn proven_welcome(socket: &mut Socket) -> Result<Welcome, ClientError> {
     loop {
-        let frame = match socket.next().await {
-            Some(Ok(Message::Binary(frame))) => frame,
-            Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
-            Some(Ok(_)) => continue,
-            Some(Err(error)) => return Err(lost(error)),
-            None => return Err(ClientError::Lost("the relay sent no Welcome".to_owned())),
-        };
+        let frame = next_frame(socket, "the relay sent no Welcome").await?;
         let said = decode_server_frame(&frame).map_err(|bad| ClientError::Protocol(bad.0))?;
         match said {
             ServerFrame::Known {

@@ -15,7 +15,7 @@ use super::dial::{Dialled, Dialler};
 use super::request::Live;
 use super::routes::Routes;
 use super::send_order::Next;
-use super::socket::{Socket, closed, lost};
+use super::socket::{Socket, closed, next_message};
 use super::state::{Heard, State};
 use crate::protocol::v2::client::{ServerFrame, decode_server_frame};
 use crate::protocol::v2::message::{GoAway, GoAwayReason};
@@ -272,34 +272,26 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Reads until the connection ends; why it did.
     async fn run(mut self) -> ClientError {
-        let mut is_asked = false;
         loop {
-            let heard = tokio::time::timeout(self.silence, self.stream.next()).await;
-            if heard.is_err() && !is_asked {
-                is_asked = true;
+            let ask = || {
                 self.shared.state().ping();
                 self.shared.asked.notify_one();
-                continue;
-            }
-            is_asked = false;
+            };
+            let heard = next_message(&mut self.stream, self.silence, ask).await;
             match heard {
-                Err(_silent) => {
-                    return ClientError::Lost("the relay sent nothing for too long".to_owned());
-                }
-                Ok(Some(Ok(Message::Binary(frame)))) => match decode_server_frame(&frame) {
+                Ok(Message::Binary(frame)) => match decode_server_frame(&frame) {
                     Ok(frame) => self.hear(frame),
                     Err(bad) => return ClientError::Protocol(bad.0),
                 },
-                Ok(Some(Ok(Message::Close(frame)))) => {
+                Ok(Message::Close(frame)) => {
                     // Reading on sends our half of the goodbye; then it is the relay's turn to hang up.
                     let hang_up = async { while let Some(Ok(_)) = self.stream.next().await {} };
                     tokio::time::timeout(GOODBYE_TIMEOUT, hang_up).await.ok();
                     return closed(frame);
                 }
                 // Pings are answered by tungstenite with the next read.
-                Ok(Some(Ok(_))) => {}
-                Ok(Some(Err(error))) => return lost(error),
-                Ok(None) => return ClientError::Lost("the relay ended the connection".to_owned()),
+                Ok(_) => {}
+                Err(why) => return why,
             }
         }
     }

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketCon
 use super::{Delivery, Options, fresh_tag};
 use crate::client::ClientError;
 use crate::client::dial::{connector, is_tls, reached, request, upgraded};
-use crate::client::socket::{Socket, closed, lost};
+use crate::client::socket::{Socket, closed, lost, next_frame, next_message};
 use crate::protocol::v1::Tag;
 use crate::protocol::v1::client::{
     ClientRequest, ServerFrame, Status, decode_server_frame, encode_request,
@@ -75,41 +75,29 @@ pub(super) async fn open(url: &str, options: &Options) -> Result<Opened, ClientE
 
 /// Waits for the answer to the handshake.
 async fn welcome(socket: &mut Socket) -> Result<(String, Vec<String>), ClientError> {
-    loop {
-        let frame = match socket.next().await {
-            Some(Ok(Message::Binary(frame))) => frame,
-            Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
-            Some(Ok(_)) => continue,
-            Some(Err(error)) => return Err(lost(error)),
-            None => return Err(ClientError::Lost("no answer to the handshake".to_owned())),
-        };
-        match decode_server_frame(&frame) {
-            Ok(ServerFrame::HandshakeAck {
-                server_version,
-                features,
-            }) => return Ok((server_version, features)),
-            Ok(ServerFrame::Acknowledgment {
-                status:
-                    Status::Failed {
-                        code,
-                        message,
-                        retry_after,
-                    },
-                ..
-            }) => {
-                return Err(ClientError::Refused {
+    let frame = next_frame(socket, "no answer to the handshake").await?;
+    match decode_server_frame(&frame) {
+        Ok(ServerFrame::HandshakeAck {
+            server_version,
+            features,
+        }) => Ok((server_version, features)),
+        Ok(ServerFrame::Acknowledgment {
+            status:
+                Status::Failed {
                     code,
                     message,
                     retry_after,
-                });
-            }
-            Ok(_) => {
-                return Err(ClientError::Protocol(
-                    "the first answer is not to the handshake",
-                ));
-            }
-            Err(bad) => return Err(ClientError::Protocol(bad.0)),
-        }
+                },
+            ..
+        }) => Err(ClientError::Refused {
+            code,
+            message,
+            retry_after,
+        }),
+        Ok(_) => Err(ClientError::Protocol(
+            "the first answer is not to the handshake",
+        )),
+        Err(bad) => Err(ClientError::Protocol(bad.0)),
     }
 }
 
@@ -290,24 +278,15 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Reads until the connection ends, and says why it did.
     async fn run(mut self) -> ClientError {
-        let mut is_asked = false;
         loop {
-            let heard = tokio::time::timeout(self.silence, self.stream.next()).await;
-            if heard.is_err() && !is_asked {
-                is_asked = true;
-                self.ask();
-                continue;
-            }
-            is_asked = false;
+            let ask = || ask_for_a_pong(&self.to_ask);
+            let heard = next_message(&mut self.stream, self.silence, ask).await;
             match heard {
-                Err(_silent) => {
-                    return ClientError::Lost("the relay sent nothing for too long".to_owned());
-                }
-                Ok(Some(Ok(Message::Binary(frame)))) => match decode_server_frame(&frame) {
+                Ok(Message::Binary(frame)) => match decode_server_frame(&frame) {
                     Ok(frame) => take(frame, self.shared, self.deliver.as_ref()).await,
                     Err(bad) => return ClientError::Protocol(bad.0),
                 },
-                Ok(Some(Ok(Message::Close(frame)))) => {
+                Ok(Message::Close(frame)) => {
                     let why = closed(frame);
                     self.shared.end(why.clone());
                     // Reading on sends our half of the goodbye; then it is the relay's turn to hang up.
@@ -315,20 +294,19 @@ impl Reader<'_> {
                     tokio::time::timeout(HANG_UP_TIMEOUT, hang_up).await.ok();
                     return why;
                 }
-                Ok(Some(Ok(Message::Pong(_)))) => self.shared.hear_pong(),
+                Ok(Message::Pong(_)) => self.shared.hear_pong(),
                 // Pings are answered by tungstenite with the next read.
-                Ok(Some(Ok(_))) => {}
-                Ok(Some(Err(error))) => return lost(error),
-                Ok(None) => return ClientError::Lost("the relay ended the connection".to_owned()),
+                Ok(_) => {}
+                Err(why) => return why,
             }
         }
     }
+}
 
-    /// Where frames wait to be written, nothing needs to be added: the relay answers none of them either.
-    fn ask(&self) {
-        if let Some(to_ask) = self.to_ask.upgrade() {
-            to_ask.try_send(Outbound::Ping).ok();
-        }
+/// Where frames wait to be written, nothing needs to be added: the relay answers none of them either.
+fn ask_for_a_pong(to_ask: &mpsc::WeakSender<Outbound>) {
+    if let Some(to_ask) = to_ask.upgrade() {
+        to_ask.try_send(Outbound::Ping).ok();
     }
 }
 
