@@ -15,21 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
+
+from running import Failed, Running, check
 
 STEP_SECS = 30
 MAILBOX = "5af025d33b141c9dbe95aaaeaa62d60819294aa443dec41daba5a15fce7c571c"
-
-
-class Failed(Exception):
-    """Something that must hold does not."""
-
-
-def check(holds, what):
-    if not holds:
-        raise Failed(f"does not hold: {what}")
 
 
 def eventually(what, condition, seconds=STEP_SECS):
@@ -95,7 +86,7 @@ class Place:
         self.run("ip", "-n", name, "link", "set", "lo", "up")
 
 
-class Relay:
+class Relay(Running):
     """A relay in a Place. Its log is `log` beside its data."""
 
     def __init__(self, place, data, prefix, port, settings):
@@ -119,30 +110,6 @@ class Relay:
         path = "/ready" if ready else "/health"
         eventually(f"{path} answers 200", lambda: self.is_alive() and self.get(path)[0] == 200)
         return self
-
-    def is_alive(self):
-        code = self.process.poll()
-        if code is not None:
-            raise Failed(f"the relay ended by itself with exit code {code}")
-        return True
-
-    def get(self, path):
-        """Status and text; (0, "") while nobody answers."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(f"http://127.0.0.1:{self.http_port}{path}", timeout=STEP_SECS) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def metric(self, name):
-        """The value of the series with this name, labels included; None when there is none."""
-        for line in self.get("/metrics")[1].splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.split()[-1])
-        return None
 
     def log(self):
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""

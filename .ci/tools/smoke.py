@@ -16,8 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import uuid
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import page
+from running import Failed, Running, check
 
 START_SECS = 30
 STEP_SECS = 10
@@ -34,7 +33,7 @@ SENDER = "2cac68133203c91499233559341e200b260e78d7e95a750794e5f88119e791d3"
 RECIPIENT = "5af025d33b141c9dbe95aaaeaa62d60819294aa443dec41daba5a15fce7c571c"
 
 
-class Relay:
+class Relay(Running):
     """The binary, started in `folder`; its log goes to a file there."""
 
     def __init__(self, binary, folder):
@@ -61,28 +60,6 @@ class Relay:
                 [self.binary], cwd=self.folder, env=self.environment(), stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, preexec_fn=die_with_parent)
         eventually(START_SECS, "/ready answers 200", lambda: self.is_alive() and self.get("/ready")[0] == 200)
-
-    def is_alive(self):
-        if self.process.poll() is not None:
-            raise Failed(f"the relay ended by itself with exit code {self.process.returncode}")
-        return True
-
-    def get(self, path):
-        """Status and text; (0, "") while nobody answers."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(f"http://127.0.0.1:{self.http_port}{path}", timeout=STEP_SECS) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, ""
-        except OSError:
-            return 0, ""
-
-    def metric(self, name):
-        for line in self.get("/metrics")[1].splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.split()[1])
-        return None
 
     def kill(self):
         if self.process and self.process.poll() is None:
@@ -121,15 +98,6 @@ def frame(payload, message_id=None):
     envelope = {"version": 1, "message_id": message_id, "timestamp": int(time.time()), "payload": payload}
     body = json.dumps(envelope, separators=(",", ":")).encode()
     return message_id, struct.pack(">I", len(body)) + body
-
-
-class Failed(Exception):
-    """Something that must hold does not."""
-
-
-def check(holds, what):
-    if not holds:
-        raise Failed(f"does not hold: {what}")
 
 
 def eventually(secs, what, condition):

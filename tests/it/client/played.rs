@@ -209,6 +209,15 @@ fn is_only_a_hello(heard: &Mutex<Vec<Bytes>>) {
 }
 
 /// A client that has a mailbox to open and a blob to submit, and is told why it cannot.
+/// A client does not believe it, and shows it nothing but that it is there.
+async fn is_told_nothing(hostile: Misbehaves) {
+    let heard = Arc::clone(&hostile.heard);
+    let (address, _task) = hostile.listen().await;
+    let why = refuses(Options::new([url(address)])).await;
+    assert!(matches!(why, ClientError::NotProven(_)), "{why:?}");
+    is_only_a_hello(&heard);
+}
+
 async fn refuses(options: Options) -> ClientError {
     let mut options = options;
     options.give_up_after = Some(Duration::from_millis(300));
@@ -225,11 +234,7 @@ async fn a_relay_that_claims_the_id_of_another_is_told_nothing() {
     let true_relay = Relay::start(&[]).await;
     let mut hostile = played(true, Bytes::new()).await;
     hostile.welcome.relay_id = Guest::connect(&true_relay).await.welcome.relay_id;
-    let heard = Arc::clone(&hostile.heard);
-    let (address, _task) = hostile.listen().await;
-    let why = refuses(Options::new([url(address)])).await;
-    assert!(matches!(why, ClientError::NotProven(_)), "{why:?}");
-    is_only_a_hello(&heard);
+    is_told_nothing(hostile).await;
 }
 
 #[tokio::test]
@@ -237,11 +242,7 @@ async fn a_relay_without_a_proof_is_told_nothing() {
     let mut hostile = played(true, Bytes::new()).await;
     // A key for which every signature of a certain kind is good.
     hostile.welcome.relay_id = [0; 32];
-    let heard = Arc::clone(&hostile.heard);
-    let (address, _task) = hostile.listen().await;
-    let why = refuses(Options::new([url(address)])).await;
-    assert!(matches!(why, ClientError::NotProven(_)), "{why:?}");
-    is_only_a_hello(&heard);
+    is_told_nothing(hostile).await;
 }
 
 #[tokio::test]

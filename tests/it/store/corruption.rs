@@ -32,6 +32,18 @@ fn frames(bytes: usize) -> Vec<(Value, Vec<u8>)> {
         .collect()
 }
 
+/// Stores these frames, of 1,000 bytes each.
+async fn stored_frames(relay: &Relay) -> Vec<(Value, Vec<u8>)> {
+    let frames = frames(1_000);
+    let mut sender = relay.client(&id(1)).await;
+    for (frame, _) in &frames {
+        sender.send(frame).await;
+        let name = frame["message_id"].as_str().unwrap();
+        sender.expect_stored(name).await;
+    }
+    frames
+}
+
 async fn client(relay: &Process, byte: u8) -> Peer {
     let mut peer = Peer::connect(relay.clients).await;
     peer.handshake(json!({ "client_id": id(byte) })).await;
@@ -133,13 +145,7 @@ async fn a_flipped_bit_quarantines_its_blob_and_touches_nobody_else() {
 #[tokio::test]
 async fn a_blob_that_is_whole_again_comes_on_the_subscription_that_was_open() {
     let relay = Relay::start(&[]).await;
-    let frames = frames(1_000);
-    let mut sender = relay.client(&id(1)).await;
-    for (frame, _) in &frames {
-        sender.send(frame).await;
-        let name = frame["message_id"].as_str().unwrap();
-        sender.expect_stored(name).await;
-    }
+    let frames = stored_frames(&relay).await;
     let folder = relay.folder.as_ref().unwrap().path().to_owned();
     let mut place = 0;
     let relay = relay
@@ -191,13 +197,7 @@ fn index_leaves(file: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
 #[tokio::test]
 async fn a_flipped_bit_in_an_index_costs_no_blob() {
     let relay = Relay::start(&[]).await;
-    let frames = frames(1_000);
-    let mut sender = relay.client(&id(1)).await;
-    for (frame, _) in &frames {
-        sender.send(frame).await;
-        let name = frame["message_id"].as_str().unwrap();
-        sender.expect_stored(name).await;
-    }
+    let frames = stored_frames(&relay).await;
     let folder = relay.folder.as_ref().unwrap().path().to_owned();
     let flip = || {
         let secret = Secret::load(&folder.join("relay.secret")).unwrap();

@@ -238,6 +238,15 @@ async fn expect_all(relay: &Process, stored: &[Vec<u8>]) {
     recipient.expect_silence().await;
 }
 
+/// After kill -9, when the system has forgotten what it held of the disk.
+async fn expect_all_from_the_disk(relay: Process, disk: HollowDisk, stored: &[Vec<u8>]) {
+    relay.kill().await;
+    let disk = disk.mounted_again();
+    let relay = Process::start(disk.mount.path()).await;
+    expect_all(&relay, stored).await;
+    relay.kill().await;
+}
+
 /// The recipient of the mailbox 2 acknowledges the first blob.
 async fn acknowledge_first(relay: &Process, stored: &mut Vec<Vec<u8>>) {
     let mut recipient = client(relay, 2).await;
@@ -571,11 +580,7 @@ async fn a_failed_fsync_ends_the_handle_and_confirms_nothing_that_is_not_on_the_
     sender.repeat_until_stored(&refused, &[]).await;
     sender.store(1_000).await;
     expect_all(&relay, &sender.stored).await;
-    relay.kill().await;
-    let disk = disk.mounted_again();
-    let relay = Process::start(disk.mount.path()).await;
-    expect_all(&relay, &sender.stored).await;
-    relay.kill().await;
+    expect_all_from_the_disk(relay, disk, &sender.stored).await;
 }
 
 /// Reopening waited for whoever was reading an older state: a backup that was stopped, a shell.
@@ -618,11 +623,7 @@ async fn a_failed_fsync_is_got_over_while_somebody_reads() {
     assert_eq!(count(&mut reader).await, 3, "the reader sees what it saw");
     reader.close().await.unwrap();
 
-    relay.kill().await;
-    let disk = disk.mounted_again();
-    let relay = Process::start(disk.mount.path()).await;
-    expect_all(&relay, &sender.stored).await;
-    relay.kill().await;
+    expect_all_from_the_disk(relay, disk, &sender.stored).await;
 }
 
 /// SQLite moves its log into the database by itself, keeps a failed fsync of that to itself, and tries
@@ -653,11 +654,7 @@ async fn a_log_that_could_not_be_moved_loses_nothing_when_it_is_moved_later() {
         sender.store(64 << 10).await;
     }
     expect_all(&relay, &sender.stored).await;
-    relay.kill().await;
-    let disk = disk.mounted_again();
-    let relay = Process::start(disk.mount.path()).await;
-    expect_all(&relay, &sender.stored).await;
-    relay.kill().await;
+    expect_all_from_the_disk(relay, disk, &sender.stored).await;
 }
 
 /// A file system whose disk can lose its end, and get it back as it was.

@@ -137,6 +137,19 @@ async fn run(connection: &mut SqliteConnection, sql: &'static str) {
     sqlx::query(sql).execute(connection).await.unwrap();
 }
 
+/// A folder whose database had so many blobs in the mailbox 1, and was changed after the relay closed it.
+async fn changed(blobs: u32, change: &'static str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    for number in 1..=blobs {
+        append(&store, envelope(1, number)).await;
+    }
+    store.close().await;
+    let mut file = direct(folder.path()).await;
+    run(&mut file, change).await;
+    folder
+}
+
 async fn number(connection: &mut SqliteConnection, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
 }
@@ -366,13 +379,7 @@ fn locks_on(path: &Path) -> usize {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_look_for_damage_keeps_the_locks_on_the_database() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
-    append(&store, envelope(1, 1)).await;
-    store.close().await;
-    let mut file = direct(folder.path()).await;
-    run(&mut file, "UPDATE blob SET body = x'00' WHERE seq = 1").await;
-    drop(file);
+    let folder = changed(1, "UPDATE blob SET body = x'00' WHERE seq = 1").await;
     let store = open(folder.path()).await;
     let path = folder.path().join(DATABASE_FILE);
     let before = locks_on(&path);
@@ -390,16 +397,7 @@ async fn look_ten_times(store: &Store) {
 
 #[tokio::test]
 async fn a_corrupt_row_is_kept_for_ten_looks_then_set_aside_and_may_be_sent_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
-    for number in 1..=3 {
-        append(&store, envelope(1, number)).await;
-    }
-    store.close().await;
-    let mut file = direct(folder.path()).await;
-    run(&mut file, "UPDATE blob SET body = x'00' WHERE seq = 2").await;
-    drop(file);
-
+    let folder = changed(3, "UPDATE blob SET body = x'00' WHERE seq = 2").await;
     let metrics = Arc::new(Metrics::new());
     let counted = SqliteOptions {
         metrics: Arc::clone(&metrics),
@@ -551,15 +549,7 @@ async fn what_follows_from_a_row_is_mended() {
         "UPDATE blob SET expires_slot = expires_slot - 100 WHERE seq = 2",
     ];
     for change in changes {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(folder.path()).await;
-        for number in 1..=3 {
-            append(&store, envelope(1, number)).await;
-        }
-        store.close().await;
-        let mut file = direct(folder.path()).await;
-        run(&mut file, change).await;
-        drop(file);
+        let folder = changed(3, change).await;
         let store = open(folder.path()).await;
         assert_eq!(scrub(&store).await, [2], "{change}");
         assert!(scrub(&store).await.is_empty(), "{change}");
@@ -573,19 +563,8 @@ async fn what_follows_from_a_row_is_mended() {
 /// An extended blob has another guard; a row of the release 0.1 has none, and may be extended, too.
 #[tokio::test]
 async fn an_extended_blob_still_matches_its_guard() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
-    for number in 1..=2 {
-        append(&store, envelope(1, number)).await;
-    }
-    store.close().await;
-    let mut file = direct(folder.path()).await;
-    run(
-        &mut file,
-        "UPDATE blob SET checksum = substr(checksum, 1, 16) WHERE seq = 1",
-    )
-    .await;
-    drop(file);
+    let as_in_0_1 = "UPDATE blob SET checksum = substr(checksum, 1, 16) WHERE seq = 1";
+    let folder = changed(2, as_in_0_1).await;
     let store = open(folder.path()).await;
     for number in 1..=2 {
         let later = store.extend(mailbox(1), id(number), at(NOW + 5 * HOUR), at(NOW));
