@@ -6,15 +6,19 @@
 //! writes comes to),
 //! `commit` (how writes become durable together), `engine` (what a database must do for that), then
 //! the engines `memory` and `sqlite`. `departures` is what both remember of blobs that left; `tally`
-//! counts, `health` tells whether blobs come in and go out.
+//! counts, `health` tells whether blobs come in and go out. The longer verbs of [`Store`] have files of their
+//! own: `purge`, `expire`, `probe`.
 
 mod commit;
 mod departures;
 pub mod engine;
+mod expire;
 mod health;
 pub mod memory;
 pub mod model;
 mod plan;
+mod probe;
+mod purge;
 pub mod sqlite;
 mod tally;
 mod write;
@@ -35,12 +39,11 @@ use crate::ids::{BlobId, MailboxHash};
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use commit::{Ground, Lane, Pipeline};
-use engine::{ExpiryCursor, KeysOf, NewRow, Opened, Reads, SWEPT_PROOFS_MAX};
+use engine::{NewRow, Opened, Reads};
 use health::{Health, Unread};
 use model::{
     Appended, BacklogCursor, Burnt, Envelope, Holding, Opener, OrderKey, Page, PageBounds,
-    RECOVERY_KEYS_MAX, RecoveryPage, RecoveryProof, RecoveryPut, Removed, Scrub, Swept, Tells,
-    Usage, View,
+    RECOVERY_KEYS_MAX, RecoveryPage, RecoveryProof, RecoveryPut, Removed, Scrub, Usage, View,
 };
 use plan::Rules;
 use quota::Quota;
@@ -55,21 +58,6 @@ pub type OnNews = Arc<dyn Fn(&[NewRow<'_>]) + Send + Sync>;
 
 /// Rows that a purge or the sweep removes in one transaction.
 const SLICE_ROWS: u32 = 256;
-
-/// How long a probe may take.
-const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
-
-/// How far back [`Store::expire_asking`] looks, at least.
-const LATELY: Duration = Duration::from_secs(600);
-
-/// A probe writes when nothing else was written for this long.
-const PROBE_WRITE_AFTER: Duration = Duration::from_secs(5);
-
-/// The page that a probe asks for.
-const ONE_BLOB: PageBounds = PageBounds {
-    blobs_max: 1,
-    bytes_max: 1,
-};
 
 /// What a store goes by, whatever its engine.
 pub struct StoreOptions {
@@ -104,13 +92,6 @@ pub struct Store {
     tally: Arc<Tally>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
-}
-
-/// Removals that are being written: each with the place where it counts, and their rows.
-#[derive(Default)]
-struct Removing {
-    writes: Vec<(usize, Pending<Removed>)>,
-    rows: usize,
 }
 
 impl Store {
@@ -218,159 +199,6 @@ impl Store {
         now: Timestamp,
     ) -> Result<Pending<()>, StoreError> {
         self.queue(Write::Cancel { mailbox, id, now }).await
-    }
-
-    /// Deletes everything of a mailbox that `view` can see and that was stored before this call;
-    /// durable when it returns. Large mailboxes are emptied in slices between other writes.
-    pub async fn purge(
-        &self,
-        mailbox: MailboxHash,
-        view: View,
-        tells: Tells,
-        now: Timestamp,
-    ) -> Result<Removed, StoreError> {
-        let purged = self.purge_all(&[(mailbox, tells)], view, now).await?;
-        Ok(purged.first().copied().unwrap_or_default())
-    }
-
-    /// As [`Store::purge`], of several mailboxes, each named once; what was purged of each, in the order
-    /// asked. Their rows are removed together, up to 256 in a commit, so many small mailboxes cost no
-    /// more than one large one.
-    pub async fn purge_all(
-        &self,
-        mailboxes: &[(MailboxHash, Tells)],
-        view: View,
-        now: Timestamp,
-    ) -> Result<Vec<Removed>, StoreError> {
-        let causes = mailboxes.iter().map(|(mailbox, tells)| {
-            let cause = Cause::Purged {
-                mailbox: *mailbox,
-                view,
-                tells: *tells,
-            };
-            (KeysOf::Mailbox(*mailbox, view), cause)
-        });
-        self.purge_slices(causes.collect(), now).await
-    }
-
-    /// Deletes every device sync message of this owner, on all its devices, that was stored before
-    /// this call; durable when it returns.
-    pub async fn purge_owner(
-        &self,
-        owner: MailboxHash,
-        now: Timestamp,
-    ) -> Result<Removed, StoreError> {
-        let cause = (KeysOf::Owner(owner), Cause::OwnerPurged { owner });
-        let purged = self.purge_slices(vec![cause], now).await?;
-        Ok(purged.first().copied().unwrap_or_default())
-    }
-
-    async fn purge_slices(
-        &self,
-        causes: Vec<(KeysOf, Cause)>,
-        now: Timestamp,
-    ) -> Result<Vec<Removed>, StoreError> {
-        let up_to = self.counted(self.pipeline.horizon().await)?;
-        let mut purged = vec![Removed::default(); causes.len()];
-        let mut removing = Removing::default();
-        for (place, (of, cause)) in causes.into_iter().enumerate() {
-            let mut after = OrderKey::START;
-            loop {
-                let keys = self.reads.keys(of, after, up_to, SLICE_ROWS);
-                let keys = self.read(keys).await?;
-                let Some(last) = keys.last().copied() else {
-                    break;
-                };
-                after = last;
-                removing.rows += keys.len();
-                let remove = Write::Remove { keys, cause, now };
-                removing.writes.push((place, self.queue(remove).await?));
-                if removing.rows >= SLICE_ROWS as usize {
-                    self.removed(&mut removing, &mut purged).await?;
-                }
-            }
-        }
-        self.removed(&mut removing, &mut purged).await?;
-        Ok(purged)
-    }
-
-    /// Waits for removals, and counts at each place what it removed.
-    async fn removed(
-        &self,
-        removing: &mut Removing,
-        purged: &mut [Removed],
-    ) -> Result<(), StoreError> {
-        for (place, removed) in std::mem::take(removing).writes {
-            let removed: Removed = self.counted(removed.await)?;
-            purged[place].blobs += removed.blobs;
-            purged[place].receipts += removed.receipts;
-        }
-        Ok(())
-    }
-
-    /// Deletes up to `limit` rows that had expired by `expired_by`, the oldest expiry first, recovery
-    /// proofs that had, and forgets departures past their time; durable when it returns. Runs at
-    /// lower priority than the other writes.
-    pub async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError> {
-        let mut swept = Swept::default();
-        while swept.blobs < u64::from(limit) {
-            let left = limit.saturating_sub(u32::try_from(swept.blobs).unwrap_or(u32::MAX));
-            let slice = left.min(SLICE_ROWS);
-            let (keys, more) = self.read(self.reads.expired(slice, expired_by)).await?;
-            let keys_found = keys.len();
-            let removed: Removed = match keys.is_empty() {
-                true => Removed::default(),
-                false => self.remove_expired(keys, expired_by).await?,
-            };
-            swept.blobs += removed.rows();
-            // Rows that cannot be removed are found again and again: they end it, too.
-            swept.more = more && (removed.rows() > 0 || keys_found == 0);
-            if !swept.more || keys_found == 0 {
-                break;
-            }
-        }
-        let proofs: Removed = self.write_low(Write::ExpireProofs { expired_by }).await?;
-        let upkeep = self.counted(self.pipeline.upkeep(expired_by).await)?;
-        swept.more |= upkeep || proofs.blobs >= SWEPT_PROOFS_MAX as u64;
-        if !swept.more {
-            swept.next_expiry = self.read(self.reads.next_expiry()).await?;
-        }
-        Ok(swept)
-    }
-
-    /// Deletes what [`Store::expire`] would delete later of the blobs that asked for receipts, so that
-    /// their senders hear soon: those that had expired by `expired_by`, and not ten minutes before.
-    /// Answers how many; durable when it returns.
-    pub async fn expire_asking(&self, expired_by: Timestamp) -> Result<u64, StoreError> {
-        let mut expired = 0;
-        let mut next = Some(ExpiryCursor {
-            expires_at: expired_by.minus(LATELY),
-            key: OrderKey::START,
-        });
-        while let Some(from) = next {
-            let slice = self.reads.expired_asking(from, SLICE_ROWS, expired_by);
-            let (keys, later) = self.read(slice).await?;
-            if !keys.is_empty() {
-                expired += self.remove_expired(keys, expired_by).await?.rows();
-            }
-            next = later;
-            // An engine may answer without waiting for anything.
-            tokio::task::yield_now().await;
-        }
-        Ok(expired)
-    }
-
-    async fn remove_expired(
-        &self,
-        keys: Vec<OrderKey>,
-        expired_by: Timestamp,
-    ) -> Result<Removed, StoreError> {
-        let write = Write::Remove {
-            keys,
-            cause: Cause::Expired,
-            now: expired_by,
-        };
-        self.write_low(write).await
     }
 
     /// The next blobs of a mailbox after `after`, in order, bounded by `bounds`, expired ones left
@@ -563,58 +391,6 @@ impl Store {
     /// What is kept now, from counters and never by counting rows.
     pub fn usage(&self) -> Usage {
         self.tally.usage()
-    }
-
-    /// Whether storage answers: a real read, and a real write when none has succeeded lately.
-    pub async fn probe(&self) -> Result<(), StoreError> {
-        let answer = tokio::time::timeout(PROBE_TIME_MAX, self.probe_now());
-        let late = "storage did not answer within 2 s";
-        let answer = answer.await;
-        self.counted(answer.unwrap_or_else(|_| Err(StoreError::unavailable(late))))
-    }
-
-    /// Sees that storage is still where it was, and stops taking writes when it is not. Called every
-    /// second: a relay that nobody sends to must notice, too.
-    pub async fn watch(&self) {
-        if self.pipeline.check().is_ok() && self.reads.look().await.is_err() {
-            // Its commit finds the same, and says it. A probe that comes meanwhile says so itself.
-            self.pipeline.write::<()>(Write::Trial).await.ok();
-        }
-    }
-
-    async fn probe_now(&self) -> Result<(), StoreError> {
-        self.pipeline.check()?;
-        self.reads.look().await?;
-        let read = self.probe_reads().await;
-        match &read {
-            Ok(()) => self.health.read_again(),
-            Err(_) => self.health.failed_to_read(Unread::Other),
-        }
-        read?;
-        if self.health.doubts_writes() || self.tally.since_written() >= PROBE_WRITE_AFTER {
-            self.pipeline.write::<()>(Write::Trial).await?;
-        }
-        Ok(())
-    }
-
-    /// Reads something, and once more what could not be read lately.
-    async fn probe_reads(&self) -> Result<(), StoreError> {
-        self.reads.probe().await?;
-        let Some(Unread::Page(mailbox, view, after, now)) = self.health.unread() else {
-            return Ok(());
-        };
-        let page = self.reads.page(mailbox, view, after, ONE_BLOB, now);
-        page.await.map(drop)
-    }
-
-    /// Whether a new blob would be stored, as far as is known without trying.
-    pub fn takes_blobs(&self) -> bool {
-        self.health.takes_blobs()
-    }
-
-    /// Whether a blob that waits would be delivered, as far as is known without trying.
-    pub fn gives_blobs(&self) -> bool {
-        self.health.gives_blobs()
     }
 
     /// Finishes the writes that have their place, then closes files. Later writes are refused.
