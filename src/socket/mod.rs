@@ -3,10 +3,11 @@
 //! `accept_queue` listens, `listener` accepts and speaks HTTP until the upgrade, with those that have not
 //! come so far in the `lobby`, `forwarded` tells whose request it is, `handshake` judges what asks for a
 //! WebSocket, `websocket` turns it into a [`Connection`], `watch` sits under the WebSocket and sees every
-//! byte first.
+//! byte first, and `frames` where messages begin and end.
 
 pub mod accept_queue;
 pub mod forwarded;
+mod frames;
 pub mod handshake;
 pub mod listener;
 mod lobby;

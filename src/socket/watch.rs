@@ -17,6 +17,7 @@ use metrics::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::frames::{FrameEvent, Frames};
 use crate::limits::address::Address;
 use crate::limits::unfinished::{Room, STEP_BYTES, Unfinished};
 
@@ -31,14 +32,6 @@ const STEP_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often a connection that waits for room looks again. A thousand that wait cost 20,000 looks a
 /// second, which is 1 % of a core; and nobody can be forgotten, as in a list of those to be woken.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// What a ping, a pong or a close frame may carry (RFC 6455, 5.5).
-const CONTROL_BYTES_MAX: u64 = 125;
-
-/// Frames that a message comes in at full speed, and one more for each of these bytes. Each costs the
-/// relay a look, also an empty one, and no message is whole meanwhile that somebody could be charged for.
-const FRAMES_MAX: u64 = 1_024;
-const BYTES_PER_FRAME: u64 = 64;
 
 /// Rest before each read of a message that comes in more frames. The library reads 4 KiB at a time, so
 /// these are 13,600 empty frames a second.
@@ -203,7 +196,7 @@ impl<S> Watched<S> {
         }
         if let Some(message) = &mut self.unfinished {
             let message = message.as_mut().get_mut();
-            message.has_come(self.frames.message_come);
+            message.has_come(self.frames.message_come());
             message.taken_at = Some(Instant::now());
         }
     }
@@ -391,130 +384,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
-/// Follows the frames of a byte stream.
-#[derive(Debug, Default)]
-struct Frames {
-    header: [u8; 14],
-    header_filled: usize,
-    payload_left: u64,
-    /// The frame whose payload is being read ends a data message.
-    ends_message: bool,
-    /// The frame whose payload is being read is one of a data message.
-    is_data: bool,
-    /// Bytes of the data message that have come.
-    message_come: u64,
-    /// Frames of the data message, and bytes that they announced.
-    message_frames: u64,
-    message_announced: u64,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum FrameEvent {
-    /// A data message began or goes on, with a frame.
-    Announced {
-        /// So many bytes has it.
-        bytes: u64,
-    },
-    /// The last frame of a data message is whole.
-    MessageEnded,
-    /// A control frame announced more than it may carry.
-    Broken,
-}
-
-impl Frames {
-    /// What `bytes` bring. A frame that begins and ends within them brings both events, which
-    /// cancel out, so small messages never arm a timer: only what is left open at the end counts.
-    fn observe(&mut self, mut bytes: &[u8]) -> Vec<FrameEvent> {
-        let mut events = Vec::new();
-        while !bytes.is_empty() {
-            if self.payload_left > 0 {
-                let taken = self.payload_left.min(bytes.len() as u64);
-                self.payload_left -= taken;
-                if self.is_data {
-                    self.message_come += taken;
-                }
-                bytes = &bytes[taken as usize..];
-                if self.payload_left == 0 {
-                    self.end_frame(&mut events);
-                }
-                continue;
-            }
-            self.header[self.header_filled] = bytes[0];
-            self.header_filled += 1;
-            bytes = &bytes[1..];
-            if self.header_filled == self.header_bytes() {
-                self.begin_frame(&mut events);
-            }
-        }
-        events
-    }
-
-    /// Whether the message that has begun comes in more frames than anybody needs.
-    fn are_very_many(&self) -> bool {
-        self.message_frames > FRAMES_MAX + self.message_announced / BYTES_PER_FRAME
-    }
-
-    /// How long the header is, as far as its first two bytes tell.
-    fn header_bytes(&self) -> usize {
-        if self.header_filled < 2 {
-            return 2;
-        }
-        let mask = if self.header[1] & 0x80 == 0 { 0 } else { 4 };
-        2 + mask
-            + match self.header[1] & 0x7F {
-                126 => 2,
-                127 => 8,
-                _ => 0,
-            }
-    }
-
-    fn begin_frame(&mut self, events: &mut Vec<FrameEvent>) {
-        let [first, second, rest @ ..] = self.header;
-        self.payload_left = match second & 0x7F {
-            126 => u64::from(u16::from_be_bytes([rest[0], rest[1]])),
-            127 => u64::from_be_bytes([
-                rest[0], rest[1], rest[2], rest[3], rest[4], rest[5], rest[6], rest[7],
-            ]),
-            short => u64::from(short),
-        };
-        self.header_filled = 0;
-        let is_control = first & 0x08 != 0;
-        self.ends_message = !is_control && first & 0x80 != 0;
-        self.is_data = !is_control;
-        if is_control {
-            if self.payload_left > CONTROL_BYTES_MAX {
-                events.push(FrameEvent::Broken);
-            }
-        } else {
-            self.message_frames += 1;
-            self.message_announced = self.message_announced.saturating_add(self.payload_left);
-            events.push(FrameEvent::Announced {
-                bytes: self.payload_left,
-            });
-        }
-        if self.payload_left == 0 {
-            self.end_frame(events);
-        }
-    }
-
-    fn end_frame(&mut self, events: &mut Vec<FrameEvent>) {
-        if !std::mem::take(&mut self.ends_message) {
-            return;
-        }
-        self.message_come = 0;
-        self.message_frames = 0;
-        self.message_announced = 0;
-        if let Some(FrameEvent::Announced { .. }) = events.last() {
-            events.pop();
-        }
-        events.push(FrameEvent::MessageEnded);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
+    use crate::socket::frames::tests::frame;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn home() -> Address {
@@ -537,46 +411,6 @@ mod tests {
             message_timeout: Duration::from_secs(30),
             unfinished,
             slow_reading: Counter::noop(),
-        }
-    }
-
-    fn frame(first: u8, payload: usize) -> Vec<u8> {
-        let mut bytes = vec![first];
-        match payload {
-            0..126 => bytes.push(0x80 | payload as u8),
-            126..65_536 => {
-                bytes.push(0x80 | 126);
-                bytes.extend((payload as u16).to_be_bytes());
-            }
-            _ => {
-                bytes.push(0x80 | 127);
-                bytes.extend((payload as u64).to_be_bytes());
-            }
-        }
-        bytes.extend([0; 4]);
-        bytes.resize(bytes.len() + payload, 7);
-        bytes
-    }
-
-    #[test]
-    fn frames_are_followed_however_the_bytes_are_cut() {
-        let mut stream = Vec::new();
-        for payload in [0, 1, 125, 126, 300, 70_000] {
-            stream.extend(frame(0x82, payload));
-            stream.extend(frame(0x89, 5)); // a ping between messages
-        }
-        stream.extend(frame(0x02, 10)); // a message in two frames, a ping inside
-        stream.extend(frame(0x89, 0));
-        stream.extend(frame(0x80, 10));
-        for cut in [1, 2, 3, 7, 64, 4096, stream.len()] {
-            let mut frames = Frames::default();
-            let ended = stream
-                .chunks(cut)
-                .flat_map(|bytes| frames.observe(bytes))
-                .filter(|event| *event == FrameEvent::MessageEnded)
-                .count();
-            assert_eq!(ended, 7, "cut into {cut}");
-            assert_eq!((frames.payload_left, frames.header_filled), (0, 0));
         }
     }
 
@@ -720,14 +554,6 @@ mod tests {
         // 30 seconds at 20 reads a second.
         let error = read(&mut watched, bytes).await.unwrap_err();
         assert_eq!(Late::of(&error), Some(Late::Whole));
-
-        // In pieces of 125 bytes, as the smallest implementations send it, a message is read at once.
-        let mut frames = Frames::default();
-        frames.observe(&frame(0x02, 125));
-        for _ in 0..16_000 {
-            frames.observe(&frame(0x00, 125));
-        }
-        assert!(!frames.are_very_many());
     }
 
     #[tokio::test(start_paused = true)]
