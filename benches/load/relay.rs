@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// All load comes from one address, which no limit means.
-const LIMITS_OFF: [&str; 11] = [
+pub const LIMITS_OFF: [&str; 11] = [
     "RELAY_RATE_LIMIT_PER_MIN",
     "RELAY_RATE_LIMIT_PER_ADDRESS_PER_MIN",
     "RELAY_MAILBOX_SHARE_PER_HOUR",
@@ -39,8 +39,13 @@ impl Relay {
     }
 
     pub fn start_with(binary: &Path, folder: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::start_by(Command::new(binary), folder, settings)
+    }
+
+    /// By a command that becomes the relay.
+    pub fn start_by(mut command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let began = Instant::now();
-        let mut child = Command::new(binary)
+        let mut child = command
             .env("RELAY_LISTEN_ADDR", "127.0.0.1:0")
             .env("RELAY_HTTP_ADDR", "127.0.0.1:0")
             .env("RELAY_DATA_DIR", folder)
@@ -68,6 +73,11 @@ impl Relay {
             started: began,
             took,
         }
+    }
+
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn url(&self) -> String {
