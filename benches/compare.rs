@@ -113,7 +113,7 @@ pub struct Bench {
 impl Bench {
     fn new(options: &Options) -> Self {
         let quick = options.quick;
-        let descriptors = launch::raise_descriptors() - DESCRIPTORS_KEPT;
+        let descriptors = launch::raise_descriptors().saturating_sub(DESCRIPTORS_KEPT);
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register(signal, interrupted.clone()).unwrap();

@@ -75,7 +75,7 @@ pub fn head(bench: &Bench, binaries: &[PathBuf]) -> String {
     }
     writeln!(
         head,
-        "- medians of {} rounds of {:?} after {:?} of warm-up, [least..most]",
+        "- medians of {} rounds, each {:?} after {:?} of warm-up; [least..most]",
         bench.rounds, bench.span, bench.warm_up
     )
     .unwrap();
@@ -120,9 +120,10 @@ fn file_system(folder: &Path) -> String {
     mounts.max().map_or("unknown".to_owned(), |(_, kind)| kind)
 }
 
-/// The first line that a program says about itself.
+/// What a program calls itself: the beginning of the first line, before build details.
 fn version(program: &Path, argument: &str) -> String {
     let output = Command::new(program).arg(argument).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().next().unwrap_or("unknown version").to_owned()
+    let words: Vec<_> = text.split_whitespace().take(3).collect();
+    words.join(" ")
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::loads::Sample;
+use crate::loads::{Load, Sample};
 use crate::rows::{Measure, Row};
 use crate::schedule::{Measured, Results};
 
@@ -104,7 +104,12 @@ fn cell(measured: &Measured, measure: Measure) -> String {
     let sorted = sorted(measured, measure);
     let (least, most) = (number(sorted[0]), number(sorted[sorted.len() - 1]));
     let (median, unit) = (number(median), measure.unit());
-    format!("{name}: {median}{unit} [{least}..{most}]; {durability}")
+    let figure = format!("{name}: {median}{unit} [{least}..{most}]");
+    if measured.run.1 == Load::Connects {
+        // Nothing is stored.
+        return figure;
+    }
+    format!("{figure}; {durability}")
 }
 
 /// `None` when one of its rounds failed.

@@ -1,5 +1,6 @@
 //! Connections that come, shake hands and stay silent: how fast, and the memory of each.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::Sample;
@@ -19,13 +20,13 @@ const SETTLING: Duration = Duration::from_secs(1);
 
 pub fn run(bench: &Bench, server: &Server) -> Result<Sample, String> {
     let mut generator = Generator::new(&bench.interrupted);
-    connect(&mut generator, server, WARM_UP)?;
+    connect(&mut generator, server, 0..WARM_UP)?;
     let (cpu, memory) = (
         process::cpu_nanos(server.id()),
         process::resident_bytes(server.id()),
     );
     let began = generator.begin();
-    connect(&mut generator, server, bench.connections)?;
+    connect(&mut generator, server, WARM_UP..WARM_UP + bench.connections)?;
     let (lasted, generator_busy) = (began.elapsed(), generator.busy_share(began));
     let cpu = (process::cpu_nanos(server.id()) - cpu) as f64;
     let settled = Instant::now() + SETTLING;
@@ -45,16 +46,20 @@ pub fn run(bench: &Bench, server: &Server) -> Result<Sample, String> {
     })
 }
 
-fn connect(generator: &mut Generator, server: &Server, connections: usize) -> Result<(), String> {
-    let (mut begun, mut open) = (0, 0);
-    while open < connections {
-        while begun < connections && begun - open < AT_ONCE {
-            generator.connect(server.address, server.sender(begun))?;
-            begun += 1;
+fn connect(
+    generator: &mut Generator,
+    server: &Server,
+    mut numbers: Range<usize>,
+) -> Result<(), String> {
+    let mut shaking = 0;
+    while shaking > 0 || !numbers.is_empty() {
+        for number in numbers.by_ref().take(AT_ONCE - shaking) {
+            generator.connect(server.address, server.sender(number))?;
+            shaking += 1;
         }
         for (_, heard) in generator.turn(Wait::Sleep)? {
             match heard {
-                Heard::Open => open += 1,
+                Heard::Open => shaking -= 1,
                 other => return Err(format!("{other:?} instead of a handshake")),
             }
         }

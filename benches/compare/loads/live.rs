@@ -186,7 +186,7 @@ impl Pairs {
 
     /// Nothing may be left.
     fn check(&self, bench: &Bench, server: &Server) -> Result<(), String> {
-        // The sessions are still there, and would be taken over.
+        // It has handled every acknowledgement, and a look would take the open sessions over.
         if server.subject == Subject::Mosquitto {
             return Ok(());
         }
