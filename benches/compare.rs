@@ -32,7 +32,7 @@ use tempfile::TempDir;
 
 use launch::Cores;
 use rows::{Backlog, Row};
-use schedule::Results;
+use schedule::{Measured, Results};
 
 #[path = "compare/dialect/mod.rs"]
 mod dialect;
@@ -181,6 +181,9 @@ fn main() -> ExitCode {
     if let Some(file) = &options.json {
         let json = table::json(&rows, &results, &binaries, &head);
         std::fs::write(file, format!("{json:#}\n")).unwrap();
+    }
+    if results.all().iter().any(Measured::has_failed) {
+        return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }

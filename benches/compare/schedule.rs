@@ -16,7 +16,24 @@ pub struct Measured {
     pub run: Run,
     pub samples: Vec<Sample>,
     /// Why it has no result.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Failure {
+    /// The peer is not installed.
+    Missing(String),
+    /// A request was refused, or a blob is not accounted for.
+    Inexact(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Missing(what) => to.write_str(what),
+            Self::Inexact(why) => write!(to, "FAILED: {why}"),
+        }
+    }
 }
 
 /// The result of every run that has a result.
@@ -27,7 +44,7 @@ impl Results {
     pub fn measure(bench: &Bench, binaries: &[PathBuf], rows: &[Row]) -> Self {
         let mut all = plan(binaries.len(), rows);
         for measured in &mut all {
-            measured.failure = measured.run.0.installed().err();
+            measured.failure = measured.run.0.installed().err().map(Failure::Missing);
         }
         let mut groups: Vec<Load> = all.iter().map(|measured| group(measured.run.1)).collect();
         groups.dedup();
@@ -56,6 +73,11 @@ impl Results {
 }
 
 impl Measured {
+    /// Other than by a peer that is not installed.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.failure, Some(Failure::Inexact(_)))
+    }
+
     fn one_more(&mut self, bench: &Bench, binaries: &[PathBuf], round: usize) {
         if self.failure.is_some() || bench.is_interrupted() {
             return;
@@ -71,7 +93,7 @@ impl Measured {
             }
             Err(why) => {
                 eprintln!("round {round}, {name} {label}, {load:?}: FAILED: {why}");
-                self.failure = Some(format!("FAILED: {why}"));
+                self.failure = Some(Failure::Inexact(why));
             }
         }
     }

@@ -98,7 +98,8 @@ impl Line {
 fn cell(measured: &Measured, measure: Measure) -> String {
     let (name, durability) = measured.run.0.describe();
     let Some(median) = median(measured, measure) else {
-        let why = measured.failure.as_deref().unwrap_or("not measured");
+        let why = measured.failure.as_ref().map(ToString::to_string);
+        let why = why.unwrap_or_else(|| "not measured".to_owned());
         return format!("{name}: {why}").replace('|', "/");
     };
     let sorted = sorted(measured, measure);
@@ -189,7 +190,7 @@ pub fn json(rows: &[Row], results: &Results, binaries: &[PathBuf], head: &str) -
         let (subject, durability) = one.run.0.describe();
         json!({
             "subject": subject, "durability": durability, "load": format!("{:?}", one.run.1),
-            "binary": one.binary.map(letter), "failure": one.failure,
+            "binary": one.binary.map(letter), "failure": one.failure.as_ref().map(ToString::to_string),
             "rounds": one.samples.iter().map(sample).collect::<Vec<_>>(),
         })
     });
