@@ -2,6 +2,7 @@
 
 use crate::loads::{Load, Sample};
 use crate::peers::Subject;
+use crate::table::number;
 
 /// A subject under a load: runs are shared between rows.
 pub type Run = (Subject, Load);
@@ -115,7 +116,8 @@ fn stores(backlog: Backlog) -> Vec<Row> {
     let full = load(crate::BODY, backlog.blobs);
     let p99 = "answer p99 at full load ÷ redis always";
     let memory = "memory engine's stores ÷ mosquitto";
-    let waiting = format!("stores with {} blobs waiting ÷ empty", backlog.blobs);
+    let blobs = number(backlog.blobs as f64);
+    let waiting = format!("stores with {blobs} blobs waiting ÷ empty");
     let row = Row::new;
     vec![
         row("stores", "v2 stores ÷ redis always", PerSecond, (V2, small))

@@ -160,7 +160,7 @@ fn ratio(value: f64) -> String {
 }
 
 /// With as many digits as mean something, and commas.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     if value < 100.0 {
         let digits = if value < 10.0 { 3 } else { 1 };
         return format!("{value:.digits$}");
