@@ -26,16 +26,21 @@ const SAVED_AT_ONCE: usize = 256;
 /// not use up what its neighbours need.
 const NEW_PER_CONNECTION: u32 = 256;
 
-/// How often the log says that there are too many pins.
+/// How often the log says that there are too many pins, or that they cannot be saved.
 const TELL_EVERY: Duration = Duration::from_secs(3_600);
 
-/// Pins that could not be saved, and when the operator was last told of too many.
+/// Pins that could not be saved, and what the operator was told.
 #[derive(Debug, Default)]
 pub struct Pins {
-    /// Nothing awaits under these locks.
+    /// Nothing awaits under this lock.
     unsaved: Mutex<HashSet<MailboxHash>>,
-    told: Mutex<Option<Instant>>,
+    told_of_too_many: Told,
+    told_of_unsaved: Told,
 }
+
+/// When the operator was last told of something. Nothing awaits under the lock.
+#[derive(Debug, Default)]
+struct Told(Mutex<Option<Instant>>);
 
 /// How many new pins a connection has set.
 #[derive(Debug, Default)]
@@ -59,9 +64,12 @@ impl Pins {
         let mut unsaved = self.unsaved();
         unsaved.contains(&mailbox) || (unsaved.len() < UNSAVED_MAX && unsaved.insert(mailbox))
     }
+}
 
-    fn is_to_be_told(&self) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+impl Told {
+    /// Whether it is time to tell; then it counts as told.
+    fn is_due(&self) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = told.is_none_or(|last| last.elapsed() >= TELL_EVERY);
         if is_due {
             *told = Some(Instant::now());
@@ -159,9 +167,11 @@ impl Service {
 
     /// Storage takes no writes: who proves itself is let in, and strangers are not.
     fn keep_in_memory(&self, mailboxes: &[MailboxHash]) -> Vec<Result<(), Refusal>> {
-        tracing::warn!(
-            "cannot save the pins of proven mailboxes; keeping them in memory until storage takes writes"
-        );
+        if self.pins.told_of_unsaved.is_due() {
+            tracing::warn!(
+                "cannot save the pins of proven mailboxes; keeping them in memory until storage takes writes. This is logged once an hour at most."
+            );
+        }
         let keep = |mailbox: &MailboxHash| match self.pins.keep(*mailbox) {
             true => Ok(()),
             false => Err(Refusal::Unavailable),
@@ -185,7 +195,7 @@ impl Service {
         let refused = u64::try_from(refused).unwrap_or(u64::MAX);
         self.parts.metrics.pins_refused_total.increment(refused);
         let is_full = outcomes.contains(&Err(Refusal::RelayFull));
-        if is_full && self.pins.is_to_be_told() {
+        if is_full && self.pins.told_of_too_many.is_due() {
             tracing::warn!(
                 "refused to open a mailbox: there are RELAY_PINS_MAX pins, and none has been unused for long enough; raise RELAY_PINS_MAX. This is logged once an hour at most."
             );
@@ -207,5 +217,21 @@ impl Service {
             self.pins.unsaved().remove(mailbox);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_operator_is_told_once_an_hour_and_of_each_thing_apart() {
+        let pins = Pins::default();
+        assert!(pins.told_of_unsaved.is_due() && pins.told_of_too_many.is_due());
+        tokio::time::advance(TELL_EVERY - Duration::from_secs(1)).await;
+        assert!(!pins.told_of_unsaved.is_due());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(pins.told_of_unsaved.is_due());
+        assert!(!pins.told_of_unsaved.is_due());
     }
 }
