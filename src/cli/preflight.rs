@@ -110,6 +110,8 @@ fn storage(config: &Config) -> Vec<Finding> {
     let too_open = permissions::warnings(config).into_iter();
     findings.extend(too_open.map(|text| Finding::warn("permissions", text)));
     findings.extend(room(config, &folder));
+    let database = fs::metadata(folder.join(DATABASE_FILE)).map_or(0, |found| found.len());
+    findings.extend(file_size(config, filesystem::file_bytes_max(), database));
     match Trial::begin(&folder) {
         Ok(mut trial) => {
             findings.extend(trial.links());
@@ -234,6 +236,34 @@ fn room(config: &Config, folder: &Path) -> Option<Finding> {
         in_bytes(max)
     );
     Some(Finding::ok(SUBJECT, text))
+}
+
+/// Whether the database may grow as far as the settings let it; nothing without a limit on file size.
+fn file_size(config: &Config, limit: Option<u64>, database: u64) -> Option<Finding> {
+    const SUBJECT: &str = "file size";
+    const RAISE: &str = "raise the limit (LimitFSIZE in systemd, ulimit -f)";
+    let (limit, max) = (limit?, config.storage_bytes_max);
+    let shown = in_bytes(limit);
+    if limit <= database {
+        let database = in_bytes(database);
+        let text = format!(
+            "files of this process may have {shown}, and {DATABASE_FILE} has {database}: the relay would store nothing, and no acknowledgement either; {RAISE}"
+        );
+        return Some(Finding::fail(SUBJECT, text));
+    }
+    if max > 0 && limit >= max {
+        let max = in_bytes(max);
+        let text = format!("limit: {shown}, enough for RELAY_MAX_STORAGE_BYTES ({max})");
+        return Some(Finding::ok(SUBJECT, text));
+    }
+    let allowed = match max {
+        0 => "RELAY_MAX_STORAGE_BYTES is 0".to_owned(),
+        max => format!("RELAY_MAX_STORAGE_BYTES allows {}", in_bytes(max)),
+    };
+    let text = format!(
+        "files of this process may have {shown}, but {allowed}: from that size of {DATABASE_FILE} on the relay would refuse every blob; {RAISE} or lower RELAY_MAX_STORAGE_BYTES"
+    );
+    Some(Finding::warn(SUBJECT, text))
 }
 
 /// Bytes that the database takes already, its log included; what is kept fits into them.
@@ -545,5 +575,27 @@ mod tests {
         let database = File::create(folder.path().join("relay.db")).unwrap();
         database.set_len(1 << 40).unwrap();
         assert_eq!(found(1 << 40, 1).level, Level::Ok);
+    }
+    #[test]
+    fn a_limit_on_file_size_is_measured_against_what_the_database_may_become() {
+        let found = |storage_bytes_max, limit, database| {
+            let config = Config {
+                storage_bytes_max,
+                ..Config::default()
+            };
+            file_size(&config, limit, database)
+        };
+        let level = |max, limit, database| found(max, Some(limit), database).unwrap().level;
+        assert_eq!(found(0, None, 1 << 30), None);
+        assert_eq!(level(1 << 30, 1 << 30, 1 << 20), Level::Ok);
+        assert_eq!(level(1 << 30, (1 << 30) - 1, 1 << 20), Level::Warn);
+        assert_eq!(level(0, 1 << 50, 1 << 20), Level::Warn);
+        assert_eq!(level(1 << 30, 1 << 20, 1 << 20), Level::Fail);
+        let text = found(10 << 30, Some(1 << 30), 0).unwrap().text;
+        assert!(
+            text.starts_with("files of this process may have 1 GiB"),
+            "{text}"
+        );
+        assert!(text.contains("LimitFSIZE in systemd, ulimit -f"), "{text}");
     }
 }
