@@ -93,12 +93,14 @@ impl Attention {
         let began = Instant::now();
         let slow_max = self.parts.settings.slow_reading_max;
         let left = slow_max.saturating_sub(self.spent.slow);
-        if !pause.is_zero() {
+        let mut is_slow = !pause.is_zero();
+        if is_slow {
             tokio::time::sleep(pause.min(left)).await;
         }
-        self.lease_more(units, began + left).await;
+        is_slow |= self.lease_more(units, began + left).await;
         let waited = began.elapsed();
-        if waited >= WAITED_MIN {
+        // A busy machine takes its time as well, which is nobody's fault.
+        if is_slow && waited >= WAITED_MIN {
             self.parts.metrics.slow_reading_total.increment(1);
             self.spent.paused(waited, Instant::now());
         }
@@ -110,19 +112,22 @@ impl Attention {
         Ok(())
     }
 
-    /// Has so many units from the address's budget, or gives up at that time.
-    async fn lease_more(&mut self, units: u32, until: Instant) {
-        let mut is_first = true;
+    /// Has so many units from the address's budget, or gives up at that time. Tells whether it had to wait.
+    async fn lease_more(&mut self, units: u32, until: Instant) -> bool {
+        let mut has_waited = false;
         while self.lease < units {
             let more = LEASE.max(units - self.lease);
             let service = &self.parts.service;
-            match service.lease_reading(self.address, more, is_first) {
+            match service.lease_reading(self.address, more, !has_waited) {
                 Ok(()) => self.lease += more,
-                Err(_) if Instant::now() >= until => return,
-                Err(wait) => tokio::time::sleep(wait.clamp(ASK_AGAIN.0, ASK_AGAIN.1)).await,
+                Err(_) if Instant::now() >= until => break,
+                Err(wait) => {
+                    has_waited = true;
+                    tokio::time::sleep(wait.clamp(ASK_AGAIN.0, ASK_AGAIN.1)).await;
+                }
             }
-            is_first = false;
         }
+        has_waited
     }
 
     /// A frame for which `units` were paid was worth so many of them.
