@@ -7,10 +7,10 @@ use super::{Pending, SLICE_ROWS, Store, StoreError};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 
-/// Removals that are being written: each with the place where it counts, and their rows.
+/// Removals that are written next: each with the place where it counts, and their rows.
 #[derive(Default)]
 struct Removing {
-    writes: Vec<(usize, Pending<Removed>)>,
+    writes: Vec<(usize, Write)>,
     rows: usize,
 }
 
@@ -79,7 +79,7 @@ impl Store {
                 after = last;
                 removing.rows += keys.len();
                 let remove = Write::Remove { keys, cause, now };
-                removing.writes.push((place, self.queue(remove).await?));
+                removing.writes.push((place, remove));
                 if removing.rows >= SLICE_ROWS as usize {
                     self.removed(&mut removing, &mut purged).await?;
                 }
@@ -89,13 +89,18 @@ impl Store {
         Ok(purged)
     }
 
-    /// Waits for removals, and counts at each place what it removed.
+    /// Has these removed, and counts at each place what it removed. They are queued in one go, or the
+    /// committer would begin with the first alone while the keys of the next are read.
     async fn removed(
         &self,
         removing: &mut Removing,
         purged: &mut [Removed],
     ) -> Result<(), StoreError> {
-        for (place, removed) in std::mem::take(removing).writes {
+        let mut pending: Vec<(usize, Pending<Removed>)> = Vec::new();
+        for (place, remove) in std::mem::take(removing).writes {
+            pending.push((place, self.queue(remove).await?));
+        }
+        for (place, removed) in pending {
             let removed: Removed = self.counted(removed.await)?;
             purged[place].blobs += removed.blobs;
             purged[place].receipts += removed.receipts;
