@@ -60,27 +60,36 @@ impl KnownRelaysFile {
         ClientError::KnownRelays(format!("{}: {error}", self.path.display()))
     }
 
-    fn read(&self) -> Result<Known, ClientError> {
+    fn read(&self) -> Result<String, ClientError> {
         match fs::read_to_string(&self.path) {
-            Ok(text) => Known::parse(&text).map_err(|line| {
-                let what = "must have a host and an id of 64 hexadecimal digits";
-                self.failed(&format_args!("line {line} {what}"))
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
-            Err(error) => Err(self.failed(&error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            read => read.map_err(|error| self.failed(&error)),
         }
+    }
+
+    fn parse(&self, text: &str) -> Result<Known, ClientError> {
+        Known::parse(text).map_err(|line| {
+            let what = "must have a host and an id of 64 hexadecimal digits";
+            self.failed(&format_args!("line {line} {what}"))
+        })
     }
 }
 
 impl KnownRelays for KnownRelaysFile {
     fn meet(&self, origin: &str, relay_id: &[u8; 32]) -> Result<(), ClientError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = self.read()?;
+        let text = self.read()?;
+        let known = self.parse(&text)?;
         known.check(origin, relay_id, &self.path.display().to_string())?;
         if known.0.contains_key(origin) {
             return Ok(());
         }
-        let line = format!("{origin} {}\n", HEXLOWER.encode(relay_id));
+        // An editor may have left the last line without its end.
+        let end = match text.is_empty() || text.ends_with('\n') {
+            true => "",
+            false => "\n",
+        };
+        let line = format!("{end}{origin} {}\n", HEXLOWER.encode(relay_id));
         append(&self.path, &line).map_err(|error| self.failed(&error))
     }
 }
@@ -176,6 +185,24 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(text.starts_with(&format!("a.example {}\n", "01".repeat(32))));
+    }
+
+    /// The next host stood behind the id of the last line, and then nobody was let in.
+    #[test]
+    fn a_last_line_without_its_end_stays_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("known");
+        for last in [
+            format!("a.example {}", "01".repeat(32)),
+            "# mine".to_owned(),
+        ] {
+            fs::write(&path, last).unwrap();
+            let known = KnownRelaysFile::new(&path);
+            known.meet("b.example", &[2; 32]).unwrap();
+            known.meet("b.example", &[2; 32]).unwrap();
+            known.meet("b.example", &[3; 32]).unwrap_err();
+            known.meet("c.example", &[3; 32]).unwrap();
+        }
     }
 
     #[test]
