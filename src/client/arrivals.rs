@@ -18,8 +18,8 @@ pub(super) struct Arrivals {
     inbox: Inbox,
     duplicates: Duplicates,
     /// Came once more after they were acknowledged; they hold a slot of the window until they are
-    /// acknowledged again.
-    came_again: Vec<Item>,
+    /// acknowledged again. Once each, however often a relay repeats them before it reads.
+    came_again: HashSet<Item>,
     /// Something that came from them found no room. They are opened anew once there is some; waiting for
     /// room instead would keep the answers behind it from being read.
     missed: HashSet<MailboxId>,
@@ -33,7 +33,7 @@ impl Arrivals {
         Self {
             inbox: Inbox::new(window_blobs, window_bytes),
             duplicates: Duplicates::default(),
-            came_again: Vec::new(),
+            came_again: HashSet::new(),
             missed: HashSet::new(),
             leaving: HashSet::new(),
         }
@@ -94,7 +94,7 @@ impl Arrivals {
             // Whoever has it will acknowledge it.
             Coming::InHand => return false,
             Coming::Acknowledged => {
-                self.came_again.push(item);
+                self.came_again.insert(item);
                 return false;
             }
             Coming::New => {}
@@ -169,8 +169,11 @@ impl Arrivals {
 
     /// Acknowledged before, and to be acknowledged again: so many of them.
     pub(super) fn came_again(&mut self, count_max: usize) -> Vec<Item> {
-        let count = self.came_again.len().min(count_max);
-        self.came_again.drain(..count).collect()
+        let items: Vec<_> = self.came_again.iter().take(count_max).copied().collect();
+        for item in &items {
+            self.came_again.remove(item);
+        }
+        items
     }
 
     /// Whether something of this relay's is in the application's hands or on the way there.

@@ -30,6 +30,23 @@ fn a_mailbox_that_does_not_open_again_is_told_and_its_acknowledgements_spoil_no_
     assert!(matches!(played.took(), Some(Event::Closed { .. })));
 }
 
+/// A relay that reads nothing could fill the client's memory with repeats of one blob.
+#[test]
+fn what_comes_again_and_again_is_acknowledged_again_once() {
+    let (mut played, mailbox) = Played::with_a_mailbox();
+    let item = played.deliver(mailbox, 1);
+    let mut told = played.acknowledge(item);
+    let (tag, _) = played.written().unwrap();
+    played.hear(tag, Answer::Done(Done::Acknowledged));
+    told.try_recv().unwrap().unwrap();
+    for _ in 0..3 {
+        played.deliver(mailbox, 1);
+    }
+    let (_, again) = played.written().unwrap();
+    assert_eq!(again, Request::Acknowledge(vec![(mailbox, item.id)]));
+    assert!(played.written().is_none());
+}
+
 #[test]
 fn at_another_relay_nothing_of_the_first_is_acknowledged() {
     let (mut played, mailbox) = Played::with_a_mailbox();
