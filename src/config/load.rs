@@ -233,7 +233,8 @@ impl Sorted {
                     .faults
                     .push(format!("{name}: the value is not valid Unicode")),
             },
-            Name::VauchiOnly => self.vauchi_only.push(name.to_owned()),
+            // The rest of the name can be anything.
+            Name::VauchiOnly => self.vauchi_only.push(name.escape_debug().to_string()),
             Name::RequireNoise => self.require_noise(name, &value.to_string_lossy()),
             Name::Kubernetes => {}
             Name::Unknown => {
@@ -304,6 +305,18 @@ mod tests {
         assert!(!loaded.config.data_dir_is_fallback);
         assert_eq!(loaded.config.data_dir, Path::new("/nowhere/at/all"));
         assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    }
+
+    /// A line break in it would begin another line in the log.
+    #[test]
+    fn whatever_a_variable_is_called_a_warning_is_one_line() {
+        let loaded = load_without_data(&[
+            ("RELAY_STORAGE_BACKEND", "memory"),
+            ("RELAY_NOISE_\nx", "1"),
+            ("RELAY_\nx", "1"),
+        ]);
+        let mut said = loaded.warnings.iter().chain(&loaded.unknown);
+        assert!(said.clone().count() == 2 && said.all(|line| !line.contains('\n')));
     }
 
     #[test]
