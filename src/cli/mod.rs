@@ -7,7 +7,7 @@
 //! completions. `backup`, `verify` and `restore` share `archive` (the file), `scratch` (a folder for
 //! unfinished files) and `progress` (what a terminal is shown meanwhile). Every command writes by `say`
 //! and fails with a `failure`. `exit` lists the exit codes, `descriptors` counts what connections take of
-//! the system, `container` tells whether data goes with one.
+//! the system, `container` tells whether data goes with one. `fuzzing` lets fuzz targets in.
 
 mod archive;
 mod backup;
@@ -19,6 +19,8 @@ pub mod descriptors;
 pub mod exit;
 mod failure;
 mod folder;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod healthcheck;
 mod keygen;
 mod known_relays;

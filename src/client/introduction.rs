@@ -65,7 +65,7 @@ pub(super) async fn introduced(
 }
 
 /// Whether the key that the relay's id is has signed for this nonce, connection and host.
-fn check(welcome: &Welcome, nonce: &[u8; 32], origin: &str) -> Result<(), ClientError> {
+pub(super) fn check(welcome: &Welcome, nonce: &[u8; 32], origin: &str) -> Result<(), ClientError> {
     let Welcome {
         relay_id,
         challenge,

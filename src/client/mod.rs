@@ -66,7 +66,7 @@
 //! `link` owns the socket and carries the frames that the state gives it; `dial` gets it a connection over
 //! the first address that answers `reach`, `introduction` has the relay prove who it is, `known_relays`
 //! remember it, and `routes` knows which relay is next and when. `key`, `blob`, [`pad`] and `options` are what
-//! a caller holds; `errands` are the requests that few need.
+//! a caller holds; `errands` are the requests that few need. `fuzzing` lets fuzz targets in.
 
 mod acknowledgements;
 mod arrivals;
@@ -75,6 +75,8 @@ mod dial;
 mod duplicates;
 mod errands;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod inbox;
 mod introduction;
 mod key;

@@ -21,12 +21,12 @@ use crate::store::contract::{
 };
 use crate::store::device_sync::backlog;
 
-const MAILBOXES: u8 = 3;
-const IDS: u32 = 12;
+pub(crate) const MAILBOXES: u8 = 3;
+pub(crate) const IDS: u32 = 12;
 
 /// The one blob whose sender asks for receipts, by mailbox and id, and where they go. With more of
 /// them it would be the engine's choice which receipt finds the last room.
-const ASKS: (u8, u32) = (0, 0);
+pub(crate) const ASKS: (u8, u32) = (0, 0);
 const RECEIPTS: u8 = 1;
 const RECEIPT_BYTES: usize = 25;
 const RECEIPT_HOURS: u32 = 7;
@@ -46,7 +46,7 @@ const QUOTA: Quota = Quota {
 const DEDUP: Duration = Duration::from_secs(5 * 3_600 + 1_800);
 
 #[derive(Debug, Clone)]
-enum Operation {
+pub(crate) enum Operation {
     Append {
         mailbox: u8,
         id: u32,
@@ -664,7 +664,7 @@ async fn of_recipient(operation: &Operation, model: &mut Model, rig: &Rig) {
     }
 }
 
-async fn compare(operations: &[Operation], engine: &'static Engine) {
+pub(crate) async fn compare(operations: &[Operation], engine: &'static Engine) {
     let settings = Settings {
         quota: QUOTA,
         dedup: DEDUP,
