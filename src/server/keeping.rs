@@ -92,6 +92,7 @@ pub(super) async fn open_store(
                 metrics: Arc::clone(metrics),
                 clock: clock.clone(),
                 allow_network_fs: config.allow_network_fs,
+                pace: Default::default(),
             })
             .await?
         }

@@ -6,6 +6,7 @@
 //! `tests/it/store/rig.rs`; `tests/it/store/scratch.rs` has the smallest one there is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -75,6 +76,13 @@ pub trait Engine: Send + 'static {
     /// After [`CommitError::Unknown`] from a commit: tells whether that took place, by the
     /// transaction's own number.
     async fn reopen(&mut self) -> Result<TookPlace, StoreError>;
+
+    /// Does a step of what can wait until the senders of a commit are answered: it is called after each, and
+    /// once more after the time that it returns, when nothing else is to be done then (`is_idle`). A failure
+    /// concerns no write. `None` when there is nothing to do.
+    async fn tidy(&mut self, _is_idle: bool) -> Result<Option<Duration>, CommitError> {
+        Ok(None)
+    }
 
     /// Does a slice of housekeeping: forgets what was over by `expired_by`, trims what is remembered,
     /// gives free pages back. Tells whether there is more to do.

@@ -38,6 +38,9 @@ const REOPEN_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duratio
 /// Between two log lines about writes that fail one after the other.
 const WARNING_PAUSE: Duration = Duration::from_secs(10);
 
+/// After tidying up has failed it is tried again after this time.
+const TIDY_PAUSE: Duration = Duration::from_secs(1);
+
 /// How often a batch is folded again because another instance came first, before it is split.
 const RACES_MAX: usize = 3;
 
@@ -55,6 +58,8 @@ pub(super) struct Committer {
     unsettled: Option<Box<Plan>>,
     /// When a failed write was logged last: a full disk fails every batch, and once is enough.
     warned_at: Option<Instant>,
+    /// When the engine wants to tidy up, if nothing else is to be done.
+    tidy_at: Option<Instant>,
 }
 
 /// Says that nothing is written any more, however the committer has come to its end.
@@ -84,6 +89,7 @@ impl Committer {
             ground,
             unsettled: None,
             warned_at: None,
+            tidy_at: None,
         }
     }
 
@@ -93,10 +99,33 @@ impl Committer {
             gate: Arc::clone(&self.gate),
             health: Arc::clone(&self.ground.health),
         };
-        while let Some(items) = self.queues.next_batch().await {
+        while let Some(items) = self.next_batch().await {
             self.work(items).await;
+            self.tidy(false).await;
         }
         self.engine.close().await;
+    }
+
+    /// Waits for work, and tidies up meanwhile when it is time.
+    async fn next_batch(&mut self) -> Option<Vec<Item>> {
+        while let Some(at) = self.tidy_at {
+            match tokio::time::timeout_at(at, self.queues.next_batch()).await {
+                Ok(items) => return items,
+                Err(_) => self.tidy(true).await,
+            }
+        }
+        self.queues.next_batch().await
+    }
+
+    async fn tidy(&mut self, is_idle: bool) {
+        let wait = match self.engine.tidy(is_idle).await {
+            Ok(wait) => wait,
+            Err(error) => {
+                self.housekeeping_failed(error).await;
+                Some(TIDY_PAUSE)
+            }
+        };
+        self.tidy_at = wait.map(|wait| Instant::now() + wait);
     }
 
     /// Commits the writes of what was gathered, then does the rest.

@@ -124,10 +124,10 @@ impl State {
         for row in plan.new_rows(batch) {
             self.rows.insert(row.key, Row::new(&row));
         }
-        for (key, expires_at) in &plan.extended {
+        for (key, (_, expires_at)) in &plan.extended {
             self.rows.extend(*key, *expires_at);
         }
-        for key in &plan.delivered {
+        for key in plan.delivered.keys() {
             self.rows.mark_delivered(*key);
         }
         for number in &plan.proofs.deletes {

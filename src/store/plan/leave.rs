@@ -40,7 +40,7 @@ impl Folding<'_> {
             header.expires_at = expires_at;
             self.rows.insert(key, Some(header));
             if !self.is_new(key) {
-                self.plan.extended.insert(key, expires_at);
+                self.plan.extended.insert(key, (header.mailbox, expires_at));
             }
         }
     }

@@ -142,10 +142,10 @@ pub struct Plan {
     pub deletes: Vec<(OrderKey, Header)>,
     /// Corrupt rows that are kept apart from now on.
     pub set_aside: Vec<(OrderKey, Header)>,
-    /// Rows that live until then.
-    pub extended: HashMap<OrderKey, Timestamp>,
-    /// Rows whose sender is told that they were delivered.
-    pub delivered: HashSet<OrderKey>,
+    /// Rows that live longer, with their mailboxes: until then.
+    pub extended: HashMap<OrderKey, (MailboxHash, Timestamp)>,
+    /// Rows whose sender is told that they were delivered, with their mailboxes.
+    pub delivered: HashMap<OrderKey, MailboxHash>,
     /// To be remembered, in this order.
     pub departures: Vec<Departure>,
     /// What happens to recovery proofs.

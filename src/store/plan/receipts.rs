@@ -55,7 +55,7 @@ impl Folding<'_> {
                 header.is_delivered_told = true;
                 self.rows.insert(key, Some(header));
                 if !self.is_new(key) {
-                    self.plan.delivered.insert(key);
+                    self.plan.delivered.insert(key, *mailbox);
                 }
                 self.due.push(due);
             }

@@ -119,12 +119,12 @@ impl Engine {
             let row = self.rows.remove(key).expect("deleted what is not there");
             assert_eq!(row.name(), header.name());
         }
-        for (key, expires_at) in &plan.extended {
+        for (key, (_, expires_at)) in &plan.extended {
             let row = self.rows.get_mut(key).expect("extended what is not there");
             assert!(row.expires_at < *expires_at);
             row.expires_at = *expires_at;
         }
-        for key in &plan.delivered {
+        for key in plan.delivered.keys() {
             let row = self.rows.get_mut(key).expect("marked what is not there");
             row.is_delivered_told = true;
         }

@@ -16,7 +16,7 @@ use crate::store::plan::{owner_of, receipt_to, topic_of};
 
 static INSERT_BLOBS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
+        "INSERT OR ROLLBACK INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
          mailbox, id, checksum, sealed, body) VALUES ",
         "(?,?,?,?,?,0,?,?,?,?,?,?,?)",
         "",
@@ -26,7 +26,7 @@ static INSERT_BLOBS: LazyLock<Sized> = LazyLock::new(|| {
 /// The same for blobs that have a topic or ask for receipts.
 static INSERT_FOLLOWED: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, expires_at, stored_at, \
+        "INSERT OR ROLLBACK INTO blob (seq, mailbox64, id64, size, expires_slot, expires_at, stored_at, \
          mailbox, id, checksum, sealed, body, kind, topic64, owner) VALUES ",
         "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         "",
@@ -36,7 +36,7 @@ static INSERT_FOLLOWED: LazyLock<Sized> = LazyLock::new(|| {
 /// The same for device sync messages, which alone have an owner.
 static INSERT_DEVICE_SYNC: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
+        "INSERT OR ROLLBACK INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
          mailbox, id, checksum, sealed, body, owner64, owner, version) VALUES ",
         "(?,?,?,?,?,0,?,?,?,?,?,?,?,?,?,?)",
         "",
@@ -164,7 +164,7 @@ pub(super) async fn change_blobs(
     plan: &Plan,
     secret: &Secret,
 ) -> sqlx::Result<()> {
-    for (key, expires_at) in &plan.extended {
+    for (key, (_, expires_at)) in &plan.extended {
         let expires_at = to_i64(expires_at.millis());
         let Some(checksums) = checksums_with(connection, *key, expires_at, secret).await? else {
             continue;
@@ -177,7 +177,7 @@ pub(super) async fn change_blobs(
             .execute(&mut *connection)
             .await?;
     }
-    let keys: Vec<_> = plan.delivered.iter().map(|key| key.0).collect();
+    let keys: Vec<_> = plan.delivered.keys().map(|key| key.0).collect();
     let mut keys = keys.as_slice();
     while let Some((query, later)) = MARK_DELIVERED.cut_keys(keys) {
         query.execute(&mut *connection).await?;

@@ -17,7 +17,9 @@ use super::errors::classify;
 use super::pages::{Look, look_at};
 use super::pins::read_known_pins;
 use super::recovery::read_known_proofs;
-use super::rows::{self, SELECT_OWNERS, SELECT_SETS};
+use super::rows::{self, SELECT_OWNERS};
+use super::runs::{SELECT_SETS, entry as entry_of};
+use super::tail::{self, Tail};
 use super::working_set::{ENTRY_BYTES, Entry, WorkingSet, WorkingSets};
 use crate::clock::Timestamp;
 use crate::secrets::Secret;
@@ -96,14 +98,14 @@ pub(super) async fn read_departures(
 pub(super) async fn answer(
     connection: &mut SqliteConnection,
     caches: &mut Caches,
-    secret: &Secret,
+    (tail, secret): (&Tail, &Secret),
     asked: &Asked,
 ) -> Result<Known, CommitError> {
     let mut known = Known::default();
-    read_accounts(connection, caches, asked, &mut known).await?;
+    read_accounts(connection, (caches, tail), asked, &mut known).await?;
     known.departed = caches.departures.find_all(&asked.departed);
     caches.nonces.answer(&asked.nonces, &mut known.nonces);
-    let read = read_rows(connection, caches, secret, asked, &mut known);
+    let read = read_rows(connection, caches, (tail, secret), asked, &mut known);
     read.await.map_err(|error| classify(&error))?;
     Ok(known)
 }
@@ -111,7 +113,7 @@ pub(super) async fn answer(
 /// What mailboxes and owners have; reads those that are not in memory.
 async fn read_accounts(
     connection: &mut SqliteConnection,
-    caches: &mut Caches,
+    (caches, tail): (&mut Caches, &Tail),
     asked: &Asked,
     known: &mut Known,
 ) -> Result<(), CommitError> {
@@ -127,7 +129,8 @@ async fn read_accounts(
         .collect();
     missing.sort_unstable();
     missing.dedup();
-    read_sets(connection, &mut caches.sets, &missing, asked.is_smallest).await?;
+    let sets = &mut caches.sets;
+    read_sets(connection, (sets, tail), &missing, asked.is_smallest).await?;
     let owners = asked.holders.iter().filter_map(|holder| match holder {
         Holder::Owner(owner) => Some(owner.prefix64()),
         Holder::Mailbox(_) => None,
@@ -153,27 +156,35 @@ async fn read_accounts(
 /// Reads the working sets of these mailboxes, which are not in memory.
 async fn read_sets(
     connection: &mut SqliteConnection,
-    sets: &mut WorkingSets,
+    (sets, tail): (&mut WorkingSets, &Tail),
     missing: &[i64],
     is_smallest: bool,
 ) -> Result<(), CommitError> {
     let mut left = missing;
     while let Some((query, later)) = SELECT_SETS.cut_keys(left) {
-        let mut read: HashMap<i64, WorkingSet> = left[..left.len() - later.len()]
+        let now = &left[..left.len() - later.len()];
+        let empty = now
             .iter()
-            .map(|mailbox64| (*mailbox64, WorkingSet::default()))
-            .collect();
-        let mut entries = query.fetch(&mut *connection);
+            .map(|mailbox64| (*mailbox64, WorkingSet::default()));
+        let mut read: HashMap<i64, WorkingSet> = empty.collect();
         let mut count = 0;
-        while let Some(row) = entries.try_next().await.map_err(|e| classify(&e))? {
-            let (mailbox64, entry) = set_entry(&row).map_err(|e| classify(&e))?;
-            read.entry(mailbox64).or_default().insert(entry);
+        let mut take = |mailbox64: i64, entry: tail::Entry| {
+            read.entry(mailbox64).or_default().insert(set_entry(entry));
             count += 1;
-            if !is_smallest && is_too_wide(sets, count) {
-                return Err(CommitError::TooWide);
+            match !is_smallest && is_too_wide(sets, count) {
+                true => Err(CommitError::TooWide),
+                false => Ok(()),
             }
+        };
+        let mut entries = query.fetch(&mut *connection);
+        while let Some(row) = entries.try_next().await.map_err(|e| classify(&e))? {
+            let entry = entry_of(&row).map_err(|e| classify(&e))?;
+            take(row.try_get(4).map_err(|e| classify(&e))?, entry)?;
         }
         drop(entries);
+        for (mailbox64, entry) in tail.entries_of(now).unsettled {
+            take(mailbox64, entry)?;
+        }
         for (mailbox64, set) in read {
             sets.put(mailbox64, set);
         }
@@ -188,14 +199,13 @@ fn is_too_wide(sets: &WorkingSets, entries: u64) -> bool {
     sets.bytes() + entries * ENTRY_BYTES > 2 * sets.bytes_max()
 }
 
-fn set_entry(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<(i64, Entry)> {
-    let entry = Entry {
-        key: row.try_get(0)?,
-        id64: row.try_get(1)?,
-        size: Size(row.try_get(2)?),
-        expires_from: slot_start(row.try_get(3)?),
-    };
-    Ok((row.try_get(4)?, entry))
+fn set_entry(entry: tail::Entry) -> Entry {
+    Entry {
+        key: entry.key,
+        id64: entry.id64,
+        size: entry.size,
+        expires_from: slot_start(entry.slot),
+    }
 }
 
 /// Reads what these owners have, who are not in memory.
@@ -229,7 +239,7 @@ async fn read_owners(
 async fn read_rows(
     connection: &mut SqliteConnection,
     caches: &mut Caches,
-    secret: &Secret,
+    (tail, secret): (&Tail, &Secret),
     asked: &Asked,
     known: &mut Known,
 ) -> sqlx::Result<()> {
@@ -237,20 +247,28 @@ async fn read_rows(
     known.pins = read_known_pins(connection, asked).await?;
     let mut keys: Vec<i64> = asked.keys.iter().map(|key| key.0).collect();
     for (mailbox, id) in &asked.names {
-        if let Some(set) = caches.sets.peek(mailbox.prefix64()) {
-            keys.extend(set.find(secret.id64(id)));
+        let mailbox64 = mailbox.prefix64();
+        let Some(set) = caches.sets.peek(mailbox64) else {
+            continue;
+        };
+        for key in set.find(secret.id64(id)) {
+            match tail.header(mailbox64, key) {
+                Some(header) => drop(known.rows.insert(OrderKey(key), header)),
+                None => keys.push(key),
+            }
         }
     }
     keys.extend(rows::read_topics(connection, &asked.topics).await?);
     keys.sort_unstable();
     keys.dedup();
+    keys.retain(|key| !tail.is_gone(*key));
     let headers = rows::read_headers(connection, &keys, secret).await?;
     known.rows.extend(headers);
     let looks = look_at(connection, &asked.doubtful, secret).await?;
     let sound = looks.iter().filter(|(_, look)| *look != Look::Bad);
     known.sound.extend(sound.map(|(key, _)| *key));
     for (holder, expired_by) in &asked.expired {
-        let expired = read_expired(connection, *holder, secret, *expired_by).await?;
+        let expired = read_expired(connection, *holder, (tail, secret), *expired_by).await?;
         if expired.keys.is_empty() {
             caches.look_again(*holder, expired.look_again_at(*expired_by));
         }
@@ -260,8 +278,9 @@ async fn read_rows(
     Ok(())
 }
 
-const EXPIRED_OF_MAILBOX: &str = "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
-     WHERE mailbox64 = ? AND expires_slot <= ? ORDER BY seq LIMIT ?";
+const EXPIRED_OF_MAILBOX: &str = "SELECT e.seq FROM run CROSS JOIN entry AS e \
+     WHERE e.run = run.run AND e.mailbox64 = ? AND e.expires_slot <= ? \
+     ORDER BY run.last_seq, e.seq LIMIT ?";
 
 const EXPIRED_OF_OWNER: &str = "SELECT seq FROM blob INDEXED BY blob_by_owner \
      WHERE owner64 = ? AND expires_slot <= ? ORDER BY seq LIMIT ?";
@@ -285,7 +304,7 @@ impl Expired {
 async fn read_expired(
     connection: &mut SqliteConnection,
     holder: Holder,
-    secret: &Secret,
+    (tail, secret): (&Tail, &Secret),
     expired_by: Timestamp,
 ) -> sqlx::Result<Expired> {
     let slot = expiry_slot(expired_by);
@@ -299,10 +318,14 @@ async fn read_expired(
         .bind(to_i64(RELIEF_ROWS_MAX as u64))
         .fetch_all(&mut *connection)
         .await?;
-    let keys = found
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<sqlx::Result<Vec<i64>>>()?;
+    let keys = found.iter().map(|row| row.try_get(0));
+    let mut keys = keys.collect::<sqlx::Result<Vec<i64>>>()?;
+    if let Holder::Mailbox(_) = holder {
+        let unsettled = tail.entries_of(&[holder64]).unsettled.into_iter();
+        let expired = unsettled.filter(|(_, entry)| entry.slot <= slot);
+        keys.extend(expired.map(|(_, entry)| entry.key));
+        keys.truncate(RELIEF_ROWS_MAX);
+    }
     let headers = rows::read_headers(connection, &keys, secret).await?;
     let is_all = keys.len() < RELIEF_ROWS_MAX;
     let mut expired = Expired {

@@ -3,7 +3,7 @@
 //! The committer has the one writing connection (`writer`, which answers questions from `known`);
 //! pages come from a few read-only ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
 //! lock, schema), `doubts` (whether what cannot be read is damaged), `scrub` (whether indexes find what
-//! is there), `guard` (checksums), `log` (when it is moved, and what a failed fsync asks for), `caches` with
+//! is there), `tail`, `runs` and `settle` (the index of mailboxes), `guard` (checksums), `log` (when it is moved, and what a failed fsync asks for), `caches` with
 //! `working_set`, `owners` and `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
 //! (how values stand in them), `time` (the time that the database knows), `errors` (what failed), `files` (whether the
 //! paths still lead to what is open), `disk` (room for new blobs) with its `reserve`, `backup` (a copy of the
@@ -29,7 +29,10 @@ mod reads;
 mod recovery;
 mod reserve;
 mod rows;
+mod runs;
 mod scrub;
+mod settle;
+mod tail;
 mod time;
 mod working_set;
 mod writer;
@@ -48,9 +51,11 @@ use open::{describe, look_at_log, open_writer, take_data_dir};
 use pages::Readers;
 use reads::SqliteReads;
 use reserve::Reserve;
+use tail::Tail;
 use writer::SqliteWriter;
 
 pub use open::{DATABASE_FILE, DataDirLock, LOCK_FILE, LOG_FILE, OpenError, SqliteOptions};
+pub use settle::Pace;
 
 /// Opens the database in the data directory, or makes it there.
 pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
@@ -64,20 +69,22 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     };
     let log = Log::of(&path, lock.database().map_err(fault)?);
     log.forget_cached().await.map_err(fault)?;
-    let (connection, readers, files) = match open_files(&options, &path, &lock).await {
+    let tail = Arc::new(Tail::default());
+    let opened = open_files(&options, &path, &tail, &lock).await;
+    let (connection, readers, files) = match opened {
         // It may be that the disk is full: then the reserve is what a start takes.
         Err(error @ OpenError::Database { .. }) => {
             if !Reserve::of(&options.data_dir).give_up() {
                 return Err(error);
             }
             warn!("store: {error}. Trying again with the room of the reserve.");
-            open_files(&options, &path, &lock).await?
+            open_files(&options, &path, &tail, &lock).await?
         }
         opened => opened?,
     };
     let doubts = Doubts::new(&path, Arc::clone(&files), Arc::clone(&options.metrics));
     let reads = SqliteReads::new(readers, doubts, options.secret.clone());
-    let writer = SqliteWriter::new(&options, path, connection, (files, log, lock)).await?;
+    let writer = SqliteWriter::new(&options, path, connection, tail, (files, log, lock)).await?;
     Ok(Opened {
         held: writer.held(),
         engine: Box::new(writer),
@@ -89,6 +96,7 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
 async fn open_files(
     options: &SqliteOptions,
     path: &Path,
+    tail: &Arc<Tail>,
     lock: &DataDirLock,
 ) -> Result<(SqliteConnection, Readers, Arc<Files>), OpenError> {
     let connection = open_writer(path, &options.secret).await?;
@@ -97,7 +105,7 @@ async fn open_files(
         OpenError::DataDir { path, source }
     })?;
     let files = Arc::new(files);
-    let readers = Readers::new(path, Arc::clone(&files));
+    let readers = Readers::new(path, Arc::clone(&files), Arc::clone(tail));
     // The readers are open from here on. They keep SQLite's index of the log alive while the writer
     // is reopened after a failed fsync: that index ends at the last commit that succeeded.
     // Without it the log would be read anew, and what the fsync has not brought to the disk may

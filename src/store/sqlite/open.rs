@@ -18,6 +18,7 @@ use sqlx::{ConnectOptions as _, Row as _};
 
 use super::errors::{code, primary_code, words};
 use super::log::log_path;
+use super::settle::Pace;
 use crate::clock::Clock;
 use crate::filesystem::place::beside;
 use crate::filesystem::{self, Kind};
@@ -56,6 +57,8 @@ pub struct SqliteOptions {
     pub dedup_max: u64,
     /// Whether to open on a network file system all the same.
     pub allow_network_fs: bool,
+    /// When what mailboxes hold is written to their index.
+    pub pace: Pace,
     /// What the store counts into.
     pub metrics: std::sync::Arc<Metrics>,
     /// Goes on from the time that the database knows.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use super::columns::{Kind, Size, expiry_slot, sql_version, timestamp, to_i64, to_u64, version_of};
+use super::columns::{Kind, expiry_slot, sql_version, timestamp, to_i64, to_u64, version_of};
 use super::errors::is_damage;
 use super::files::Files;
 use super::guard::{SOUND_COLUMNS, sound};
@@ -17,7 +17,9 @@ use super::open::reader_options;
 use super::pins::read_pins;
 use super::recovery::read_proofs;
 use super::rows::Sized;
+use super::runs::{SELECT_HOLDINGS, entries_of, entry, last_key};
 use super::scrub::{Misplaced, Slice, check_slice, misplaced_of};
+use super::tail::{Entry, Tail};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::secrets::Secret;
@@ -36,22 +38,14 @@ const READER_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Index entries that one step of a page looks at: as many as are asked for, within these.
 const SCAN_ROWS: (u32, u32) = (128, 1_024);
 
+/// Entries that one step of a listing of keys looks at.
+const KEYS_SCAN: u32 = 1_024;
+
 static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         &format!("SELECT {SOUND_COLUMNS} FROM blob WHERE seq IN ("),
         "?",
         ")",
-    )
-});
-
-/// What mailboxes hold, from the index alone: mailbox64, rows, bytes, and rows that wait.
-pub(super) static SELECT_HOLDINGS: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "SELECT mailbox64, count(*), sum(size >> 2), sum(expires_slot >= ?) \
-         FROM blob INDEXED BY blob_by_mailbox \
-         WHERE (1 << (size & 3)) & ? <> 0 AND mailbox64 IN (",
-        "?",
-        ") GROUP BY mailbox64",
     )
 });
 
@@ -61,6 +55,7 @@ pub(super) struct Readers {
     files: Arc<Files>,
     path: PathBuf,
     pool: SqlitePool,
+    tail: Arc<Tail>,
 }
 
 /// Which rows the next step of a page reads.
@@ -76,19 +71,16 @@ pub(super) struct Cut<C = OrderKey> {
     pub(super) is_full: bool,
 }
 
-/// An entry of an index.
-struct Entry<C> {
-    /// Where it leaves the reader.
+/// An entry, and where it leaves the reader.
+struct Reached<C> {
     cursor: C,
-    key: i64,
-    size: Size,
-    slot: i64,
+    entry: Entry,
 }
 
 impl<C: Copy> Cut<C> {
     /// Which of the entries fit; `is_first` says that one is taken however large it is.
     fn of(
-        entries: Vec<Entry<C>>,
+        entries: Vec<Reached<C>>,
         after: C,
         view: View,
         bounds: PageBounds,
@@ -101,7 +93,7 @@ impl<C: Copy> Cut<C> {
             is_full: false,
         };
         let mut bytes = 0;
-        for entry in entries {
+        for Reached { cursor, entry } in entries {
             let size = entry.size;
             let is_shown = view.shows(size.class());
             if is_shown && entry.slot >= expiry_slot(now) {
@@ -113,9 +105,9 @@ impl<C: Copy> Cut<C> {
                     break;
                 }
                 bytes += size.bytes();
-                cut.entries.push((entry.key, entry.cursor));
+                cut.entries.push((entry.key, cursor));
             }
-            cut.next = entry.cursor;
+            cut.next = cursor;
         }
         cut
     }
@@ -147,7 +139,7 @@ pub(super) struct Row {
 }
 
 impl Readers {
-    pub(super) fn new(path: &Path, files: Arc<Files>) -> Self {
+    pub(super) fn new(path: &Path, files: Arc<Files>, tail: Arc<Tail>) -> Self {
         let of_hook = Arc::clone(&files);
         // Neither a lifetime nor an idle time: the pool then needs no task of its own.
         let pool = SqlitePoolOptions::new()
@@ -166,6 +158,7 @@ impl Readers {
             path: path.to_owned(),
             pool,
             files,
+            tail,
         }
     }
 
@@ -207,26 +200,14 @@ impl Readers {
         is_first: bool,
         now: Timestamp,
     ) -> sqlx::Result<Cut> {
-        let rows = sqlx::query(
-            "SELECT seq, size, expires_slot FROM blob INDEXED BY blob_by_mailbox \
-             WHERE mailbox64 = ? AND seq > ? ORDER BY seq LIMIT ?",
-        )
-        .bind(mailbox64)
-        .bind(after.0)
-        .bind(i64::from(scan_rows(bounds)))
-        .fetch_all(&self.pool)
-        .await?;
-        let entries = rows.iter().map(|row| {
-            let key = row.try_get(0)?;
-            Ok(Entry {
-                cursor: OrderKey(key),
-                key,
-                size: Size(row.try_get(1)?),
-                slot: row.try_get(2)?,
-            })
+        let of = (mailbox64, after);
+        let entries = entries_of(&self.pool, &self.tail, of, scan_rows(bounds)).await?;
+        let reached = entries.into_iter().map(|entry| Reached {
+            cursor: OrderKey(entry.key),
+            entry,
         });
-        let entries = entries.collect::<sqlx::Result<Vec<_>>>()?;
-        Ok(Cut::of(entries, after, view, bounds, (is_first, now)))
+        let when = (is_first, now);
+        Ok(Cut::of(reached.collect(), after, view, bounds, when))
     }
 
     /// The same for what waits for a device, by version.
@@ -239,7 +220,7 @@ impl Readers {
         now: Timestamp,
     ) -> sqlx::Result<Cut<BacklogCursor>> {
         let rows = sqlx::query(
-            "SELECT seq, size, expires_slot, version FROM blob INDEXED BY blob_by_version \
+            "SELECT seq, id64, size, expires_slot, version FROM blob INDEXED BY blob_by_version \
              WHERE mailbox64 = ? AND version IS NOT NULL AND (version, seq) > (?, ?) \
              AND seq <= ? ORDER BY version, seq LIMIT ?",
         )
@@ -251,13 +232,10 @@ impl Readers {
         .fetch_all(&self.pool)
         .await?;
         let entries = rows.iter().map(|row| {
-            let key = row.try_get(0)?;
-            Ok(Entry {
-                cursor: after.at(version_of(row.try_get(3)?), OrderKey(key)),
-                key,
-                size: Size(row.try_get(1)?),
-                slot: row.try_get(2)?,
-            })
+            let entry = entry(row)?;
+            let version = version_of(row.try_get(4)?);
+            let cursor = after.at(version, OrderKey(entry.key));
+            Ok(Reached { cursor, entry })
         });
         let entries = entries.collect::<sqlx::Result<Vec<_>>>()?;
         let when = (is_first, now);
@@ -266,14 +244,8 @@ impl Readers {
 
     /// The last key of a mailbox.
     pub(super) async fn last_key(&self, mailbox64: i64) -> sqlx::Result<OrderKey> {
-        let row = sqlx::query(
-            "SELECT coalesce(max(seq), 0) FROM blob INDEXED BY blob_by_mailbox \
-             WHERE mailbox64 = ?",
-        )
-        .bind(mailbox64)
-        .fetch_one(&self.pool)
-        .await?;
-        row.try_get(0).map(OrderKey)
+        let key = last_key(&self.pool, &self.tail, mailbox64).await?;
+        Ok(OrderKey(key))
     }
 
     /// Reads these rows, in order, each checked against its checksum. What is gone is left out. A row
@@ -350,19 +322,22 @@ impl Readers {
         up_to: OrderKey,
         limit: u32,
     ) -> sqlx::Result<Vec<OrderKey>> {
-        let rows = sqlx::query(
-            "SELECT seq FROM blob INDEXED BY blob_by_mailbox \
-             WHERE mailbox64 = ? AND seq > ? AND seq <= ? AND (1 << (size & 3)) & ? <> 0 \
-             ORDER BY seq LIMIT ?",
-        )
-        .bind(mailbox64)
-        .bind(after.0)
-        .bind(up_to.0)
-        .bind(shown_classes(view))
-        .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await?;
-        keys(&rows)
+        let mut keys = Vec::new();
+        let mut after = after;
+        loop {
+            let entries = entries_of(&self.pool, &self.tail, (mailbox64, after), KEYS_SCAN).await?;
+            let is_last = entries.len() < KEYS_SCAN as usize;
+            for entry in entries {
+                after = OrderKey(entry.key);
+                if after > up_to || keys.len() >= limit as usize {
+                    return Ok(keys);
+                }
+                keys.extend(view.shows(entry.size.class()).then_some(after));
+            }
+            if is_last {
+                return Ok(keys);
+            }
+        }
     }
 
     /// What these mailboxes hold, those that hold something, by their prefixes.
@@ -372,25 +347,33 @@ impl Readers {
         view: View,
         now: Timestamp,
     ) -> sqlx::Result<HashMap<i64, Holding>> {
-        let mut holdings = HashMap::new();
+        let seen = self.tail.entries_of(mailboxes);
+        let (slot, classes) = (expiry_slot(now), shown_classes(view));
+        let mut sums = HashMap::<i64, Sum>::new();
         let mut left = mailboxes;
         while let Some((query, later)) =
-            SELECT_HOLDINGS.cut_keys_after(&[expiry_slot(now), shown_classes(view)], left)
+            SELECT_HOLDINGS.cut_keys_after(&[slot, seen.settled_to, classes], left)
         {
             for row in query.fetch_all(&self.pool).await? {
-                let blobs = to_u64(row.try_get(1)?);
-                let holding = Holding {
-                    pending: u32::try_from(to_u64(row.try_get(3)?))
-                        .unwrap_or(u32::MAX)
-                        .min(Holding::PENDING_MAX),
-                    blobs,
-                    bytes: to_u64(row.try_get(2)?) + blobs * ROW_OVERHEAD_BYTES,
-                };
-                holdings.insert(row.try_get(0)?, holding);
+                let sum = sums.entry(row.try_get(0)?).or_default();
+                sum.blobs += to_u64(row.try_get(1)?);
+                sum.bytes += to_u64(row.try_get(2)?);
+                sum.pending += to_u64(row.try_get(3)?);
             }
             left = later;
         }
-        Ok(holdings)
+        for (mailbox64, entry) in seen.unsettled {
+            if view.shows(entry.size.class()) {
+                let sum = sums.entry(mailbox64).or_default();
+                sum.blobs += 1;
+                sum.bytes += entry.size.bytes();
+                sum.pending += u64::from(entry.slot >= slot);
+            }
+        }
+        let holdings = sums.into_iter();
+        Ok(holdings
+            .map(|(mailbox64, sum)| (mailbox64, sum.holding()))
+            .collect())
     }
 
     /// The keys of an owner's messages between two keys, the second one included.
@@ -458,6 +441,16 @@ impl Readers {
         keys(&rows)
     }
 
+    /// Whether a row has left and is in the table still.
+    pub(super) fn is_gone(&self, key: OrderKey) -> bool {
+        self.tail.is_gone(key.0)
+    }
+
+    /// Leaves out what has left and is in the table still.
+    pub(super) fn retain_present(&self, keys: &mut Vec<OrderKey>) {
+        self.tail.retain_present(keys);
+    }
+
     /// The expiry of a row of the first slot.
     pub(super) async fn next_expiry(&self) -> sqlx::Result<Option<Timestamp>> {
         let row = sqlx::query(
@@ -493,6 +486,25 @@ impl Readers {
             })
         };
         rows.iter().map(of_slot).collect()
+    }
+}
+
+/// What a mailbox holds, so far.
+#[derive(Debug, Default)]
+struct Sum {
+    blobs: u64,
+    bytes: u64,
+    pending: u64,
+}
+
+impl Sum {
+    fn holding(&self) -> Holding {
+        let pending = u32::try_from(self.pending).unwrap_or(u32::MAX);
+        Holding {
+            pending: pending.min(Holding::PENDING_MAX),
+            blobs: self.blobs,
+            bytes: self.bytes + self.blobs * ROW_OVERHEAD_BYTES,
+        }
     }
 }
 

@@ -83,7 +83,8 @@ impl SqliteReads {
         }
         let ours = rows
             .into_iter()
-            .filter(|row| row.is_ours && row.blob.expires_at > now);
+            .filter(|row| row.is_ours && row.blob.expires_at > now)
+            .filter(|row| !self.readers.is_gone(row.blob.key));
         page.blobs.extend(ours.map(|row| row.blob));
         let Some(unread) = unread else {
             page.next = cut.next;
@@ -322,6 +323,7 @@ impl Reads for SqliteReads {
     ) -> Result<(Vec<OrderKey>, bool), StoreError> {
         let (slot, one_more) = (expiry_slot(expired_by), limit.saturating_add(1));
         let mut keys = read(self.readers.expired_before(slot, one_more).await)?;
+        self.readers.retain_present(&mut keys);
         if keys.len() > limit as usize {
             keys.truncate(limit as usize);
             return Ok((keys, true));
@@ -383,7 +385,10 @@ impl Reads for SqliteReads {
         let mut doubtful = slice.doubtful;
         doubtful.retain(|key| !known.contains(key));
         self.doubts.examine(&doubtful, with).await?;
-        let misplaced = slice.misplaced.into_iter().map(|row| row.key).collect();
+        let misplaced = slice.misplaced.into_iter().map(|row| row.key);
+        let mut misplaced: Vec<_> = misplaced.collect();
+        // What has left is in no run.
+        self.readers.retain_present(&mut misplaced);
         let misplaced = self.doubts.misplaced_of(misplaced, with).await?;
         Ok(Scrubbed {
             next: slice.next,

@@ -82,7 +82,7 @@ impl Sized {
 
 static INSERT_DEPARTED: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
-        "INSERT INTO departed (n, left_at, mailbox64, id, checksum, expires_at) VALUES ",
+        "INSERT OR ROLLBACK INTO departed (n, left_at, mailbox64, id, checksum, expires_at) VALUES ",
         "(?,?,?,?,?,?)",
         "",
     )
@@ -126,16 +126,6 @@ pub(super) static SELECT_OWNERS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         "SELECT owner64, size, expires_slot FROM blob INDEXED BY blob_by_owner \
          WHERE owner64 IN (",
-        "?",
-        ")",
-    )
-});
-
-/// The index entries of mailboxes: seq, id64, size, expires_slot and, last, mailbox64.
-pub(super) static SELECT_SETS: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "SELECT seq, id64, size, expires_slot, mailbox64 FROM blob INDEXED BY blob_by_mailbox \
-         WHERE mailbox64 IN (",
         "?",
         ")",
     )

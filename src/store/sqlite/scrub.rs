@@ -17,6 +17,7 @@ use super::columns::{expiry_slot, timestamp};
 use super::errors::is_damage;
 use super::guard::{SOUND_COLUMNS, sound};
 use super::rows::Sized;
+use super::runs::{ENTRY_OF_ROW, IS_UNSETTLED};
 use crate::ids::MailboxHash;
 use crate::secrets::Secret;
 use crate::store::model::{Class, OrderKey};
@@ -24,15 +25,13 @@ use crate::store::model::{Class, OrderKey};
 /// Rows of one slice, and bytes after which it ends.
 const SLICE: (i64, u64) = (64, 1 << 20);
 
+/// The table that finds the rows of a mailbox, as its index.
+pub(super) const MAILBOXES: &str = "entry";
+
 /// The indexes of `blob`, each with the condition that finds the entry of the row `b` in it. Where the
 /// row is in none, the condition before it says so.
 const INDEXES: [(&str, &str, &str); 5] = [
-    (
-        "blob_by_mailbox",
-        "0",
-        "i.mailbox64 = b.mailbox64 AND i.seq = b.seq AND i.id64 = b.id64 AND i.size = b.size \
-         AND i.expires_slot = b.expires_slot",
-    ),
+    (MAILBOXES, IS_UNSETTLED, ENTRY_OF_ROW),
     (
         "blob_by_expiry",
         "0",
@@ -62,13 +61,23 @@ const INDEXES: [(&str, &str, &str); 5] = [
 /// index whether it has the row's entry.
 static SELECT: LazyLock<String> = LazyLock::new(|| {
     let entries = INDEXES.map(|(index, is_in_none, entry)| {
-        format!("{is_in_none} OR EXISTS (SELECT 1 FROM blob AS i INDEXED BY {index} WHERE {entry})")
+        format!(
+            "{is_in_none} OR EXISTS (SELECT 1 FROM {} WHERE {entry})",
+            table_of(index)
+        )
     });
     format!(
         "SELECT {SOUND_COLUMNS}, mailbox64, id64, expires_slot, owner64, {} FROM blob AS b NOT INDEXED",
         entries.join(", ")
     )
 });
+
+fn table_of(index: &str) -> String {
+    match index {
+        MAILBOXES => format!("{MAILBOXES} AS i"),
+        index => format!("blob AS i INDEXED BY {index}"),
+    }
+}
 
 static SELECT_SLICE: LazyLock<String> =
     LazyLock::new(|| format!("{} WHERE b.seq > ? ORDER BY b.seq LIMIT ?", *SELECT));
@@ -101,6 +110,13 @@ pub(super) struct Misplaced {
     pub(super) indexes: Vec<&'static str>,
     /// What should stand in the columns that follow from others, where something else does.
     pub(super) following: Option<Following>,
+}
+
+impl Misplaced {
+    /// Whether this index is to be built anew for it.
+    pub(super) fn is_in(&self, index: &str) -> bool {
+        self.indexes.contains(&index) || self.following.is_some()
+    }
 }
 
 /// Columns that follow from others: mailbox64, id64, expires_slot, owner64.
@@ -240,10 +256,9 @@ async fn unreadable(
     };
     let mut indexes = Vec::new();
     for (index, _, entry) in INDEXES {
-        let select = format!(
-            "SELECT 1 FROM blob AS b NOT INDEXED, blob AS i INDEXED BY {index} \
-             WHERE b.seq = ? AND {entry}"
-        );
+        let table = table_of(index);
+        let select =
+            format!("SELECT 1 FROM blob AS b NOT INDEXED, {table} WHERE b.seq = ? AND {entry}");
         let read = sqlx::query(AssertSqlSafe(select)).bind(key.0);
         match read.fetch_optional(&mut *connection).await {
             Ok(_) => {}
@@ -316,7 +331,8 @@ pub(super) async fn mend(
         // Changing a row changes its entries, which must be where they are looked for.
         indexes.extend(INDEXES.map(|(index, ..)| index));
     }
-    for index in indexes {
+    // The runs are built anew by who knows what is settled.
+    for index in indexes.into_iter().filter(|index| *index != MAILBOXES) {
         sqlx::query(AssertSqlSafe(format!("REINDEX {index}")))
             .execute(&mut *connection)
             .await?;

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
@@ -24,7 +25,10 @@ use super::open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer
 use super::pins::write_pins;
 use super::recovery::write_proofs;
 use super::rows;
-use super::scrub::{mend, misplaced_of};
+use super::runs::delete_entries;
+use super::scrub::{MAILBOXES, mend, misplaced_of};
+use super::settle::{Leaving, Pace, Settling, Step};
+use super::tail::Tail;
 use super::time::{self, KeptTime};
 use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets};
 use crate::clock::Timestamp;
@@ -52,6 +56,8 @@ pub(super) struct SqliteWriter {
     /// `None` after a failed write, until it is reopened.
     connection: Option<SqliteConnection>,
     caches: Caches,
+    settling: Settling,
+    pace: Pace,
     totals: Totals,
     disk: DiskWatch,
     time: KeptTime,
@@ -74,12 +80,23 @@ enum Failure {
     At(sqlx::Error),
 }
 
+impl Failure {
+    /// Whether it was about the rows and pages that the transaction touched, and not about storage as such.
+    fn is_of_what_was_touched(&self) -> bool {
+        match self {
+            Self::Before(error) => matches!(classify(error), CommitError::Rejected(_)),
+            Self::At(_) => false,
+        }
+    }
+}
+
 impl SqliteWriter {
     /// The writer over a connection that was just opened; reads the counters and what is remembered.
     pub(super) async fn new(
         options: &SqliteOptions,
         path: PathBuf,
         mut connection: SqliteConnection,
+        tail: Arc<Tail>,
         (files, log, lock): (Arc<Files>, Log, DataDirLock),
     ) -> Result<Self, OpenError> {
         let loaded = async {
@@ -90,10 +107,11 @@ impl SqliteWriter {
                 read_departures(&mut connection, departures, options.dedup_max).await?;
             let nonces = Nonces::read(&mut connection).await?;
             let time = KeptTime::resume(&mut connection, options.clock.clone()).await?;
-            Ok((totals, departures, nonces, time))
+            let settling = Settling::read(&mut connection, tail, options.pace).await?;
+            Ok((totals, departures, nonces, time, settling))
         };
         let loaded = loaded.await.map_err(|error| describe(&path, &error))?;
-        let (totals, departures, nonces, time) = loaded;
+        let (totals, departures, nonces, time, settling) = loaded;
         let mut disk = DiskWatch::new(&options.data_dir, options.free_bytes_min);
         disk.begin(&mut connection).await;
         let writer = Self {
@@ -109,6 +127,8 @@ impl SqliteWriter {
                 departures,
                 nonces,
             },
+            settling,
+            pace: options.pace,
             totals,
             unsettled: None,
             metrics: Arc::clone(&options.metrics),
@@ -130,6 +150,7 @@ impl SqliteWriter {
         &mut self,
         batch: &[&Write],
         plan: &Plan,
+        leaving: &Leaving,
         (trim_to, over): (Option<i64>, &Over),
     ) -> Result<(), Failure> {
         let Some(connection) = &mut self.connection else {
@@ -137,7 +158,8 @@ impl SqliteWriter {
         };
         let first_departure = self.caches.departures.next_number();
         let commits = self.totals.commits + 1;
-        let deletes: Vec<_> = plan.deletes.iter().map(|(key, _)| key.0).collect();
+        let deletes: Vec<_> = leaving.now.iter().map(|(_, key)| *key).collect();
+        let settling = &self.settling;
         let aside: Vec<_> = plan.set_aside.iter().map(|(key, _)| key.0).collect();
         let time = self.time.due();
         let body = async {
@@ -145,7 +167,10 @@ impl SqliteWriter {
             begin(connection, plan, commits).await?;
             insert_blobs(connection, plan, batch, &self.secret).await?;
             rows::delete_blobs(connection, &deletes).await?;
+            delete_entries(connection, &leaving.entries).await?;
+            settling.write_gone(connection, leaving).await?;
             change_blobs(connection, plan, &self.secret).await?;
+            settling.write_extended(connection, plan).await?;
             if !aside.is_empty() {
                 rows::set_aside(connection, &aside, &damaged, plan.now).await?;
             }
@@ -250,8 +275,8 @@ impl SqliteWriter {
     }
 
     fn show(&self) {
-        let bytes = as_float(self.caches.sets.bytes());
-        self.metrics.working_sets_bytes.set(bytes);
+        let bytes = self.caches.sets.bytes() + self.settling.bytes();
+        self.metrics.working_sets_bytes.set(as_float(bytes));
     }
 
     /// Mends those of these rows that stand wrongly, in a transaction of its own. Readers go on;
@@ -264,8 +289,10 @@ impl SqliteWriter {
         let Some(connection) = &mut self.connection else {
             return Err(Failure::Before(sqlx::Error::WorkerCrashed));
         };
+        let mut keys = keys.to_vec();
+        self.settling.tail().retain_present(&mut keys);
         let body = async {
-            let misplaced = misplaced_of(connection, keys, &self.secret).await?;
+            let misplaced = misplaced_of(connection, &keys, &self.secret).await?;
             if misplaced.is_empty() {
                 return Ok(misplaced);
             }
@@ -278,6 +305,9 @@ impl SqliteWriter {
             return Ok(Vec::new());
         }
         execute(connection, "COMMIT").await.map_err(Failure::At)?;
+        if misplaced.iter().any(|row| row.is_in(MAILBOXES)) {
+            self.take(Step::Rebuild(self.totals.next_key - 1)).await?;
+        }
         // They were read from the index.
         self.caches.sets.clear();
         self.metrics.index_rebuilds_total.increment(1);
@@ -287,6 +317,63 @@ impl SqliteWriter {
             "store: an index did not find {blobs} stored blobs; it was rebuilt in {took} ms and finds them now; check the disk and the memory of this machine"
         );
         Ok(misplaced.iter().map(|row| (row.mailbox, row.key)).collect())
+    }
+
+    /// A step of settling.
+    async fn take_step(&mut self, step: Step) -> Result<(), CommitError> {
+        let Err(failure) = self.take(step).await else {
+            return Ok(());
+        };
+        let (error, _) = self.fail(failure).await;
+        self.relieve(&error, &Plan::default()).await;
+        match error {
+            // Told in its own words, and tried another way.
+            CommitError::Rejected(words) => {
+                warn!("store: housekeeping failed and is tried in another way: {words}");
+                Ok(())
+            }
+            error => Err(error),
+        }
+    }
+
+    /// A step of settling in a transaction of its own.
+    async fn take(&mut self, step: Step) -> Result<(), Failure> {
+        let Some(connection) = &mut self.connection else {
+            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
+        };
+        let body = async {
+            execute(connection, "BEGIN IMMEDIATE").await?;
+            self.settling.write(connection, &step).await
+        };
+        let taken = match body.await {
+            Ok(written) => match execute(connection, "COMMIT").await {
+                Ok(()) => Ok(written),
+                Err(error) => Err(Failure::At(error)),
+            },
+            Err(error) => Err(Failure::Before(error)),
+        };
+        match taken {
+            Ok(written) => {
+                self.log.came(step.rows(), 0);
+                self.settling.done(step, &written);
+                Ok(())
+            }
+            Err(failure) => {
+                self.settling
+                    .failed(&step, failure.is_of_what_was_touched());
+                Err(failure)
+            }
+        }
+    }
+
+    /// Settles all that there is, so that the next start finds little to read.
+    async fn settle_all(&mut self) {
+        let last_key = self.totals.next_key - 1;
+        while let Some(step) = self.settling.next_step(last_key, (false, true)) {
+            if self.take_step(step).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// A slice of housekeeping in a transaction of its own.
@@ -349,11 +436,12 @@ impl Engine for SqliteWriter {
         if let Some(cause) = broken {
             return Err(CommitError::Unknown(cause));
         }
-        let known = answer(connection, &mut self.caches, &self.secret, asked).await?;
+        let with = (&**self.settling.tail(), &self.secret);
+        let known = answer(connection, &mut self.caches, with, asked).await?;
         Ok(Known {
             next_key: self.totals.next_key,
             held: self.totals.held,
-            has_room: self.disk.has_room(),
+            has_room: self.disk.has_room() && !self.settling.is_overfull(),
             ..known
         })
     }
@@ -368,7 +456,8 @@ impl Engine for SqliteWriter {
             true => Over::default(),
             false => self.caches.nonces.over(plan.forget_by),
         };
-        while let Err(failure) = self.write(batch, plan, (trim_to, &over)).await {
+        let leaving = self.settling.leaving(plan);
+        while let Err(failure) = self.write(batch, plan, &leaving, (trim_to, &over)).await {
             let (error, is_unsettled) = self.fail(failure).await;
             self.unsettled = is_unsettled.then(|| plan.departures.clone());
             // Ends, because the reserve can be given up only once.
@@ -388,6 +477,7 @@ impl Engine for SqliteWriter {
             commits: self.totals.commits + 1,
         };
         self.caches.follow(batch, plan, &self.secret);
+        self.settling.follow((batch, plan), &leaving, &self.secret);
         let bytes = plan.bytes_that_come(batch);
         self.disk.came(bytes);
         self.log.came(plan.rows(), bytes);
@@ -397,11 +487,22 @@ impl Engine for SqliteWriter {
         self.caches.nonces.written(&plan.nonces, over.count);
         self.caches.departures.forget(plan.forget_by, plan.now);
         self.show();
+        Ok(())
+    }
+
+    async fn tidy(&mut self, is_idle: bool) -> Result<Option<Duration>, CommitError> {
         if let Some(connection) = &mut self.connection {
             let moved = self.log.move_if_long(connection).await;
             self.look_at_move(moved).await;
         }
-        Ok(())
+        let last_key = self.totals.next_key - 1;
+        match self.settling.next_step(last_key, (is_idle, false)) {
+            Some(step) => {
+                self.take_step(step).await?;
+                Ok(Some(Duration::ZERO))
+            }
+            None => Ok(self.settling.wants()),
+        }
     }
 
     async fn reopen(&mut self) -> Result<TookPlace, StoreError> {
@@ -424,11 +525,16 @@ impl Engine for SqliteWriter {
             let totals = written.map_err(|error| words(&error))?;
             let nonces = Nonces::read(&mut connection).await;
             let nonces = nonces.map_err(|error| words(&error))?;
-            Ok::<_, String>((connection, totals, nonces))
+            let tail = Arc::clone(self.settling.tail());
+            let settling = Settling::read(&mut connection, tail, self.pace).await;
+            let settling = settling.map_err(|error| words(&error))?;
+            Ok::<_, String>((connection, totals, nonces, settling))
         };
-        let (connection, totals, nonces) = reopened.await.map_err(StoreError::unavailable)?;
+        let (connection, totals, nonces, settling) =
+            reopened.await.map_err(StoreError::unavailable)?;
         self.connection = Some(connection);
         self.caches.nonces = nonces;
+        self.settling = settling;
         // The number of the last transaction tells whether the unsettled one took place.
         let took_place = match self.unsettled.take() {
             Some(departures) if totals.commits == self.totals.commits + 1 => {
@@ -442,8 +548,12 @@ impl Engine for SqliteWriter {
     }
 
     async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
+        // First: it makes free pages.
+        if let Some(step) = self.settling.delete_step() {
+            self.take_step(step).await?;
+        }
         match self.do_upkeep(expired_by).await {
-            Ok(more) => Ok(more),
+            Ok(more) => Ok(more || self.settling.delete_step().is_some()),
             Err(failure) => {
                 let (error, _) = self.fail(failure).await;
                 self.relieve(&error, &Plan::default()).await;
@@ -463,6 +573,9 @@ impl Engine for SqliteWriter {
     }
 
     async fn close(&mut self) {
+        if self.files.look_beside().await.is_ok() {
+            self.settle_all().await;
+        }
         if let Some(mut connection) = self.connection.take() {
             if let Err(moved) = self.files.look_beside().await {
                 warn!("store: closing leaves the files as they are: {moved}");

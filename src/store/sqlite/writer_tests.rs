@@ -59,6 +59,7 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> Bench {
         dedup: Duration::from_secs(3600),
         dedup_max: 0,
         allow_network_fs: false,
+        pace: Default::default(),
         metrics: Arc::clone(&metrics),
         clock: crate::clock::Clock::manual(Timestamp::from_millis(1)).0,
     };
@@ -67,9 +68,15 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> Bench {
     let connection = open_writer(&path, &secret).await.unwrap();
     let files = Arc::new(crate::store::sqlite::files::Files::of(folder, &lock).unwrap());
     let log = Log::of(&path, lock.database().unwrap());
-    let writer = SqliteWriter::new(&options, path, connection, (files, log, lock))
-        .await
-        .unwrap();
+    let writer = SqliteWriter::new(
+        &options,
+        path,
+        connection,
+        Arc::default(),
+        (files, log, lock),
+    )
+    .await
+    .unwrap();
     Bench {
         tally: Tally::new(writer.held(), metrics),
         writer,
@@ -126,7 +133,9 @@ async fn lose_the_end_of(bench: &mut Bench, batch: &[&Write], takes_place: bool)
     let plan = bench.plan(batch).await.unwrap();
     let writer = &mut bench.writer;
     if takes_place {
-        let written = writer.write(batch, &plan, (None, &Over::default())).await;
+        let leaving = writer.settling.leaving(&plan);
+        let over = Over::default();
+        let written = writer.write(batch, &plan, &leaving, (None, &over)).await;
         assert!(written.is_ok());
     }
     let failure = Failure::At(sqlx::Error::WorkerCrashed);
@@ -305,7 +314,7 @@ async fn a_failed_event_is_not_told() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path(), 0).await;
     writer.commit(&[&asking(append(1, 1, 900))]).await.unwrap();
-    let spoil = "CREATE TRIGGER spoil BEFORE DELETE ON blob \
+    let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON gone \
                  BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
     execute(writer.connection(), spoil).await.unwrap();
     let error = writer.commit(&[&cancel(1)]).await.unwrap_err();
@@ -429,8 +438,8 @@ async fn topics_and_holdings_are_found_in_an_index() {
             "SEARCH blob USING COVERING INDEX blob_by_topic (mailbox64=? AND topic64=?)",
         ),
         (
-            crate::store::sqlite::pages::SELECT_HOLDINGS.text(10),
-            "SEARCH blob USING COVERING INDEX blob_by_mailbox (mailbox64=?)",
+            crate::store::sqlite::runs::SELECT_HOLDINGS.text(10),
+            "SEARCH e USING PRIMARY KEY (run=? AND mailbox64=?)",
         ),
     ] {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));

@@ -24,7 +24,7 @@ use vauchi_relay::store::model::{
     StoredBlob, Tells, Usage, View,
 };
 use vauchi_relay::store::quota::Quota;
-use vauchi_relay::store::sqlite::{self, SqliteOptions};
+use vauchi_relay::store::sqlite::{self, Pace, SqliteOptions};
 use vauchi_relay::store::{OnNews, Store, StoreError, StoreOptions};
 
 use crate::store::scratch;
@@ -66,24 +66,39 @@ pub(crate) static ENGINES: &[Engine] = &[
     Engine {
         name: "sqlite",
         reopens: true,
+        open: |folder, settings, metrics| open_sqlite(folder, settings, metrics, Pace::default()),
+    },
+    Engine {
+        name: "sqlite, settling all the time",
+        reopens: true,
         open: |folder, settings, metrics| {
-            let options = SqliteOptions {
-                data_dir: folder.to_owned(),
-                secret: settings.secret,
-                free_bytes_min: 0,
-                dedup: settings.dedup,
-                dedup_max: settings.dedup_max,
-                metrics,
-                clock: Clock::manual(NOW).0,
-                allow_network_fs: true,
+            let pace = Pace {
+                rows: 1,
+                step: 3,
+                tick: Duration::ZERO,
             };
-            Box::pin(async {
-                let opened = sqlite::open(options).await;
-                opened.map_err(|error| error.to_string())
-            })
+            open_sqlite(folder, settings, metrics, pace)
         },
     },
 ];
+
+fn open_sqlite(folder: PathBuf, settings: Settings, metrics: Arc<Metrics>, pace: Pace) -> Opening {
+    let options = SqliteOptions {
+        data_dir: folder,
+        secret: settings.secret,
+        free_bytes_min: 0,
+        dedup: settings.dedup,
+        dedup_max: settings.dedup_max,
+        metrics,
+        clock: Clock::manual(NOW).0,
+        allow_network_fs: true,
+        pace,
+    };
+    Box::pin(async {
+        let opened = sqlite::open(options).await;
+        opened.map_err(|error| error.to_string())
+    })
+}
 
 pub(crate) fn durable_engines() -> impl Iterator<Item = &'static Engine> {
     ENGINES.iter().filter(|engine| engine.reopens)

@@ -105,10 +105,10 @@ impl State {
             self.rows.push((row.header(), row.stored()));
         }
         for (header, blob) in &mut self.rows {
-            if let Some(expires_at) = plan.extended.get(&blob.key) {
+            if let Some((_, expires_at)) = plan.extended.get(&blob.key) {
                 (header.expires_at, blob.expires_at) = (*expires_at, *expires_at);
             }
-            if plan.delivered.contains(&blob.key) {
+            if plan.delivered.contains_key(&blob.key) {
                 (header.is_delivered_told, blob.is_delivered_told) = (true, true);
             }
         }

@@ -34,6 +34,7 @@ fn options(data_dir: &Path) -> SqliteOptions {
         dedup: Duration::from_secs(3_600),
         dedup_max: 1_000_000,
         allow_network_fs: false,
+        pace: Default::default(),
         metrics: Arc::new(Metrics::new()),
         clock: Clock::manual(at(NOW)).0,
     }

@@ -1,0 +1,828 @@
+//! Settling: what is in the tail becomes sorted runs, runs become fewer, and rows that have left go.
+//!
+//! All of it waits until the senders of a commit are answered, and goes in steps, each a transaction of its
+//! own: a step that fails concerns no write, and a crash between two leaves nothing half done. Rows younger
+//! than a second or two are left alone, because most of them are acknowledged by then: what has left is never
+//! settled, and its neighbours on the page have left, too.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteConnection;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::columns::{expiry_slot, to_i64};
+use super::rows::delete_blobs;
+use super::runs::{
+    Run, Runs, delete_entries, insert_entries, insert_run, next_entries, read_unsettled, rebuild,
+    set_slot, stale_runs,
+};
+use super::tail::{Entry, Following, Tail};
+use crate::secrets::Secret;
+use crate::store::engine::{Header, Plan, Write};
+use crate::store::model::OrderKey;
+
+/// When is settled, and how much at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Rows that are not settled, from which on they are. Each takes some 200 bytes of memory, and twice as
+    /// many may be there before the run is finished.
+    pub rows: usize,
+    /// Entries that one step writes, and twice as many as it deletes rows.
+    pub step: usize,
+    /// How often is looked which rows are old enough.
+    pub tick: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            rows: 65_536,
+            // 5 ms.
+            step: 4_096,
+            tick: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Neighbouring runs of about the same length that become one.
+const MERGE_RUNS: usize = 8;
+
+/// Runs from which on they are merged although there is other work.
+const RUNS_MAX: usize = 64;
+
+/// Rows of a step that does not tell how many it touches, about.
+const STEP_ROWS: usize = 4_096;
+
+/// After a failed step of a run it is not tried again for this long.
+const FAILED_PAUSE: Duration = Duration::from_secs(60);
+
+/// Rows that may be not settled, 200 MB: more come only while runs can neither be written nor be built anew.
+const UNSETTLED_MAX: usize = 1 << 20;
+
+/// A row in the tail: its entry and header, and its share of the tree.
+const UNSETTLED_BYTES: u64 = 200;
+
+/// A row that is gone: its key and number, and its share of the tree.
+const GONE_BYTES: u64 = 24;
+
+/// Rows that may have left and be in the table still, however young they are.
+const GONE_MAX: usize = 131_072;
+
+/// What a commit does with the rows that leave.
+#[derive(Debug, Default)]
+pub(super) struct Leaving {
+    /// Deleted in the same transaction, each with its mailbox64.
+    pub(super) now: Vec<(i64, i64)>,
+    /// Their entries, each given as run, mailbox64 and key.
+    pub(super) entries: Vec<(i64, i64, i64)>,
+    /// Only noted as gone, each with its mailbox64.
+    pub(super) later: Vec<(i64, i64)>,
+}
+
+/// What is settled, what is not, and the work between.
+pub(super) struct Settling {
+    pace: Pace,
+    tail: Arc<Tail>,
+    runs: Runs,
+    next_run: i64,
+    next_gone: i64,
+    /// How many rows of each row of `gone` are in the table still.
+    left: BTreeMap<i64, usize>,
+    building: Option<Building>,
+    /// Runs that count for nothing and have entries still.
+    stale: Vec<i64>,
+    age: Age,
+    /// Keys of rows that are gone and cannot be deleted: their pages are damaged.
+    stuck: BTreeSet<i64>,
+    /// After a failed deletion they go one by one.
+    is_careful: bool,
+    /// A run could not be written: from then on all of them are built anew.
+    rebuild_at: Option<Instant>,
+    /// When that was done last.
+    rebuilt_at: Option<Instant>,
+}
+
+/// Which rows are older than one to two ticks.
+#[derive(Debug)]
+struct Age {
+    ticked: Instant,
+    /// The last key at the tick before the last one.
+    old_key: i64,
+    last_key: i64,
+    /// Rows that are gone are deleted up to this number of `gone`.
+    gone_to: i64,
+}
+
+/// A run that is being written.
+#[derive(Debug)]
+struct Building {
+    number: i64,
+    last_key: i64,
+    from: Source,
+    /// Up to here it is written: mailbox64 and key.
+    behind: Option<(i64, i64)>,
+    entries: u64,
+    /// Rows that have left meanwhile: their entries go when all are written.
+    late: Vec<(i64, i64)>,
+    /// Rows that live longer since.
+    extended: HashMap<(i64, i64), i64>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Tail,
+    Runs(Vec<Merging>),
+}
+
+/// A run that becomes a part of another one.
+#[derive(Debug)]
+struct Merging {
+    run: Run,
+    /// Its next entries.
+    ahead: VecDeque<(i64, Entry)>,
+    /// Up to here it was read.
+    behind: Option<(i64, i64)>,
+    is_read: bool,
+}
+
+/// What one transaction does.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Entries of the run that is being written.
+    Entries(Vec<(i64, Entry)>),
+    /// Entries of the run that is being written, out of others.
+    Merge,
+    /// Entries of rows that have left meanwhile.
+    Late(Vec<(i64, i64)>),
+    /// The run is finished.
+    Finish,
+    /// Rows that are gone, each with its number in `gone`.
+    Delete(Vec<(i64, i64)>),
+    /// Entries that count for nothing.
+    Forget(i64),
+    /// One run is built anew from all rows up to this key.
+    Rebuild(i64),
+}
+
+impl Step {
+    /// How many rows of any table it changes, about.
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Self::Entries(rows) => rows.len(),
+            Self::Merge | Self::Forget(_) => STEP_ROWS,
+            Self::Late(rows) | Self::Delete(rows) => rows.len(),
+            Self::Finish => 1,
+            Self::Rebuild(_) => 16 * STEP_ROWS,
+        }
+    }
+}
+
+/// What a step has found that memory must follow when it is durable.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    entries: u64,
+    is_end: bool,
+    behind: Option<(i64, i64)>,
+    gone: Vec<(i64, i64)>,
+}
+
+impl Settling {
+    /// Reads what is settled and what is not, and lets the readers see it.
+    pub(super) async fn read(
+        connection: &mut SqliteConnection,
+        tail: Arc<Tail>,
+        pace: Pace,
+    ) -> sqlx::Result<Self> {
+        let runs = Runs::read(connection).await?;
+        let stale = stale_runs(connection).await?;
+        let (gone, left) = read_gone(connection).await?;
+        let unsettled = read_unsettled(connection, runs.settled_to()).await?;
+        if unsettled.unreadable > 0 {
+            let blobs = unsettled.unreadable;
+            warn!(
+                blobs,
+                "store: {blobs} stored blobs are on pages that cannot be read; they are kept, and delivered when a scrub finds them whole; check the disk"
+            );
+        }
+        tail.replace(unsettled.entries, gone, runs.settled_to());
+        let numbers = runs
+            .0
+            .iter()
+            .map(|run| run.number)
+            .chain(stale.iter().copied());
+        Ok(Self {
+            pace,
+            next_run: numbers.max().unwrap_or(0) + 1,
+            next_gone: left.last_key_value().map_or(0, |(number, _)| *number) + 1,
+            runs,
+            left,
+            tail,
+            building: None,
+            stale,
+            age: Age {
+                ticked: Instant::now(),
+                old_key: 0,
+                last_key: 0,
+                gone_to: 0,
+            },
+            stuck: BTreeSet::new(),
+            is_careful: false,
+            rebuild_at: None,
+            rebuilt_at: None,
+        })
+    }
+
+    /// The memory of what is not settled and of what is gone, estimated.
+    pub(super) fn bytes(&self) -> u64 {
+        let (rows, gone) = (self.tail.len() as u64, self.tail.gone_len() as u64);
+        rows * UNSETTLED_BYTES + gone * GONE_BYTES
+    }
+
+    /// Whether settling has failed for so long that no more rows fit in memory.
+    pub(super) fn is_overfull(&self) -> bool {
+        self.tail.len() >= UNSETTLED_MAX
+    }
+
+    pub(super) fn tail(&self) -> &Arc<Tail> {
+        &self.tail
+    }
+
+    /// Which of the rows that a plan deletes go at once: those that are settled, those that are in other
+    /// indexes, and those whose time is over, which the sweep would find again.
+    pub(super) fn leaving(&self, plan: &Plan) -> Leaving {
+        let mut leaving = Leaving::default();
+        for (key, header) in &plan.deletes {
+            let place = (header.mailbox.prefix64(), key.0);
+            let is_plain = header.topic.is_none() && header.owner.is_none();
+            let waits = is_plain && header.expires_at > plan.now;
+            match waits && self.tail.holds(place.0, place.1) {
+                true => leaving.later.push(place),
+                false => leaving.now.push(place),
+            }
+        }
+        let aside = plan.set_aside.iter();
+        let aside = aside.map(|(key, header)| (header.mailbox.prefix64(), key.0));
+        for (mailbox64, key) in leaving.now.iter().copied().chain(aside) {
+            leaving
+                .entries
+                .extend(self.runs.of(key).map(|run| (run, mailbox64, key)));
+        }
+        leaving
+    }
+
+    /// Writes down which rows are gone.
+    pub(super) async fn write_gone(
+        &self,
+        connection: &mut SqliteConnection,
+        leaving: &Leaving,
+    ) -> sqlx::Result<()> {
+        if leaving.later.is_empty() {
+            return Ok(());
+        }
+        let keys = leaving.later.iter().map(|(_, key)| key);
+        let seqs: Vec<u8> = keys.flat_map(|key| key.to_be_bytes()).collect();
+        sqlx::query("INSERT OR ROLLBACK INTO gone (n, seqs) VALUES (?, ?)")
+            .bind(self.next_gone)
+            .bind(seqs)
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+
+    /// Writes down which entries expire at another time.
+    pub(super) async fn write_extended(
+        &self,
+        connection: &mut SqliteConnection,
+        plan: &Plan,
+    ) -> sqlx::Result<()> {
+        for (key, (mailbox, expires_at)) in &plan.extended {
+            if let Some(run) = self.runs.of(key.0) {
+                let place = (run, mailbox.prefix64(), key.0);
+                set_slot(connection, place, expiry_slot(*expires_at)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A plan is durable.
+    pub(super) fn follow(
+        &mut self,
+        (batch, plan): (&[&Write], &Plan),
+        leaving: &Leaving,
+        secret: &Secret,
+    ) {
+        let number = self.next_gone;
+        let tail = Arc::clone(&self.tail);
+        tail.follow(|tail| {
+            for row in plan.new_rows(batch) {
+                let header = row.header();
+                tail.came(row.key, entry_of(row.key, &header, secret), header);
+            }
+            for (mailbox64, key) in &leaving.later {
+                tail.gone(*mailbox64, *key, number);
+            }
+            for (mailbox64, key) in &leaving.now {
+                tail.deleted(*mailbox64, *key);
+            }
+            for (key, header) in &plan.set_aside {
+                tail.deleted(header.mailbox.prefix64(), key.0);
+            }
+            follow_changes(tail, plan);
+        });
+        if !leaving.later.is_empty() {
+            self.left.insert(number, leaving.later.len());
+            self.next_gone += 1;
+        }
+        self.note_late(plan);
+    }
+
+    /// What a run that is being written has to make up for.
+    fn note_late(&mut self, plan: &Plan) {
+        let Some(building) = &mut self.building else {
+            return;
+        };
+        let left = plan.deletes.iter().chain(&plan.set_aside);
+        for (key, header) in left {
+            let place = (header.mailbox.prefix64(), key.0);
+            if building.may_have(&self.runs, place) {
+                building.late.push(place);
+            }
+        }
+        for (key, (mailbox, expires_at)) in &plan.extended {
+            let place = (mailbox.prefix64(), key.0);
+            if building.may_have(&self.runs, place) {
+                building.extended.insert(place, expiry_slot(*expires_at));
+            }
+        }
+    }
+
+    /// What to do next, if there is something. `last_key` is the last one that was given out; `is_idle` says
+    /// that nobody waits for anything else; `is_all` that nothing is too young.
+    pub(super) fn next_step(
+        &mut self,
+        last_key: i64,
+        (is_idle, is_all): (bool, bool),
+    ) -> Option<Step> {
+        self.tick(last_key, is_all);
+        if self.rebuild_at.is_some_and(|at| at <= Instant::now()) {
+            return Some(Step::Rebuild(last_key));
+        }
+        if let Some(gone) = self.gone_rows((self.age.old_key, self.age.gone_to)) {
+            return Some(Step::Delete(gone));
+        }
+        if self.building.is_none() && self.rebuild_at.is_none() {
+            self.building = self.begin(last_key, (is_idle, is_all));
+        }
+        if let Some(building) = &mut self.building {
+            return Some(building.next_step(&self.tail, self.pace.step));
+        }
+        self.stale.last().copied().map(Step::Forget)
+    }
+
+    fn tick(&mut self, last_key: i64, is_all: bool) {
+        let is_due = self.age.ticked.elapsed() >= self.pace.tick;
+        if is_due {
+            self.age = Age {
+                ticked: Instant::now(),
+                old_key: self.age.last_key,
+                last_key,
+                gone_to: self.next_gone - 1,
+            };
+        }
+        if is_all || self.tail.gone_len() >= GONE_MAX {
+            self.age.old_key = last_key;
+            self.age.gone_to = self.next_gone - 1;
+        }
+    }
+
+    /// Deletes rows that are gone, however young.
+    pub(super) fn delete_step(&self) -> Option<Step> {
+        let gone = self.gone_rows((i64::MAX, i64::MAX))?;
+        Some(Step::Delete(gone))
+    }
+
+    fn gone_rows(&self, up_to: (i64, i64)) -> Option<Vec<(i64, i64)>> {
+        let limit = if self.is_careful {
+            1
+        } else {
+            self.pace.step.div_ceil(2)
+        };
+        let gone = self.tail.gone_up_to(up_to, &self.stuck, limit);
+        (!gone.is_empty()).then_some(gone)
+    }
+
+    /// Begins a run, when there is enough for one.
+    fn begin(&mut self, last_key: i64, (is_idle, is_all): (bool, bool)) -> Option<Building> {
+        let rows = self.tail.len();
+        let settled_to = self.runs.settled_to();
+        let old = to_i64(self.pace.rows as u64) <= self.age.old_key - settled_to;
+        let to = match rows {
+            0 => None,
+            _ if is_all || rows >= 4 * self.pace.rows => Some(last_key),
+            _ if rows >= self.pace.rows && old => Some(self.age.old_key),
+            _ => None,
+        };
+        let (from, last_key) = match to {
+            Some(to) => (Source::Tail, to),
+            None if is_all => return None,
+            None => {
+                let merge = self.to_merge(is_idle)?;
+                let last_key = merge.last()?.last_key;
+                (
+                    Source::Runs(merge.into_iter().map(Merging::new).collect()),
+                    last_key,
+                )
+            }
+        };
+        let number = self.next_run;
+        self.next_run += 1;
+        Some(Building::new(number, last_key, from))
+    }
+
+    /// Neighbours of about the same length.
+    fn to_merge(&self, is_idle: bool) -> Option<Vec<Run>> {
+        let runs = &self.runs.0;
+        if !is_idle && runs.len() <= RUNS_MAX {
+            return None;
+        }
+        let mut neighbours = runs.windows(MERGE_RUNS).rev();
+        let alike =
+            neighbours.find(|runs| runs.iter().all(|run| self.tier(run) <= self.tier(&runs[0])));
+        alike.map(<[Run]>::to_vec)
+    }
+
+    /// A run of eight times as many entries is in the next one.
+    fn tier(&self, run: &Run) -> u32 {
+        (run.entries / self.pace.rows as u64)
+            .max(1)
+            .ilog(MERGE_RUNS as u64)
+    }
+
+    /// Whether there is something to do later, and when.
+    pub(super) fn wants(&self) -> Option<Duration> {
+        let has_gone = self.tail.gone_len() > self.stuck.len();
+        let is_long = self.tail.len() >= self.pace.rows;
+        let is_waiting = has_gone || is_long || self.rebuild_at.is_some();
+        (is_waiting || self.to_merge(true).is_some())
+            .then(|| self.pace.tick.saturating_sub(self.age.ticked.elapsed()))
+    }
+
+    /// Does a step, within a transaction.
+    pub(super) async fn write(
+        &mut self,
+        connection: &mut SqliteConnection,
+        step: &Step,
+    ) -> sqlx::Result<Written> {
+        let mut written = Written::default();
+        match (step, &mut self.building) {
+            (Step::Entries(rows), Some(building)) => {
+                insert_entries(connection, building.number, rows).await?;
+                written.entries = rows.len() as u64;
+                written.behind = rows
+                    .last()
+                    .map(|(mailbox64, entry)| (*mailbox64, entry.key));
+            }
+            (Step::Merge, Some(building)) => {
+                written = building.merge(connection, self.pace.step).await?
+            }
+            (Step::Late(late), Some(building)) => {
+                let entries: Vec<_> = late
+                    .iter()
+                    .map(|(mailbox64, key)| (building.number, *mailbox64, *key))
+                    .collect();
+                delete_entries(connection, &entries).await?;
+            }
+            (Step::Finish, Some(building)) => building.finish(connection).await?,
+            (Step::Delete(gone), _) => self.delete(connection, gone).await?,
+            (Step::Forget(run), _) => {
+                let deleted = super::runs::forget_entries(connection, *run, self.pace.step).await?;
+                written.is_end = deleted < self.pace.step as u64;
+            }
+            (Step::Rebuild(last_key), _) => {
+                // What has left must not come back.
+                let all = (i64::MAX, i64::MAX);
+                written.gone = self.tail.gone_up_to(all, &self.stuck, usize::MAX);
+                self.delete(connection, &written.gone).await?;
+                written.entries = rebuild(connection, *last_key, &self.stuck).await?;
+            }
+            (Step::Entries(_) | Step::Merge | Step::Late(_) | Step::Finish, None) => {}
+        }
+        Ok(written)
+    }
+
+    async fn delete(
+        &self,
+        connection: &mut SqliteConnection,
+        gone: &[(i64, i64)],
+    ) -> sqlx::Result<()> {
+        let keys: Vec<_> = gone.iter().map(|(key, _)| *key).collect();
+        delete_blobs(connection, &keys).await?;
+        let mut left = self.left.clone();
+        if let Some(to) = trim(&mut left, gone) {
+            sqlx::query("DELETE FROM gone WHERE n <= ?")
+                .bind(to)
+                .execute(connection)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// A step is durable.
+    pub(super) fn done(&mut self, step: Step, written: &Written) {
+        match (step, &mut self.building) {
+            (Step::Entries(_), Some(building)) => {
+                building.entries += written.entries;
+                building.behind = written.behind;
+            }
+            (Step::Merge, Some(building)) => {
+                building.entries += written.entries;
+                building.behind = written.behind.or(building.behind);
+            }
+            (Step::Late(late), Some(building)) => {
+                building.late.drain(..late.len().min(building.late.len()));
+            }
+            (Step::Finish, _) => self.finished(),
+            (Step::Delete(gone), _) => self.deleted(&gone),
+            (Step::Forget(run), _) if written.is_end => self.stale.retain(|stale| *stale != run),
+            (Step::Rebuild(last_key), _) => {
+                self.deleted(&written.gone);
+                self.rebuilt(last_key, written.entries);
+            }
+            _ => {}
+        }
+    }
+
+    fn finished(&mut self) {
+        let Some(building) = self.building.take() else {
+            return;
+        };
+        let run = building.run();
+        match building.from {
+            Source::Tail => {
+                self.runs.0.extend((run.entries > 0).then_some(run));
+                let settled_to = self.runs.settled_to();
+                self.tail.settled(building.last_key, settled_to);
+            }
+            Source::Runs(merged) => {
+                let merged: Vec<_> = merged.iter().map(|merging| merging.run.number).collect();
+                let place = self
+                    .runs
+                    .0
+                    .iter()
+                    .position(|old| merged.contains(&old.number));
+                self.runs.0.retain(|old| !merged.contains(&old.number));
+                self.runs.0.insert(place.unwrap_or(0), run);
+                self.stale.extend(merged);
+            }
+        }
+    }
+
+    fn deleted(&mut self, gone: &[(i64, i64)]) {
+        trim(&mut self.left, gone);
+        self.tail.forget_gone(gone);
+        self.is_careful = false;
+    }
+
+    /// The runs were built anew: there is one.
+    fn rebuilt(&mut self, last_key: i64, entries: u64) {
+        let run = Run {
+            number: super::runs::REBUILT_RUN,
+            last_key,
+            entries,
+        };
+        self.runs.0 = Vec::from_iter((entries > 0).then_some(run));
+        self.tail.settled(last_key, self.runs.settled_to());
+        self.next_run = self.next_run.max(run.number + 1);
+        (self.building, self.rebuild_at) = (None, None);
+        self.rebuilt_at = Some(Instant::now());
+        self.stale.clear();
+        info!("store: the index of mailboxes was built anew from the {entries} blobs in it");
+    }
+
+    /// A step failed and changed nothing. `is_its_fault` says that it was about what the step touched.
+    pub(super) fn failed(&mut self, step: &Step, is_its_fault: bool) {
+        match (step, is_its_fault) {
+            (Step::Delete(gone), true) => match gone[..] {
+                [(key, _)] => drop(self.stuck.insert(key)),
+                _ => self.is_careful = true,
+            },
+            (Step::Rebuild(_), _) => self.rebuild_at = Some(Instant::now() + FAILED_PAUSE),
+            (Step::Forget(run), true) => self.stale.retain(|stale| stale != run),
+            (_, true) => {
+                // What else may be wrong with them nobody knows.
+                self.abandon();
+                let before = self.rebuilt_at.map(|at| at + FAILED_PAUSE);
+                self.rebuild_at = Some(before.unwrap_or_else(Instant::now));
+            }
+            // What is read ahead of a merge is not written.
+            (Step::Merge, false) => self.abandon(),
+            (_, false) => {}
+        }
+    }
+
+    /// Gives the run up that is being written.
+    fn abandon(&mut self) {
+        self.stale
+            .extend(self.building.take().map(|building| building.number));
+    }
+}
+
+impl Building {
+    fn new(number: i64, last_key: i64, from: Source) -> Self {
+        Self {
+            number,
+            last_key,
+            from,
+            behind: None,
+            entries: 0,
+            late: Vec::new(),
+            extended: HashMap::new(),
+        }
+    }
+
+    fn run(&self) -> Run {
+        Run {
+            number: self.number,
+            last_key: self.last_key,
+            entries: self.entries,
+        }
+    }
+
+    /// Whether the entry of this row may be written, or read to be written.
+    fn may_have(&self, runs: &Runs, (mailbox64, key): (i64, i64)) -> bool {
+        match &self.from {
+            Source::Tail => key <= self.last_key && Some((mailbox64, key)) <= self.behind,
+            Source::Runs(merged) => {
+                let run = runs.of(key);
+                merged.iter().any(|merging| Some(merging.run.number) == run)
+            }
+        }
+    }
+
+    fn next_step(&mut self, tail: &Tail, step: usize) -> Step {
+        match &self.from {
+            Source::Tail => {
+                let rows = tail.to_settle(self.behind, self.last_key, step);
+                if !rows.is_empty() {
+                    return Step::Entries(rows);
+                }
+            }
+            Source::Runs(merged) => {
+                if !merged.iter().all(Merging::is_through) {
+                    return Step::Merge;
+                }
+            }
+        }
+        let late = self.late.len().min(step);
+        match late {
+            0 => Step::Finish,
+            _ => Step::Late(self.late[..late].to_vec()),
+        }
+    }
+
+    /// Writes the next entries of the runs that are merged.
+    async fn merge(
+        &mut self,
+        connection: &mut SqliteConnection,
+        step: usize,
+    ) -> sqlx::Result<Written> {
+        let Source::Runs(merged) = &mut self.from else {
+            return Ok(Written::default());
+        };
+        let mut entries = Vec::with_capacity(step);
+        while entries.len() < step {
+            for merging in merged.iter_mut() {
+                merging.read_ahead(connection, step).await?;
+            }
+            let first = merged.iter_mut().filter_map(|merging| {
+                let (mailbox64, entry) = merging.ahead.front()?;
+                Some(((*mailbox64, entry.key), merging))
+            });
+            let Some((_, merging)) = first.min_by_key(|(place, _)| *place) else {
+                break;
+            };
+            entries.extend(merging.ahead.pop_front());
+        }
+        insert_entries(connection, self.number, &entries).await?;
+        Ok(Written {
+            entries: entries.len() as u64,
+            behind: entries
+                .last()
+                .map(|(mailbox64, entry)| (*mailbox64, entry.key)),
+            ..Written::default()
+        })
+    }
+
+    /// The run takes its place.
+    async fn finish(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        for ((mailbox64, key), slot) in &self.extended {
+            set_slot(connection, (self.number, *mailbox64, *key), *slot).await?;
+        }
+        if let Source::Runs(merged) = &self.from {
+            for merging in merged {
+                sqlx::query("DELETE FROM run WHERE last_seq = ?")
+                    .bind(merging.run.last_key)
+                    .execute(&mut *connection)
+                    .await?;
+            }
+        }
+        match (self.entries, &self.from) {
+            // Everything has left.
+            (0, Source::Tail) => Ok(()),
+            _ => insert_run(connection, &self.run()).await,
+        }
+    }
+}
+
+impl Merging {
+    fn new(run: Run) -> Self {
+        Self {
+            run,
+            ahead: VecDeque::new(),
+            behind: None,
+            is_read: false,
+        }
+    }
+
+    fn is_through(&self) -> bool {
+        self.is_read && self.ahead.is_empty()
+    }
+
+    async fn read_ahead(
+        &mut self,
+        connection: &mut SqliteConnection,
+        step: usize,
+    ) -> sqlx::Result<()> {
+        if self.is_read || !self.ahead.is_empty() {
+            return Ok(());
+        }
+        let entries = next_entries(connection, self.run.number, self.behind, step).await?;
+        self.is_read = entries.len() < step;
+        if let Some((mailbox64, entry)) = entries.last() {
+            self.behind = Some((*mailbox64, entry.key));
+        }
+        self.ahead.extend(entries);
+        Ok(())
+    }
+}
+
+fn entry_of(key: OrderKey, header: &Header, secret: &Secret) -> Entry {
+    let bytes = usize::try_from(header.bytes).unwrap_or(usize::MAX);
+    Entry {
+        key: key.0,
+        id64: secret.id64(&header.id),
+        size: super::columns::Size::new(bytes, header.class),
+        slot: expiry_slot(header.expires_at),
+    }
+}
+
+fn follow_changes(tail: &mut Following<'_>, plan: &Plan) {
+    for (key, (mailbox, expires_at)) in &plan.extended {
+        tail.extended(mailbox.prefix64(), key.0, *expires_at);
+    }
+    for (key, mailbox) in &plan.delivered {
+        tail.delivered(mailbox.prefix64(), key.0);
+    }
+}
+
+/// Counts deleted rows off, and tells up to which number nothing of `gone` is needed any more.
+fn trim(left: &mut BTreeMap<i64, usize>, deleted: &[(i64, i64)]) -> Option<i64> {
+    for (_, number) in deleted {
+        if let Some(rows) = left.get_mut(number) {
+            *rows = rows.saturating_sub(1);
+        }
+    }
+    let mut trimmed = None;
+    while let Some(first) = left.first_entry()
+        && *first.get() == 0
+    {
+        trimmed = Some(*first.key());
+        first.remove();
+    }
+    trimmed
+}
+
+/// Reads which rows are gone: their keys, each with its number, and how many each number has.
+async fn read_gone(
+    connection: &mut SqliteConnection,
+) -> sqlx::Result<(BTreeMap<i64, i64>, BTreeMap<i64, usize>)> {
+    let (mut gone, mut left) = (BTreeMap::new(), BTreeMap::new());
+    let rows = sqlx::query("SELECT n, seqs FROM gone ORDER BY n")
+        .fetch_all(connection)
+        .await?;
+    for row in &rows {
+        let (number, seqs): (i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        let (keys, _) = seqs.as_chunks::<8>();
+        gone.extend(keys.iter().map(|key| (i64::from_be_bytes(*key), number)));
+        left.insert(number, keys.len());
+    }
+    Ok((gone, left))
+}
+
+#[cfg(test)]
+#[path = "settle_tests.rs"]
+mod tests;
