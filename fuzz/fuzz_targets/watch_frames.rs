@@ -7,7 +7,6 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncReadExt as _;
 use tokio::runtime::{Builder, Runtime};
@@ -33,7 +32,7 @@ fuzz_target!(|input: &[u8]| {
         slow_reading: METRICS.with(|metrics| metrics.slow_reading_total.clone()),
     };
     let address = Address::of([192, 0, 2, 1].into());
-    let mut watched = Watched::new(rest, Bytes::copy_from_slice(early), rules, address);
+    let mut watched = Watched::new(rest, early, rules, address);
     let mut buffer = vec![0; usize::from(*cut) + 1];
     let mut came_through = Vec::new();
     let ended = RUNTIME.with(|runtime| {

@@ -68,7 +68,12 @@ fn runtime() -> std::io::Result<Runtime> {
     // The runtime would panic where not one thread can be had.
     let trial = std::thread::Builder::new().spawn(|| ());
     trial?.join().ok();
-    let runtime = Builder::new_multi_thread()
+    // On one processor a second thread would only take turns with the first.
+    let mut builder = match std::thread::available_parallelism() {
+        Ok(processors) if processors.get() == 1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    let runtime = builder
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_keep_alive(FOR_EVER)

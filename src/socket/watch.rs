@@ -156,10 +156,11 @@ impl std::error::Error for Late {}
 impl<S> Watched<S> {
     /// Watches `inner`, which is a client's at `address`; `early` are bytes that were already read from
     /// it.
-    pub fn new(inner: S, early: Bytes, rules: WatchRules, address: Address) -> Self {
+    pub fn new(inner: S, early: &[u8], rules: WatchRules, address: Address) -> Self {
         Self {
             inner,
-            early,
+            // What was read ahead may be an empty piece of 8 KiB, which would be kept for as long as it is.
+            early: Bytes::copy_from_slice(early),
             rules,
             address,
             waits: Arc::default(),
@@ -360,6 +361,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
             let taken = this.early.len().min(buffer.remaining());
             buffer.put_slice(&this.early[..taken]);
             this.early.advance(taken);
+            if this.early.is_empty() {
+                this.early = Bytes::new();
+            }
         }
         this.observe(&buffer.filled()[filled..]);
         Poll::Ready(Ok(()))
@@ -417,7 +421,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_that_is_not_complete_in_time_fails_the_read() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        let mut watched = Watched::new(server, &[], rules(0), home());
         client.write_all(&frame(0x82, 1000)[..500]).await.unwrap();
         let began = Instant::now();
         let mut sink = Vec::new();
@@ -429,7 +433,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_large_message_is_given_a_second_for_each_64_kib() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        let mut watched = Watched::new(server, &[], rules(0), home());
         client
             .write_all(&frame(0x82, 10 * 65_536)[..500])
             .await
@@ -442,7 +446,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_between_messages_is_no_fault_of_the_watcher() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        let mut watched = Watched::new(server, &[], rules(0), home());
         let whole = frame(0x82, 1000);
         client.write_all(&whole).await.unwrap();
         let mut buffer = vec![0; whole.len()];
@@ -458,7 +462,7 @@ mod tests {
             [(0x89, 125, true), (0x89, 126, false), (0x88, 70_000, false)]
         {
             let (mut client, server) = tokio::io::duplex(1 << 20);
-            let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+            let mut watched = Watched::new(server, &[], rules(0), home());
             client.write_all(&frame(first, payload)).await.unwrap();
             let mut buffer = [0; 14];
             watched.read_exact(&mut buffer).await.unwrap();
@@ -470,7 +474,7 @@ mod tests {
     async fn what_is_announced_takes_no_room_and_what_has_come_takes_steps() {
         let rules = rules(2 * STEP_BYTES);
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules, home());
+        let mut watched = Watched::new(server, &[], rules, home());
         let large = frame(0x82, 300 * 1024);
         client.write_all(&large).await.unwrap();
         let room = |watched: &Watched<_>| {
@@ -492,7 +496,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_large_message_that_stops_coming_is_late_after_ten_seconds() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        let mut watched = Watched::new(server, &[], rules(0), home());
         let large = frame(0x82, 1 << 20);
         client.write_all(&large[..100 * 1024]).await.unwrap();
         let began = Instant::now();
@@ -504,7 +508,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_large_message_that_comes_slowly_and_steadily_is_read() {
         let (mut client, server) = tokio::io::duplex(1 << 10);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        let mut watched = Watched::new(server, &[], rules(0), home());
         // 8 KiB a second.
         let large = frame(0x82, 200 * 1024);
         let whole = large.len();
@@ -527,7 +531,7 @@ mod tests {
             .collect();
         others.iter_mut().for_each(|room| room.grow().unwrap());
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules, home());
+        let mut watched = Watched::new(server, &[], rules, home());
         let waits = watched.waits();
         let large = frame(0x82, 150 * 1024);
         client.write_all(&large).await.unwrap();
@@ -543,7 +547,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_in_very_many_frames_is_read_slowly_and_is_late_in_the_end() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        let mut watched = Watched::new(server, &[], rules(0), home());
         let frames = frame(0x00, 0).repeat(600_000);
         let bytes = frames.len();
         tokio::spawn(async move {
@@ -559,7 +563,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_session_that_rests_does_not_make_its_client_late() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(server, Bytes::new(), rules(0), home());
+        let mut watched = Watched::new(server, &[], rules(0), home());
         let whole = frame(0x82, 1000);
         client.write_all(&whole).await.unwrap();
         let mut buffer = vec![0; whole.len()];
@@ -573,7 +577,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(1 << 20);
         let whole = frame(0x82, 10);
         let (early, late) = whole.split_at(7);
-        let mut watched = Watched::new(server, Bytes::copy_from_slice(early), rules(0), home());
+        let mut watched = Watched::new(server, early, rules(0), home());
         client.write_all(late).await.unwrap();
         let mut buffer = vec![0; whole.len()];
         watched.read_exact(&mut buffer).await.unwrap();

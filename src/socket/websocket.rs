@@ -139,7 +139,7 @@ impl Upgrader {
         let whose = Address::of(address);
         let stream = Watched::new(
             parts.io.into_inner(),
-            parts.read_buf,
+            &parts.read_buf,
             self.watch.clone(),
             whose,
         );

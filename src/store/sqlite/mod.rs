@@ -3,7 +3,7 @@
 //! The committer has the one writing connection (`writer`, which answers questions from `known`);
 //! pages come from a few read-only ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
 //! lock, schema), `doubts` (whether what cannot be read is damaged), `scrub` (whether indexes find what
-//! is there), `tail`, `runs` and `settle` (the index of mailboxes), `guard` (checksums), `log` (when it is moved, and what a failed fsync asks for), `caches` with
+//! is there), `tail`, `runs`, `building` and `settle` (the index of mailboxes), `guard` (checksums), `log` (when it is moved, and what a failed fsync asks for), `caches` with
 //! `working_set`, `owners` and `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
 //! (how values stand in them), `time` (the time that the database knows), `errors` (what failed), `files` (whether the
 //! paths still lead to what is open), `disk` (room for new blobs) with its `reserve`, `backup` (a copy of the
@@ -11,6 +11,7 @@
 
 pub mod backup;
 mod blobs;
+mod building;
 mod caches;
 mod columns;
 mod disk;
@@ -32,6 +33,7 @@ mod rows;
 mod runs;
 mod scrub;
 mod settle;
+mod step;
 mod tail;
 mod time;
 mod working_set;

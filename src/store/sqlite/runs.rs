@@ -8,10 +8,12 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use sqlx::Row as _;
+use futures_util::TryStreamExt as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{Row as _, SqliteExecutor};
 
-use super::columns::Size;
+use super::columns::{Size, to_i64, to_u64};
+use super::errors::is_damage;
 use super::rows::Sized;
 use super::tail::{Entry, Tail};
 use crate::store::model::OrderKey;
@@ -94,7 +96,7 @@ impl Runs {
             Ok(Run {
                 number: row.try_get(0)?,
                 last_key: row.try_get(1)?,
-                entries: super::columns::to_u64(row.try_get(2)?),
+                entries: to_u64(row.try_get(2)?),
             })
         };
         rows.iter().map(run).collect::<sqlx::Result<_>>().map(Self)
@@ -119,7 +121,7 @@ pub(super) async fn read_unsettled(
 ) -> sqlx::Result<Unsettled> {
     let mut found = Unsettled::default();
     match read_together(connection, settled_to, &mut found).await {
-        Err(error) if super::errors::is_damage(&error) => {
+        Err(error) if is_damage(&error) => {
             found = Unsettled::default();
             read_one_by_one(connection, settled_to, &mut found).await?;
         }
@@ -145,7 +147,6 @@ async fn read_together(
     settled_to: i64,
     found: &mut Unsettled,
 ) -> sqlx::Result<()> {
-    use futures_util::TryStreamExt as _;
     let mut rows = sqlx::query(SELECT_UNSETTLED)
         .bind(settled_to)
         .bind(i64::MAX)
@@ -176,7 +177,7 @@ async fn read_one_by_one(
         match read {
             Ok(None) => {}
             Ok(Some(row)) => found.entries.push((row.try_get(4)?, entry(&row)?)),
-            Err(error) if super::errors::is_damage(&error) => found.unreadable += 1,
+            Err(error) if is_damage(&error) => found.unreadable += 1,
             Err(error) => return Err(error),
         }
     }
@@ -195,7 +196,7 @@ pub(super) fn entry(row: &SqliteRow) -> sqlx::Result<Entry> {
 
 /// The first `limit` entries of a mailbox behind a key, settled or not.
 pub(super) async fn entries_of(
-    executor: impl sqlx::SqliteExecutor<'_>,
+    executor: impl SqliteExecutor<'_>,
     tail: &Tail,
     (mailbox64, after): (i64, OrderKey),
     limit: u32,
@@ -217,7 +218,7 @@ pub(super) async fn entries_of(
 
 /// The last key of a mailbox, or zero.
 pub(super) async fn last_key(
-    executor: impl sqlx::SqliteExecutor<'_>,
+    executor: impl SqliteExecutor<'_>,
     tail: &Tail,
     mailbox64: i64,
 ) -> sqlx::Result<i64> {
@@ -292,7 +293,7 @@ pub(super) async fn insert_run(connection: &mut SqliteConnection, run: &Run) -> 
     sqlx::query("INSERT OR ROLLBACK INTO run (last_seq, run, entries) VALUES (?, ?, ?)")
         .bind(run.last_key)
         .bind(run.number)
-        .bind(super::columns::to_i64(run.entries))
+        .bind(to_i64(run.entries))
         .execute(connection)
         .await
         .map(drop)
@@ -313,7 +314,7 @@ pub(super) async fn next_entries(
     .bind(run)
     .bind(mailbox64)
     .bind(key)
-    .bind(super::columns::to_i64(limit as u64))
+    .bind(to_i64(limit as u64))
     .fetch_all(connection)
     .await?;
     rows.iter()
@@ -348,7 +349,7 @@ pub(super) async fn forget_entries(
          (SELECT mailbox64, seq FROM entry WHERE run = ?1 LIMIT ?2)",
     )
     .bind(run)
-    .bind(super::columns::to_i64(limit as u64))
+    .bind(to_i64(limit as u64))
     .execute(connection)
     .await?;
     Ok(deleted.rows_affected())

@@ -5,7 +5,7 @@
 //! than a second or two are left alone, because most of them are acknowledged by then: what has left is never
 //! settled, and its neighbours on the page have left, too.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +14,14 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::columns::{expiry_slot, to_i64};
+use super::building::{Building, Merging, Source};
+use super::columns::{Size, expiry_slot, to_i64};
 use super::rows::delete_blobs;
 use super::runs::{
-    Run, Runs, delete_entries, insert_entries, insert_run, next_entries, read_unsettled, rebuild,
-    set_slot, stale_runs,
+    REBUILT_RUN, Run, Runs, delete_entries, forget_entries, insert_entries, read_unsettled,
+    rebuild, set_slot, stale_runs,
 };
+use super::step::{Step, Written};
 use super::tail::{Entry, Following, Tail};
 use crate::secrets::Secret;
 use crate::store::engine::{Header, Plan, Write};
@@ -53,9 +55,6 @@ const MERGE_RUNS: usize = 8;
 
 /// Runs from which on they are merged although there is other work.
 const RUNS_MAX: usize = 64;
-
-/// Rows of a step that does not tell how many it touches, about.
-const STEP_ROWS: usize = 4_096;
 
 /// After a failed step of a run it is not tried again for this long.
 const FAILED_PAUSE: Duration = Duration::from_secs(60);
@@ -115,79 +114,6 @@ struct Age {
     last_key: i64,
     /// Rows that are gone are deleted up to this number of `gone`.
     gone_to: i64,
-}
-
-/// A run that is being written.
-#[derive(Debug)]
-struct Building {
-    number: i64,
-    last_key: i64,
-    from: Source,
-    /// Up to here it is written: mailbox64 and key.
-    behind: Option<(i64, i64)>,
-    entries: u64,
-    /// Rows that have left meanwhile: their entries go when all are written.
-    late: Vec<(i64, i64)>,
-    /// Rows that live longer since.
-    extended: HashMap<(i64, i64), i64>,
-}
-
-#[derive(Debug)]
-enum Source {
-    Tail,
-    Runs(Vec<Merging>),
-}
-
-/// A run that becomes a part of another one.
-#[derive(Debug)]
-struct Merging {
-    run: Run,
-    /// Its next entries.
-    ahead: VecDeque<(i64, Entry)>,
-    /// Up to here it was read.
-    behind: Option<(i64, i64)>,
-    is_read: bool,
-}
-
-/// What one transaction does.
-#[derive(Debug)]
-pub(super) enum Step {
-    /// Entries of the run that is being written.
-    Entries(Vec<(i64, Entry)>),
-    /// Entries of the run that is being written, out of others.
-    Merge,
-    /// Entries of rows that have left meanwhile.
-    Late(Vec<(i64, i64)>),
-    /// The run is finished.
-    Finish,
-    /// Rows that are gone, each with its number in `gone`.
-    Delete(Vec<(i64, i64)>),
-    /// Entries that count for nothing.
-    Forget(i64),
-    /// One run is built anew from all rows up to this key.
-    Rebuild(i64),
-}
-
-impl Step {
-    /// How many rows of any table it changes, about.
-    pub(super) fn rows(&self) -> usize {
-        match self {
-            Self::Entries(rows) => rows.len(),
-            Self::Merge | Self::Forget(_) => STEP_ROWS,
-            Self::Late(rows) | Self::Delete(rows) => rows.len(),
-            Self::Finish => 1,
-            Self::Rebuild(_) => 16 * STEP_ROWS,
-        }
-    }
-}
-
-/// What a step has found that memory must follow when it is durable.
-#[derive(Debug, Default)]
-pub(super) struct Written {
-    entries: u64,
-    is_end: bool,
-    behind: Option<(i64, i64)>,
-    gone: Vec<(i64, i64)>,
 }
 
 impl Settling {
@@ -499,7 +425,7 @@ impl Settling {
             (Step::Finish, Some(building)) => building.finish(connection).await?,
             (Step::Delete(gone), _) => self.delete(connection, gone).await?,
             (Step::Forget(run), _) => {
-                let deleted = super::runs::forget_entries(connection, *run, self.pace.step).await?;
+                let deleted = forget_entries(connection, *run, self.pace.step).await?;
                 written.is_end = deleted < self.pace.step as u64;
             }
             (Step::Rebuild(last_key), _) => {
@@ -590,7 +516,7 @@ impl Settling {
     /// The runs were built anew: there is one.
     fn rebuilt(&mut self, last_key: i64, entries: u64) {
         let run = Run {
-            number: super::runs::REBUILT_RUN,
+            number: REBUILT_RUN,
             last_key,
             entries,
         };
@@ -631,151 +557,12 @@ impl Settling {
     }
 }
 
-impl Building {
-    fn new(number: i64, last_key: i64, from: Source) -> Self {
-        Self {
-            number,
-            last_key,
-            from,
-            behind: None,
-            entries: 0,
-            late: Vec::new(),
-            extended: HashMap::new(),
-        }
-    }
-
-    fn run(&self) -> Run {
-        Run {
-            number: self.number,
-            last_key: self.last_key,
-            entries: self.entries,
-        }
-    }
-
-    /// Whether the entry of this row may be written, or read to be written.
-    fn may_have(&self, runs: &Runs, (mailbox64, key): (i64, i64)) -> bool {
-        match &self.from {
-            Source::Tail => key <= self.last_key && Some((mailbox64, key)) <= self.behind,
-            Source::Runs(merged) => {
-                let run = runs.of(key);
-                merged.iter().any(|merging| Some(merging.run.number) == run)
-            }
-        }
-    }
-
-    fn next_step(&mut self, tail: &Tail, step: usize) -> Step {
-        match &self.from {
-            Source::Tail => {
-                let rows = tail.to_settle(self.behind, self.last_key, step);
-                if !rows.is_empty() {
-                    return Step::Entries(rows);
-                }
-            }
-            Source::Runs(merged) => {
-                if !merged.iter().all(Merging::is_through) {
-                    return Step::Merge;
-                }
-            }
-        }
-        let late = self.late.len().min(step);
-        match late {
-            0 => Step::Finish,
-            _ => Step::Late(self.late[..late].to_vec()),
-        }
-    }
-
-    /// Writes the next entries of the runs that are merged.
-    async fn merge(
-        &mut self,
-        connection: &mut SqliteConnection,
-        step: usize,
-    ) -> sqlx::Result<Written> {
-        let Source::Runs(merged) = &mut self.from else {
-            return Ok(Written::default());
-        };
-        let mut entries = Vec::with_capacity(step);
-        while entries.len() < step {
-            for merging in merged.iter_mut() {
-                merging.read_ahead(connection, step).await?;
-            }
-            let first = merged.iter_mut().filter_map(|merging| {
-                let (mailbox64, entry) = merging.ahead.front()?;
-                Some(((*mailbox64, entry.key), merging))
-            });
-            let Some((_, merging)) = first.min_by_key(|(place, _)| *place) else {
-                break;
-            };
-            entries.extend(merging.ahead.pop_front());
-        }
-        insert_entries(connection, self.number, &entries).await?;
-        Ok(Written {
-            entries: entries.len() as u64,
-            behind: entries
-                .last()
-                .map(|(mailbox64, entry)| (*mailbox64, entry.key)),
-            ..Written::default()
-        })
-    }
-
-    /// The run takes its place.
-    async fn finish(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
-        for ((mailbox64, key), slot) in &self.extended {
-            set_slot(connection, (self.number, *mailbox64, *key), *slot).await?;
-        }
-        if let Source::Runs(merged) = &self.from {
-            for merging in merged {
-                sqlx::query("DELETE FROM run WHERE last_seq = ?")
-                    .bind(merging.run.last_key)
-                    .execute(&mut *connection)
-                    .await?;
-            }
-        }
-        match (self.entries, &self.from) {
-            // Everything has left.
-            (0, Source::Tail) => Ok(()),
-            _ => insert_run(connection, &self.run()).await,
-        }
-    }
-}
-
-impl Merging {
-    fn new(run: Run) -> Self {
-        Self {
-            run,
-            ahead: VecDeque::new(),
-            behind: None,
-            is_read: false,
-        }
-    }
-
-    fn is_through(&self) -> bool {
-        self.is_read && self.ahead.is_empty()
-    }
-
-    async fn read_ahead(
-        &mut self,
-        connection: &mut SqliteConnection,
-        step: usize,
-    ) -> sqlx::Result<()> {
-        if self.is_read || !self.ahead.is_empty() {
-            return Ok(());
-        }
-        let entries = next_entries(connection, self.run.number, self.behind, step).await?;
-        self.is_read = entries.len() < step;
-        if let Some((mailbox64, entry)) = entries.last() {
-            self.behind = Some((*mailbox64, entry.key));
-        }
-        self.ahead.extend(entries);
-        Ok(())
-    }
-}
-
 fn entry_of(key: OrderKey, header: &Header, secret: &Secret) -> Entry {
     let bytes = usize::try_from(header.bytes).unwrap_or(usize::MAX);
     Entry {
         key: key.0,
         id64: secret.id64(&header.id),
-        size: super::columns::Size::new(bytes, header.class),
+        size: Size::new(bytes, header.class),
         slot: expiry_slot(header.expires_at),
     }
 }

@@ -131,7 +131,7 @@ impl Tail {
         }
     }
 
-    /// Which of these keys, given with their mailboxes, belong to rows that are not settled.
+    /// Whether a row is not settled.
     pub(super) fn holds(&self, mailbox64: i64, key: i64) -> bool {
         self.read().rows.contains_key(&(mailbox64, key))
     }
