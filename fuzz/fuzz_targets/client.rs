@@ -233,6 +233,10 @@ impl Play {
     }
 
     fn came(&mut self, is_given: bool, is_stored: bool, item: Item) {
+        // A name that another relay uses, too, is forgotten: a blob comes once as long as it comes from one relay.
+        if self.given.get(&item).copied() != self.relay {
+            self.given.remove(&item);
+        }
         if !is_given {
             return;
         }
