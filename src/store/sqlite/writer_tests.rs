@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use sqlx::ConnectOptions as _;
+
 use super::*;
 use crate::ids::{BlobId, MailboxHash};
 use crate::store::model::{Appended, Burnt, Class, Envelope, Opener, OrderKey, Tells, View};
 use crate::store::plan::known::Learnt;
 use crate::store::plan::{Folded, Rules, fold};
 use crate::store::quota::Quota;
-use crate::store::sqlite::open::{DATABASE_FILE, open_writer, take_data_dir};
+use crate::store::sqlite::open::{DATABASE_FILE, open_writer, reader_options, take_data_dir};
 use crate::store::tally::Tally;
 use crate::store::write::{Cause, Outcome};
 
@@ -17,6 +19,8 @@ struct Bench {
     writer: SqliteWriter,
     rules: Rules,
     tally: Tally,
+    /// A store has readers: without one, closing the writer would delete the log.
+    _reader: SqliteConnection,
 }
 
 impl Bench {
@@ -66,6 +70,8 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> Bench {
     let lock = take_data_dir(folder, false).unwrap();
     let path = folder.join(DATABASE_FILE);
     let connection = open_writer(&path, &secret).await.unwrap();
+    let mut reader = reader_options(&path).connect().await.unwrap();
+    execute(&mut reader, "SELECT 1 FROM blob").await.unwrap();
     let files = Arc::new(crate::store::sqlite::files::Files::of(folder, &lock).unwrap());
     let log = Log::of(&path, lock.database().unwrap());
     let writer = SqliteWriter::new(
@@ -78,6 +84,7 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> Bench {
     .await
     .unwrap();
     Bench {
+        _reader: reader,
         tally: Tally::new(writer.held(), metrics),
         writer,
         rules: Rules {
