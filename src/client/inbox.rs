@@ -73,19 +73,11 @@ impl Inbox {
 
     /// Takes it in, if there is room.
     pub(super) fn push(&mut self, event: Event, size: Size) -> bool {
-        if let (Some((Event::CaughtUp(last), _)), Event::CaughtUp(more)) =
-            (self.events.back_mut(), &event)
-        {
-            // Nothing has come in between: one word says both.
-            last.retain(|mailbox| !more.contains(mailbox));
-            last.extend(more);
-            return true;
-        }
         let (held, bytes) = match size {
             Size::Stored(bytes) => (&mut self.stored, bytes),
             Size::Live(bytes) => (&mut self.live, bytes),
             Size::Word => {
-                self.events.push_back((event, size));
+                self.put(event, size);
                 return true;
             }
         };
@@ -93,8 +85,19 @@ impl Inbox {
             return false;
         }
         held.add(bytes);
-        self.events.push_back((event, size));
+        self.put(event, size);
         true
+    }
+
+    /// Puts it behind the others. Of two words of catching up with nothing in between, one says both.
+    fn put(&mut self, event: Event, size: Size) {
+        match (self.events.back_mut(), event) {
+            (Some((Event::CaughtUp(last), _)), Event::CaughtUp(more)) => {
+                last.retain(|mailbox| !more.contains(mailbox));
+                last.extend(more);
+            }
+            (_, event) => self.events.push_back((event, size)),
+        }
     }
 
     pub(super) fn take(&mut self) -> Option<Event> {
@@ -105,12 +108,11 @@ impl Inbox {
 
     /// Drops the blobs and receipts that came from a mailbox.
     pub(super) fn closed(&mut self, mailbox: &MailboxId) {
-        let (gone, kept): (VecDeque<_>, _) = std::mem::take(&mut self.events)
-            .into_iter()
-            .partition(|(event, _)| event.came_from() == Some(mailbox));
-        self.events = kept;
-        for (_, size) in gone {
-            self.gone(size);
+        for (event, size) in std::mem::take(&mut self.events) {
+            match event.came_from() == Some(mailbox) {
+                true => self.gone(size),
+                false => self.put(event, size),
+            }
         }
     }
 
@@ -160,6 +162,20 @@ mod tests {
         }
         let both = vec![mailbox(2), mailbox(1)];
         assert_eq!(inbox.take(), Some(Event::CaughtUp(both)));
+        assert_eq!(inbox.take(), None);
+    }
+
+    /// Whoever opened and closed a mailbox over and over, and took nothing, collected words without end.
+    #[test]
+    fn words_become_one_when_what_was_between_them_is_gone() {
+        let mut inbox = Inbox::new(1, 1_000);
+        inbox.push(Event::CaughtUp(vec![mailbox(2)]), Size::Word);
+        for _ in 0..2 {
+            inbox.push(blob(1), Size::Stored(1));
+            inbox.push(Event::CaughtUp(vec![mailbox(2)]), Size::Word);
+            inbox.closed(&mailbox(1));
+        }
+        assert_eq!(inbox.take(), Some(Event::CaughtUp(vec![mailbox(2)])));
         assert_eq!(inbox.take(), None);
     }
 
