@@ -355,42 +355,44 @@ pub(super) async fn forget_entries(
     Ok(deleted.rows_affected())
 }
 
-/// The number of the one run that there is after a rebuild.
-pub(super) const REBUILT_RUN: i64 = 1;
-
-/// Builds one run from the rows up to this key, but for some, in place of all that there are; answers its
-/// entries.
+/// Builds runs from the rows, but for some, in place of all that there are: one of what was settled, and one of
+/// the rest up to a key. A reader that has seen the tail before still finds what was settled in the first one.
 pub(super) async fn rebuild(
     connection: &mut SqliteConnection,
-    settled_to: i64,
+    (settled_to, last_key): (i64, i64),
     but: &BTreeSet<i64>,
-) -> sqlx::Result<u64> {
+) -> sqlx::Result<Vec<Run>> {
     for sql in ["DELETE FROM run", "DELETE FROM entry"] {
         sqlx::query(sql).execute(&mut *connection).await?;
     }
-    let entries = sqlx::query(
-        "INSERT INTO entry (run, mailbox64, seq, id64, size, expires_slot) \
-         SELECT ?, mailbox64, seq, id64, size, expires_slot FROM blob NOT INDEXED WHERE seq <= ? \
-         ORDER BY mailbox64, seq",
-    )
-    .bind(REBUILT_RUN)
-    .bind(settled_to)
-    .execute(&mut *connection)
-    .await?
-    .rows_affected();
+    let mut runs = Vec::new();
+    for (number, after, last_key) in [(1, 0, settled_to), (2, settled_to, last_key)] {
+        let entries = sqlx::query(
+            "INSERT INTO entry (run, mailbox64, seq, id64, size, expires_slot) \
+             SELECT ?, mailbox64, seq, id64, size, expires_slot FROM blob NOT INDEXED \
+             WHERE seq > ? AND seq <= ? ORDER BY mailbox64, seq",
+        )
+        .bind(number)
+        .bind(after)
+        .bind(last_key)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if entries > 0 {
+            let run = Run {
+                number,
+                last_key,
+                entries,
+            };
+            insert_run(connection, &run).await?;
+            runs.push(run);
+        }
+    }
     for key in but {
         sqlx::query("DELETE FROM entry WHERE seq = ?")
             .bind(*key)
             .execute(&mut *connection)
             .await?;
     }
-    let run = Run {
-        number: REBUILT_RUN,
-        last_key: settled_to,
-        entries,
-    };
-    if entries > 0 {
-        insert_run(connection, &run).await?;
-    }
-    Ok(entries)
+    Ok(runs)
 }

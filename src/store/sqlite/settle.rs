@@ -18,8 +18,8 @@ use super::building::{Building, Merging, Source};
 use super::columns::{Size, expiry_slot, to_i64};
 use super::rows::delete_blobs;
 use super::runs::{
-    REBUILT_RUN, Run, Runs, delete_entries, forget_entries, insert_entries, read_unsettled,
-    rebuild, set_slot, stale_runs,
+    Run, Runs, delete_entries, forget_entries, insert_entries, read_unsettled, rebuild, set_slot,
+    stale_runs,
 };
 use super::step::{Step, Written};
 use super::tail::{Entry, Following, Tail};
@@ -433,7 +433,8 @@ impl Settling {
                 let all = (i64::MAX, i64::MAX);
                 written.gone = self.tail.gone_up_to(all, &self.stuck, usize::MAX);
                 self.delete(connection, &written.gone).await?;
-                written.entries = rebuild(connection, *last_key, &self.stuck).await?;
+                let bounds = (self.runs.settled_to(), *last_key);
+                written.runs = rebuild(connection, bounds, &self.stuck).await?;
             }
             (Step::Entries(_) | Step::Merge | Step::Late(_) | Step::Finish, None) => {}
         }
@@ -476,7 +477,7 @@ impl Settling {
             (Step::Forget(run), _) if written.is_end => self.stale.retain(|stale| *stale != run),
             (Step::Rebuild(last_key), _) => {
                 self.deleted(&written.gone);
-                self.rebuilt(last_key, written.entries);
+                self.rebuilt(last_key, &written.runs);
             }
             _ => {}
         }
@@ -513,19 +514,16 @@ impl Settling {
         self.is_careful = false;
     }
 
-    /// The runs were built anew: there is one.
-    fn rebuilt(&mut self, last_key: i64, entries: u64) {
-        let run = Run {
-            number: REBUILT_RUN,
-            last_key,
-            entries,
-        };
-        self.runs.0 = Vec::from_iter((entries > 0).then_some(run));
+    /// The runs were built anew.
+    fn rebuilt(&mut self, last_key: i64, runs: &[Run]) {
+        self.runs.0 = runs.to_vec();
         self.tail.settled(last_key, self.runs.settled_to());
-        self.next_run = self.next_run.max(run.number + 1);
+        let last = runs.iter().map(|run| run.number).max().unwrap_or(0);
+        self.next_run = self.next_run.max(last + 1);
         (self.building, self.rebuild_at) = (None, None);
         self.rebuilt_at = Some(Instant::now());
         self.stale.clear();
+        let entries: u64 = runs.iter().map(|run| run.entries).sum();
         info!("store: the index of mailboxes was built anew from the {entries} blobs in it");
     }
 

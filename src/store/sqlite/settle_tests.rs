@@ -253,7 +253,7 @@ async fn runs_that_cannot_be_written_are_built_anew() {
         let path = folder.path().join(sqlite::DATABASE_FILE);
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
         let mut connection = options.connect().await.unwrap();
-        let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON entry WHEN NEW.run > 1 \
+        let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON entry WHEN NEW.run > 2 \
                      BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
         sqlx::query(spoil).execute(&mut connection).await.unwrap();
     }

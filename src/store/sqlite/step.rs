@@ -1,5 +1,6 @@
 //! What one transaction of settling does, and what it has done.
 
+use super::runs::Run;
 use super::tail::Entry;
 
 /// Rows of a step that does not tell how many it touches, about.
@@ -44,4 +45,5 @@ pub(super) struct Written {
     pub(super) is_end: bool,
     pub(super) behind: Option<(i64, i64)>,
     pub(super) gone: Vec<(i64, i64)>,
+    pub(super) runs: Vec<Run>,
 }
