@@ -8,6 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 use vauchi_relay::config::Config;
 use vauchi_relay::ids::MailboxId;
 use vauchi_relay::secrets::Secret;
@@ -74,9 +76,26 @@ async fn taken(folder: &Path, frames: &[(Value, Vec<u8>)], is_killed: bool) {
     }
 }
 
+/// Moves what a relay that is stopped has left in its log into the database: a page that is in the log, too,
+/// would be read from there.
+fn empty_the_log(database: &Path) {
+    let options = SqliteConnectOptions::new().filename(database);
+    let emptied = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(async {
+            let mut connection = options.connect().await.unwrap();
+            let checkpoint = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)");
+            checkpoint.execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+        });
+    });
+    emptied.join().unwrap();
+}
+
 /// Changes the database of a relay that is stopped.
 fn damage(folder: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let path = folder.join(DATABASE_FILE);
+    empty_the_log(&path);
     let mut file = fs::read(&path).unwrap();
     change(&mut file);
     fs::write(&path, file).unwrap();
