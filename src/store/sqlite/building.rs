@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use sqlx::sqlite::SqliteConnection;
 
 use super::runs::{Run, Runs, insert_entries, insert_run, next_entries, set_slot};
-use super::step::{Step, Written};
+use super::step::Step;
 use super::tail::{Entry, Tail};
 
 /// A run that is being written.
@@ -93,14 +93,14 @@ impl Building {
         }
     }
 
-    /// Writes the next entries of the runs that are merged.
+    /// Writes the next entries of the runs that are merged; tells which.
     pub(super) async fn merge(
         &mut self,
         connection: &mut SqliteConnection,
         step: usize,
-    ) -> sqlx::Result<Written> {
+    ) -> sqlx::Result<Vec<(i64, Entry)>> {
         let Source::Runs(merged) = &mut self.from else {
-            return Ok(Written::default());
+            return Ok(Vec::new());
         };
         let mut entries = Vec::with_capacity(step);
         while entries.len() < step {
@@ -117,13 +117,15 @@ impl Building {
             entries.extend(merging.ahead.pop_front());
         }
         insert_entries(connection, self.number, &entries).await?;
-        Ok(Written {
-            entries: entries.len() as u64,
-            behind: entries
-                .last()
-                .map(|(mailbox64, entry)| (*mailbox64, entry.key)),
-            ..Written::default()
-        })
+        Ok(entries)
+    }
+
+    /// These entries are durable.
+    pub(super) fn written(&mut self, entries: &[(i64, Entry)]) {
+        self.entries += entries.len() as u64;
+        if let Some((mailbox64, entry)) = entries.last() {
+            self.behind = Some((*mailbox64, entry.key));
+        }
     }
 
     /// The run takes its place.

@@ -91,6 +91,9 @@ static INSERT_DEPARTED: LazyLock<Sized> = LazyLock::new(|| {
 static DELETE_BLOBS: LazyLock<Sized> =
     LazyLock::new(|| Sized::new("DELETE FROM blob WHERE seq IN (", "?", ")"));
 
+static DELETE_GONE: LazyLock<Sized> =
+    LazyLock::new(|| Sized::new("DELETE FROM gone WHERE n IN (", "?", ")"));
+
 const COPY_CORRUPT: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, \
      expires_slot, kind, expires_at, stored_at, mailbox, id, checksum, topic64, owner64, owner, \
      version, sealed, body) \
@@ -204,9 +207,25 @@ pub(super) async fn read_topics(
 /// Deletes these rows.
 pub(super) async fn delete_blobs(
     connection: &mut SqliteConnection,
+    keys: &[i64],
+) -> sqlx::Result<()> {
+    delete_all(connection, &DELETE_BLOBS, keys).await
+}
+
+/// Deletes these numbers of `gone`.
+pub(super) async fn delete_gone(
+    connection: &mut SqliteConnection,
+    numbers: &[i64],
+) -> sqlx::Result<()> {
+    delete_all(connection, &DELETE_GONE, numbers).await
+}
+
+async fn delete_all(
+    connection: &mut SqliteConnection,
+    statement: &'static Sized,
     mut keys: &[i64],
 ) -> sqlx::Result<()> {
-    while let Some((query, later)) = DELETE_BLOBS.cut_keys(keys) {
+    while let Some((query, later)) = statement.cut_keys(keys) {
         query.execute(&mut *connection).await?;
         keys = later;
     }

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::building::{Building, Merging, Source};
 use super::columns::{Size, expiry_slot, to_i64};
-use super::rows::delete_blobs;
+use super::rows::{delete_blobs, delete_gone};
 use super::runs::{
     Run, Runs, delete_entries, forget_entries, insert_entries, read_unsettled, rebuild, set_slot,
     stale_runs,
@@ -407,13 +407,9 @@ impl Settling {
         match (step, &mut self.building) {
             (Step::Entries(rows), Some(building)) => {
                 insert_entries(connection, building.number, rows).await?;
-                written.entries = rows.len() as u64;
-                written.behind = rows
-                    .last()
-                    .map(|(mailbox64, entry)| (*mailbox64, entry.key));
             }
             (Step::Merge, Some(building)) => {
-                written = building.merge(connection, self.pace.step).await?
+                written.merged = building.merge(connection, self.pace.step).await?;
             }
             (Step::Late(late), Some(building)) => {
                 let entries: Vec<_> = late
@@ -448,27 +444,25 @@ impl Settling {
     ) -> sqlx::Result<()> {
         let keys: Vec<_> = gone.iter().map(|(key, _)| *key).collect();
         delete_blobs(connection, &keys).await?;
-        let mut left = self.left.clone();
-        if let Some(to) = trim(&mut left, gone) {
-            sqlx::query("DELETE FROM gone WHERE n <= ?")
-                .bind(to)
-                .execute(connection)
-                .await?;
+        delete_gone(connection, &self.emptied(gone)).await
+    }
+
+    /// Rows of `gone` that nothing is left of once these rows are deleted.
+    fn emptied(&self, gone: &[(i64, i64)]) -> Vec<i64> {
+        let mut deleted = BTreeMap::<i64, usize>::new();
+        for (_, number) in gone {
+            *deleted.entry(*number).or_default() += 1;
         }
-        Ok(())
+        let is_all = |(number, rows): &(i64, usize)| self.left.get(number) == Some(rows);
+        let emptied = deleted.into_iter().filter(is_all);
+        emptied.map(|(number, _)| number).collect()
     }
 
     /// A step is durable.
     pub(super) fn done(&mut self, step: Step, written: &Written) {
         match (step, &mut self.building) {
-            (Step::Entries(_), Some(building)) => {
-                building.entries += written.entries;
-                building.behind = written.behind;
-            }
-            (Step::Merge, Some(building)) => {
-                building.entries += written.entries;
-                building.behind = written.behind.or(building.behind);
-            }
+            (Step::Entries(rows), Some(building)) => building.written(&rows),
+            (Step::Merge, Some(building)) => building.written(&written.merged),
             (Step::Late(late), Some(building)) => {
                 building.late.drain(..late.len().min(building.late.len()));
             }
@@ -509,7 +503,14 @@ impl Settling {
     }
 
     fn deleted(&mut self, gone: &[(i64, i64)]) {
-        trim(&mut self.left, gone);
+        for number in self.emptied(gone) {
+            self.left.remove(&number);
+        }
+        for (_, number) in gone {
+            if let Some(rows) = self.left.get_mut(number) {
+                *rows -= 1;
+            }
+        }
         self.tail.forget_gone(gone);
         self.is_careful = false;
     }
@@ -572,23 +573,6 @@ fn follow_changes(tail: &mut Following<'_>, plan: &Plan) {
     for (key, mailbox) in &plan.delivered {
         tail.delivered(mailbox.prefix64(), key.0);
     }
-}
-
-/// Counts deleted rows off, and tells up to which number nothing of `gone` is needed any more.
-fn trim(left: &mut BTreeMap<i64, usize>, deleted: &[(i64, i64)]) -> Option<i64> {
-    for (_, number) in deleted {
-        if let Some(rows) = left.get_mut(number) {
-            *rows = rows.saturating_sub(1);
-        }
-    }
-    let mut trimmed = None;
-    while let Some(first) = left.first_entry()
-        && *first.get() == 0
-    {
-        trimmed = Some(*first.key());
-        first.remove();
-    }
-    trimmed
 }
 
 /// Reads which rows are gone: their keys, each with its number, and how many each number has.

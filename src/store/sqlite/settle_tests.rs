@@ -267,3 +267,27 @@ async fn runs_that_cannot_be_written_are_built_anew() {
     assert_eq!(waiting(&store).await, expected(still.chain([61])));
     store.close().await;
 }
+
+#[tokio::test]
+async fn a_row_that_cannot_be_deleted_holds_up_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    unsettled(folder.path()).await;
+    {
+        let path = folder.path().join(sqlite::DATABASE_FILE);
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+        let mut connection = options.connect().await.unwrap();
+        // The first one that was acknowledged.
+        let spoil = "CREATE TRIGGER spoil BEFORE DELETE ON blob WHEN OLD.seq = 1 \
+                     BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
+        sqlx::query(spoil).execute(&mut connection).await.unwrap();
+    }
+    let store = store(folder.path(), PACE).await;
+    let left = expected((0..60).filter(|number| number % 3 != 0));
+    assert_eq!(waiting(&store).await, left);
+    store.close().await;
+    // The row, and the one number that names it.
+    assert_eq!(rows(folder.path()).await, (41, 40, 1));
+    let store = self::store(folder.path(), NEVER).await;
+    assert_eq!(waiting(&store).await, left);
+    store.close().await;
+}

@@ -21,7 +21,7 @@ pub(super) enum Step {
     Delete(Vec<(i64, i64)>),
     /// Entries that count for nothing.
     Forget(i64),
-    /// One run is built anew from all rows up to this key.
+    /// The runs are built anew from all rows up to this key.
     Rebuild(i64),
 }
 
@@ -41,9 +41,12 @@ impl Step {
 /// What a step has found that memory must follow when it is durable.
 #[derive(Debug, Default)]
 pub(super) struct Written {
-    pub(super) entries: u64,
+    /// Entries of other runs that the one that is being written has now.
+    pub(super) merged: Vec<(i64, Entry)>,
+    /// Whether nothing is left to forget.
     pub(super) is_end: bool,
-    pub(super) behind: Option<(i64, i64)>,
+    /// Rows that were deleted beside a rebuild, each with its number in `gone`.
     pub(super) gone: Vec<(i64, i64)>,
+    /// The runs that a rebuild has made.
     pub(super) runs: Vec<Run>,
 }
