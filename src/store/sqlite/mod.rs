@@ -1,6 +1,6 @@
 //! The default engine: one SQLite file in the data directory.
 //!
-//! The committer has the one writing connection (`writer`, which answers questions from `known`);
+//! The committer has the one writing connection (`writer`, which answers questions from `known` and keeps house in `upkeep`);
 //! pages come from a few read-only ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
 //! lock, schema), `doubts` (whether what cannot be read is damaged), `scrub` (whether indexes find what
 //! is there), `tail`, `runs`, `building` and `settle` (the index of mailboxes), `guard` (checksums), `log` (when it is moved, and what a failed fsync asks for), `caches` with
@@ -36,6 +36,7 @@ mod settle;
 mod step;
 mod tail;
 mod time;
+mod upkeep;
 mod working_set;
 mod writer;
 

@@ -7,14 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection as _, Row as _};
-use tokio::time::Instant;
 use tracing::warn;
 
 use super::blobs::{change_blobs, insert_blobs};
 use super::caches::Caches;
-use super::columns::to_i64;
 use super::disk::DiskWatch;
 use super::errors::{classify, classify_commit, code, is_failed_write, primary_code, words};
 use super::files::Files;
@@ -26,9 +24,7 @@ use super::pins::write_pins;
 use super::recovery::write_proofs;
 use super::rows;
 use super::runs::delete_entries;
-use super::scrub::{MAILBOXES, mend, misplaced_of};
 use super::settle::{Leaving, Pace, Settling};
-use super::step::Step;
 use super::tail::Tail;
 use super::time::{self, KeptTime};
 use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets};
@@ -44,51 +40,35 @@ use crate::store::engine::{
 use crate::store::model::OrderKey;
 use crate::store::tally::as_float;
 
-/// Rows of `departed` that one slice of housekeeping deletes.
-const TRIM_ROWS: usize = 1_000;
-
-/// Free pages that the database keeps for what comes next: 8 MiB.
-const FREE_PAGES_KEPT: i64 = 1_024;
-
 /// The committer's connection and all that it remembers.
 pub(super) struct SqliteWriter {
     path: PathBuf,
-    secret: Secret,
+    pub(super) secret: Secret,
     /// `None` after a failed write, until it is reopened.
-    connection: Option<SqliteConnection>,
-    caches: Caches,
-    settling: Settling,
+    pub(super) connection: Option<SqliteConnection>,
+    pub(super) caches: Caches,
+    pub(super) settling: Settling,
     pace: Pace,
-    totals: Totals,
+    pub(super) totals: Totals,
     disk: DiskWatch,
     time: KeptTime,
-    log: Log,
+    pub(super) log: Log,
     /// Why the handle is finished although the last commit succeeded.
     broken: Option<String>,
     /// Of a plan whose commit failed with an unknown end.
     unsettled: Option<Vec<Departure>>,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     files: Arc<Files>,
     /// Until the connection is closed the data directory stays ours.
     _lock: DataDirLock,
 }
 
 /// Where a transaction failed.
-enum Failure {
+pub(super) enum Failure {
     /// Before its COMMIT: it did not happen.
     Before(sqlx::Error),
     /// At its COMMIT.
     At(sqlx::Error),
-}
-
-impl Failure {
-    /// Whether it was about the rows and pages that the transaction touched, and not about storage as such.
-    fn is_of_what_was_touched(&self) -> bool {
-        match self {
-            Self::Before(error) => matches!(classify(error), CommitError::Rejected(_)),
-            Self::At(_) => false,
-        }
-    }
 }
 
 impl SqliteWriter {
@@ -196,7 +176,7 @@ impl SqliteWriter {
 
     /// Undoes what a failed transaction left. What its failure means, and whether it failed at its
     /// COMMIT with an unknown end.
-    async fn fail(&mut self, failure: Failure) -> (CommitError, bool) {
+    pub(super) async fn fail(&mut self, failure: Failure) -> (CommitError, bool) {
         let (failed, was_commit) = match &failure {
             Failure::Before(error) => (error, false),
             Failure::At(error) => (error, true),
@@ -231,7 +211,7 @@ impl SqliteWriter {
 
     /// The log was moved after a commit, or was not. The commit is durable in any case; a failed fsync of
     /// the database ends the handle before the next one.
-    async fn look_at_move(&mut self, moved: sqlx::Result<()>) {
+    pub(super) async fn look_at_move(&mut self, moved: sqlx::Result<()>) {
         let Err(error) = moved else {
             return;
         };
@@ -254,7 +234,7 @@ impl SqliteWriter {
 
     /// Makes room when a plan found none. Tells whether it is worth another try: when something was
     /// given up for it and it brings nothing.
-    async fn relieve(&mut self, error: &CommitError, plan: &Plan) -> bool {
+    pub(super) async fn relieve(&mut self, error: &CommitError, plan: &Plan) -> bool {
         let (CommitError::DiskFull(cause), Some(connection)) = (error, &mut self.connection) else {
             return false;
         };
@@ -275,155 +255,9 @@ impl SqliteWriter {
         }
     }
 
-    fn show(&self) {
+    pub(super) fn show(&self) {
         let bytes = self.caches.sets.bytes() + self.settling.bytes();
         self.metrics.working_sets_bytes.set(as_float(bytes));
-    }
-
-    /// Mends those of these rows that stand wrongly, in a transaction of its own. Readers go on;
-    /// writes wait for as long as the rows of the table take to be sorted.
-    async fn do_mend(
-        &mut self,
-        keys: &[OrderKey],
-    ) -> Result<Vec<(MailboxHash, OrderKey)>, Failure> {
-        let began = Instant::now();
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
-        let mut keys = keys.to_vec();
-        self.settling.tail().retain_present(&mut keys);
-        let body = async {
-            let misplaced = misplaced_of(connection, &keys, &self.secret).await?;
-            if misplaced.is_empty() {
-                return Ok(misplaced);
-            }
-            execute(connection, "BEGIN IMMEDIATE").await?;
-            mend(connection, &misplaced).await?;
-            Ok::<_, sqlx::Error>(misplaced)
-        };
-        let misplaced = body.await.map_err(Failure::Before)?;
-        if misplaced.is_empty() {
-            return Ok(Vec::new());
-        }
-        execute(connection, "COMMIT").await.map_err(Failure::At)?;
-        if misplaced.iter().any(|row| row.is_in(MAILBOXES)) {
-            self.take(Step::Rebuild(self.totals.next_key - 1)).await?;
-        }
-        // They were read from the index.
-        self.caches.sets.clear();
-        self.metrics.index_rebuilds_total.increment(1);
-        let (blobs, took) = (misplaced.len(), began.elapsed().as_millis());
-        warn!(
-            blobs,
-            "store: an index did not find {blobs} stored blobs; it was rebuilt in {took} ms and finds them now; check the disk and the memory of this machine"
-        );
-        Ok(misplaced.iter().map(|row| (row.mailbox, row.key)).collect())
-    }
-
-    /// A step of settling.
-    async fn take_step(&mut self, step: Step) -> Result<(), CommitError> {
-        let Err(failure) = self.take(step).await else {
-            return Ok(());
-        };
-        let (error, _) = self.fail(failure).await;
-        self.relieve(&error, &Plan::default()).await;
-        match error {
-            // Told in its own words, and tried another way.
-            CommitError::Rejected(words) => {
-                warn!("store: housekeeping failed and is tried in another way: {words}");
-                Ok(())
-            }
-            error => Err(error),
-        }
-    }
-
-    /// A step of settling in a transaction of its own.
-    async fn take(&mut self, step: Step) -> Result<(), Failure> {
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
-        let body = async {
-            execute(connection, "BEGIN IMMEDIATE").await?;
-            self.settling.write(connection, &step).await
-        };
-        let taken = match body.await {
-            Ok(written) => match execute(connection, "COMMIT").await {
-                Ok(()) => Ok(written),
-                Err(error) => Err(Failure::At(error)),
-            },
-            Err(error) => Err(Failure::Before(error)),
-        };
-        match taken {
-            Ok(written) => {
-                self.log.came(step.rows(), 0);
-                self.settling.done(step, &written);
-                Ok(())
-            }
-            Err(failure) => {
-                self.settling
-                    .failed(&step, failure.is_of_what_was_touched());
-                Err(failure)
-            }
-        }
-    }
-
-    /// Settles all that there is, so that the next start finds little to read.
-    async fn settle_all(&mut self) {
-        let last_key = self.totals.next_key - 1;
-        while let Some(step) = self.settling.next_step(last_key, (false, true)) {
-            if self.take_step(step).await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// A slice of housekeeping in a transaction of its own.
-    async fn do_upkeep(&mut self, expired_by: Timestamp) -> Result<bool, Failure> {
-        self.caches.departures.forget(expired_by, expired_by);
-        let trim_to = self.caches.departures.trim_to(TRIM_ROWS);
-        let over = self.caches.nonces.over(expired_by);
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
-        let body = async {
-            let vacuums = has_much_free(connection).await?;
-            let corrupt = has_old_corrupt(connection, expired_by).await?;
-            if trim_to.is_none() && over.count == 0 && !vacuums && !corrupt {
-                return Ok(None);
-            }
-            execute(connection, "BEGIN IMMEDIATE").await?;
-            trim_departures(connection, trim_to).await?;
-            write_nonces(connection, &Default::default(), &over.nonces).await?;
-            sqlx::query("DELETE FROM corrupt WHERE expires_at <= ?")
-                .bind(to_i64(expired_by.millis()))
-                .execute(&mut *connection)
-                .await?;
-            if vacuums {
-                // A slice of 256 pages: 2 MiB.
-                execute(connection, "PRAGMA incremental_vacuum(256)").await?;
-            }
-            Ok::<_, sqlx::Error>(Some(vacuums))
-        };
-        let Some(vacuums) = body.await.map_err(Failure::Before)? else {
-            return Ok(false);
-        };
-        execute(connection, "COMMIT").await.map_err(Failure::At)?;
-        self.log.came(TRIM_ROWS, 0);
-        if vacuums {
-            // What was given back leaves the file when the log is moved.
-            let moved = move_log(connection).await;
-            self.look_at_move(moved).await;
-        }
-        if let Some(to) = trim_to {
-            self.caches.departures.trimmed(to);
-        }
-        self.caches.nonces.written(&Default::default(), over.count);
-        let departures = &self.caches.departures;
-        let more = vacuums
-            || departures.trim_to(1).is_some()
-            || self.caches.nonces.over(expired_by).count > 0;
-        self.show();
-        Ok(more)
     }
 }
 
@@ -609,7 +443,10 @@ fn not_open() -> CommitError {
     CommitError::Unknown("the database is not open".to_owned())
 }
 
-async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> sqlx::Result<()> {
+pub(super) async fn execute(
+    connection: &mut SqliteConnection,
+    sql: &'static str,
+) -> sqlx::Result<()> {
     sqlx::query(sql).execute(connection).await.map(drop)
 }
 
@@ -621,36 +458,7 @@ async fn try_to_write(connection: &mut SqliteConnection) -> sqlx::Result<Totals>
     read_totals(connection).await
 }
 
-/// The number of `auto_vacuum=INCREMENTAL`.
-const INCREMENTAL: i64 = 2;
-
-/// Whether a good part of the file is free.
-async fn has_much_free(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
-    let row = sqlx::query(
-        "SELECT freelist_count, page_count, auto_vacuum \
-         FROM pragma_freelist_count, pragma_page_count, pragma_auto_vacuum",
-    )
-    .fetch_one(connection)
-    .await?;
-    let (free, pages): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-    // A file that was rebuilt by hand may not be able to shrink; trying would never end.
-    let can_shrink = row.try_get::<i64, _>(2)? == INCREMENTAL;
-    Ok(can_shrink && free > FREE_PAGES_KEPT.max(pages / 10))
-}
-
-/// Whether corrupt rows are kept that would have expired by then.
-async fn has_old_corrupt(
-    connection: &mut SqliteConnection,
-    expired_by: Timestamp,
-) -> sqlx::Result<bool> {
-    let row = sqlx::query("SELECT EXISTS (SELECT 1 FROM corrupt WHERE expires_at <= ?)")
-        .bind(to_i64(expired_by.millis()))
-        .fetch_one(connection)
-        .await?;
-    row.try_get(0)
-}
-
-async fn trim_departures(
+pub(super) async fn trim_departures(
     connection: &mut SqliteConnection,
     trim_to: Option<i64>,
 ) -> sqlx::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::ConnectOptions as _;
+use sqlx::{ConnectOptions as _, Row as _};
 
 use super::*;
 use crate::ids::{BlobId, MailboxHash};
