@@ -576,6 +576,7 @@ mod tests {
         database.set_len(1 << 40).unwrap();
         assert_eq!(found(1 << 40, 1).level, Level::Ok);
     }
+
     #[test]
     fn a_limit_on_file_size_is_measured_against_what_the_database_may_become() {
         let found = |storage_bytes_max, limit, database| {
