@@ -15,6 +15,7 @@ use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions as _, Row as _};
+use tracing::info;
 
 use super::errors::{code, primary_code, words};
 use super::log::log_path;
@@ -367,6 +368,9 @@ pub(super) async fn open_writer(
         .connect()
         .await
         .map_err(|error| describe(path, &error))?;
+    say_if_long(&mut writer)
+        .await
+        .map_err(|error| describe(path, &error))?;
     let migrated = MIGRATIONS.run(&mut writer).await;
     migrated.map_err(|error| match error {
         MigrateError::VersionMissing(found) => OpenError::NewerSchema {
@@ -392,6 +396,15 @@ pub(super) async fn open_writer(
         });
     }
     Ok(writer)
+}
+
+/// Says so before a migration that takes long: the fifth copies the index of mailboxes.
+async fn say_if_long(writer: &mut SqliteConnection) -> sqlx::Result<()> {
+    let index = "SELECT 1 FROM sqlite_master WHERE name = 'blob_by_mailbox'";
+    if sqlx::query(index).fetch_optional(writer).await?.is_some() {
+        info!("store: the index of mailboxes is converted, once: some seconds for a million blobs");
+    }
+    Ok(())
 }
 
 /// Whether the database belongs to this secret; a fresh one belongs to it from now on.
