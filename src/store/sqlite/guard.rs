@@ -86,7 +86,7 @@ impl Checksums {
     /// Whether the guard matches; a row without one has nothing to compare.
     pub(super) fn matches(&self, guarded: &Guarded<'_>, secret: &Secret) -> bool {
         self.guard
-            .is_none_or(|guard| guard == guarded.guard(&self.checksum, secret))
+            .is_none_or(|guard| guarded.is_guard(&guard, &self.checksum, secret))
     }
 }
 
@@ -107,6 +107,16 @@ impl<'a> Guarded<'a> {
     }
 
     fn guard(&self, checksum: &Checksum, secret: &Secret) -> Guard {
+        let owner = self.owner.unwrap_or_default();
+        secret.guard(checksum, &[&self.numbers(), owner, self.sealed])
+    }
+
+    fn is_guard(&self, guard: &Guard, checksum: &Checksum, secret: &Secret) -> bool {
+        let owner = self.owner.unwrap_or_default();
+        secret.is_guard(guard, checksum, &[&self.numbers(), owner, self.sealed])
+    }
+
+    fn numbers(&self) -> [u8; 72] {
         // Numbers first, each of eight bytes and with a mark where it may be missing; then what is as
         // long as it is, behind its length. So no two rows have the same bytes.
         let numbers = [
@@ -124,8 +134,7 @@ impl<'a> Guarded<'a> {
         for (to, number) in fixed.chunks_exact_mut(8).zip(numbers) {
             to.copy_from_slice(&number.to_be_bytes());
         }
-        let owner = self.owner.unwrap_or_default();
-        secret.guard(checksum, &[&fixed, owner, self.sealed])
+        fixed
     }
 }
 
@@ -138,7 +147,7 @@ pub(super) fn sound(
     let id = BlobId::from_bytes(fixed(row, 2)?);
     let (checksums, guarded) = Guarded::read(row, 3)?;
     let body: Vec<u8> = row.try_get(12)?;
-    let is_sound = secret.checksum(&of, &id, &body) == checksums.checksum
+    let is_sound = secret.is_checksum(&checksums.checksum, (&of, &id), &body)
         && checksums.matches(&guarded, secret);
     if !is_sound {
         return Ok(None);
