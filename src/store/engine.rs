@@ -62,6 +62,12 @@ pub enum TookPlace {
 /// One writer of a database.
 #[async_trait]
 pub trait Engine: Send + 'static {
+    /// Whether its calls hold up the thread that makes them, as a disk does: then the committer gets a
+    /// thread of its own.
+    fn blocks(&self) -> bool {
+        false
+    }
+
     /// Answers what a fold asks, as of the end of the last commit; what it has answered holds until
     /// [`Engine::commit`], or that says [`CommitError::Raced`].
     async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError>;

@@ -10,13 +10,15 @@ mod batch;
 mod committer;
 mod queues;
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::error;
 
 use super::engine::{Engine, Reads};
 use super::health::Health;
@@ -113,15 +115,24 @@ impl Pipeline {
             closing: CancellationToken::new(),
         });
         let metrics = Arc::clone(&ground.metrics);
-        ground.health.set_down(false);
+        let health = Arc::clone(&ground.health);
+        health.set_down(false);
         let queues = Queues::new(
             (normal_end, low_end),
             Arc::clone(&gate),
             Arc::clone(&metrics),
         );
+        let blocks = engine.blocks();
         let committer = Committer::new(engine, queues, Arc::clone(&gate), ground);
         let tasks = TaskTracker::new();
-        tasks.spawn(committer.run());
+        if !blocks {
+            tasks.spawn(committer.run());
+        } else if let Err(error) = run_apart(committer, &tasks) {
+            let why = format!("cannot start a thread for writing: {error}");
+            error!("store: {why}; nothing is stored. Raise the limit on threads and start again");
+            gate.set_down(Some(&why));
+            health.set_down(true);
+        }
         tasks.close();
         Self {
             normal,
@@ -252,6 +263,23 @@ impl Pipeline {
             .await
             .unwrap_or(Err(StoreError::Busy))
     }
+}
+
+/// Runs a committer whose engine blocks on a thread of its own, which the tracker waits for.
+fn run_apart(committer: Committer, tasks: &TaskTracker) -> io::Result<()> {
+    let (ended, end) = oneshot::channel::<()>();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
+    let thread = std::thread::Builder::new().name("store-committer".to_owned());
+    thread.spawn(move || {
+        runtime.block_on(committer.run());
+        // Before anybody hears of the end: it waits for what runs on other threads.
+        drop(runtime);
+        drop(ended);
+    })?;
+    tasks.spawn(async move { end.await.ok() });
+    Ok(())
 }
 
 impl Drop for Pipeline {

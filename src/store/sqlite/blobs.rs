@@ -1,91 +1,52 @@
 //! The SQL of blobs that come, and of those that change.
 
-use std::sync::LazyLock;
-
+use rusqlite::{CachedStatement, Connection, ToSql, params, params_from_iter};
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
 
 use super::columns::{Kind, Size, expiry_slot, sql_version, timestamp_of, to_i64};
 use super::guard::{Checksums, GUARD_COLUMNS, Guarded};
-use super::rows::{Query, Sized};
+use super::rows::{Sql, for_each};
 use crate::ids::Topic;
 use crate::secrets::Secret;
 use crate::store::engine::{NewRow, Plan, Write};
 use crate::store::model::OrderKey;
 use crate::store::plan::{owner_of, receipt_to, topic_of};
 
-static INSERT_BLOBS: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT OR ROLLBACK INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
-         mailbox, id, checksum, sealed, body) VALUES ",
-        "(?,?,?,?,?,0,?,?,?,?,?,?,?)",
-        "",
-    )
-});
+const INSERT_PLAIN: &str = "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, \
+     expires_at, stored_at, mailbox, id, checksum, sealed, body) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
-/// The same for blobs that have a topic or ask for receipts.
-static INSERT_FOLLOWED: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT OR ROLLBACK INTO blob (seq, mailbox64, id64, size, expires_slot, expires_at, stored_at, \
-         mailbox, id, checksum, sealed, body, kind, topic64, owner) VALUES ",
-        "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        "",
-    )
-});
+/// The same for blobs that have a topic or ask for receipts, and for device sync messages, which alone
+/// have an owner.
+const INSERT_WHOLE: &str = "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, \
+     expires_at, stored_at, mailbox, id, checksum, sealed, body, topic64, owner64, owner, version) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
-/// The same for device sync messages, which alone have an owner.
-static INSERT_DEVICE_SYNC: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT OR ROLLBACK INTO blob (seq, mailbox64, id64, size, expires_slot, kind, expires_at, stored_at, \
-         mailbox, id, checksum, sealed, body, owner64, owner, version) VALUES ",
-        "(?,?,?,?,?,0,?,?,?,?,?,?,?,?,?,?)",
-        "",
-    )
-});
-
-static MARK_DELIVERED: LazyLock<Sized> =
-    LazyLock::new(|| Sized::new("UPDATE blob SET kind = 3 WHERE seq IN (", "?", ")"));
+const MARK_DELIVERED: &str = "UPDATE blob SET kind = 3 WHERE seq = ?";
 
 /// Inserts the rows that the plan keeps.
-pub(super) async fn insert_blobs(
-    connection: &mut SqliteConnection,
-    plan: &Plan,
-    batch: &[&Write],
+pub(super) fn insert_blobs(
+    connection: &Connection,
+    fresh: &[Fresh<'_>],
     secret: &Secret,
-) -> sqlx::Result<()> {
-    let (mut plain, mut followed, mut synced) = (Vec::new(), Vec::new(), Vec::new());
-    for row in plan.new_rows(batch) {
-        let envelope = row.envelope;
-        if owner_of(envelope).is_some() {
-            synced.push(row);
-        } else if topic_of(envelope).is_some() || receipt_to(envelope).is_some() {
-            followed.push(row);
-        } else {
-            plain.push(row);
-        }
+) -> Sql<()> {
+    if fresh.is_empty() {
+        return Ok(());
     }
-    insert(connection, &INSERT_BLOBS, &plain, secret).await?;
-    insert(connection, &INSERT_FOLLOWED, &followed, secret).await?;
-    insert(connection, &INSERT_DEVICE_SYNC, &synced, secret).await
-}
-
-async fn insert(
-    connection: &mut SqliteConnection,
-    statement: &'static Sized,
-    mut rows: &[NewRow<'_>],
-    secret: &Secret,
-) -> sqlx::Result<()> {
-    while let Some((mut query, now, later)) = statement.cut(rows) {
-        for row in now {
-            query = bind_blob(query, row, secret);
-        }
-        query.execute(&mut *connection).await?;
-        rows = later;
+    let mut plain = connection.prepare_cached(INSERT_PLAIN)?;
+    for fresh in fresh {
+        insert(connection, &mut plain, fresh, secret)?;
     }
     Ok(())
 }
 
-fn bind_blob(query: Query, row: &NewRow<'_>, secret: &Secret) -> Query {
+fn insert(
+    connection: &Connection,
+    plain: &mut CachedStatement<'_>,
+    Fresh { row, id64 }: &Fresh<'_>,
+    secret: &Secret,
+) -> Sql<()> {
     let envelope = row.envelope;
     let size = Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class);
     let (owned_by, topic) = (owner_of(envelope), topic_of(envelope));
@@ -105,31 +66,77 @@ fn bind_blob(query: Query, row: &NewRow<'_>, secret: &Secret) -> Query {
         sealed: &envelope.sealed,
     };
     let checksums = Checksums::new(*row.checksum, &guarded, secret);
-    let (expires_at, stored_at) = (guarded.expires_at, guarded.stored_at);
-    let (kind, topic64, version) = (guarded.kind, guarded.topic64, guarded.version);
-    let query = query
-        .bind(row.key.0)
-        .bind(envelope.mailbox.prefix64())
-        .bind(secret.id64(&envelope.id))
-        .bind(size.0)
-        .bind(expiry_slot(row.expires_at))
-        .bind(expires_at)
-        .bind(stored_at)
-        .bind(envelope.mailbox.as_bytes().to_vec())
-        .bind(envelope.id.as_bytes().to_vec())
-        .bind(checksums.bytes())
-        .bind(envelope.sealed.to_vec())
-        .bind(envelope.body.to_vec());
-    if let Some(owned_by) = owned_by {
-        return query
-            .bind(owned_by.hash.prefix64())
-            .bind(owner)
-            .bind(version);
+    let checksums = checksums.bytes();
+    let (mailbox64, slot) = (envelope.mailbox.prefix64(), expiry_slot(row.expires_at));
+    let plainly: [&dyn ToSql; 13] = [
+        &row.key.0,
+        &mailbox64,
+        id64,
+        &size.0,
+        &slot,
+        &guarded.kind.0,
+        &guarded.expires_at,
+        &guarded.stored_at,
+        &envelope.mailbox.as_bytes().as_slice(),
+        &envelope.id.as_bytes().as_slice(),
+        &checksums,
+        &guarded.sealed,
+        &&*envelope.body,
+    ];
+    if guarded.topic64.is_none() && owner.is_none() {
+        return plain.execute(plainly.as_slice()).map(drop);
     }
-    if topic64.is_none() && receipt_to.is_none() {
-        return query;
+    let owner64 = owned_by.map(|owned_by| owned_by.hash.prefix64());
+    let more: [&dyn ToSql; 4] = [&guarded.topic64, &owner64, &owner, &guarded.version];
+    let all = params_from_iter(plainly.iter().chain(&more));
+    connection
+        .prepare_cached(INSERT_WHOLE)?
+        .execute(all)
+        .map(drop)
+}
+
+/// A row that is inserted, with what more than one place needs to know of it.
+pub(super) struct Fresh<'a> {
+    pub(super) row: NewRow<'a>,
+    pub(super) id64: i64,
+}
+
+impl<'a> Fresh<'a> {
+    /// The rows that a plan inserts.
+    pub(super) fn of(plan: &'a Plan, batch: &[&'a Write], secret: &Secret) -> Vec<Self> {
+        let rows = plan.new_rows(batch);
+        let fresh = rows.map(|row| Self {
+            id64: secret.id64(&row.envelope.id),
+            row,
+        });
+        fresh.collect()
     }
-    query.bind(kind.0).bind(topic64).bind(owner)
+}
+
+/// A row that lives longer: its key, its new expiry and its checksums with that.
+pub(super) struct Extended {
+    key: i64,
+    expires_at: i64,
+    checksums: Checksums,
+}
+
+/// Reads what the rows need that live longer. Before the transaction, because it is another connection.
+pub(super) async fn read_extended(
+    connection: &mut SqliteConnection,
+    plan: &Plan,
+    secret: &Secret,
+) -> sqlx::Result<Vec<Extended>> {
+    let mut extended = Vec::with_capacity(plan.extended.len());
+    for (key, (_, expires_at)) in &plan.extended {
+        let expires_at = to_i64(expires_at.millis());
+        let checksums = checksums_with(connection, *key, expires_at, secret).await?;
+        extended.extend(checksums.map(|checksums| Extended {
+            key: key.0,
+            expires_at,
+            checksums,
+        }));
+    }
+    Ok(extended)
 }
 
 /// The checksums of this row with another expiry; `None` when it is gone, or is not what was written:
@@ -159,29 +166,18 @@ async fn checksums_with(
 }
 
 /// Changes the rows that live longer, or whose sender is told that they were delivered.
-pub(super) async fn change_blobs(
-    connection: &mut SqliteConnection,
-    plan: &Plan,
-    secret: &Secret,
-) -> sqlx::Result<()> {
-    for (key, (_, expires_at)) in &plan.extended {
-        let expires_at = to_i64(expires_at.millis());
-        let Some(checksums) = checksums_with(connection, *key, expires_at, secret).await? else {
-            continue;
-        };
-        sqlx::query("UPDATE blob SET expires_at = ?, expires_slot = ?, checksum = ? WHERE seq = ?")
-            .bind(expires_at)
-            .bind(expiry_slot(timestamp_of(expires_at)))
-            .bind(checksums.bytes())
-            .bind(key.0)
-            .execute(&mut *connection)
-            .await?;
+pub(super) fn change_blobs(connection: &Connection, extended: &[Extended], plan: &Plan) -> Sql<()> {
+    for row in extended {
+        let slot = expiry_slot(timestamp_of(row.expires_at));
+        let sql = "UPDATE blob SET expires_at = ?, expires_slot = ?, checksum = ? WHERE seq = ?";
+        let mut update = connection.prepare_cached(sql)?;
+        update.execute(params![
+            row.expires_at,
+            slot,
+            row.checksums.bytes(),
+            row.key
+        ])?;
     }
     let keys: Vec<_> = plan.delivered.keys().map(|key| key.0).collect();
-    let mut keys = keys.as_slice();
-    while let Some((query, later)) = MARK_DELIVERED.cut_keys(keys) {
-        query.execute(&mut *connection).await?;
-        keys = later;
-    }
-    Ok(())
+    for_each(connection, MARK_DELIVERED, &keys)
 }

@@ -2,9 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use rusqlite::Connection;
 use sqlx::sqlite::SqliteConnection;
 
-use super::runs::{Run, Runs, insert_entries, insert_run, next_entries, set_slot};
+use super::rows::Sql;
+use super::runs::{Run, Runs, insert_run, next_entries, set_slot};
 use super::step::Step;
 use super::tail::{Entry, Tail};
 
@@ -93,7 +95,7 @@ impl Building {
         }
     }
 
-    /// Writes the next entries of the runs that are merged; tells which.
+    /// Reads the next entries of the runs that are merged, in order.
     pub(super) async fn merge(
         &mut self,
         connection: &mut SqliteConnection,
@@ -116,7 +118,6 @@ impl Building {
             };
             entries.extend(merging.ahead.pop_front());
         }
-        insert_entries(connection, self.number, &entries).await?;
         Ok(entries)
     }
 
@@ -129,22 +130,20 @@ impl Building {
     }
 
     /// The run takes its place.
-    pub(super) async fn finish(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    pub(super) fn finish(&self, connection: &Connection) -> Sql<()> {
         for ((mailbox64, key), slot) in &self.extended {
-            set_slot(connection, (self.number, *mailbox64, *key), *slot).await?;
+            set_slot(connection, (self.number, *mailbox64, *key), *slot)?;
         }
         if let Source::Runs(merged) = &self.from {
             for merging in merged {
-                sqlx::query("DELETE FROM run WHERE last_seq = ?")
-                    .bind(merging.run.last_key)
-                    .execute(&mut *connection)
-                    .await?;
+                let sql = "DELETE FROM run WHERE last_seq = ?";
+                connection.execute(sql, [merging.run.last_key])?;
             }
         }
         match (self.entries, &self.from) {
             // Everything has left.
             (0, Source::Tail) => Ok(()),
-            _ => insert_run(connection, &self.run()).await,
+            _ => insert_run(connection, &self.run()),
         }
     }
 }

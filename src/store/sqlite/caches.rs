@@ -1,12 +1,13 @@
 //! What the committer's connection remembers of the database, because this process is its only writer.
 
+use super::blobs::Fresh;
 use super::columns::Size;
 use super::nonces::Nonces;
 use super::working_set::{Entry, WorkingSets};
 use crate::clock::Timestamp;
 use crate::secrets::Secret;
 use crate::store::departures::Departures;
-use crate::store::engine::{Header, Holder, Plan, Write};
+use crate::store::engine::{Header, Holder, Plan};
 use crate::store::model::OrderKey;
 use crate::store::plan::owner_of;
 
@@ -27,13 +28,13 @@ impl Caches {
     }
 
     /// A plan is durable.
-    pub(super) fn follow(&mut self, batch: &[&Write], plan: &Plan, secret: &Secret) {
-        for row in plan.new_rows(batch) {
+    pub(super) fn follow(&mut self, fresh: &[Fresh<'_>], plan: &Plan, secret: &Secret) {
+        for Fresh { row, id64 } in fresh {
             let envelope = row.envelope;
             let bytes = envelope.sealed.len() + envelope.body.len();
             let entry = Entry {
                 key: row.key.0,
-                id64: secret.id64(&envelope.id),
+                id64: *id64,
                 size: Size::new(bytes, envelope.class),
                 expires_from: row.expires_at,
             };

@@ -11,16 +11,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteConnection;
-use tokio::task::spawn_blocking;
+use rusqlite::Connection;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::columns::to_u64;
 use super::errors::{classify, words};
-use super::log::{log_path, move_log};
+use super::log::{Log, log_path};
 use super::open::DATABASE_FILE;
 use super::reserve::{RESERVE_BYTES, Reserve};
+use super::rows::run_through;
 use crate::filesystem;
 use crate::store::engine::CommitError;
 
@@ -121,9 +121,8 @@ impl DiskWatch {
     }
 
     /// Takes the reserve at a start.
-    pub(super) async fn begin(&mut self, connection: &mut SqliteConnection) {
-        let reserve = self.reserve.clone();
-        if let Ok(Err(error)) = spawn_blocking(move || reserve.take()).await {
+    pub(super) fn begin(&mut self, connection: &Connection, log: &mut Log) {
+        if let Err(error) = self.reserve.take() {
             self.room = Room::Spent;
             warn!(
                 "store: {}: cannot take the reserve of {} MiB: {error}. New blobs are refused until there is room for it; delivery continues.",
@@ -131,23 +130,23 @@ impl DiskWatch {
                 RESERVE_BYTES >> 20
             );
         }
-        self.bound_growth(connection).await;
-        self.look(connection).await;
+        self.bound_growth(connection);
+        self.look(connection, log);
     }
 
     /// Looks, if the last look is a while ago.
-    pub(super) async fn look(&mut self, connection: &mut SqliteConnection) {
+    pub(super) fn look(&mut self, connection: &Connection, log: &mut Log) {
         let is_fresh = self.looked_at.is_some_and(|at| at.elapsed() < LOOK_PAUSE);
         if is_fresh && self.came < LOOK_BYTES {
             return;
         }
         (self.looked_at, self.came) = (Some(Instant::now()), 0);
         // A disk or a database that cannot even be asked says so at the next write.
-        let Some(mut seen) = self.see(connection).await else {
+        let Some(mut seen) = self.see(connection) else {
             return;
         };
         if self.room == Room::Spent {
-            match self.reserve_again(connection, seen).await {
+            match self.reserve_again(connection, log, seen) {
                 Some(now) => seen = now,
                 None => return,
             }
@@ -170,10 +169,8 @@ impl DiskWatch {
 
     /// A write found no room: gives up the reserve, and moves the log into the database, so that the
     /// log begins anew. Tells whether another try makes sense.
-    pub(super) async fn spend(&mut self, connection: &mut SqliteConnection, cause: &str) -> bool {
-        let reserve = self.reserve.clone();
-        let was_there = spawn_blocking(move || reserve.give_up()).await;
-        let was_there = was_there.unwrap_or(false);
+    pub(super) fn spend(&mut self, connection: &Connection, log: &mut Log, cause: &str) -> bool {
+        let was_there = self.reserve.give_up();
         if self.room != Room::Spent {
             warn!(
                 "store: {}: {cause}. The relay gave up its reserve of {} MiB and deletes with it. New blobs are refused until space is free; delivery continues.",
@@ -182,29 +179,25 @@ impl DiskWatch {
             );
         }
         self.room = Room::Spent;
-        self.bound_growth(connection).await;
-        self.checkpoint(connection).await;
+        self.bound_growth(connection);
+        self.checkpoint(connection, log);
         was_there
     }
 
     /// Why a file cannot grow, if that is so, although SQLite calls it an I/O error.
-    pub(super) async fn why_nothing_grows(&self) -> Option<io::Error> {
-        let reserve = self.reserve.clone();
+    pub(super) fn why_nothing_grows(&self) -> Option<io::Error> {
         let log = log_path(&self.data_dir.join(DATABASE_FILE));
-        let asked = spawn_blocking(move || {
-            let log_bytes = std::fs::metadata(log).map_or(0, |log| log.len());
-            let is_at_limit = |max: u64| log_bytes + GROWTH_KEPT > max;
-            if filesystem::file_bytes_max().is_some_and(is_at_limit) {
-                return Some(io::ErrorKind::FileTooLarge.into());
-            }
-            reserve.why_nothing_grows()
-        });
-        asked.await.ok().flatten()
+        let log_bytes = std::fs::metadata(log).map_or(0, |log| log.len());
+        let is_at_limit = |max: u64| log_bytes + GROWTH_KEPT > max;
+        if filesystem::file_bytes_max().is_some_and(is_at_limit) {
+            return Some(io::ErrorKind::FileTooLarge.into());
+        }
+        self.reserve.why_nothing_grows()
     }
 
     /// Has SQLite keep the database below the limit on the size of files, by as much as deletions may
     /// need while there is a reserve, and up to the limit afterwards.
-    pub(super) async fn bound_growth(&self, connection: &mut SqliteConnection) {
+    pub(super) fn bound_growth(&self, connection: &Connection) {
         let Some(max) = filesystem::file_bytes_max() else {
             return;
         };
@@ -212,34 +205,32 @@ impl DiskWatch {
             Room::Spent => max,
             Room::Enough | Room::Low => max.saturating_sub(GROWTH_KEPT),
         };
-        let bounded = async {
-            let row = sqlx::query("PRAGMA page_size")
-                .fetch_one(&mut *connection)
-                .await?;
-            let page_bytes: i64 = row.try_get(0)?;
+        let page_bytes = connection.query_row("PRAGMA page_size", (), |row| row.get::<_, i64>(0));
+        let bounded = page_bytes.and_then(|page_bytes| {
             let pages = max / u64::try_from(page_bytes).unwrap_or(1).max(1);
             // The number is ours; a PRAGMA takes no parameters.
             let sql = format!("PRAGMA max_page_count = {}", pages.max(1));
-            sqlx::query(sqlx::AssertSqlSafe(sql))
-                .execute(connection)
-                .await
-        };
-        if let Err(error) = bounded.await {
-            warn!("store: cannot bound the size of the database: {error}");
+            run_through(connection, &sql)
+        });
+        if let Err(error) = bounded {
+            warn!(
+                "store: cannot bound the size of the database: {}",
+                words(&error)
+            );
         }
     }
 
     /// Nothing uses the database any more: what its log took is free, and the next start may need it.
-    pub(super) async fn leave(&self) {
-        let reserve = self.reserve.clone();
-        spawn_blocking(move || reserve.take_what_fits()).await.ok();
+    pub(super) fn leave(&self) {
+        self.reserve.take_what_fits();
     }
 
     /// Gives free pages of the database back to the disk until there is room for a reserve, and takes
     /// it. `None` while there is none.
-    async fn reserve_again(
+    fn reserve_again(
         &mut self,
-        connection: &mut SqliteConnection,
+        connection: &Connection,
+        log: &mut Log,
         mut seen: Seen,
     ) -> Option<Seen> {
         for _ in 0..SLICES_MAX {
@@ -247,58 +238,51 @@ impl DiskWatch {
                 break;
             }
             // A slice of 256 pages: 2 MiB.
-            let vacuum = sqlx::query("PRAGMA incremental_vacuum(256)");
-            vacuum.execute(&mut *connection).await.ok()?;
-            self.checkpoint(connection).await;
-            seen = self.see(connection).await?;
+            run_through(connection, "PRAGMA incremental_vacuum(256)").ok()?;
+            self.checkpoint(connection, log);
+            seen = self.see(connection)?;
         }
         if !seen.can_reserve() {
             return None;
         }
-        let reserve = self.reserve.clone();
-        spawn_blocking(move || reserve.take()).await.ok()?.ok()?;
+        self.reserve.take().ok()?;
         self.room = Room::Low;
-        self.bound_growth(connection).await;
-        self.see(connection).await
+        self.bound_growth(connection);
+        self.see(connection)
     }
 
     /// Moves the log into the database, if the database's file has room for all of it: half of it
     /// would take the room and empty no log.
-    async fn checkpoint(&mut self, connection: &mut SqliteConnection) {
-        let Some(seen) = self.see(connection).await else {
+    fn checkpoint(&mut self, connection: &Connection, log: &mut Log) {
+        let Some(seen) = self.see(connection) else {
             return;
         };
         if seen.free < seen.pending {
             return;
         }
-        if let Err(error) = move_log(connection).await {
+        if let Err(error) = log.move_it(connection) {
             // Without room the next write finds out.
             let has_no_room = matches!(classify(&error), CommitError::DiskFull(_));
-            if !has_no_room && self.why_nothing_grows().await.is_none() {
+            if !has_no_room && self.why_nothing_grows().is_none() {
                 self.failure = Some(words(&error));
             }
         }
     }
 
-    async fn see(&self, connection: &mut SqliteConnection) -> Option<Seen> {
-        let (read, data_dir) = (self.read, self.data_dir.clone());
-        let asked = spawn_blocking(move || {
-            let file = std::fs::metadata(data_dir.join(DATABASE_FILE))?;
-            Ok::<_, io::Error>((read(&data_dir)?, file.len()))
-        });
-        let (free, file_bytes) = asked.await.ok()?.ok()?;
-        let row = sqlx::query(
-            "SELECT page_size * page_count, page_size * freelist_count \
-             FROM pragma_page_size, pragma_page_count, pragma_freelist_count",
-        );
-        let row = row.fetch_one(connection).await.ok()?;
-        let bytes = |column| u64::try_from(row.try_get::<i64, _>(column).ok()?).ok();
-        let (of_pages, inside) = (bytes(0)?, bytes(1)?);
+    fn see(&self, connection: &Connection) -> Option<Seen> {
+        let file = std::fs::metadata(self.data_dir.join(DATABASE_FILE)).ok()?;
+        let free = (self.read)(&self.data_dir).ok()?;
+        let sql = "SELECT page_size * page_count, page_size * freelist_count \
+             FROM pragma_page_size, pragma_page_count, pragma_freelist_count";
+        let mut select = connection.prepare_cached(sql).ok()?;
+        let bytes = select.query_row((), |row| Ok((row.get(0)?, row.get(1)?)));
+        let (of_pages, inside): (i64, i64) = bytes.ok()?;
+        let (of_pages, inside) = (to_u64(of_pages), to_u64(inside));
         Some(Seen {
             free,
             grows_max: filesystem::file_bytes_max().map(|max| max.saturating_sub(of_pages)),
             inside,
-            pending: of_pages.saturating_sub(file_bytes),
+            pending: of_pages.saturating_sub(file.len()),
         })
     }
 }
@@ -306,7 +290,8 @@ impl DiskWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sqlx::Connection as _;
+    use std::fs::File;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     static FREE: AtomicU64 = AtomicU64::new(100);
@@ -316,22 +301,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DATABASE_FILE);
         std::fs::write(&path, "").unwrap();
-        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
-        let connection = &mut connection;
+        let connection = &Connection::open_in_memory().unwrap();
+        let mut log = Log::of(&path, Arc::new(File::open(&path).unwrap()));
         let mut watch = DiskWatch::new(folder.path(), 100);
         watch.read = |_| Ok(FREE.load(Ordering::SeqCst));
         tokio::time::pause();
-        watch.look(connection).await;
+        watch.look(connection, &mut log);
         assert!(watch.has_room());
         FREE.store(99, Ordering::SeqCst);
-        watch.look(connection).await;
+        watch.look(connection, &mut log);
         assert!(watch.has_room(), "at most one look a second");
         watch.came(LOOK_BYTES);
-        watch.look(connection).await;
+        watch.look(connection, &mut log);
         assert!(!watch.has_room(), "or after a number of bytes");
         FREE.store(100, Ordering::SeqCst);
         tokio::time::advance(LOOK_PAUSE).await;
-        watch.look(connection).await;
+        watch.look(connection, &mut log);
         assert!(watch.has_room());
     }
 

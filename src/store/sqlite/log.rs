@@ -10,14 +10,17 @@
 //! database to itself, try again, and take the log for moved.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteConnection;
+use rusqlite::Connection;
 use tokio::task::spawn_blocking;
 
+use super::errors::Fault;
+use super::open::LOG_HEADER_BYTES;
+use super::rows::Sql;
 use crate::filesystem;
 use crate::filesystem::place::beside;
 
@@ -41,6 +44,8 @@ pub(super) struct Log {
     path: PathBuf,
     /// Bytes that were written since the log was asked how long it is, about.
     came: u64,
+    /// Its first frames that were moved into the database without that having become durable.
+    moved: u64,
 }
 
 impl Log {
@@ -50,6 +55,7 @@ impl Log {
             database,
             path: log_path(path),
             came: 0,
+            moved: 0,
         }
     }
 
@@ -59,20 +65,40 @@ impl Log {
     }
 
     /// Moves the log into the database when it is long.
-    pub(super) async fn move_if_long(
-        &mut self,
-        connection: &mut SqliteConnection,
-    ) -> sqlx::Result<()> {
+    pub(super) fn move_if_long(&mut self, connection: &Connection) -> Result<(), Fault> {
         if self.came < ASK_BYTES {
             return Ok(());
         }
         self.came = 0;
-        let asked = sqlx::query("PRAGMA wal_checkpoint(NOOP)");
-        let asked = asked.fetch_one(&mut *connection).await?;
-        match asked.try_get::<i64, _>(1)? >= PAGES_MAX {
-            true => move_log(connection).await,
+        let (pages, _) = checkpoint(connection, "PRAGMA wal_checkpoint(NOOP)")?;
+        match pages >= PAGES_MAX {
+            true => self.move_it(connection),
             false => Ok(()),
         }
+    }
+
+    /// Moves as much of the log into the database as readers of older states allow.
+    ///
+    /// SQLite makes the database durable only when it has moved all of the log; but from then on it reads
+    /// what it has moved from the database. So what it leaves undone is done here.
+    pub(super) fn move_it(&mut self, connection: &Connection) -> Result<(), Fault> {
+        let (pages, moved) = checkpoint(connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
+        if moved > 0 && moved < pages {
+            self.moved = u64::try_from(moved).unwrap_or(0);
+            self.database.sync_data()?;
+        }
+        self.moved = 0;
+        Ok(())
+    }
+
+    /// Moves again what was moved and may not be durable, from the log, which is.
+    pub(super) fn move_again(&mut self) -> io::Result<()> {
+        if self.moved > 0 {
+            move_frames(&self.path, &self.database, self.moved)?;
+            filesystem::forget_cached(&self.database)?;
+            self.moved = 0;
+        }
+        Ok(())
     }
 
     /// Has the system write what it can of both files, and forget what it holds of them. Nothing may be
@@ -105,10 +131,42 @@ fn write_and_forget(database: &File, log: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves as much of the log into the database as readers of older states allow.
-pub(super) async fn move_log(connection: &mut SqliteConnection) -> sqlx::Result<()> {
-    let moved = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)");
-    moved.execute(connection).await.map(drop)
+/// Runs a checkpoint; tells how many pages are in the log, and how many of them are moved.
+fn checkpoint(connection: &Connection, pragma: &str) -> Sql<(i64, i64)> {
+    connection.query_row(pragma, (), |row| Ok((row.get(1)?, row.get(2)?)))
+}
+
+/// Writes the first frames of a log into its database, and makes that durable
+/// (<https://sqlite.org/fileformat2.html#the_write_ahead_log>). It is what SQLite has done before with the
+/// same frames: each page once more for each of its frames, the last one last.
+fn move_frames(log: &Path, database: &File, frames: u64) -> io::Result<()> {
+    // SQLite has no lock on the log, so closing it gives none up.
+    let mut log = BufReader::with_capacity(1 << 20, File::open(log)?);
+    let mut header = [0; LOG_HEADER_BYTES];
+    log.read_exact(&mut header)?;
+    let page_bytes = number(&header[8..]);
+    let salts = header[16..24].to_vec();
+    let mut page = vec![0; page_bytes as usize];
+    for _ in 0..frames {
+        let mut frame = [0; FRAME_HEADER_BYTES];
+        log.read_exact(&mut frame)?;
+        log.read_exact(&mut page)?;
+        if frame[8..16] != salts {
+            return Err(io::Error::other("the log has begun anew meanwhile"));
+        }
+        let place = u64::from(number(&frame)).saturating_sub(1);
+        database.write_all_at(&page, place * u64::from(page_bytes))?;
+    }
+    database.sync_all()
+}
+
+/// What a frame begins with.
+const FRAME_HEADER_BYTES: usize = 24;
+
+/// The number that these bytes begin with.
+fn number(bytes: &[u8]) -> u32 {
+    let first = bytes.first_chunk::<4>().copied();
+    u32::from_be_bytes(first.unwrap_or_default())
 }
 
 /// The log beside a database.

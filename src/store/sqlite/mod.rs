@@ -1,7 +1,8 @@
 //! The default engine: one SQLite file in the data directory.
 //!
-//! The committer has the one writing connection (`writer`, which answers questions from `known` and keeps house in `upkeep`);
-//! pages come from a few read-only ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
+//! The committer has two `connections`, one that writes and one that reads (`writer`, which answers questions
+//! from `known`, keeps house in `upkeep`, and opens them again in `reopening`); pages come from a few read-only
+//! ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
 //! lock, schema), `doubts` (whether what cannot be read is damaged), `scrub` (whether indexes find what
 //! is there), `tail`, `runs`, `building` and `settle` (the index of mailboxes), `guard` (checksums), `log` (when it is moved, and what a failed fsync asks for), `caches` with
 //! `working_set`, `owners` and `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
@@ -14,6 +15,7 @@ mod blobs;
 mod building;
 mod caches;
 mod columns;
+mod connections;
 mod disk;
 mod doubts;
 mod errors;
@@ -28,6 +30,7 @@ mod pages;
 mod pins;
 mod reads;
 mod recovery;
+mod reopening;
 mod reserve;
 mod rows;
 mod runs;
@@ -43,10 +46,11 @@ mod writer;
 use std::path::Path;
 use std::sync::Arc;
 
-use sqlx::sqlite::SqliteConnection;
+use sqlx::Connection as _;
 use tracing::warn;
 
 use super::engine::Opened;
+use connections::Connections;
 use doubts::Doubts;
 use files::{Files, look_at_memory};
 use log::Log;
@@ -74,7 +78,7 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     log.forget_cached().await.map_err(fault)?;
     let tail = Arc::new(Tail::default());
     let opened = open_files(&options, &path, &tail, &lock).await;
-    let (connection, readers, files) = match opened {
+    let (connections, readers, files) = match opened {
         // It may be that the disk is full: then the reserve is what a start takes.
         Err(error @ OpenError::Database { .. }) => {
             if !Reserve::of(&options.data_dir).give_up() {
@@ -87,7 +91,7 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     };
     let doubts = Doubts::new(&path, Arc::clone(&files), Arc::clone(&options.metrics));
     let reads = SqliteReads::new(readers, doubts, options.secret.clone());
-    let writer = SqliteWriter::new(&options, path, connection, tail, (files, log, lock)).await?;
+    let writer = SqliteWriter::new(&options, path, connections, tail, (files, log, lock)).await?;
     Ok(Opened {
         held: writer.held(),
         engine: Box::new(writer),
@@ -95,14 +99,18 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     })
 }
 
-/// Opens the writer and the readers, and remembers which files they have open.
+/// Opens the committer's connections and the readers, and remembers which files they have open.
 async fn open_files(
     options: &SqliteOptions,
     path: &Path,
     tail: &Arc<Tail>,
     lock: &DataDirLock,
-) -> Result<(SqliteConnection, Readers, Arc<Files>), OpenError> {
-    let connection = open_writer(path, &options.secret).await?;
+) -> Result<(Connections, Readers, Arc<Files>), OpenError> {
+    let migrated = open_writer(path, &options.secret).await?;
+    let connections = Connections::open(path).await;
+    let connections = connections.map_err(|error| describe(path, &error))?;
+    let closed = migrated.close().await;
+    closed.map_err(|error| describe(path, &error))?;
     let files = Files::of(&options.data_dir, lock).map_err(|source| {
         let path = path.to_owned();
         OpenError::DataDir { path, source }
@@ -117,5 +125,5 @@ async fn open_files(
     opened.map_err(|error| describe(path, &error))?;
     let probed = readers.probe().await;
     probed.map_err(|error| describe(path, &error))?;
-    Ok((connection, readers, files))
+    Ok((connections, readers, files))
 }

@@ -4,29 +4,22 @@
 //! forgotten in the order in which they were burnt, when their time is over.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::LazyLock;
 
 use futures_util::TryStreamExt as _;
+use rusqlite::{Connection, params};
 use sqlx::sqlite::SqliteConnection;
 
 use super::columns::{fixed, timestamp, to_i64};
-use super::rows::Sized;
+use super::rows::Sql;
 use crate::clock::Timestamp;
 use crate::store::engine::{KnownNonces, NoncePlan, is_nonce_over};
 
 /// Nonces that one transaction deletes beside what it is for.
 const TRIM_MAX: usize = 1_000;
 
-static INSERT_NONCES: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT OR REPLACE INTO nonce (nonce, burnt_at) VALUES ",
-        "(?,?)",
-        "",
-    )
-});
+const INSERT_NONCE: &str = "INSERT OR REPLACE INTO nonce (nonce, burnt_at) VALUES (?, ?)";
 
-static DELETE_NONCES: LazyLock<Sized> =
-    LazyLock::new(|| Sized::new("DELETE FROM nonce WHERE nonce IN (", "?", ")"));
+const DELETE_NONCE: &str = "DELETE FROM nonce WHERE nonce = ?";
 
 /// The nonces that are remembered.
 #[derive(Debug, Default)]
@@ -100,27 +93,17 @@ pub(super) struct Over {
 }
 
 /// Writes what a plan does. What is over goes first: it may be burnt again.
-pub(super) async fn write_nonces(
-    connection: &mut SqliteConnection,
+pub(super) fn write_nonces(
+    connection: &Connection,
     plan: &NoncePlan,
     over: &[[u8; 32]],
-) -> sqlx::Result<()> {
-    let mut left = over;
-    while let Some((mut query, now, later)) = DELETE_NONCES.cut(left) {
-        for nonce in now {
-            query = query.bind(nonce.to_vec());
-        }
-        query.execute(&mut *connection).await?;
-        left = later;
+) -> Sql<()> {
+    for nonce in over {
+        connection.prepare_cached(DELETE_NONCE)?.execute([nonce])?;
     }
-    let burnt: Vec<_> = plan.burnt.iter().collect();
-    let mut left = burnt.as_slice();
-    while let Some((mut query, now, later)) = INSERT_NONCES.cut(left) {
-        for (nonce, burnt_at) in now {
-            query = query.bind(nonce.to_vec()).bind(to_i64(burnt_at.millis()));
-        }
-        query.execute(&mut *connection).await?;
-        left = later;
+    for (nonce, burnt_at) in &plan.burnt {
+        let mut insert = connection.prepare_cached(INSERT_NONCE)?;
+        insert.execute(params![nonce, to_i64(burnt_at.millis())])?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions as _, Row as _};
 use tracing::info;
 
-use super::errors::{code, primary_code, words};
+use super::errors::{Tells, code, primary_code, words};
 use super::log::log_path;
 use super::settle::Pace;
 use crate::clock::Clock;
@@ -38,10 +38,10 @@ pub const LOCK_FILE: &str = "relay.lock";
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
 /// How long a statement waits for a lock that another process holds.
-const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+pub(super) const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What a log begins with.
-const LOG_HEADER_BYTES: usize = 32;
+pub(super) const LOG_HEADER_BYTES: usize = 32;
 
 /// What a [`super::open`] opens.
 #[derive(Clone)]
@@ -428,28 +428,6 @@ pub(super) async fn secret_matches(
     Ok(kept == secret.check_value())
 }
 
-/// Opens the committer's connection again after a failed write and sees that it is the same
-/// database: schema version and secret check value. Changes nothing.
-pub(super) async fn reopen_writer(
-    path: &Path,
-    secret: &Secret,
-) -> Result<SqliteConnection, String> {
-    let opened = async {
-        let mut writer = writer_options(path).connect().await?;
-        let schema = sqlx::query("SELECT max(version) FROM _sqlx_migrations")
-            .fetch_one(&mut writer)
-            .await?;
-        let schema: i64 = schema.try_get(0)?;
-        let is_same = schema == known_schema() && secret_matches(&mut writer, secret).await?;
-        Ok::<_, sqlx::Error>(is_same.then_some(writer))
-    };
-    match opened.await {
-        Ok(Some(writer)) => Ok(writer),
-        Ok(None) => Err("the file is now a different database".to_owned()),
-        Err(error) => Err(words(&error)),
-    }
-}
-
 pub(super) fn known_schema() -> i64 {
     MIGRATIONS
         .iter()
@@ -459,7 +437,7 @@ pub(super) fn known_schema() -> i64 {
 }
 
 /// The line for the operator.
-pub(super) fn describe(path: &Path, error: &sqlx::Error) -> OpenError {
+pub(super) fn describe(path: &Path, error: &impl Tells) -> OpenError {
     let (path, words) = (path.to_owned(), words(error));
     match primary_code(error) {
         Some(code::BUSY | code::LOCKED) => OpenError::Locked { path, words },

@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use rusqlite::{Connection, params};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::columns::{fixed, timestamp, to_i64};
-use super::rows::Sized;
+use super::rows::{Sized, Sql};
 use crate::ids::MailboxHash;
 use crate::store::engine::{Asked, KnownPins, Pin, PinPlan};
 
@@ -22,16 +23,10 @@ static SELECT_PINS: LazyLock<Sized> = LazyLock::new(|| {
     )
 });
 
-static WRITE_PINS: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT OR REPLACE INTO pin (mailbox, mailbox64, is_often, last_used) VALUES ",
-        "(?,?,0,?)",
-        "",
-    )
-});
+const WRITE_PIN: &str = "INSERT OR REPLACE INTO pin (mailbox, mailbox64, is_often, last_used) \
+     VALUES (?, ?, 0, ?)";
 
-static DELETE_PINS: LazyLock<Sized> =
-    LazyLock::new(|| Sized::new("DELETE FROM pin WHERE mailbox IN (", "?", ")"));
+const DELETE_PIN: &str = "DELETE FROM pin WHERE mailbox = ?";
 
 /// Those that are over, the one least recently used first. The index begins with `is_often`, by which
 /// an earlier version told pins apart; new ones have 0 there.
@@ -95,35 +90,19 @@ fn pin(row: &SqliteRow) -> sqlx::Result<(MailboxHash, Pin)> {
 }
 
 /// Writes what a plan does.
-pub(super) async fn write_pins(
-    connection: &mut SqliteConnection,
-    plan: &PinPlan,
-) -> sqlx::Result<()> {
-    let (mut kept, mut gone) = (Vec::new(), Vec::new());
+pub(super) fn write_pins(connection: &Connection, plan: &PinPlan) -> Sql<()> {
     for (mailbox, pin) in &plan.changed {
+        let (bytes, mailbox64) = (mailbox.as_bytes(), mailbox.prefix64());
         match pin {
-            Some(pin) => kept.push((*mailbox, *pin)),
-            None => gone.push(*mailbox),
+            Some(pin) => {
+                let mut write = connection.prepare_cached(WRITE_PIN)?;
+                write.execute(params![bytes, mailbox64, to_i64(pin.last_used.millis())])?;
+            }
+            None => {
+                let mut delete = connection.prepare_cached(DELETE_PIN)?;
+                delete.execute([bytes])?;
+            }
         }
-    }
-    let mut left = kept.as_slice();
-    while let Some((mut query, now, later)) = WRITE_PINS.cut(left) {
-        for (mailbox, pin) in now {
-            query = query
-                .bind(mailbox.as_bytes().to_vec())
-                .bind(mailbox.prefix64())
-                .bind(to_i64(pin.last_used.millis()));
-        }
-        query.execute(&mut *connection).await?;
-        left = later;
-    }
-    let mut left = gone.as_slice();
-    while let Some((mut query, now, later)) = DELETE_PINS.cut(left) {
-        for mailbox in now {
-            query = query.bind(mailbox.as_bytes().to_vec());
-        }
-        query.execute(&mut *connection).await?;
-        left = later;
     }
     Ok(())
 }

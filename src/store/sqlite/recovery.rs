@@ -4,11 +4,12 @@
 
 use std::sync::LazyLock;
 
+use rusqlite::{Connection, params};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
 use super::columns::{fixed, timestamp, to_i64, to_u64};
-use super::rows::Sized;
+use super::rows::{Sized, Sql, for_each};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::store::engine::{Asked, KnownProofs, Plan, SWEPT_PROOFS_MAX, Slot, Write};
@@ -23,8 +24,10 @@ static SELECT_SLOTS: LazyLock<Sized> = LazyLock::new(|| {
     )
 });
 
-static DELETE_PROOFS: LazyLock<Sized> =
-    LazyLock::new(|| Sized::new("DELETE FROM recovery WHERE n IN (", "?", ")"));
+const DELETE_PROOF: &str = "DELETE FROM recovery WHERE n = ?";
+
+const INSERT_PROOF: &str = "INSERT INTO recovery \
+     (n, key_hash, owner, is_proven, stored_at, expires_at, proof) VALUES (?, ?, ?, ?, ?, ?, ?)";
 
 /// What there is of some recovery keys: n and length of the proof, the newest first. The length of
 /// a blob is read without the blob.
@@ -109,30 +112,18 @@ fn slot(row: &SqliteRow) -> sqlx::Result<([u8; 32], Slot)> {
 }
 
 /// Writes what a plan does. The deletes come first: an owner has one row under each key.
-pub(super) async fn write_proofs(
-    connection: &mut SqliteConnection,
-    plan: &Plan,
-    batch: &[&Write],
-) -> sqlx::Result<()> {
-    let mut left = plan.proofs.deletes.as_slice();
-    while let Some((query, later)) = DELETE_PROOFS.cut_keys(left) {
-        query.execute(&mut *connection).await?;
-        left = later;
-    }
+pub(super) fn write_proofs(connection: &Connection, plan: &Plan, batch: &[&Write]) -> Sql<()> {
+    for_each(connection, DELETE_PROOF, &plan.proofs.deletes)?;
     for (number, proof) in plan.new_proofs(batch) {
-        sqlx::query(
-            "INSERT INTO recovery (n, key_hash, owner, is_proven, stored_at, expires_at, proof) \
-             VALUES (?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(number)
-        .bind(proof.key_hash.to_vec())
-        .bind(proof.owner.as_bytes().to_vec())
-        .bind(proof.is_proven)
-        .bind(to_i64(proof.stored_at.millis()))
-        .bind(to_i64(proof.expires_at.millis()))
-        .bind(proof.sealed_proof.to_vec())
-        .execute(&mut *connection)
-        .await?;
+        connection.prepare_cached(INSERT_PROOF)?.execute(params![
+            number,
+            proof.key_hash,
+            proof.owner.as_bytes(),
+            proof.is_proven,
+            to_i64(proof.stored_at.millis()),
+            to_i64(proof.expires_at.millis()),
+            &*proof.sealed_proof,
+        ])?;
     }
     Ok(())
 }

@@ -1,11 +1,14 @@
-//! The SQL of rows: statements over a fixed number of them.
+//! The SQL of rows.
 //!
-//! Every statement is a round trip to the connection's thread, so there are few and large ones. A
-//! statement exists for 1, 10 and 100 rows each, so that the cache of prepared statements hits.
+//! What is read goes through sqlx, where every statement is a round trip to the connection's thread: so
+//! there are few and large ones, each for 1, 10 and 100 rows, so that the cache of prepared statements hits.
+//! What is written goes through the committer's own connection, row by row: a statement that is prepared
+//! costs nothing to run again there.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
+use rusqlite::{Connection, params};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 
@@ -17,6 +20,9 @@ use crate::ids::{BlobId, MailboxHash, Topic};
 use crate::secrets::Secret;
 use crate::store::engine::{Departed, Departure, Header};
 use crate::store::model::OrderKey;
+
+/// What a statement of the committer's own connection comes to.
+pub(super) type Sql<T> = rusqlite::Result<T>;
 
 /// A query with its arguments.
 pub(super) type Query = sqlx::query::Query<'static, sqlx::Sqlite, SqliteArguments>;
@@ -80,19 +86,12 @@ impl Sized {
     }
 }
 
-static INSERT_DEPARTED: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT OR ROLLBACK INTO departed (n, left_at, mailbox64, id, checksum, expires_at) VALUES ",
-        "(?,?,?,?,?,?)",
-        "",
-    )
-});
+const INSERT_DEPARTED: &str = "INSERT INTO departed \
+     (n, left_at, mailbox64, id, checksum, expires_at) VALUES (?, ?, ?, ?, ?, ?)";
 
-static DELETE_BLOBS: LazyLock<Sized> =
-    LazyLock::new(|| Sized::new("DELETE FROM blob WHERE seq IN (", "?", ")"));
+const DELETE_BLOB: &str = "DELETE FROM blob WHERE seq = ?";
 
-static DELETE_GONE: LazyLock<Sized> =
-    LazyLock::new(|| Sized::new("DELETE FROM gone WHERE n IN (", "?", ")"));
+const DELETE_GONE: &str = "DELETE FROM gone WHERE n = ?";
 
 const COPY_CORRUPT: &str = "INSERT OR REPLACE INTO corrupt (seq, mailbox64, id64, size, \
      expires_slot, kind, expires_at, stored_at, mailbox, id, checksum, topic64, owner64, owner, \
@@ -204,32 +203,32 @@ pub(super) async fn read_topics(
     Ok(found)
 }
 
+/// Runs a PRAGMA, which may tell rows that nobody wants, and does a part of its work for each.
+pub(super) fn run_through(connection: &Connection, sql: &str) -> Sql<()> {
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query(())?;
+    while rows.next()?.is_some() {}
+    Ok(())
+}
+
 /// Deletes these rows.
-pub(super) async fn delete_blobs(
-    connection: &mut SqliteConnection,
-    keys: &[i64],
-) -> sqlx::Result<()> {
-    delete_all(connection, &DELETE_BLOBS, keys).await
+pub(super) fn delete_blobs(connection: &Connection, keys: &[i64]) -> Sql<()> {
+    for_each(connection, DELETE_BLOB, keys)
 }
 
 /// Deletes these numbers of `gone`.
-pub(super) async fn delete_gone(
-    connection: &mut SqliteConnection,
-    numbers: &[i64],
-) -> sqlx::Result<()> {
-    delete_all(connection, &DELETE_GONE, numbers).await
+pub(super) fn delete_gone(connection: &Connection, numbers: &[i64]) -> Sql<()> {
+    for_each(connection, DELETE_GONE, numbers)
 }
 
-async fn delete_all(
-    connection: &mut SqliteConnection,
-    statement: &'static Sized,
-    mut keys: &[i64],
-) -> sqlx::Result<()> {
-    while let Some((query, later)) = statement.cut_keys(keys) {
-        query.execute(&mut *connection).await?;
-        keys = later;
+/// Runs a statement for each of these keys.
+pub(super) fn for_each(connection: &Connection, sql: &str, keys: &[i64]) -> Sql<()> {
+    if keys.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let mut statement = connection.prepare_cached(sql)?;
+    keys.iter()
+        .try_for_each(|key| statement.execute([key]).map(drop))
 }
 
 /// Corrupt rows that are kept, the newest ones: with bodies of 1 MiB this is 100 MiB.
@@ -259,59 +258,49 @@ pub(super) async fn damaged(
 }
 
 /// Moves these rows to the corrupt ones, the `damaged` ones without their bodies.
-pub(super) async fn set_aside(
-    connection: &mut SqliteConnection,
+pub(super) fn set_aside(
+    connection: &Connection,
     keys: &[i64],
     damaged: &HashSet<i64>,
     now: Timestamp,
-) -> sqlx::Result<()> {
+) -> Sql<()> {
     for key in keys {
-        let copy = if damaged.contains(key) {
-            COPY_CORRUPT_HEADER
-        } else {
-            COPY_CORRUPT
+        let copy = match damaged.contains(key) {
+            true => COPY_CORRUPT_HEADER,
+            false => COPY_CORRUPT,
         };
-        sqlx::query(copy)
-            .bind(*key)
-            .execute(&mut *connection)
-            .await?;
+        connection.execute(copy, [key])?;
     }
-    delete_blobs(connection, keys).await?;
-    sqlx::query("UPDATE corrupt SET set_aside_at = ? WHERE set_aside_at IS NULL")
-        .bind(to_i64(now.millis()))
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query(
-        "DELETE FROM corrupt WHERE seq <= \
-         (SELECT seq FROM corrupt ORDER BY seq DESC LIMIT 1 OFFSET ?)",
-    )
-    .bind(CORRUPT_ROWS_MAX)
-    .execute(&mut *connection)
-    .await?;
-    Ok(())
+    delete_blobs(connection, keys)?;
+    connection.execute(
+        "UPDATE corrupt SET set_aside_at = ? WHERE set_aside_at IS NULL",
+        [to_i64(now.millis())],
+    )?;
+    let too_many = "DELETE FROM corrupt WHERE seq <= \
+         (SELECT seq FROM corrupt ORDER BY seq DESC LIMIT 1 OFFSET ?)";
+    connection.execute(too_many, [CORRUPT_ROWS_MAX]).map(drop)
 }
 
 /// Writes down what left; the first gets `first_number`.
-pub(super) async fn insert_departures(
-    connection: &mut SqliteConnection,
+pub(super) fn insert_departures(
+    connection: &Connection,
     departures: &[Departure],
     first_number: i64,
-) -> sqlx::Result<()> {
-    let rows: Vec<_> = (first_number..).zip(departures).collect();
-    let mut rows = rows.as_slice();
-    while let Some((mut query, now, later)) = INSERT_DEPARTED.cut(rows) {
-        for (number, departure) in now {
-            let departed = &departure.departed;
-            query = query
-                .bind(*number)
-                .bind(to_i64(departed.left_at.millis()))
-                .bind(departure.mailbox.prefix64())
-                .bind(departure.id.as_bytes().to_vec())
-                .bind(departed.checksum.to_vec())
-                .bind(to_i64(departed.expires_at.millis()));
-        }
-        query.execute(&mut *connection).await?;
-        rows = later;
+) -> Sql<()> {
+    if departures.is_empty() {
+        return Ok(());
+    }
+    let mut insert = connection.prepare_cached(INSERT_DEPARTED)?;
+    for (number, departure) in (first_number..).zip(departures) {
+        let departed = &departure.departed;
+        insert.execute(params![
+            number,
+            to_i64(departed.left_at.millis()),
+            departure.mailbox.prefix64(),
+            departure.id.as_bytes(),
+            departed.checksum,
+            to_i64(departed.expires_at.millis()),
+        ])?;
     }
     Ok(())
 }

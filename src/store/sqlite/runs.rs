@@ -9,12 +9,13 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use futures_util::TryStreamExt as _;
+use rusqlite::Connection;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Row as _, SqliteExecutor};
 
 use super::columns::{Size, to_i64, to_u64};
 use super::errors::is_damage;
-use super::rows::Sized;
+use super::rows::{Sized, Sql, for_each};
 use super::tail::{Entry, Tail};
 use crate::store::model::OrderKey;
 
@@ -56,21 +57,10 @@ pub(super) const ENTRY_OF_ROW: &str = "i.run = (SELECT run.run FROM run \
 /// The condition that the row `b` is not settled.
 pub(super) const IS_UNSETTLED: &str = "b.seq > (SELECT coalesce(max(last_seq), 0) FROM run)";
 
-static DELETE_ENTRIES: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "DELETE FROM entry WHERE (run, mailbox64, seq) IN (VALUES ",
-        "(?,?,?)",
-        ")",
-    )
-});
+const DELETE_ENTRY: &str = "DELETE FROM entry WHERE run = ? AND mailbox64 = ? AND seq = ?";
 
-static INSERT_ENTRIES: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(
-        "INSERT OR ROLLBACK INTO entry (run, mailbox64, seq, id64, size, expires_slot) VALUES ",
-        "(?,?,?,?,?,?)",
-        "",
-    )
-});
+const INSERT_ENTRY: &str = "INSERT INTO entry (run, mailbox64, seq, id64, size, expires_slot) \
+     VALUES (?, ?, ?, ?, ?, ?)";
 
 /// A finished run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,67 +226,53 @@ pub(super) async fn last_key(
 }
 
 /// Writes entries of a run.
-pub(super) async fn insert_entries(
-    connection: &mut SqliteConnection,
+pub(super) fn insert_entries(
+    connection: &Connection,
     run: i64,
-    mut entries: &[(i64, Entry)],
-) -> sqlx::Result<()> {
-    while let Some((mut query, now, later)) = INSERT_ENTRIES.cut(entries) {
-        for (mailbox64, entry) in now {
-            query = query
-                .bind(run)
-                .bind(*mailbox64)
-                .bind(entry.key)
-                .bind(entry.id64)
-                .bind(entry.size.0)
-                .bind(entry.slot);
-        }
-        query.execute(&mut *connection).await?;
-        entries = later;
+    entries: &[(i64, Entry)],
+) -> Sql<()> {
+    let mut insert = connection.prepare_cached(INSERT_ENTRY)?;
+    for (mailbox64, entry) in entries {
+        insert.execute([
+            run,
+            *mailbox64,
+            entry.key,
+            entry.id64,
+            entry.size.0,
+            entry.slot,
+        ])?;
     }
     Ok(())
 }
 
 /// Deletes entries, each given as run, mailbox64 and key. What is not there does no harm.
-pub(super) async fn delete_entries(
-    connection: &mut SqliteConnection,
-    mut entries: &[(i64, i64, i64)],
-) -> sqlx::Result<()> {
-    while let Some((mut query, now, later)) = DELETE_ENTRIES.cut(entries) {
-        for (run, mailbox64, key) in now {
-            query = query.bind(*run).bind(*mailbox64).bind(*key);
-        }
-        query.execute(&mut *connection).await?;
-        entries = later;
+pub(super) fn delete_entries(connection: &Connection, entries: &[(i64, i64, i64)]) -> Sql<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let mut delete = connection.prepare_cached(DELETE_ENTRY)?;
+    for entry in entries {
+        delete.execute(*entry)?;
     }
     Ok(())
 }
 
 /// Lets an entry expire at another time.
-pub(super) async fn set_slot(
-    connection: &mut SqliteConnection,
+pub(super) fn set_slot(
+    connection: &Connection,
     (run, mailbox64, key): (i64, i64, i64),
     slot: i64,
-) -> sqlx::Result<()> {
-    sqlx::query("UPDATE entry SET expires_slot = ? WHERE run = ? AND mailbox64 = ? AND seq = ?")
-        .bind(slot)
-        .bind(run)
-        .bind(mailbox64)
-        .bind(key)
-        .execute(connection)
-        .await
-        .map(drop)
+) -> Sql<()> {
+    let sql = "UPDATE entry SET expires_slot = ? WHERE run = ? AND mailbox64 = ? AND seq = ?";
+    let mut update = connection.prepare_cached(sql)?;
+    update.execute([slot, run, mailbox64, key]).map(drop)
 }
 
 /// Writes down that a run is finished.
-pub(super) async fn insert_run(connection: &mut SqliteConnection, run: &Run) -> sqlx::Result<()> {
-    sqlx::query("INSERT OR ROLLBACK INTO run (last_seq, run, entries) VALUES (?, ?, ?)")
-        .bind(run.last_key)
-        .bind(run.number)
-        .bind(to_i64(run.entries))
-        .execute(connection)
-        .await
-        .map(drop)
+pub(super) fn insert_run(connection: &Connection, run: &Run) -> Sql<()> {
+    let sql = "INSERT INTO run (last_seq, run, entries) VALUES (?, ?, ?)";
+    let values = [run.last_key, run.number, to_i64(run.entries)];
+    connection.execute(sql, values).map(drop)
 }
 
 /// The next entries of a run, each with its mailbox64.
@@ -339,60 +315,37 @@ pub(super) async fn stale_runs(connection: &mut SqliteConnection) -> sqlx::Resul
 }
 
 /// Deletes up to `limit` entries of a run; answers how many.
-pub(super) async fn forget_entries(
-    connection: &mut SqliteConnection,
-    run: i64,
-    limit: usize,
-) -> sqlx::Result<u64> {
-    let deleted = sqlx::query(
-        "DELETE FROM entry WHERE run = ?1 AND (mailbox64, seq) IN \
-         (SELECT mailbox64, seq FROM entry WHERE run = ?1 LIMIT ?2)",
-    )
-    .bind(run)
-    .bind(to_i64(limit as u64))
-    .execute(connection)
-    .await?;
-    Ok(deleted.rows_affected())
+pub(super) fn forget_entries(connection: &Connection, run: i64, limit: usize) -> Sql<usize> {
+    let sql = "DELETE FROM entry WHERE run = ?1 AND (mailbox64, seq) IN \
+         (SELECT mailbox64, seq FROM entry WHERE run = ?1 LIMIT ?2)";
+    connection.execute(sql, [run, to_i64(limit as u64)])
 }
 
 /// Builds runs from the rows, but for some, in place of all that there are: one of what was settled, and one of
 /// the rest up to a key. A reader that has seen the tail before still finds what was settled in the first one.
-pub(super) async fn rebuild(
-    connection: &mut SqliteConnection,
+pub(super) fn rebuild(
+    connection: &Connection,
     (settled_to, last_key): (i64, i64),
     but: &BTreeSet<i64>,
-) -> sqlx::Result<Vec<Run>> {
-    for sql in ["DELETE FROM run", "DELETE FROM entry"] {
-        sqlx::query(sql).execute(&mut *connection).await?;
-    }
+) -> Sql<Vec<Run>> {
+    connection.execute_batch("DELETE FROM run; DELETE FROM entry")?;
     let mut runs = Vec::new();
     for (number, after, last_key) in [(1, 0, settled_to), (2, settled_to, last_key)] {
-        let entries = sqlx::query(
-            "INSERT INTO entry (run, mailbox64, seq, id64, size, expires_slot) \
+        let sql = "INSERT INTO entry (run, mailbox64, seq, id64, size, expires_slot) \
              SELECT ?, mailbox64, seq, id64, size, expires_slot FROM blob NOT INDEXED \
-             WHERE seq > ? AND seq <= ? ORDER BY mailbox64, seq",
-        )
-        .bind(number)
-        .bind(after)
-        .bind(last_key)
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
+             WHERE seq > ? AND seq <= ? ORDER BY mailbox64, seq";
+        let entries = connection.execute(sql, [number, after, last_key])? as u64;
         if entries > 0 {
             let run = Run {
                 number,
                 last_key,
                 entries,
             };
-            insert_run(connection, &run).await?;
+            insert_run(connection, &run)?;
             runs.push(run);
         }
     }
-    for key in but {
-        sqlx::query("DELETE FROM entry WHERE seq = ?")
-            .bind(*key)
-            .execute(&mut *connection)
-            .await?;
-    }
+    let but: Vec<_> = but.iter().copied().collect();
+    for_each(connection, "DELETE FROM entry WHERE seq = ?", &but)?;
     Ok(runs)
 }

@@ -10,13 +10,14 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use futures_util::TryStreamExt as _;
+use rusqlite::{Connection, params};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::columns::{expiry_slot, timestamp};
 use super::errors::is_damage;
 use super::guard::{SOUND_COLUMNS, sound};
-use super::rows::Sized;
+use super::rows::{Sized, Sql};
 use super::runs::{ENTRY_OF_ROW, IS_UNSETTLED};
 use crate::ids::MailboxHash;
 use crate::secrets::Secret;
@@ -318,10 +319,7 @@ fn bytes_of(row: &SqliteRow) -> sqlx::Result<u64> {
 
 /// Builds the indexes anew in which these rows stand wrongly, and writes anew what follows from other
 /// columns. Within a transaction.
-pub(super) async fn mend(
-    connection: &mut SqliteConnection,
-    misplaced: &[Misplaced],
-) -> sqlx::Result<()> {
+pub(super) fn mend(connection: &Connection, misplaced: &[Misplaced]) -> Sql<()> {
     let mut indexes: BTreeSet<_> = misplaced
         .iter()
         .flat_map(|row| &row.indexes)
@@ -333,24 +331,15 @@ pub(super) async fn mend(
     }
     // The runs are built anew by who knows what is settled.
     for index in indexes.into_iter().filter(|index| *index != MAILBOXES) {
-        sqlx::query(AssertSqlSafe(format!("REINDEX {index}")))
-            .execute(&mut *connection)
-            .await?;
+        connection.execute(&format!("REINDEX {index}"), ())?;
     }
     for row in misplaced {
         let Some(Following(mailbox64, id64, slot, owner64)) = row.following else {
             continue;
         };
-        sqlx::query(
-            "UPDATE blob SET mailbox64 = ?, id64 = ?, expires_slot = ?, owner64 = ? WHERE seq = ?",
-        )
-        .bind(mailbox64)
-        .bind(id64)
-        .bind(slot)
-        .bind(owner64)
-        .bind(row.key.0)
-        .execute(&mut *connection)
-        .await?;
+        let sql =
+            "UPDATE blob SET mailbox64 = ?, id64 = ?, expires_slot = ?, owner64 = ? WHERE seq = ?";
+        connection.execute(sql, params![mailbox64, id64, slot, owner64, row.key.0])?;
     }
     Ok(())
 }

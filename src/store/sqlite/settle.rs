@@ -9,22 +9,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rusqlite::{Connection, params};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::blobs::Fresh;
 use super::building::{Building, Merging, Source};
 use super::columns::{Size, expiry_slot, to_i64};
-use super::rows::{delete_blobs, delete_gone};
+use super::rows::{Sql, delete_blobs, delete_gone};
 use super::runs::{
     Run, Runs, delete_entries, forget_entries, insert_entries, read_unsettled, rebuild, set_slot,
     stale_runs,
 };
 use super::step::{Step, Written};
 use super::tail::{Entry, Following, Tail};
-use crate::secrets::Secret;
-use crate::store::engine::{Header, Plan, Write};
+use crate::store::engine::{Header, Plan};
 use crate::store::model::OrderKey;
 
 /// When is settled, and how much at once.
@@ -201,52 +202,35 @@ impl Settling {
     }
 
     /// Writes down which rows are gone.
-    pub(super) async fn write_gone(
-        &self,
-        connection: &mut SqliteConnection,
-        leaving: &Leaving,
-    ) -> sqlx::Result<()> {
+    pub(super) fn write_gone(&self, connection: &Connection, leaving: &Leaving) -> Sql<()> {
         if leaving.later.is_empty() {
             return Ok(());
         }
         let keys = leaving.later.iter().map(|(_, key)| key);
         let seqs: Vec<u8> = keys.flat_map(|key| key.to_be_bytes()).collect();
-        sqlx::query("INSERT OR ROLLBACK INTO gone (n, seqs) VALUES (?, ?)")
-            .bind(self.next_gone)
-            .bind(seqs)
-            .execute(connection)
-            .await
-            .map(drop)
+        let mut insert = connection.prepare_cached("INSERT INTO gone (n, seqs) VALUES (?, ?)")?;
+        insert.execute(params![self.next_gone, seqs]).map(drop)
     }
 
     /// Writes down which entries expire at another time.
-    pub(super) async fn write_extended(
-        &self,
-        connection: &mut SqliteConnection,
-        plan: &Plan,
-    ) -> sqlx::Result<()> {
+    pub(super) fn write_extended(&self, connection: &Connection, plan: &Plan) -> Sql<()> {
         for (key, (mailbox, expires_at)) in &plan.extended {
             if let Some(run) = self.runs.of(key.0) {
                 let place = (run, mailbox.prefix64(), key.0);
-                set_slot(connection, place, expiry_slot(*expires_at)).await?;
+                set_slot(connection, place, expiry_slot(*expires_at))?;
             }
         }
         Ok(())
     }
 
     /// A plan is durable.
-    pub(super) fn follow(
-        &mut self,
-        (batch, plan): (&[&Write], &Plan),
-        leaving: &Leaving,
-        secret: &Secret,
-    ) {
+    pub(super) fn follow(&mut self, (fresh, plan): (&[Fresh<'_>], &Plan), leaving: &Leaving) {
         let number = self.next_gone;
         let tail = Arc::clone(&self.tail);
         tail.follow(|tail| {
-            for row in plan.new_rows(batch) {
+            for Fresh { row, id64 } in fresh {
                 let header = row.header();
-                tail.came(row.key, entry_of(row.key, &header, secret), header);
+                tail.came(row.key, entry_of(row.key, &header, *id64), header);
             }
             for (mailbox64, key) in &leaving.later {
                 tail.gone(*mailbox64, *key, number);
@@ -397,54 +381,63 @@ impl Settling {
             .then(|| self.pace.tick.saturating_sub(self.age.ticked.elapsed()))
     }
 
-    /// Does a step, within a transaction.
-    pub(super) async fn write(
+    /// Reads what a step writes anew. Before the transaction, because it is another connection.
+    pub(super) async fn read_ahead(
         &mut self,
         connection: &mut SqliteConnection,
         step: &Step,
     ) -> sqlx::Result<Written> {
         let mut written = Written::default();
-        match (step, &mut self.building) {
+        if let (Step::Merge, Some(building)) = (step, &mut self.building) {
+            written.merged = building.merge(connection, self.pace.step).await?;
+        }
+        Ok(written)
+    }
+
+    /// Does a step, within a transaction. `written` is what was read ahead of it.
+    pub(super) fn write(
+        &self,
+        connection: &Connection,
+        step: &Step,
+        written: &mut Written,
+    ) -> Sql<()> {
+        match (step, &self.building) {
             (Step::Entries(rows), Some(building)) => {
-                insert_entries(connection, building.number, rows).await?;
+                insert_entries(connection, building.number, rows)?;
             }
             (Step::Merge, Some(building)) => {
-                written.merged = building.merge(connection, self.pace.step).await?;
+                insert_entries(connection, building.number, &written.merged)?;
             }
             (Step::Late(late), Some(building)) => {
                 let entries: Vec<_> = late
                     .iter()
                     .map(|(mailbox64, key)| (building.number, *mailbox64, *key))
                     .collect();
-                delete_entries(connection, &entries).await?;
+                delete_entries(connection, &entries)?;
             }
-            (Step::Finish, Some(building)) => building.finish(connection).await?,
-            (Step::Delete(gone), _) => self.delete(connection, gone).await?,
+            (Step::Finish, Some(building)) => building.finish(connection)?,
+            (Step::Delete(gone), _) => self.delete(connection, gone)?,
             (Step::Forget(run), _) => {
-                let deleted = forget_entries(connection, *run, self.pace.step).await?;
-                written.is_end = deleted < self.pace.step as u64;
+                let deleted = forget_entries(connection, *run, self.pace.step)?;
+                written.is_end = deleted < self.pace.step;
             }
             (Step::Rebuild(last_key), _) => {
                 // What has left must not come back.
                 let all = (i64::MAX, i64::MAX);
                 written.gone = self.tail.gone_up_to(all, &self.stuck, usize::MAX);
-                self.delete(connection, &written.gone).await?;
+                self.delete(connection, &written.gone)?;
                 let bounds = (self.runs.settled_to(), *last_key);
-                written.runs = rebuild(connection, bounds, &self.stuck).await?;
+                written.runs = rebuild(connection, bounds, &self.stuck)?;
             }
             (Step::Entries(_) | Step::Merge | Step::Late(_) | Step::Finish, None) => {}
         }
-        Ok(written)
+        Ok(())
     }
 
-    async fn delete(
-        &self,
-        connection: &mut SqliteConnection,
-        gone: &[(i64, i64)],
-    ) -> sqlx::Result<()> {
+    fn delete(&self, connection: &Connection, gone: &[(i64, i64)]) -> Sql<()> {
         let keys: Vec<_> = gone.iter().map(|(key, _)| *key).collect();
-        delete_blobs(connection, &keys).await?;
-        delete_gone(connection, &self.emptied(gone)).await
+        delete_blobs(connection, &keys)?;
+        delete_gone(connection, &self.emptied(gone))
     }
 
     /// Rows of `gone` that nothing is left of once these rows are deleted.
@@ -556,11 +549,11 @@ impl Settling {
     }
 }
 
-fn entry_of(key: OrderKey, header: &Header, secret: &Secret) -> Entry {
+fn entry_of(key: OrderKey, header: &Header, id64: i64) -> Entry {
     let bytes = usize::try_from(header.bytes).unwrap_or(usize::MAX);
     Entry {
         key: key.0,
-        id64: secret.id64(&header.id),
+        id64,
         size: Size::new(bytes, header.class),
         slot: expiry_slot(header.expires_at),
     }

@@ -10,6 +10,7 @@ use sqlx::ConnectOptions as _;
 use crate::clock::{Clock, Timestamp};
 use crate::ids::{BlobId, MailboxHash};
 use crate::metrics::Metrics;
+use crate::secrets::Secret;
 use crate::store::engine::Opened;
 use crate::store::model::{Class, Envelope, Opener, PageBounds, Tells, View};
 use crate::store::quota::Quota;

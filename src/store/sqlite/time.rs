@@ -6,10 +6,12 @@
 
 use std::time::Duration;
 
+use rusqlite::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tracing::warn;
 
 use super::columns::{timestamp, to_i64};
+use super::rows::Sql;
 use crate::clock::Clock;
 use crate::clock::resume::{Reading, Resumed};
 use crate::clock::steady::GRACE;
@@ -68,18 +70,10 @@ impl KeptTime {
 }
 
 /// Writes a reading.
-pub(super) async fn write(
-    connection: &mut SqliteConnection,
-    reading: &Reading,
-) -> sqlx::Result<()> {
-    sqlx::query(
-        "INSERT OR REPLACE INTO meta (name, value) VALUES ('own_time', ?), ('wall_time', ?)",
-    )
-    .bind(to_i64(reading.relay.millis()))
-    .bind(to_i64(reading.wall.millis()))
-    .execute(connection)
-    .await
-    .map(drop)
+pub(super) fn write(connection: &Connection, reading: &Reading) -> Sql<()> {
+    let sql = "INSERT OR REPLACE INTO meta (name, value) VALUES ('own_time', ?), ('wall_time', ?)";
+    let times = [reading.relay, reading.wall].map(|time| to_i64(time.millis()));
+    connection.execute(sql, times).map(drop)
 }
 
 async fn read(connection: &mut SqliteConnection) -> sqlx::Result<Option<Reading>> {

@@ -1,18 +1,19 @@
 //! What the writer does for the database itself: it settles, mends, trims and gives space back. All of it
 //! is asked for by the committer between commits, and each piece is a transaction of its own.
 
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteConnection;
+use rusqlite::Connection;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::columns::to_i64;
+use super::connections::Connections;
 use super::errors::classify;
-use super::log::move_log;
 use super::nonces::write_nonces;
+use super::rows::{Sql, run_through};
 use super::scrub::{MAILBOXES, mend, misplaced_of};
-use super::step::Step;
-use super::writer::{Failure, SqliteWriter, execute, trim_departures};
+use super::settle::Settling;
+use super::step::{Step, Written};
+use super::writer::{Failure, SqliteWriter, at, before, closed, execute, trim_departures};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::store::engine::{CommitError, Plan};
@@ -42,25 +43,17 @@ impl SqliteWriter {
         keys: &[OrderKey],
     ) -> Result<Vec<(MailboxHash, OrderKey)>, Failure> {
         let began = Instant::now();
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
+        let Connections { writes, reads } = self.connections.as_mut().ok_or_else(closed)?;
         let mut keys = keys.to_vec();
         self.settling.tail().retain_present(&mut keys);
-        let body = async {
-            let misplaced = misplaced_of(connection, &keys, &self.secret).await?;
-            if misplaced.is_empty() {
-                return Ok(misplaced);
-            }
-            execute(connection, "BEGIN IMMEDIATE").await?;
-            mend(connection, &misplaced).await?;
-            Ok::<_, sqlx::Error>(misplaced)
-        };
-        let misplaced = body.await.map_err(Failure::Before)?;
+        let misplaced = misplaced_of(reads, &keys, &self.secret);
+        let misplaced = misplaced.await.map_err(before)?;
         if misplaced.is_empty() {
             return Ok(Vec::new());
         }
-        execute(connection, "COMMIT").await.map_err(Failure::At)?;
+        execute(writes, "BEGIN IMMEDIATE").map_err(before)?;
+        mend(writes, &misplaced).map_err(before)?;
+        execute(writes, "COMMIT").map_err(at)?;
         if misplaced.iter().any(|row| row.is_in(MAILBOXES)) {
             self.take(Step::Rebuild(self.totals.next_key - 1)).await?;
         }
@@ -80,8 +73,8 @@ impl SqliteWriter {
         let Err(failure) = self.take(step).await else {
             return Ok(());
         };
-        let (error, _) = self.fail(failure).await;
-        self.relieve(&error, &Plan::default()).await;
+        let (error, _) = self.fail(failure);
+        self.relieve(&error, &Plan::default());
         match error {
             // Told in its own words, and tried another way.
             CommitError::Rejected(words) => {
@@ -94,19 +87,10 @@ impl SqliteWriter {
 
     /// A step of settling in a transaction of its own.
     async fn take(&mut self, step: Step) -> Result<(), Failure> {
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
-        let body = async {
-            execute(connection, "BEGIN IMMEDIATE").await?;
-            self.settling.write(connection, &step).await
-        };
-        let taken = match body.await {
-            Ok(written) => match execute(connection, "COMMIT").await {
-                Ok(()) => Ok(written),
-                Err(error) => Err(Failure::At(error)),
-            },
-            Err(error) => Err(Failure::Before(error)),
+        let Connections { writes, reads } = self.connections.as_mut().ok_or_else(closed)?;
+        let taken = match self.settling.read_ahead(reads, &step).await {
+            Ok(read) => write_step(writes, &self.settling, &step, read),
+            Err(error) => Err(before(error)),
         };
         match taken {
             Ok(written) => {
@@ -133,41 +117,37 @@ impl SqliteWriter {
     }
 
     /// A slice of housekeeping in a transaction of its own.
-    pub(super) async fn do_upkeep(&mut self, expired_by: Timestamp) -> Result<bool, Failure> {
+    pub(super) fn do_upkeep(&mut self, expired_by: Timestamp) -> Result<bool, Failure> {
         self.caches.departures.forget(expired_by, expired_by);
         let trim_to = self.caches.departures.trim_to(TRIM_ROWS);
         let over = self.caches.nonces.over(expired_by);
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
-        let body = async {
-            let vacuums = has_much_free(connection).await?;
-            let corrupt = has_old_corrupt(connection, expired_by).await?;
+        let connection = &self.connections.as_ref().ok_or_else(closed)?.writes;
+        let body = || -> Sql<Option<bool>> {
+            let vacuums = has_much_free(connection)?;
+            let corrupt = has_old_corrupt(connection, expired_by)?;
             if trim_to.is_none() && over.count == 0 && !vacuums && !corrupt {
                 return Ok(None);
             }
-            execute(connection, "BEGIN IMMEDIATE").await?;
-            trim_departures(connection, trim_to).await?;
-            write_nonces(connection, &Default::default(), &over.nonces).await?;
-            sqlx::query("DELETE FROM corrupt WHERE expires_at <= ?")
-                .bind(to_i64(expired_by.millis()))
-                .execute(&mut *connection)
-                .await?;
+            execute(connection, "BEGIN IMMEDIATE")?;
+            trim_departures(connection, trim_to)?;
+            write_nonces(connection, &Default::default(), &over.nonces)?;
+            let old = "DELETE FROM corrupt WHERE expires_at <= ?";
+            connection.execute(old, [to_i64(expired_by.millis())])?;
             if vacuums {
                 // A slice of 256 pages: 2 MiB.
-                execute(connection, "PRAGMA incremental_vacuum(256)").await?;
+                run_through(connection, "PRAGMA incremental_vacuum(256)")?;
             }
-            Ok::<_, sqlx::Error>(Some(vacuums))
+            Ok(Some(vacuums))
         };
-        let Some(vacuums) = body.await.map_err(Failure::Before)? else {
+        let Some(vacuums) = body().map_err(before)? else {
             return Ok(false);
         };
-        execute(connection, "COMMIT").await.map_err(Failure::At)?;
+        execute(connection, "COMMIT").map_err(at)?;
         self.log.came(TRIM_ROWS, 0);
         if vacuums {
             // What was given back leaves the file when the log is moved.
-            let moved = move_log(connection).await;
-            self.look_at_move(moved).await;
+            let moved = self.log.move_it(connection);
+            self.look_at_move(moved);
         }
         if let Some(to) = trim_to {
             self.caches.departures.trimmed(to);
@@ -182,31 +162,36 @@ impl SqliteWriter {
     }
 }
 
+/// Writes a step in a transaction of its own.
+fn write_step(
+    connection: &Connection,
+    settling: &Settling,
+    step: &Step,
+    mut written: Written,
+) -> Result<Written, Failure> {
+    execute(connection, "BEGIN IMMEDIATE").map_err(before)?;
+    let stepped = settling.write(connection, step, &mut written);
+    stepped.map_err(before)?;
+    execute(connection, "COMMIT").map_err(at)?;
+    Ok(written)
+}
+
 /// The number of `auto_vacuum=INCREMENTAL`.
 const INCREMENTAL: i64 = 2;
 
 /// Whether a good part of the file is free.
-async fn has_much_free(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
-    let row = sqlx::query(
-        "SELECT freelist_count, page_count, auto_vacuum \
-         FROM pragma_freelist_count, pragma_page_count, pragma_auto_vacuum",
-    )
-    .fetch_one(connection)
-    .await?;
-    let (free, pages): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+fn has_much_free(connection: &Connection) -> Sql<bool> {
+    let sql = "SELECT freelist_count, page_count, auto_vacuum \
+         FROM pragma_freelist_count, pragma_page_count, pragma_auto_vacuum";
+    let numbers = connection.query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+    let (free, pages, auto_vacuum): (i64, i64, i64) = numbers?;
     // A file that was rebuilt by hand may not be able to shrink; trying would never end.
-    let can_shrink = row.try_get::<i64, _>(2)? == INCREMENTAL;
+    let can_shrink = auto_vacuum == INCREMENTAL;
     Ok(can_shrink && free > FREE_PAGES_KEPT.max(pages / 10))
 }
 
 /// Whether corrupt rows are kept that would have expired by then.
-async fn has_old_corrupt(
-    connection: &mut SqliteConnection,
-    expired_by: Timestamp,
-) -> sqlx::Result<bool> {
-    let row = sqlx::query("SELECT EXISTS (SELECT 1 FROM corrupt WHERE expires_at <= ?)")
-        .bind(to_i64(expired_by.millis()))
-        .fetch_one(connection)
-        .await?;
-    row.try_get(0)
+fn has_old_corrupt(connection: &Connection, expired_by: Timestamp) -> Sql<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM corrupt WHERE expires_at <= ?)";
+    connection.query_row(sql, [to_i64(expired_by.millis())], |row| row.get(0))
 }

@@ -1,28 +1,29 @@
 //! The committer's hands: one plan becomes one SQLite transaction.
 //!
-//! Answer what a fold asks (`known`), write the plan, commit, and only then let the caches follow.
+//! Answer what a fold asks (`known`), write the plan, commit, and only then let the caches follow. What is
+//! written is written here and now, on the thread of the committer, which is there for nothing else.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::Connection as _;
-use sqlx::sqlite::SqliteConnection;
+use rusqlite::Connection;
 use tracing::warn;
 
-use super::blobs::{change_blobs, insert_blobs};
+use super::blobs::{Fresh, change_blobs, insert_blobs, read_extended};
 use super::caches::Caches;
+use super::connections::Connections;
 use super::disk::DiskWatch;
-use super::errors::{classify, classify_commit, code, is_failed_write, primary_code, words};
+use super::errors::{Fault, classify, classify_commit, code, is_failed_write, primary_code, words};
 use super::files::Files;
 use super::known::{Totals, answer, read_departures, read_totals};
-use super::log::{Log, move_log};
+use super::log::Log;
 use super::nonces::{Nonces, Over, write_nonces};
-use super::open::{DataDirLock, OpenError, SqliteOptions, describe, reopen_writer};
+use super::open::{DataDirLock, OpenError, SqliteOptions, describe};
 use super::pins::write_pins;
 use super::recovery::write_proofs;
-use super::rows;
+use super::rows::{self, Sql, run_through};
 use super::runs::delete_entries;
 use super::settle::{Leaving, Pace, Settling};
 use super::tail::Tail;
@@ -42,15 +43,15 @@ use crate::store::tally::as_float;
 
 /// The committer's connection and all that it remembers.
 pub(super) struct SqliteWriter {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     pub(super) secret: Secret,
-    /// `None` after a failed write, until it is reopened.
-    pub(super) connection: Option<SqliteConnection>,
+    /// `None` after a failed write, until they are reopened.
+    pub(super) connections: Option<Connections>,
     pub(super) caches: Caches,
     pub(super) settling: Settling,
-    pace: Pace,
+    pub(super) pace: Pace,
     pub(super) totals: Totals,
-    disk: DiskWatch,
+    pub(super) disk: DiskWatch,
     time: KeptTime,
     pub(super) log: Log,
     /// Why the handle is finished although the last commit succeeded.
@@ -66,9 +67,21 @@ pub(super) struct SqliteWriter {
 /// Where a transaction failed.
 pub(super) enum Failure {
     /// Before its COMMIT: it did not happen.
-    Before(sqlx::Error),
+    Before(Fault),
     /// At its COMMIT.
-    At(sqlx::Error),
+    At(Fault),
+}
+
+/// What one transaction writes.
+#[derive(Clone, Copy)]
+pub(super) struct Writing<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) fresh: &'a [Fresh<'a>],
+    pub(super) leaving: &'a Leaving,
+    /// Nonces that may go.
+    pub(super) over: &'a Over,
+    /// Up to which number departures may go.
+    pub(super) trim_to: Option<i64>,
 }
 
 impl SqliteWriter {
@@ -76,25 +89,25 @@ impl SqliteWriter {
     pub(super) async fn new(
         options: &SqliteOptions,
         path: PathBuf,
-        mut connection: SqliteConnection,
+        mut connections: Connections,
         tail: Arc<Tail>,
-        (files, log, lock): (Arc<Files>, Log, DataDirLock),
+        (files, mut log, lock): (Arc<Files>, Log, DataDirLock),
     ) -> Result<Self, OpenError> {
         let loaded = async {
-            let totals = read_totals(&mut connection).await?;
+            let connection = &mut connections.reads;
+            let totals = read_totals(connection).await?;
             let (dedup, metrics) = (options.dedup, Arc::clone(&options.metrics));
             let departures = Departures::new(dedup, options.dedup_max, metrics);
-            let departures =
-                read_departures(&mut connection, departures, options.dedup_max).await?;
-            let nonces = Nonces::read(&mut connection).await?;
-            let time = KeptTime::resume(&mut connection, options.clock.clone()).await?;
-            let settling = Settling::read(&mut connection, tail, options.pace).await?;
-            Ok((totals, departures, nonces, time, settling))
+            let departures = read_departures(connection, departures, options.dedup_max).await?;
+            let nonces = Nonces::read(connection).await?;
+            let time = KeptTime::resume(connection, options.clock.clone()).await?;
+            let settling = Settling::read(connection, tail, options.pace).await?;
+            Ok::<_, sqlx::Error>((totals, departures, nonces, time, settling))
         };
         let loaded = loaded.await.map_err(|error| describe(&path, &error))?;
         let (totals, departures, nonces, time, settling) = loaded;
         let mut disk = DiskWatch::new(&options.data_dir, options.free_bytes_min);
-        disk.begin(&mut connection).await;
+        disk.begin(&connections.writes, &mut log);
         let writer = Self {
             disk,
             log,
@@ -102,7 +115,7 @@ impl SqliteWriter {
             time,
             path,
             secret: options.secret.clone(),
-            connection: Some(connection),
+            connections: Some(connections),
             caches: Caches {
                 sets: WorkingSets::new(WORKING_SETS_BYTES_MAX),
                 departures,
@@ -127,47 +140,50 @@ impl SqliteWriter {
 
     /// Writes a plan in one transaction. Departures are trimmed in step with those that come, so that
     /// the table does not grow between two sweeps; nonces likewise.
-    async fn write(
+    pub(super) async fn write(
         &mut self,
         batch: &[&Write],
-        plan: &Plan,
-        leaving: &Leaving,
-        (trim_to, over): (Option<i64>, &Over),
+        writing: &Writing<'_>,
     ) -> Result<(), Failure> {
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
+        let Writing {
+            plan,
+            fresh,
+            leaving,
+            over,
+            trim_to,
+        } = *writing;
+        let Connections { writes, reads } = self.connections.as_mut().ok_or_else(closed)?;
         let first_departure = self.caches.departures.next_number();
         let commits = self.totals.commits + 1;
         let deletes: Vec<_> = leaving.now.iter().map(|(_, key)| *key).collect();
-        let settling = &self.settling;
         let aside: Vec<_> = plan.set_aside.iter().map(|(key, _)| key.0).collect();
+        let damaged = rows::damaged(reads, &aside).await.map_err(before)?;
+        let extended = read_extended(reads, plan, &self.secret)
+            .await
+            .map_err(before)?;
         let time = self.time.due();
-        let body = async {
-            let damaged = rows::damaged(connection, &aside).await?;
-            begin(connection, plan, commits).await?;
-            insert_blobs(connection, plan, batch, &self.secret).await?;
-            rows::delete_blobs(connection, &deletes).await?;
-            delete_entries(connection, &leaving.entries).await?;
-            settling.write_gone(connection, leaving).await?;
-            change_blobs(connection, plan, &self.secret).await?;
-            settling.write_extended(connection, plan).await?;
+        let body = || -> Sql<()> {
+            begin(writes, plan, commits)?;
+            insert_blobs(writes, fresh, &self.secret)?;
+            rows::delete_blobs(writes, &deletes)?;
+            delete_entries(writes, &leaving.entries)?;
+            self.settling.write_gone(writes, leaving)?;
+            change_blobs(writes, &extended, plan)?;
+            self.settling.write_extended(writes, plan)?;
             if !aside.is_empty() {
-                rows::set_aside(connection, &aside, &damaged, plan.now).await?;
+                rows::set_aside(writes, &aside, &damaged, plan.now)?;
             }
-            rows::insert_departures(connection, &plan.departures, first_departure).await?;
-            write_pins(connection, &plan.pins).await?;
-            write_proofs(connection, plan, batch).await?;
-            write_nonces(connection, &plan.nonces, &over.nonces).await?;
+            rows::insert_departures(writes, &plan.departures, first_departure)?;
+            write_pins(writes, &plan.pins)?;
+            write_proofs(writes, plan, batch)?;
+            write_nonces(writes, &plan.nonces, &over.nonces)?;
             if let Some(reading) = &time {
-                time::write(connection, reading).await?;
+                time::write(writes, reading)?;
             }
-            trim_departures(connection, trim_to).await
+            trim_departures(writes, trim_to)
         };
-        if let Err(error) = body.await {
-            return Err(Failure::Before(error));
-        }
-        execute(connection, "COMMIT").await.map_err(Failure::At)?;
+        body().map_err(before)?;
+        execute(writes, "COMMIT").map_err(at)?;
         if let Some(reading) = time {
             self.time.saved(reading);
         }
@@ -176,23 +192,23 @@ impl SqliteWriter {
 
     /// Undoes what a failed transaction left. What its failure means, and whether it failed at its
     /// COMMIT with an unknown end.
-    pub(super) async fn fail(&mut self, failure: Failure) -> (CommitError, bool) {
+    pub(super) fn fail(&mut self, failure: Failure) -> (CommitError, bool) {
         let (failed, was_commit) = match &failure {
             Failure::Before(error) => (error, false),
             Failure::At(error) => (error, true),
         };
         let error = match (is_failed_write(failed), was_commit) {
-            (true, _) => self.room_or_disk(failed).await,
+            (true, _) => self.room_or_disk(failed),
             (false, false) => classify(failed),
             (false, true) => classify_commit(failed),
         };
-        let (Some(connection), false) = (
-            &mut self.connection,
+        let (Some(connections), false) = (
+            &mut self.connections,
             matches!(error, CommitError::Unknown(_)),
         ) else {
             return (error, was_commit);
         };
-        match execute(connection, "ROLLBACK").await {
+        match execute(&connections.writes, "ROLLBACK") {
             Ok(()) => (error, false),
             // SQLite has rolled back by itself; it says so with its general code.
             Err(rollback) if primary_code(&rollback) == Some(code::ERROR) => (error, false),
@@ -202,26 +218,26 @@ impl SqliteWriter {
 
     /// What a write that failed in the log means. SQLite calls it an I/O error when a quota or a limit
     /// on the size of files is used up, and has then written as little as on a full disk.
-    async fn room_or_disk(&self, failed: &sqlx::Error) -> CommitError {
-        match self.disk.why_nothing_grows().await {
-            Some(cause) => CommitError::DiskFull(format!("{}: {cause}", words(failed))),
+    fn room_or_disk(&self, failed: &Fault) -> CommitError {
+        match self.disk.why_nothing_grows() {
+            Some(cause) => CommitError::DiskFull(format!("{failed}: {cause}")),
             None => CommitError::Unknown(words(failed)),
         }
     }
 
     /// The log was moved after a commit, or was not. The commit is durable in any case; a failed fsync of
     /// the database ends the handle before the next one.
-    pub(super) async fn look_at_move(&mut self, moved: sqlx::Result<()>) {
+    pub(super) fn look_at_move(&mut self, moved: Result<(), Fault>) {
         let Err(error) = moved else {
             return;
         };
         let error = match is_failed_write(&error) {
-            true => self.room_or_disk(&error).await,
+            true => self.room_or_disk(&error),
             false => classify(&error),
         };
-        match (error, &mut self.connection) {
-            (CommitError::DiskFull(cause), Some(connection)) => {
-                self.disk.spend(connection, &cause).await;
+        match (error, &self.connections) {
+            (CommitError::DiskFull(cause), Some(connections)) => {
+                self.disk.spend(&connections.writes, &mut self.log, &cause);
             }
             // Another process moves it right now.
             (CommitError::Refused(_), _) => {}
@@ -234,23 +250,19 @@ impl SqliteWriter {
 
     /// Makes room when a plan found none. Tells whether it is worth another try: when something was
     /// given up for it and it brings nothing.
-    pub(super) async fn relieve(&mut self, error: &CommitError, plan: &Plan) -> bool {
-        let (CommitError::DiskFull(cause), Some(connection)) = (error, &mut self.connection) else {
+    pub(super) fn relieve(&mut self, error: &CommitError, plan: &Plan) -> bool {
+        let (CommitError::DiskFull(cause), Some(connections)) = (error, &self.connections) else {
             return false;
         };
-        self.disk.spend(connection, cause).await && !plan.brings_something()
+        self.disk.spend(&connections.writes, &mut self.log, cause) && !plan.brings_something()
     }
 
     /// Moves what is in the log into the database, so that one file holds it all, wherever it is now.
-    async fn gather(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            self.gather_by(&mut connection).await;
-            self.connection = Some(connection);
-        }
-    }
-
-    async fn gather_by(&self, connection: &mut SqliteConnection) {
-        if let Err(error) = execute(connection, "PRAGMA wal_checkpoint(FULL)").await {
+    fn gather(&self) {
+        let Some(connections) = &self.connections else {
+            return;
+        };
+        if let Err(error) = run_through(&connections.writes, "PRAGMA wal_checkpoint(FULL)") {
             warn!("store: a checkpoint failed: {}", words(&error));
         }
     }
@@ -263,16 +275,20 @@ impl SqliteWriter {
 
 #[async_trait]
 impl Engine for SqliteWriter {
+    fn blocks(&self) -> bool {
+        true
+    }
+
     async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError> {
         self.caches.sets.shrink();
-        let connection = self.connection.as_mut().ok_or_else(not_open)?;
-        self.disk.look(connection).await;
+        let connections = self.connections.as_mut().ok_or_else(not_open)?;
+        self.disk.look(&connections.writes, &mut self.log);
         let broken = self.broken.take().or_else(|| self.disk.take_failure());
         if let Some(cause) = broken {
             return Err(CommitError::Unknown(cause));
         }
         let with = (&**self.settling.tail(), &self.secret);
-        let known = answer(connection, &mut self.caches, with, asked).await?;
+        let known = answer(&mut connections.reads, &mut self.caches, with, asked).await?;
         Ok(Known {
             next_key: self.totals.next_key,
             held: self.totals.held,
@@ -292,27 +308,35 @@ impl Engine for SqliteWriter {
             false => self.caches.nonces.over(plan.forget_by),
         };
         let leaving = self.settling.leaving(plan);
-        while let Err(failure) = self.write(batch, plan, &leaving, (trim_to, &over)).await {
-            let (error, is_unsettled) = self.fail(failure).await;
+        let fresh = Fresh::of(plan, batch, &self.secret);
+        let writing = Writing {
+            plan,
+            fresh: &fresh,
+            leaving: &leaving,
+            over: &over,
+            trim_to,
+        };
+        while let Err(failure) = self.write(batch, &writing).await {
+            let (error, is_unsettled) = self.fail(failure);
             self.unsettled = is_unsettled.then(|| plan.departures.clone());
             // Ends, because the reserve can be given up only once.
-            if !self.relieve(&error, plan).await {
+            if !self.relieve(&error, plan) {
                 return Err(error);
             }
         }
         // It is durable in a file that the next start may not find.
-        if let Err(moved) = self.files.look_beside().await {
+        if let Err(moved) = self.files.look() {
             self.unsettled = Some(plan.departures.clone());
-            self.gather().await;
-            return Err(CommitError::Unknown(moved));
+            self.gather();
+            return Err(CommitError::Unknown(moved.to_string()));
         }
         self.totals = Totals {
             next_key: plan.next_key,
             held: plan.change.applied_to(self.totals.held),
             commits: self.totals.commits + 1,
         };
-        self.caches.follow(batch, plan, &self.secret);
-        self.settling.follow((batch, plan), &leaving, &self.secret);
+        self.caches.follow(&fresh, plan, &self.secret);
+        self.settling.follow((&fresh, plan), &leaving);
         let bytes = plan.bytes_that_come(batch);
         self.disk.came(bytes);
         self.log.came(plan.rows(), bytes);
@@ -326,9 +350,9 @@ impl Engine for SqliteWriter {
     }
 
     async fn tidy(&mut self, is_idle: bool) -> Result<Option<Duration>, CommitError> {
-        if let Some(connection) = &mut self.connection {
-            let moved = self.log.move_if_long(connection).await;
-            self.look_at_move(moved).await;
+        if let Some(connections) = &self.connections {
+            let moved = self.log.move_if_long(&connections.writes);
+            self.look_at_move(moved);
         }
         let last_key = self.totals.next_key - 1;
         match self.settling.next_step(last_key, (is_idle, false)) {
@@ -342,43 +366,27 @@ impl Engine for SqliteWriter {
 
     async fn reopen(&mut self) -> Result<TookPlace, StoreError> {
         // By these paths another database could be opened, or a log be deleted that is not ours.
-        let looked = self.files.look_beside().await;
-        looked.map_err(StoreError::unavailable)?;
-        if let Some(broken) = self.connection.take() {
-            // Whatever it says: it is not used again.
-            broken.close_hard().await.ok();
+        let looked = self.files.look();
+        looked.map_err(|moved| StoreError::unavailable(moved.to_string()))?;
+        if let Some(broken) = self.connections.take() {
+            broken.give_up().await;
         }
         self.caches.sets.clear();
         self.broken = None;
-        let reopened = async {
-            // Before anything is read: from here on what can be read is on the disk.
-            let forgotten = self.log.forget_cached().await;
-            forgotten.map_err(|error| error.to_string())?;
-            let mut connection = reopen_writer(&self.path, &self.secret).await?;
-            self.disk.bound_growth(&mut connection).await;
-            let written = try_to_write(&mut connection).await;
-            let totals = written.map_err(|error| words(&error))?;
-            let nonces = Nonces::read(&mut connection).await;
-            let nonces = nonces.map_err(|error| words(&error))?;
-            let tail = Arc::clone(self.settling.tail());
-            let settling = Settling::read(&mut connection, tail, self.pace).await;
-            let settling = settling.map_err(|error| words(&error))?;
-            Ok::<_, String>((connection, totals, nonces, settling))
-        };
-        let (connection, totals, nonces, settling) =
-            reopened.await.map_err(StoreError::unavailable)?;
-        self.connection = Some(connection);
-        self.caches.nonces = nonces;
-        self.settling = settling;
+        let reopened = self.open_again().await;
+        let again = reopened.map_err(StoreError::unavailable)?;
+        self.connections = Some(again.connections);
+        self.caches.nonces = again.nonces;
+        self.settling = again.settling;
         // The number of the last transaction tells whether the unsettled one took place.
         let took_place = match self.unsettled.take() {
-            Some(departures) if totals.commits == self.totals.commits + 1 => {
+            Some(departures) if again.totals.commits == self.totals.commits + 1 => {
                 self.caches.departures.remember(&departures);
                 TookPlace::Yes
             }
             _ => TookPlace::No,
         };
-        self.totals = totals;
+        self.totals = again.totals;
         Ok(took_place)
     }
 
@@ -387,11 +395,11 @@ impl Engine for SqliteWriter {
         if let Some(step) = self.settling.delete_step() {
             self.take_step(step).await?;
         }
-        match self.do_upkeep(expired_by).await {
+        match self.do_upkeep(expired_by) {
             Ok(more) => Ok(more || self.settling.delete_step().is_some()),
             Err(failure) => {
-                let (error, _) = self.fail(failure).await;
-                self.relieve(&error, &Plan::default()).await;
+                let (error, _) = self.fail(failure);
+                self.relieve(&error, &Plan::default());
                 Err(error)
             }
         }
@@ -403,96 +411,74 @@ impl Engine for SqliteWriter {
     ) -> Result<Vec<(MailboxHash, OrderKey)>, CommitError> {
         match self.do_mend(keys).await {
             Ok(mended) => Ok(mended),
-            Err(failure) => Err(self.fail(failure).await.0),
+            Err(failure) => Err(self.fail(failure).0),
         }
     }
 
     async fn close(&mut self) {
-        if self.files.look_beside().await.is_ok() {
+        if self.files.look().is_ok() {
             self.settle_all().await;
         }
-        if let Some(mut connection) = self.connection.take() {
-            if let Err(moved) = self.files.look_beside().await {
-                warn!("store: closing leaves the files as they are: {moved}");
-                self.gather_by(&mut connection).await;
-                // SQLite would delete the log by its path, whatever that leads to. The system closes the
-                // files at the end of the process.
-                std::mem::forget(connection);
-                return;
-            }
-            // Without it the last minute's is there.
-            time::write(&mut connection, &self.time.last()).await.ok();
-            // So that a copy of the one file is the whole database. Closing does it too, unless a
-            // reader is open still; nothing is lost without it. A backup that is being made is not
-            // waited for.
-            execute(&mut connection, "PRAGMA busy_timeout = 0")
-                .await
-                .ok();
-            execute(&mut connection, "PRAGMA wal_checkpoint(TRUNCATE)")
-                .await
-                .ok();
-            if let Err(error) = connection.close().await {
-                warn!("store: closing failed: {}", words(&error));
-            }
-            self.disk.leave().await;
+        let moved = self.files.look().err();
+        if moved.is_some() {
+            self.gather();
+        }
+        if let Some(connections) = self.connections.take() {
+            connections.close(moved, &self.time.last()).await;
+            self.disk.leave();
         }
     }
 }
 
 fn not_open() -> CommitError {
-    CommitError::Unknown("the database is not open".to_owned())
+    CommitError::Unknown(Fault::closed().to_string())
 }
 
-pub(super) async fn execute(
-    connection: &mut SqliteConnection,
-    sql: &'static str,
-) -> sqlx::Result<()> {
-    sqlx::query(sql).execute(connection).await.map(drop)
+/// There is no connection to write by.
+pub(super) fn closed() -> Failure {
+    Failure::Before(Fault::closed())
 }
 
-/// Moves the log, and writes something.
-async fn try_to_write(connection: &mut SqliteConnection) -> sqlx::Result<Totals> {
-    move_log(connection).await?;
-    let trial = "UPDATE meta SET value = value + 1 WHERE name = 'trial'";
-    execute(connection, trial).await?;
-    read_totals(connection).await
+/// It failed before its COMMIT.
+pub(super) fn before(error: impl Into<Fault>) -> Failure {
+    Failure::Before(error.into())
 }
 
-pub(super) async fn trim_departures(
-    connection: &mut SqliteConnection,
-    trim_to: Option<i64>,
-) -> sqlx::Result<()> {
-    if let Some(to) = trim_to {
-        sqlx::query("DELETE FROM departed WHERE n <= ?")
-            .bind(to)
-            .execute(connection)
-            .await?;
-    }
-    Ok(())
+/// It failed at its COMMIT.
+pub(super) fn at(error: rusqlite::Error) -> Failure {
+    Failure::At(error.into())
 }
 
-/// Begins a transaction with the totals and the high-water mark of the order keys after it: in one
-/// query, because each is a way to the connection's thread and back.
-async fn begin(connection: &mut SqliteConnection, plan: &Plan, commits: i64) -> sqlx::Result<()> {
+pub(super) fn execute(connection: &Connection, sql: &str) -> Sql<()> {
+    connection.prepare_cached(sql)?.execute(()).map(drop)
+}
+
+pub(super) fn trim_departures(connection: &Connection, trim_to: Option<i64>) -> Sql<()> {
+    let Some(to) = trim_to else { return Ok(()) };
+    let mut trim = connection.prepare_cached("DELETE FROM departed WHERE n <= ?")?;
+    trim.execute([to]).map(drop)
+}
+
+/// Begins a transaction with the totals and the high-water mark of the order keys after it.
+fn begin(connection: &Connection, plan: &Plan, commits: i64) -> Sql<()> {
+    execute(connection, "BEGIN IMMEDIATE")?;
     let change = &plan.change;
-    sqlx::query(
-        "BEGIN IMMEDIATE; \
-         UPDATE usage SET blobs = max(0, blobs + ?), device_sync = max(0, device_sync + ?), \
-         recovery_proofs = max(0, recovery_proofs + ?), pins = max(0, pins + ?), \
-         bytes = max(0, bytes + ?), receipts = max(0, receipts + ?), commits = ? WHERE one = 1; \
-         UPDATE meta SET value = ? WHERE name = 'high_water'",
-    )
-    .bind(change.blobs)
-    .bind(change.device_sync)
-    .bind(change.recovery_proofs)
-    .bind(change.pins)
-    .bind(change.bytes)
-    .bind(change.receipts)
-    .bind(commits)
-    .bind(plan.next_key - 1)
-    .execute(connection)
-    .await
-    .map(drop)
+    let totals = "UPDATE usage SET blobs = max(0, blobs + ?), \
+         device_sync = max(0, device_sync + ?), recovery_proofs = max(0, recovery_proofs + ?), \
+         pins = max(0, pins + ?), bytes = max(0, bytes + ?), receipts = max(0, receipts + ?), \
+         commits = ? WHERE one = 1";
+    connection.prepare_cached(totals)?.execute([
+        change.blobs,
+        change.device_sync,
+        change.recovery_proofs,
+        change.pins,
+        change.bytes,
+        change.receipts,
+        commits,
+    ])?;
+    let mark = "UPDATE meta SET value = ? WHERE name = 'high_water'";
+    let mut mark = connection.prepare_cached(mark)?;
+    mark.execute([plan.next_key - 1]).map(drop)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::sqlite::SqliteConnection;
 use sqlx::{ConnectOptions as _, Row as _};
 
 use super::*;
@@ -44,8 +45,13 @@ impl Bench {
         Ok(plan.outcomes)
     }
 
-    fn connection(&mut self) -> &mut SqliteConnection {
-        self.writer.connection.as_mut().unwrap()
+    fn connection(&self) -> &Connection {
+        &self.writer.connections.as_ref().unwrap().writes
+    }
+
+    fn count(&self, sql: &str) -> i64 {
+        let count = self.connection().query_row(sql, (), |row| row.get(0));
+        count.unwrap()
     }
 
     async fn close(&mut self) {
@@ -69,15 +75,17 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> Bench {
     };
     let lock = take_data_dir(folder, false).unwrap();
     let path = folder.join(DATABASE_FILE);
-    let connection = open_writer(&path, &secret).await.unwrap();
+    open_writer(&path, &secret).await.unwrap();
+    let connections = Connections::open(&path).await.unwrap();
     let mut reader = reader_options(&path).connect().await.unwrap();
-    execute(&mut reader, "SELECT 1 FROM blob").await.unwrap();
+    let read = sqlx::query("SELECT 1 FROM blob").execute(&mut reader);
+    read.await.unwrap();
     let files = Arc::new(crate::store::sqlite::files::Files::of(folder, &lock).unwrap());
     let log = Log::of(&path, lock.database().unwrap());
     let writer = SqliteWriter::new(
         &options,
         path,
-        connection,
+        connections,
         Arc::default(),
         (files, log, lock),
     )
@@ -142,11 +150,18 @@ async fn lose_the_end_of(bench: &mut Bench, batch: &[&Write], takes_place: bool)
     if takes_place {
         let leaving = writer.settling.leaving(&plan);
         let over = Over::default();
-        let written = writer.write(batch, &plan, &leaving, (None, &over)).await;
+        let fresh = Fresh::of(&plan, batch, &writer.secret.clone());
+        let writing = Writing {
+            plan: &plan,
+            fresh: &fresh,
+            leaving: &leaving,
+            over: &over,
+            trim_to: None,
+        };
+        let written = writer.write(batch, &writing).await;
         assert!(written.is_ok());
     }
-    let failure = Failure::At(sqlx::Error::WorkerCrashed);
-    let (error, is_unsettled) = writer.fail(failure).await;
+    let (error, is_unsettled) = writer.fail(Failure::At(Fault::closed()));
     assert!(matches!(error, CommitError::Unknown(_)) && is_unsettled);
     writer.unsettled = Some(plan.departures.clone());
     plan
@@ -199,7 +214,7 @@ async fn without_a_connection_every_commit_asks_to_be_reopened() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path(), 0).await;
     // Left open, as the readers of a store are: the log goes with the last connection.
-    std::mem::forget(writer.writer.connection.take());
+    std::mem::forget(writer.writer.connections.take());
     let error = writer.commit(&[&append(1, 1, 900)]).await.unwrap_err();
     assert!(matches!(error, CommitError::Unknown(_)));
     writer.writer.reopen().await.unwrap();
@@ -214,10 +229,7 @@ async fn a_full_disk_is_told_apart_and_deletions_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path(), 0).await;
     writer.commit(&[&append(1, 1, 900)]).await.unwrap();
-    let connection = writer.connection();
-    execute(connection, "PRAGMA max_page_count = 1")
-        .await
-        .unwrap();
+    run_through(writer.connection(), "PRAGMA max_page_count = 1").unwrap();
     let mut large = append(2, 2, 900);
     if let Write::Append { envelope, .. } = &mut large {
         envelope.body = vec![1; 1 << 20].into();
@@ -243,7 +255,7 @@ async fn a_failed_transaction_leaves_neither_rows_nor_memories() {
     let mut writer = writer(folder.path(), 0).await;
     let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON departed \
                  BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
-    execute(writer.connection(), spoil).await.unwrap();
+    execute(writer.connection(), spoil).unwrap();
     writer.commit(&[&append(1, 1, 900)]).await.unwrap();
     let error = writer
         .commit(&[&append(2, 2, 900), &acknowledge(1)])
@@ -306,13 +318,11 @@ fn cancel(id: u8) -> Write {
     }
 }
 
-async fn rows_of(writer: &mut Bench, class: Class) -> i64 {
-    let connection = writer.connection();
-    let row = sqlx::query("SELECT count(*) FROM blob WHERE size & 3 = ?")
-        .bind(i64::from(class as u8))
-        .fetch_one(connection)
-        .await;
-    row.unwrap().try_get(0).unwrap()
+fn rows_of(bench: &Bench, class: Class) -> i64 {
+    let class = class as u8;
+    bench.count(&format!(
+        "SELECT count(*) FROM blob WHERE size & 3 = {class}"
+    ))
 }
 
 /// What is written after the receipt fails: no receipt without its event.
@@ -323,17 +333,17 @@ async fn a_failed_event_is_not_told() {
     writer.commit(&[&asking(append(1, 1, 900))]).await.unwrap();
     let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON gone \
                  BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
-    execute(writer.connection(), spoil).await.unwrap();
+    execute(writer.connection(), spoil).unwrap();
     let error = writer.commit(&[&cancel(1)]).await.unwrap_err();
     assert!(matches!(error, CommitError::Rejected(_)));
-    assert_eq!(rows_of(&mut writer, Class::Receipt).await, 0);
-    assert_eq!(rows_of(&mut writer, Class::SeenByV1).await, 1);
+    assert_eq!(rows_of(&writer, Class::Receipt), 0);
+    assert_eq!(rows_of(&writer, Class::SeenByV1), 1);
     let usage = writer.tally.usage();
     assert_eq!((usage.cancelled, usage.receipts.created), (0, 0));
     let mend = "DROP TRIGGER spoil";
-    execute(writer.connection(), mend).await.unwrap();
+    execute(writer.connection(), mend).unwrap();
     writer.commit(&[&cancel(1)]).await.unwrap();
-    assert_eq!(rows_of(&mut writer, Class::Receipt).await, 1);
+    assert_eq!(rows_of(&writer, Class::Receipt), 1);
     writer.close().await;
 }
 
@@ -345,14 +355,14 @@ async fn an_event_whose_receipt_fails_does_not_happen() {
     writer.commit(&[&asking(append(1, 1, 900))]).await.unwrap();
     let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON blob WHEN NEW.size & 3 = 2 \
                  BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
-    execute(writer.connection(), spoil).await.unwrap();
+    execute(writer.connection(), spoil).unwrap();
     for _ in 0..2 {
         let error = writer.commit(&[&cancel(1)]).await.unwrap_err();
         assert!(matches!(error, CommitError::Rejected(_)));
-        assert_eq!(rows_of(&mut writer, Class::SeenByV1).await, 1);
+        assert_eq!(rows_of(&writer, Class::SeenByV1), 1);
     }
     let mend = "DROP TRIGGER spoil";
-    execute(writer.connection(), mend).await.unwrap();
+    execute(writer.connection(), mend).unwrap();
     writer.commit(&[&cancel(1)]).await.unwrap();
     let usage = writer.tally.usage();
     assert_eq!((usage.cancelled, usage.receipts.created), (1, 1));
@@ -371,7 +381,7 @@ async fn a_receipt_of_a_commit_with_an_unknown_end_is_there() {
     writer.tally.count(&plan);
     let news: Vec<_> = plan.new_rows(&[&gone]).collect();
     assert_eq!(news[0].envelope.mailbox, MailboxHash::from_bytes([9; 32]));
-    assert_eq!(rows_of(&mut writer, Class::Receipt).await, 1);
+    assert_eq!(rows_of(&writer, Class::Receipt), 1);
     assert_eq!(writer.tally.usage().receipts.stored, 1);
     writer.close().await;
 }
@@ -396,14 +406,11 @@ async fn nonces_outlive_the_process_and_not_their_time() {
     assert_eq!(bench.commit(&[&burn(1, 2_000)]).await.unwrap(), used);
     let over = 1_000 + 182_000;
     assert_eq!(bench.commit(&[&burn(1, over)]).await.unwrap(), first);
-    let count = async |bench: &mut Bench| {
-        let row = sqlx::query("SELECT count(*) FROM nonce").fetch_one(bench.connection());
-        row.await.unwrap().get::<i64, _>(0)
-    };
-    assert_eq!(count(&mut bench).await, 2);
+    let nonces = "SELECT count(*) FROM nonce";
+    assert_eq!(bench.count(nonces), 2);
     let later = Timestamp::from_millis(1_500 + 182_000);
     assert!(!bench.writer.upkeep(later).await.unwrap());
-    assert_eq!(count(&mut bench).await, 1);
+    assert_eq!(bench.count(nonces), 1);
     assert_eq!(bench.commit(&[&burn(1, over + 9)]).await.unwrap(), used);
     bench.close().await;
 }
@@ -438,7 +445,7 @@ async fn a_removal_whose_receipts_touch_too_much_is_split() {
 async fn topics_and_holdings_are_found_in_an_index() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path(), 0).await;
-    let connection = writer.connection();
+    let connection = &mut writer.writer.connections.as_mut().unwrap().reads;
     for (sql, expected) in [
         (
             crate::store::sqlite::rows::SELECT_TOPICS.text(10),

@@ -1399,7 +1399,7 @@ async fn a_mailbox_is_woken_after_its_blob_is_visible() {
                 answer.send(runtime.block_on(page).map(|page| page.blobs.len()))
             });
             let patience = Duration::from_secs(20);
-            let blobs = tokio::task::block_in_place(|| answered.recv_timeout(patience));
+            let blobs = answered.recv_timeout(patience);
             seen.send((mailbox, blobs)).unwrap();
         });
         let settings = Settings {

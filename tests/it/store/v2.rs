@@ -13,6 +13,7 @@ use vauchi_relay::store::model::{
     Removed, StoredBlob, Tells, View,
 };
 
+use crate::harness::eventually;
 use crate::store::contract::{
     DAY, ENGINES, HOUR, NOW, Rig, Settings, at, blob, blob_of, dedup, duplicate_of,
     durable_engines, expiring, id, mailbox, number, proven_only, quota,
@@ -584,9 +585,12 @@ async fn a_receipt_that_comes_as_its_like_goes_can_be_acknowledged() {
 async fn receipts_wake_their_mailbox() {
     let (woken, settings) = wakes();
     for rig in rigs(settings).await {
+        woken.lock().unwrap().clear();
         rig.stores(asking(blob(1, 1))).await;
+        eventually("woken", async || !woken.lock().unwrap().is_empty()).await;
         woken.lock().unwrap().clear();
         rig.delivers(1, &[1], NOW).await;
+        eventually("woken", async || !woken.lock().unwrap().is_empty()).await;
         assert_eq!(*woken.lock().unwrap(), [mailbox(RECEIPTS)]);
         rig.delivers(1, &[1], NOW).await;
         rig.acknowledges(1, &[id(1)], Tells::Nobody).await;

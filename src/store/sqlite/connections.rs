@@ -1,0 +1,102 @@
+//! The committer's two connections.
+//!
+//! One writes, through rusqlite: its calls are made where the committer runs, so a transaction costs no way
+//! to another thread and back. The other one reads what a fold asks, through sqlx, like the readers of
+//! pages. Both are of the same process, and only the committer uses them, one at a time: so what the one has
+//! committed the other one sees, and none waits for a lock.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{ConnectOptions as _, Connection as _, Row as _};
+use tracing::warn;
+
+use super::errors::{Fault, words};
+use super::files::Moved;
+use super::open::{LOCK_WAIT_MAX, known_schema, reader_options, secret_matches};
+use super::rows::{Sql, run_through};
+use super::time;
+use crate::clock::resume::Reading;
+use crate::secrets::Secret;
+
+/// Statements of a connection that stay prepared: all that there are.
+const PREPARED_MAX: usize = 64;
+
+/// The committer's connections.
+pub(super) struct Connections {
+    pub(super) writes: Connection,
+    pub(super) reads: SqliteConnection,
+}
+
+impl Connections {
+    /// Opens both to a database whose schema is up to date.
+    pub(super) async fn open(path: &Path) -> Result<Self, Fault> {
+        let writes = open_writes(path)?;
+        let options = reader_options(path).thread_name(|_| "store-questions".to_owned());
+        let reads = options.connect().await?;
+        Ok(Self { writes, reads })
+    }
+
+    /// Whether they have open what was open before: schema and secret.
+    pub(super) async fn is_same(&mut self, secret: &Secret) -> Result<bool, Fault> {
+        let schema = sqlx::query("SELECT max(version) FROM _sqlx_migrations")
+            .fetch_one(&mut self.reads)
+            .await?;
+        let schema: i64 = schema.try_get(0)?;
+        Ok(schema == known_schema() && secret_matches(&mut self.reads, secret).await?)
+    }
+
+    /// Lets go of connections after a failure. Whatever they say: they are not used again.
+    pub(super) async fn give_up(self) {
+        self.reads.close_hard().await.ok();
+        drop(self.writes);
+    }
+
+    /// Closes them at the end of the relay. `moved` says that the files are not where they were.
+    pub(super) async fn close(self, moved: Option<Moved>, last: &Reading) {
+        if let Some(moved) = moved {
+            warn!("store: closing leaves the files as they are: {moved}");
+            // SQLite would delete the log by its path, whatever that leads to. The system closes the
+            // files at the end of the process.
+            std::mem::forget(self);
+            return;
+        }
+        let writes = &self.writes;
+        // Without it the last minute's is there.
+        time::write(writes, last).ok();
+        // So that a copy of the one file is the whole database. Closing does it too, unless a
+        // reader is open still; nothing is lost without it. A backup that is being made is not
+        // waited for.
+        run_through(writes, "PRAGMA busy_timeout = 0").ok();
+        run_through(writes, "PRAGMA wal_checkpoint(TRUNCATE)").ok();
+        if let Err(error) = self.reads.close().await {
+            warn!("store: closing failed: {}", words(&error));
+        }
+        if let Err((_, error)) = self.writes.close() {
+            warn!("store: closing failed: {}", words(&error));
+        }
+    }
+}
+
+/// Opens the connection that writes.
+fn open_writes(path: &Path) -> Sql<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.set_prepared_statement_cache_capacity(PREPARED_MAX);
+    connection.busy_timeout(LOCK_WAIT_MAX)?;
+    for pragma in [
+        "PRAGMA synchronous = FULL",
+        "PRAGMA foreign_keys = OFF",
+        "PRAGMA secure_delete = FAST",
+        "PRAGMA temp_store = MEMORY",
+        // KiB: 64 MiB.
+        "PRAGMA cache_size = -65536",
+        // `log` does it.
+        "PRAGMA wal_autocheckpoint = 0",
+        "PRAGMA journal_size_limit = 67108864",
+    ] {
+        run_through(&connection, pragma)?;
+    }
+    Ok(connection)
+}
