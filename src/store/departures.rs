@@ -4,9 +4,11 @@
 //! forgotten first, when its time is over or when there are too many. SQLite's table `departed` holds
 //! the same under the same numbers.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+
+use foldhash::HashMap;
 
 use super::plan::Departure;
 use super::plan::known::{Departed, Name};
@@ -51,7 +53,7 @@ impl Departures {
             span,
             count_max,
             by_age: VecDeque::new(),
-            places: HashMap::new(),
+            places: HashMap::default(),
             forgotten: 0,
             next_number: 1,
             forgotten_to: 0,

@@ -128,9 +128,8 @@ impl Pipeline {
         if !blocks {
             tasks.spawn(committer.run());
         } else if let Err(error) = run_apart(committer, &tasks) {
-            let why = format!("cannot start a thread for writing: {error}");
-            error!("store: {why}; nothing is stored. Raise the limit on threads and start again");
-            gate.set_down(Some(&why));
+            error!("store: cannot start the thread that writes: {error}; nothing is stored");
+            gate.set_down(Some("there is no thread that writes"));
             health.set_down(true);
         }
         tasks.close();

@@ -1,9 +1,10 @@
 //! The rows of the memory engine: by key, and what is looked up without reading them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use bytes::Bytes;
+use foldhash::HashMap;
 
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};

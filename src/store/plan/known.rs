@@ -4,7 +4,7 @@
 //! mailbox", so that an engine may answer from a cache, by one statement, or from its maps. The first
 //! questions follow from the writes ([`Asked::about`]); a fold that finds it needs more asks again.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashSet};
 
 use super::nonces::KnownNonces;
 use super::pins::KnownPins;

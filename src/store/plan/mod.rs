@@ -18,8 +18,9 @@ pub mod quota;
 mod receipts;
 pub(super) mod recovery;
 
-use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+
+use foldhash::{HashMap, HashMapExt as _, HashSet};
 
 use super::model::{
     Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, StoredBlob,
@@ -320,15 +321,15 @@ impl<'a> Folding<'a> {
             known,
             learnt,
             batch,
-            rows: HashMap::new(),
-            names: HashMap::new(),
-            topics: HashMap::new(),
-            accounts: HashMap::new(),
+            rows: HashMap::with_capacity(batch.len()),
+            names: HashMap::with_capacity(batch.len()),
+            topics: HashMap::default(),
+            accounts: HashMap::with_capacity(batch.len()),
             known_proofs: known.proofs.clone(),
             known_pins: known.pins.clone(),
             held: known.held,
-            relieved: HashSet::new(),
-            left: HashMap::new(),
+            relieved: HashSet::default(),
+            left: HashMap::default(),
             due: Vec::new(),
             asks: Asked::default(),
             first_key: known.next_key,

@@ -4,8 +4,9 @@
 //! nonces of others. None is forgotten before its time, nor by a clock that is not to be trusted; when
 //! too many are remembered, signed handshakes are refused until there is room.
 
-use std::collections::HashMap;
 use std::time::Duration;
+
+use foldhash::HashMap;
 
 use crate::clock::Timestamp;
 use crate::store::model::Burnt;
@@ -85,7 +86,7 @@ mod tests {
     fn a_clock_that_is_not_trusted_makes_no_nonce_good_again() {
         let (burnt_at, untrusted) = (Timestamp::from_millis(1_000_000), Timestamp::default());
         let known = KnownNonces {
-            burnt: [([1; 32], burnt_at)].into(),
+            burnt: [([1; 32], burnt_at)].into_iter().collect(),
             count: 1,
         };
         let ahead = burnt_at.plus(2 * NONCE_REMEMBERED);
@@ -98,7 +99,7 @@ mod tests {
     fn a_full_memory_refuses_and_forgets_nothing_early() {
         let now = Timestamp::from_millis(1_000_000);
         let known = KnownNonces {
-            burnt: [([1; 32], now)].into(),
+            burnt: [([1; 32], now)].into_iter().collect(),
             count: NONCES_MAX,
         };
         let mut plan = NoncePlan::default();

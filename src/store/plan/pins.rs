@@ -3,9 +3,11 @@
 //! A pin ends when it was unused for its time, and not before: with as many as there may be, a new one is
 //! refused, unless one that is over makes room.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
+
+use foldhash::{HashMap, HashSet};
 
 use super::quota::{HeldInAll, Quota};
 use crate::clock::Timestamp;

@@ -4,7 +4,7 @@
 //! keeps one for each owner, [`RECOVERY_PROOFS_MAX`] for each recovery key. A stranger can so push
 //! out other strangers, never somebody who proved who they are.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use super::quota::{HeldInAll, Quota};
 use crate::clock::Timestamp;

@@ -1,7 +1,8 @@
 //! A run that is being written, from the tail or from other runs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use foldhash::HashMap;
 use rusqlite::Connection;
 use sqlx::sqlite::SqliteConnection;
 
@@ -51,7 +52,7 @@ impl Building {
             behind: None,
             entries: 0,
             late: Vec::new(),
-            extended: HashMap::new(),
+            extended: HashMap::default(),
         }
     }
 

@@ -4,9 +4,9 @@
 //! Most answers come from the caches: working sets, owners, departures and nonces. What is not in
 //! them is read, and followed from then on.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use futures_util::TryStreamExt as _;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;

@@ -3,8 +3,9 @@
 //! All of them are in memory, as they are in the table `nonce`, which is read at the start. They are
 //! forgotten in the order in which they were burnt, when their time is over.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use foldhash::HashMap;
 use futures_util::TryStreamExt as _;
 use rusqlite::{Connection, params};
 use sqlx::sqlite::SqliteConnection;

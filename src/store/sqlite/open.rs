@@ -18,7 +18,7 @@ use sqlx::{ConnectOptions as _, Row as _};
 use tracing::info;
 
 use super::errors::{Tells, code, primary_code, words};
-use super::log::log_path;
+use super::log::{LOG_HEADER_BYTES, log_path};
 use super::settle::Pace;
 use crate::clock::Clock;
 use crate::filesystem::place::beside;
@@ -39,9 +39,6 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
 /// How long a statement waits for a lock that another process holds.
 pub(super) const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
-
-/// What a log begins with.
-pub(super) const LOG_HEADER_BYTES: usize = 32;
 
 /// What a [`super::open`] opens.
 #[derive(Clone)]

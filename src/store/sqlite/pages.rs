@@ -1,7 +1,7 @@
 //! Reading: pages of mailboxes, and what is due to be removed. Only on read-only connections, so
 //! that no reader waits for the committer and none delays it.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -349,7 +349,7 @@ impl Readers {
     ) -> sqlx::Result<HashMap<i64, Holding>> {
         let seen = self.tail.entries_of(mailboxes);
         let (slot, classes) = (expiry_slot(now), shown_classes(view));
-        let mut sums = HashMap::<i64, Sum>::new();
+        let mut sums = HashMap::<i64, Sum>::default();
         let mut left = mailboxes;
         while let Some((query, later)) =
             SELECT_HOLDINGS.cut_keys_after(&[slot, seen.settled_to, classes], left)

@@ -4,9 +4,9 @@
 //! for each opening without a proof. A set in memory would be faster, at 30 to 50 MiB for a million
 //! pins and the time to load them at each start.
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use foldhash::HashMap;
 use rusqlite::{Connection, params};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
@@ -43,7 +43,7 @@ pub(super) async fn read_pins(
     connection: &mut SqliteConnection,
     mailboxes: &[MailboxHash],
 ) -> sqlx::Result<HashMap<MailboxHash, Pin>> {
-    let mut pins = HashMap::new();
+    let mut pins = HashMap::default();
     let mut left = mailboxes;
     while let Some((mut query, now, later)) = SELECT_PINS.cut(left) {
         for mailbox in now {

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use slab::Slab;
+
 use super::columns::{Size, expiry_slot};
 use crate::clock::Timestamp;
 use crate::store::engine::Header;
@@ -32,8 +34,8 @@ struct Unsettled {
     id64: i64,
     size: Size,
     slot: i64,
-    /// Of a row that came since the start.
-    header: Option<Header>,
+    /// Where its header is, if it came since the start.
+    header: Option<usize>,
 }
 
 impl Unsettled {
@@ -67,6 +69,8 @@ struct State {
     settled_to: i64,
     /// By mailbox64 and key.
     rows: BTreeMap<(i64, i64), Unsettled>,
+    /// Apart, because they are large, and a tree moves what it holds about.
+    headers: Slab<Header>,
     /// Keys of rows that have left and are in the table still, each with the number under which `gone` has it.
     gone: BTreeMap<i64, i64>,
 }
@@ -115,7 +119,9 @@ impl Tail {
 
     /// The header of a row, if it is not settled and came since the start.
     pub(super) fn header(&self, mailbox64: i64, key: i64) -> Option<Header> {
-        self.read().rows.get(&(mailbox64, key))?.header
+        let state = self.read();
+        let row = state.rows.get(&(mailbox64, key))?;
+        state.headers.get(row.header?).copied()
     }
 
     /// Whether a row has left, although it is in the table.
@@ -158,6 +164,7 @@ impl Tail {
         *self.write() = State {
             settled_to,
             rows,
+            headers: Slab::new(),
             gone,
         };
     }
@@ -186,8 +193,15 @@ impl Tail {
     /// The rows up to the key `last` are in runs, whose last key is `settled_to`.
     pub(super) fn settled(&self, last: i64, settled_to: i64) {
         let mut state = self.write();
+        let State { rows, headers, .. } = &mut *state;
+        rows.retain(|(_, key), row| {
+            let stays = *key > last;
+            if let (false, Some(header)) = (stays, row.header) {
+                headers.remove(header);
+            }
+            stays
+        });
         state.settled_to = settled_to;
-        state.rows.retain(|(_, key), _| *key > last);
     }
 
     /// The first `limit` rows that have left and are in the table still, each with its number in `gone`: up to
@@ -250,7 +264,7 @@ impl Following<'_> {
             id64: entry.id64,
             size: entry.size,
             slot: entry.slot,
-            header: Some(header),
+            header: Some(self.state.headers.insert(header)),
         };
         let mailbox64 = header.mailbox.prefix64();
         self.state.rows.insert((mailbox64, key.0), row);
@@ -258,32 +272,35 @@ impl Following<'_> {
 
     /// A row left the table.
     pub(super) fn deleted(&mut self, mailbox64: i64, key: i64) {
-        self.state.rows.remove(&(mailbox64, key));
+        let row = self.state.rows.remove(&(mailbox64, key));
+        if let Some(header) = row.and_then(|row| row.header) {
+            self.state.headers.remove(header);
+        }
     }
 
     /// A row left and is in the table still.
     pub(super) fn gone(&mut self, mailbox64: i64, key: i64, number: i64) {
-        self.state.rows.remove(&(mailbox64, key));
+        self.deleted(mailbox64, key);
         self.state.gone.insert(key, number);
     }
 
     /// A row lives until then.
     pub(super) fn extended(&mut self, mailbox64: i64, key: i64, expires_at: Timestamp) {
-        if let Some(row) = self.state.rows.get_mut(&(mailbox64, key)) {
-            row.slot = expiry_slot(expires_at);
-            if let Some(header) = &mut row.header {
-                header.expires_at = expires_at;
-            }
+        let State { rows, headers, .. } = &mut *self.state;
+        let Some(row) = rows.get_mut(&(mailbox64, key)) else {
+            return;
+        };
+        row.slot = expiry_slot(expires_at);
+        if let Some(header) = row.header.and_then(|header| headers.get_mut(header)) {
+            header.expires_at = expires_at;
         }
     }
 
     /// A row's sender was told of the delivery.
     pub(super) fn delivered(&mut self, mailbox64: i64, key: i64) {
-        if let Some(Unsettled {
-            header: Some(header),
-            ..
-        }) = self.state.rows.get_mut(&(mailbox64, key))
-        {
+        let State { rows, headers, .. } = &mut *self.state;
+        let header = rows.get(&(mailbox64, key)).and_then(|row| row.header);
+        if let Some(header) = header.and_then(|header| headers.get_mut(header)) {
             header.is_delivered_told = true;
         }
     }

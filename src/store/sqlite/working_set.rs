@@ -7,8 +7,7 @@
 //! Sets go by the first 64 bits of the mailbox hash. Two mailboxes that share them (by chance, one
 //! pair in 2^64) would share a quota; their blobs are still told apart by the full hash in the row.
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use lru::LruCache;
 
 use super::columns::Size;

@@ -3,7 +3,7 @@
 //! It shows what an engine has to do, and that this is little: it keeps facts, answers what the rules
 //! ask ([`State::answer`]), does what they say ([`State::apply`]), and reads. Nothing outlives it.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::sync::{Arc, Mutex};
 
 use vauchi_relay::store::{StoreError, engine::*, model::*};
