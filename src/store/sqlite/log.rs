@@ -102,7 +102,9 @@ impl Log {
     }
 
     /// Has the system write what it can of both files, and forget what it holds of them. Nothing may be
-    /// in the middle of writing them. At a start, too: the relay before may have ended with a failed fsync.
+    /// in the middle of writing them. At a start, too: the relay before may have ended with a failed fsync, or in
+    /// the middle of one, and has then left a commit that can be read and is not durable. Its sender repeats it,
+    /// and must not hear `Stored` before it is.
     pub(super) async fn forget_cached(&self) -> io::Result<()> {
         let (database, path) = (Arc::clone(&self.database), self.path.clone());
         let forgotten = spawn_blocking(move || forget(&database, &path)).await;

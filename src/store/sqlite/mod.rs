@@ -68,14 +68,14 @@ pub use settle::Pace;
 pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
     let lock = take_data_dir(&options.data_dir, options.allow_network_fs)?;
     let path = options.data_dir.join(DATABASE_FILE);
-    look_at_log(&path)?;
-    look_at_memory(&path);
     let fault = |source| OpenError::DataDir {
         path: path.clone(),
         source,
     };
     let log = Log::of(&path, lock.database().map_err(fault)?);
     log.forget_cached().await.map_err(fault)?;
+    look_at_log(&path)?;
+    look_at_memory(&path);
     let tail = Arc::new(Tail::default());
     let opened = open_files(&options, &path, &tail, &lock).await;
     let (connections, readers, files) = match opened {

@@ -280,12 +280,7 @@ fn private_file(path: &Path) -> io::Result<File> {
 pub(super) fn look_at_log(database: &Path) -> Result<(), OpenError> {
     let path = log_path(database);
     let mut header = [0; LOG_HEADER_BYTES];
-    let read = File::open(&path).and_then(|mut log| {
-        log.read_exact(&mut header)?;
-        // A relay that was killed in the middle of an fsync has left a commit that can be read and is
-        // not durable. Its sender repeats it, and must not hear `Stored` before it is.
-        log.sync_all()
-    });
+    let read = File::open(&path).and_then(|mut log| log.read_exact(&mut header));
     match read {
         Ok(()) if is_log_header(&header) => Ok(()),
         Ok(()) => Err(OpenError::CorruptLog(path)),
