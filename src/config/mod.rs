@@ -6,6 +6,7 @@
 //! text to one value), `share` and `networks` (values that are no numbers), `names` (variables that
 //! are no settings of ours).
 
+mod database;
 mod load;
 mod names;
 mod names_of_relays;
@@ -14,6 +15,7 @@ mod read;
 mod settings;
 mod share;
 
+pub use database::Database;
 pub use networks::Networks;
 pub use settings::{Accepts, SETTINGS, Setting, setting};
 pub use share::Share;

@@ -5,7 +5,7 @@
 //! Reading order: `model` (what is kept), `write` (what is written), `plan` (the rules: what a batch of
 //! writes comes to),
 //! `commit` (how writes become durable together), `engine` (what a database must do for that), then
-//! the engines `memory` and `sqlite`. `departures` is what both remember of blobs that left; `tally`
+//! the engines `memory`, `sqlite` and `postgres`. `departures` is what the first two remember of blobs that left; `tally`
 //! counts, `health` tells whether blobs come in and go out. The longer verbs of [`Store`] have files of their
 //! own: `purge`, `expire`, `probe`.
 
@@ -17,6 +17,7 @@ mod health;
 pub mod memory;
 pub mod model;
 mod plan;
+pub mod postgres;
 mod probe;
 mod purge;
 pub mod sqlite;

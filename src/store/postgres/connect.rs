@@ -1,0 +1,204 @@
+//! Connections to the database: which host, as whom, and what holds for each session.
+//!
+//! Of several hosts the first is taken that takes writes. Names are looked up anew for each connection, and
+//! the password is read from its file each time, because both may change while the relay runs.
+
+use std::path::PathBuf;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _, raw_sql};
+
+use super::errors::{OpenError, words};
+use crate::config::Database;
+
+/// The oldest server that is tested.
+pub(super) const VERSION_MIN: u32 = 15;
+
+/// How long one host may take to answer.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The committer's.
+    Writer,
+    /// Reads beside it.
+    Reader,
+    /// Holds the lock and does nothing else.
+    Lock,
+}
+
+/// What holds for every session. A dead relay must not hold its lock or its rows for long, and stale
+/// statistics of a table that swings between empty and millions of rows must not choose another plan than
+/// by the index. The limits that a database's owner may have set for idle sessions do not concern ours.
+const OF_ALL: &str = "SET idle_session_timeout = 0; SET tcp_keepalives_idle = 10; \
+     SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
+     SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
+     SET enable_mergejoin = off; SET jit = off; SET lock_timeout = '4s'";
+
+/// The committer's. A transaction that is left open holds back deliveries and row locks, so the server ends
+/// it. Other levels of `synchronous_commit` than these two promise a durable commit, or more.
+const OF_WRITER: &str = "SET statement_timeout = '6s'; SET idle_in_transaction_session_timeout = '10s'; \
+     SELECT set_config('synchronous_commit', 'on', false) \
+     WHERE current_setting('synchronous_commit') IN ('off')";
+
+const OF_READER: &str = "SET statement_timeout = '8s'; SET default_transaction_read_only = on; \
+     SET idle_in_transaction_session_timeout = '10s'";
+
+const OF_LOCK: &str = "SET statement_timeout = '2s'";
+
+/// Makes connections. It knows passwords, so it prints nothing of itself.
+#[derive(Clone)]
+pub(super) struct Connector {
+    hosts: Vec<PgConnectOptions>,
+    password_file: Option<PathBuf>,
+    place: String,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// None of the hosts will do, each in its words.
+    Hosts(String),
+    Password(String),
+    TooOld(u32),
+}
+
+impl Failed {
+    /// One line.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::Hosts(words) | Self::Password(words) => words.clone(),
+            Self::TooOld(found) => format!("PostgreSQL {found} is too old"),
+        }
+    }
+}
+
+impl Connector {
+    pub(super) fn new(database: &Database) -> Result<Self, OpenError> {
+        let hosts = database.urls().map(|url| {
+            let options = PgConnectOptions::from_str(url);
+            let options = options.map_err(|error| OpenError::Url(words(&error)))?;
+            Ok(options
+                .application_name("vauchi-relay")
+                .disable_statement_logging())
+        });
+        Ok(Self {
+            hosts: hosts.collect::<Result<_, OpenError>>()?,
+            password_file: database.password_file.clone(),
+            place: database.place(),
+        })
+    }
+
+    /// Hosts and name of the database, for the operator.
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// A connection to the first host that takes writes.
+    pub(super) async fn connect(&self, role: Role) -> Result<PgConnection, Failed> {
+        let password = self.password().await?;
+        let mut said: Vec<String> = Vec::new();
+        for host in &self.hosts {
+            let host = match &password {
+                Some(password) => host.clone().password(password),
+                None => host.clone(),
+            };
+            let connecting = tokio::time::timeout(CONNECT_TIME_MAX, prepare(&host, role));
+            match connecting.await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(Unfit::TooOld(found))) => return Err(Failed::TooOld(found)),
+                Ok(Err(Unfit::Words(words))) => said.push(format!("{}: {words}", name(&host))),
+                Err(_) => said.push(format!("{}: no answer within 3 s", name(&host))),
+            }
+        }
+        Err(Failed::Hosts(said.join("; ")))
+    }
+
+    /// What the password file has, if there is one.
+    async fn password(&self) -> Result<Option<String>, Failed> {
+        let Some(path) = &self.password_file else {
+            return Ok(None);
+        };
+        let read = tokio::fs::read_to_string(path).await;
+        let text = read.map_err(|error| {
+            Failed::Password(format!("cannot read {}: {error}", path.display()))
+        })?;
+        Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+
+    /// The same failure as a start tells it.
+    pub(super) fn describe(&self, failed: Failed) -> OpenError {
+        let place = self.place.clone();
+        match failed {
+            Failed::Hosts(words) => OpenError::Unreachable { place, words },
+            Failed::Password(words) => OpenError::Password(words),
+            Failed::TooOld(found) => OpenError::TooOld {
+                place,
+                found,
+                needed: VERSION_MIN,
+            },
+        }
+    }
+
+    /// What the server says of a statement, as a start tells it.
+    pub(super) fn describe_statement(&self, error: &sqlx::Error) -> OpenError {
+        let (place, words) = (self.place.clone(), words(error));
+        OpenError::Database { place, words }
+    }
+}
+
+fn name(host: &PgConnectOptions) -> String {
+    match host.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", host.get_host(), host.get_port()),
+    }
+}
+
+/// Why a host will not do.
+enum Unfit {
+    TooOld(u32),
+    Words(String),
+}
+
+impl From<sqlx::Error> for Unfit {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Words(words(&error))
+    }
+}
+
+async fn prepare(host: &PgConnectOptions, role: Role) -> Result<PgConnection, Unfit> {
+    let mut connection = host.connect().await?;
+    let row = sqlx::query(
+        "SELECT current_setting('server_version_num')::int / 10000 AS version, \
+         pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS is_read_only",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    let version = u32::try_from(row.try_get::<i32, _>("version")?).unwrap_or(0);
+    if version < VERSION_MIN {
+        return Err(Unfit::TooOld(version));
+    }
+    if row.try_get("is_read_only")? {
+        // It is closed when it is dropped; nobody waits for that.
+        return Err(Unfit::Words("takes no writes (a standby?)".to_owned()));
+    }
+    connection.execute(raw_sql(OF_ALL)).await?;
+    let of_role = match role {
+        Role::Writer => OF_WRITER,
+        Role::Reader => OF_READER,
+        Role::Lock => OF_LOCK,
+    };
+    connection.execute(raw_sql(of_role)).await?;
+    Ok(connection)
+}
+
+/// Tells the server good-bye, within a second.
+pub(super) async fn close(connection: PgConnection) {
+    // One that does not answer is dropped, which closes it as well.
+    tokio::time::timeout(Duration::from_secs(1), connection.close())
+        .await
+        .ok();
+}

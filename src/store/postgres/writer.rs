@@ -1,0 +1,522 @@
+//! The committer's hands: one plan becomes one transaction.
+//!
+//! `known` begins the transaction, takes its number and locks what may leave; `commit` writes and ends it.
+//! While that is open, readers of all mailboxes stop before its keys, so it is never left open: `tidy`, which
+//! is called after each batch, ends what a batch has left, and the server ends what a relay has left.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgConnection;
+use sqlx::{Executor as _, Row as _};
+use tracing::{info, warn};
+
+use super::connect::{Connector, Role, close};
+use super::departed::{self, Forgotten, Memory};
+use super::errors::{classify, classify_commit, leaves_connection, words};
+use super::keys::{KEYS_OF_TRANSACTION, raise_base};
+use super::known::Begun;
+use super::lock::Lock;
+use super::schema::{is_ours, known_schema};
+use super::time::{self, KeptTime};
+use super::usage::{self, Delta, INSTANCE, Moved, Sums};
+use super::{nonces, pins, recovery, rows};
+use crate::clock::Timestamp;
+use crate::metrics::Metrics;
+use crate::secrets::Secret;
+use crate::store::StoreError;
+use crate::store::engine::{Asked, CommitError, Engine, Known, Name, Plan, TookPlace, Write};
+use crate::store::model::OrderKey;
+use crate::store::tally::as_float;
+
+/// How long a call may take, whatever becomes of the connection: shorter than senders wait for a batch.
+const CALL_TIME_MAX: Duration = Duration::from_secs(8);
+
+/// Departures and nonces that one transaction of the housekeeping forgets.
+const UPKEEP_ROWS_MAX: i64 = 2_000;
+
+/// A commit forgets twice as many departures as it brings, so that there are never many too many.
+const FORGETS_MIN: i64 = 16;
+
+/// The committer's connection and what it must know between two transactions.
+pub(super) struct PostgresWriter {
+    connector: Connector,
+    lock: Arc<Lock>,
+    secret: Secret,
+    /// `None` after a failure, until it is reopened.
+    connection: Option<PgConnection>,
+    /// The transaction that is open.
+    begun: Option<Begun>,
+    /// The number of the last transaction that was committed.
+    commits: i64,
+    /// The server's process behind the connection.
+    process: i32,
+    /// The largest key that was given out.
+    last_key: OrderKey,
+    memory: Memory,
+    time: KeptTime,
+    /// Whether COMMIT was sent and nothing was heard of it: the number that it would have made.
+    unsettled: Option<i64>,
+    /// What became of it, once that is known.
+    settled: Option<TookPlace>,
+    metrics: Arc<Metrics>,
+}
+
+/// What the writer is made with.
+pub(super) struct Ground {
+    pub(super) connector: Connector,
+    pub(super) lock: Arc<Lock>,
+    pub(super) secret: Secret,
+    pub(super) memory: Memory,
+    pub(super) time: KeptTime,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// Where a transaction failed, or what it found.
+enum Failure {
+    /// Before its COMMIT: it did not happen.
+    Before(sqlx::Error),
+    /// At its COMMIT.
+    At(sqlx::Error),
+    /// Another instance came first; nothing happened.
+    Raced,
+    /// Somebody else writes as this instance; nothing happened.
+    NotAlone,
+    /// It needs more keys than a transaction has; nothing happened.
+    TooManyRows,
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Before(error)
+    }
+}
+
+/// What a transaction did that the metrics show once it is durable.
+#[derive(Default)]
+struct Done {
+    departed: u64,
+    forgotten: Option<Forgotten>,
+}
+
+impl PostgresWriter {
+    pub(super) async fn new(
+        ground: Ground,
+        mut connection: PgConnection,
+    ) -> sqlx::Result<(Self, Sums)> {
+        let row = sqlx::query(
+            "SELECT commits, pg_backend_pid() AS process FROM usage WHERE instance = $1",
+        )
+        .bind(INSTANCE)
+        .fetch_one(&mut connection)
+        .await?;
+        let statement = sqlx::AssertSqlSafe(format!("SELECT {} FROM usage", usage::SUMS));
+        let sums = sqlx::query(statement).fetch_one(&mut connection).await?;
+        let sums = Sums::read(&sums)?;
+        let now = ground.time.last().relay;
+        let memory = ground.memory;
+        // Of none it looks at one, to know how old it is.
+        let oldest = departed::forget(
+            &mut connection,
+            Memory {
+                count_max: 0,
+                ..memory
+            },
+            (sums.departed, 1),
+            (Timestamp::default(), now),
+        );
+        let forgotten = oldest.await?;
+        let writer = Self {
+            commits: row.try_get("commits")?,
+            process: row.try_get("process")?,
+            connector: ground.connector,
+            lock: ground.lock,
+            secret: ground.secret,
+            connection: Some(connection),
+            begun: None,
+            last_key: OrderKey::START,
+            memory,
+            time: ground.time,
+            unsettled: None,
+            settled: None,
+            metrics: ground.metrics,
+        };
+        let done = Done {
+            departed: sums.departed,
+            forgotten: Some(forgotten),
+        };
+        writer.show(&done, now);
+        Ok((writer, sums))
+    }
+
+    /// Shows in the metrics what is remembered.
+    fn show(&self, done: &Done, now: Timestamp) {
+        self.metrics.dedup_remembered.set(as_float(done.departed));
+        let Some(forgotten) = done.forgotten else {
+            return;
+        };
+        let early = &self.metrics.dedup_forgotten_total;
+        early.increment(forgotten.early);
+        if now > Timestamp::default() {
+            let reach = forgotten.oldest.map_or(Duration::ZERO, |at| now.since(at));
+            self.metrics.dedup_memory_seconds.set(reach.as_secs_f64());
+        }
+    }
+
+    /// The connection, when the lock is held; nothing may be written without it.
+    fn connection(&mut self) -> Result<&mut PgConnection, CommitError> {
+        if !self.lock.is_held() {
+            let why = "the connection that holds the database's lock was lost";
+            return Err(CommitError::Unknown(why.to_owned()));
+        }
+        let connection = self.connection.as_mut();
+        connection.ok_or_else(|| CommitError::Unknown("the database is not open".to_owned()))
+    }
+
+    /// Begins a transaction, unless one is open, and answers in it.
+    async fn begin_and_answer(&mut self, asked: &Asked) -> Result<Known, CommitError> {
+        let mut begun = self.begun.take();
+        let secret = self.secret.clone();
+        let connection = self.connection()?;
+        let answered = async {
+            if begun.is_none() {
+                connection.execute(BEGIN).await?;
+                begun = Some(Begun::read(connection).await?);
+            }
+            let begun = begun.get_or_insert_default();
+            begun.answer(connection, asked, &secret).await
+        };
+        match answered.await {
+            Ok(known) => {
+                self.begun = begun;
+                Ok(known)
+            }
+            Err(error) => Err(self.fail(Failure::Before(error)).await),
+        }
+    }
+
+    /// Writes a plan and commits it. What was begun is ended in any case.
+    async fn write(
+        &mut self,
+        batch: &[&Write],
+        plan: &Plan,
+        begun: &Begun,
+    ) -> Result<Done, Failure> {
+        let Some(connection) = &mut self.connection else {
+            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
+        };
+        // A receipt or a departure has a number as a row has: the same range must do for each.
+        let keys = (plan.next_key - begun.first_key).max(plan.departures.len() as i64);
+        if keys > KEYS_OF_TRANSACTION {
+            return Err(Failure::TooManyRows);
+        }
+        let mut delta = Delta {
+            change: plan.change,
+            ..Delta::default()
+        };
+        let aside: Vec<_> = plan.set_aside.iter().map(|(key, _)| *key).collect();
+        if !aside.is_empty() {
+            rows::set_aside(connection, &aside, plan.now).await?;
+        }
+        let leaving = plan.deletes.iter().map(|(key, _)| *key).chain(aside);
+        let leaving = rows::numbers(leaving);
+        if !leaving.is_empty() {
+            let wanted = leaving.len() as u64;
+            if rows::delete(connection, leaving).await? != wanted {
+                return Err(Failure::Raced);
+            }
+        }
+        let as_instance = (INSTANCE_16, &self.secret);
+        let (wanted, inserted) = rows::insert(connection, plan, batch, as_instance).await?;
+        if wanted != inserted {
+            return Err(Failure::Raced);
+        }
+        rows::change(connection, plan, &self.secret).await?;
+        let departures = plan.departures.as_slice();
+        delta.departed = departed::remember(connection, departures, begun.first_key).await?;
+        let mut done = Done::default();
+        let departed_before = begun.sums.departed.saturating_add_signed(delta.departed);
+        if !departures.is_empty() {
+            let rows_max = 2 * departures.len() as i64 + FORGETS_MIN;
+            let when = (plan.forget_by, plan.now);
+            let forgotten =
+                departed::forget(connection, self.memory, (departed_before, rows_max), when);
+            let forgotten = forgotten.await?;
+            delta.departed -= forgotten.rows;
+            done.forgotten = Some(forgotten);
+        }
+        done.departed = begun.sums.departed.saturating_add_signed(delta.departed);
+        if !plan.pins.changed.is_empty()
+            && !pins::write(connection, &plan.pins, &begun.pinned).await?
+        {
+            return Err(Failure::Raced);
+        }
+        if !recovery::write(connection, plan, batch).await? {
+            return Err(Failure::Raced);
+        }
+        match nonces::burn(connection, &plan.nonces.burnt, &begun.burnt).await? {
+            Some(more) => delta.nonces = more,
+            None => return Err(Failure::Raced),
+        }
+        if !plan.nonces.burnt.is_empty() {
+            let rows_max = 2 * plan.nonces.burnt.len() as i64;
+            delta.nonces -= nonces::forget(connection, plan.forget_by, rows_max).await?;
+        }
+        let came = plan.new_rows(batch).map(|row| {
+            let name: Name = (row.envelope.mailbox, row.envelope.id);
+            name
+        });
+        let came: Vec<_> = came.filter(|name| !begun.departed.contains(name)).collect();
+        self.finish(&delta, &came).await?;
+        Ok(done)
+    }
+
+    /// Moves the sums and commits.
+    async fn finish(&mut self, delta: &Delta, came: &[Name]) -> Result<(), Failure> {
+        let Some(connection) = &mut self.connection else {
+            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
+        };
+        let time = self.time.due();
+        if let Some(reading) = &time {
+            time::write(connection, reading).await?;
+        }
+        let commits = self.commits + 1;
+        let names = rows::columns_of(came);
+        match usage::advance(connection, (delta, commits), names).await? {
+            Moved::Yes => {}
+            Moved::Raced => return Err(Failure::Raced),
+            Moved::NotAlone => return Err(Failure::NotAlone),
+        }
+        // From here on the end is unknown until the server tells it, also when nobody waits for that.
+        self.unsettled = Some(commits);
+        connection.execute("COMMIT").await.map_err(Failure::At)?;
+        self.unsettled = None;
+        self.commits = commits;
+        if let Some(reading) = time {
+            self.time.saved(reading);
+        }
+        Ok(())
+    }
+
+    /// Ends what a failed transaction left; what its failure means.
+    async fn fail(&mut self, failure: Failure) -> CommitError {
+        self.begun = None;
+        let (error, is_usable) = match &failure {
+            Failure::Before(error) => (classify(error), leaves_connection(error)),
+            Failure::At(error) => (classify_commit(error), leaves_connection(error)),
+            Failure::Raced => (CommitError::Raced, true),
+            Failure::TooManyRows => (CommitError::TooWide, true),
+            Failure::NotAlone => {
+                let why = "another relay has written to this database as this one";
+                (CommitError::Unknown(why.to_owned()), true)
+            }
+        };
+        if let CommitError::Unknown(_) = error {
+            self.connection = None;
+            return error;
+        }
+        // The server has told that it did not commit.
+        self.unsettled = None;
+        if !is_usable || self.roll_back().await.is_err() {
+            self.connection = None;
+            return CommitError::Unknown(error.to_string());
+        }
+        error
+    }
+
+    async fn roll_back(&mut self) -> sqlx::Result<()> {
+        self.begun = None;
+        match &mut self.connection {
+            Some(connection) => connection.execute("ROLLBACK").await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// One transaction of the housekeeping.
+    async fn forget(&mut self, expired_by: Timestamp) -> Result<bool, Failure> {
+        let Some(connection) = &mut self.connection else {
+            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
+        };
+        connection.execute(BEGIN).await?;
+        let begun = Begun::read(connection).await?;
+        let forgotten = departed::forget(
+            connection,
+            self.memory,
+            (begun.sums.departed, UPKEEP_ROWS_MAX),
+            (expired_by, expired_by),
+        )
+        .await?;
+        let nonces = nonces::forget(connection, expired_by, UPKEEP_ROWS_MAX).await?;
+        let corrupt = sqlx::query("DELETE FROM corrupt WHERE expires_at <= $1")
+            .bind(super::columns::millis(expired_by))
+            .execute(&mut *connection)
+            .await?;
+        let delta = Delta {
+            departed: -forgotten.rows,
+            nonces: -nonces,
+            ..Delta::default()
+        };
+        if delta == Delta::default() && corrupt.rows_affected() == 0 {
+            connection.execute("ROLLBACK").await?;
+        } else {
+            self.finish(&delta, &[]).await?;
+        }
+        let done = Done {
+            departed: begun.sums.departed.saturating_add_signed(delta.departed),
+            forgotten: Some(forgotten),
+        };
+        self.show(&done, expired_by);
+        Ok(forgotten.more || nonces >= UPKEEP_ROWS_MAX)
+    }
+
+    /// Opens another connection, finds out what became of the last commit, and writes something.
+    async fn reopen_now(&mut self) -> Result<(), String> {
+        self.begun = None;
+        self.connection = None;
+        self.lock.hold().await.map_err(|error| error.to_string())?;
+        let connecting = self.connector.connect(Role::Writer).await;
+        let mut connection = connecting.map_err(|failed| failed.words())?;
+        let is_ours = is_ours(&mut connection, &self.secret).await;
+        if !is_ours.map_err(|error| words(&error))? {
+            return Err(format!(
+                "the server has a different database now, or another schema than {}",
+                known_schema()
+            ));
+        }
+        let settled = self.settle(&mut connection).await;
+        settled.map_err(|error| words(&error))?;
+        self.connection = Some(connection);
+        Ok(())
+    }
+
+    /// The old session may still be on its way to its COMMIT: its row of `usage` is locked until it has come
+    /// to an end, and only then does the number tell what that was. The trial write comes after it and is
+    /// durable before anybody is told: so is the commit in question.
+    async fn settle(&mut self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        // Where it is idle in its transaction it would hold the lock for seconds. Whether it is still ours is
+        // seen by its name; it may be long gone.
+        sqlx::query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 \
+             AND usename = current_user AND application_name = 'vauchi-relay' AND pid <> pg_backend_pid()",
+        )
+        .bind(self.process)
+        .execute(&mut *connection)
+        .await?;
+        connection.execute(BEGIN).await?;
+        let commits = usage::lock_commits(connection).await?;
+        if let Some(number) = self.unsettled.take() {
+            self.settled = Some(match commits >= number {
+                true => TookPlace::Yes,
+                false => TookPlace::No,
+            });
+        }
+        self.commits = commits;
+        if raise_base(connection, self.last_key).await? {
+            info!(
+                "store: the server counts transactions from a smaller number than before; positions go on from the last one"
+            );
+        }
+        let (nothing, nobody) = (Delta::default(), (Vec::new(), Vec::new()));
+        usage::advance(connection, (&nothing, commits + 1), nobody).await?;
+        connection.execute("COMMIT").await?;
+        self.commits = commits + 1;
+        let row = sqlx::query("SELECT pg_backend_pid() AS process")
+            .fetch_one(connection)
+            .await?;
+        self.process = row.try_get("process")?;
+        Ok(())
+    }
+
+    /// Gives up the connection of a call that takes too long.
+    fn late(&mut self) -> CommitError {
+        self.begun = None;
+        self.connection = None;
+        let secs = CALL_TIME_MAX.as_secs();
+        CommitError::Unknown(format!("the database did not answer within {secs} s"))
+    }
+}
+
+/// The number that rows carry of the instance that took them in.
+const INSTANCE_16: i16 = 1;
+
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+
+async fn in_time<T>(call: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(CALL_TIME_MAX, call).await.ok()
+}
+
+#[async_trait]
+impl Engine for PostgresWriter {
+    async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError> {
+        match in_time(self.begin_and_answer(asked)).await {
+            Some(answered) => answered,
+            None => Err(self.late()),
+        }
+    }
+
+    async fn commit(&mut self, batch: &[&Write], plan: &Plan) -> Result<(), CommitError> {
+        let begun = self.begun.take();
+        self.connection()?;
+        let begun = begun.ok_or_else(|| CommitError::Refused("nothing was asked".to_owned()))?;
+        if plan.is_empty() {
+            return match in_time(self.roll_back()).await {
+                Some(Ok(())) => Ok(()),
+                Some(Err(error)) => Err(self.fail(Failure::Before(error)).await),
+                None => Err(self.late()),
+            };
+        }
+        let written = in_time(self.write(batch, plan, &begun)).await;
+        match written {
+            Some(Ok(done)) => {
+                self.last_key = OrderKey(plan.next_key - 1).max(self.last_key);
+                self.show(&done, plan.now);
+                Ok(())
+            }
+            Some(Err(failure)) => Err(self.fail(failure).await),
+            None => Err(self.late()),
+        }
+    }
+
+    async fn reopen(&mut self) -> Result<TookPlace, StoreError> {
+        let reopened = self.reopen_now().await;
+        reopened.map_err(StoreError::unavailable)?;
+        Ok(self.settled.take().unwrap_or(TookPlace::No))
+    }
+
+    async fn tidy(&mut self, _is_idle: bool) -> Result<Option<Duration>, CommitError> {
+        if self.begun.is_none() {
+            return Ok(None);
+        }
+        match in_time(self.roll_back()).await {
+            Some(Ok(())) => Ok(None),
+            Some(Err(error)) => Err(self.fail(Failure::Before(error)).await),
+            None => Err(self.late()),
+        }
+    }
+
+    async fn upkeep(&mut self, expired_by: Timestamp) -> Result<bool, CommitError> {
+        if self.begun.is_some() {
+            self.tidy(false).await?;
+        }
+        self.connection()?;
+        match in_time(self.forget(expired_by)).await {
+            Some(Ok(more)) => Ok(more),
+            Some(Err(failure)) => Err(self.fail(failure).await),
+            None => Err(self.late()),
+        }
+    }
+
+    async fn close(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            let reading = self.time.last();
+            if let Some(Err(error)) = in_time(time::write(&mut connection, &reading)).await {
+                let said = words(&error);
+                warn!("store: the time of this stop was not written: {said}");
+            }
+            close(connection).await;
+        }
+        self.lock.release().await;
+    }
+}
