@@ -9,6 +9,7 @@
 mod architecture;
 mod cli;
 mod client;
+mod database;
 mod harness;
 mod operations;
 mod pages;

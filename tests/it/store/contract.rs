@@ -1,6 +1,6 @@
 //! What every engine of the store promises, on every engine.
 //!
-//! A new engine is a line in [`ENGINES`]. Deletion by expiry may work in coarser slots of time than
+//! A new engine is an entry of [`KNOWN`]. Deletion by expiry may work in coarser slots of time than
 //! visibility does, so these tests let an hour pass before they expect an expired blob to be swept.
 
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use vauchi_relay::clock::{Clock, Timestamp};
+use vauchi_relay::config::Database;
 use vauchi_relay::ids::{BlobId, MailboxHash};
 use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
@@ -23,10 +24,12 @@ use vauchi_relay::store::model::{
     Appended, Class, Envelope, Opener, OrderKey, Owner, Page, PageBounds, ROW_OVERHEAD_BYTES,
     StoredBlob, Tells, Usage, View,
 };
+use vauchi_relay::store::postgres::{self, PostgresOptions};
 use vauchi_relay::store::quota::Quota;
 use vauchi_relay::store::sqlite::{self, Pace, SqliteOptions};
 use vauchi_relay::store::{OnNews, Store, StoreError, StoreOptions};
 
+use crate::database;
 use crate::store::scratch;
 
 /// An engine under test.
@@ -40,8 +43,34 @@ pub(crate) struct Engine {
 
 type Opening = LocalBoxFuture<'static, Result<Opened, String>>;
 
+/// Every engine that can be tested here.
+#[derive(Clone, Copy)]
+pub(crate) struct Engines;
+
+/// For `for engine in ENGINES`.
+pub(crate) const ENGINES: Engines = Engines;
+
+impl Engines {
+    pub(crate) fn iter(self) -> impl Iterator<Item = &'static Engine> {
+        let is_here = |engine: &&Engine| engine.name != POSTGRES || database::is_there();
+        KNOWN.iter().filter(is_here)
+    }
+}
+
+impl IntoIterator for Engines {
+    type Item = &'static Engine;
+    type IntoIter = Box<dyn Iterator<Item = &'static Engine>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.iter())
+    }
+}
+
+/// The engine that needs a server.
+pub(crate) const POSTGRES: &str = "postgres";
+
 /// Every engine.
-pub(crate) static ENGINES: &[Engine] = &[
+static KNOWN: &[Engine] = &[
     Engine {
         name: "memory",
         reopens: false,
@@ -78,6 +107,26 @@ pub(crate) static ENGINES: &[Engine] = &[
                 tick: Duration::ZERO,
             };
             open_sqlite(folder, settings, metrics, pace)
+        },
+    },
+    Engine {
+        name: POSTGRES,
+        reopens: true,
+        open: |folder, settings, metrics| {
+            Box::pin(async move {
+                let url = database::of_folder(&folder).await;
+                let options = PostgresOptions {
+                    database: Database::parse(&url).unwrap(),
+                    secret: settings.secret,
+                    secret_file: folder.join("relay.secret"),
+                    dedup: settings.dedup,
+                    dedup_max: settings.dedup_max,
+                    metrics,
+                    clock: Clock::manual(NOW).0,
+                };
+                let opened = postgres::open(options).await;
+                opened.map_err(|error| error.to_string())
+            })
         },
     },
 ];
