@@ -15,10 +15,11 @@ use super::scratch::{Scratch, name_what_was_left};
 use super::verify::{self, From};
 use super::{Usage, interrupted, say, settings};
 use crate::clock::{Clock, Timestamp};
-use crate::config::Config;
+use crate::config::{Config, StorageBackend};
 use crate::filesystem;
 use crate::filesystem::place::{folder_of, put_in_place};
 use crate::secrets::{SECRET_FILE, Secret};
+use crate::server;
 use crate::store::sqlite::DATABASE_FILE;
 use crate::store::sqlite::backup::{Copy, Serving, log_bytes};
 
@@ -68,8 +69,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let began = Instant::now();
     let to = To::parse(&args)?;
     let config = settings()?;
-    if !config.storage.keeps_files() {
-        bail!("RELAY_STORAGE_BACKEND is memory: there are no files to back up");
+    match config.storage {
+        StorageBackend::Sqlite => {}
+        StorageBackend::Memory => {
+            bail!("RELAY_STORAGE_BACKEND is memory: there are no files to back up")
+        }
+        StorageBackend::Postgres => bail!(
+            "RELAY_STORAGE_BACKEND is postgres: back up the database with pg_dump or pg_basebackup, and with it the relay's secret ({})",
+            full_path(&server::secret_file(&config))
+        ),
     }
     let written = tokio::select! {
         // First, so that the signal is caught before anything is there to be left behind.

@@ -93,6 +93,10 @@ fn storage_line(config: &Config) -> String {
     match config.storage {
         StorageBackend::Memory => "storage: memory; a restart deletes everything".to_owned(),
         StorageBackend::Sqlite => format!("storage: SQLite in {}", full_path(&config.data_dir)),
+        StorageBackend::Postgres => match &config.database {
+            Some(database) => format!("storage: PostgreSQL, database {}", database.place()),
+            None => "storage: PostgreSQL".to_owned(),
+        },
     }
 }
 

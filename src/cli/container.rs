@@ -26,7 +26,7 @@ pub(super) enum Place {
 /// Whether what is kept goes with the container: `None` where nothing is kept, and where it is not
 /// certain that this is a container. A warning that is wrong once is not read again.
 pub(super) fn goes_along(config: &Config) -> Option<Result<(), Place>> {
-    if !config.storage.keeps_files() {
+    if !config.needs_data_dir() {
         return None;
     }
     let root = Path::new("/");

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use super::banner::full_path;
-use crate::config::{Config, StorageBackend};
+use crate::config::Config;
 use crate::store::sqlite::DATABASE_FILE;
 
 /// What all users may do: read and write a file; write to a folder, unless each may remove only
@@ -19,7 +19,7 @@ const STICKY: u32 = 0o1000;
 
 /// A line for each file and folder that is too open, with the command that closes it.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
-    if config.storage == StorageBackend::Memory {
+    if !config.needs_data_dir() {
         return Vec::new();
     }
     let folder = &config.data_dir;

@@ -10,16 +10,19 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Builder;
+
 use super::banner::{full_path, in_bytes};
 use super::container;
 use super::descriptors::Descriptors;
 use super::permissions;
 use super::say;
-use crate::config::{Config, StorageBackend};
+use crate::config::{Config, Database, StorageBackend};
 use crate::filesystem::{self, Kind};
 use crate::secrets::{SECRET_FILE, Secret, SecretError};
 use crate::server::accept_queue::{self, Dropped};
 use crate::server::{self, DataDirMissing, StartError};
+use crate::store::postgres;
 use crate::store::sqlite::{DATABASE_FILE, LOCK_FILE, OpenError};
 use crate::telemetry;
 
@@ -87,12 +90,62 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
             )]
         }
         StorageBackend::Sqlite => storage(config),
+        StorageBackend::Postgres => database(config),
     };
     findings.extend(secret(config));
     findings.extend(ports(config));
     findings.push(queue(accept_queue::room_max(), Dropped::read()));
     findings.push(descriptors(config));
     findings.extend(log_filter(config));
+    findings
+}
+
+/// A database on a server, and the folder of the secret where that is not given.
+fn database(config: &Config) -> Vec<Finding> {
+    const SUBJECT: &str = "database";
+    let mut findings = Vec::new();
+    if config.needs_data_dir() {
+        findings.push(match data_dir(config) {
+            Ok((_, finding)) | Err(finding) => finding,
+        });
+        findings.extend(volume(config));
+    }
+    let Some(database) = config.database.clone() else {
+        findings.push(Finding::fail(SUBJECT, StartError::NoDatabase.to_string()));
+        return findings;
+    };
+    let file = server::secret_file(config);
+    let secret = Secret::load(&file).ok();
+    // A runtime of its own on a thread of its own, whoever calls this.
+    let looking = std::thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let secret = secret.as_ref().map(|secret| (secret, file));
+        io::Result::Ok(runtime.block_on(postgres::look(&database, secret)))
+    });
+    let looked = looking
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+    match looked {
+        Ok(Ok(looked)) => {
+            let place = config.database.as_ref().map(Database::place);
+            let mut text = format!(
+                "PostgreSQL {}, {}: takes writes, and no relay uses it",
+                looked.version,
+                place.unwrap_or_default()
+            );
+            if looked.is_empty {
+                text += "; a start creates the tables";
+            }
+            findings.push(Finding::ok(SUBJECT, text));
+            let advice = looked.advice.into_iter();
+            findings.extend(advice.map(|line| Finding::warn(SUBJECT, line)));
+        }
+        Ok(Err(error)) => findings.push(Finding::fail(SUBJECT, error.to_string())),
+        Err(error) => {
+            let text = format!("cannot look at the database: {error}");
+            findings.push(Finding::fail(SUBJECT, text));
+        }
+    }
     findings
 }
 
@@ -376,11 +429,11 @@ fn secret(config: &Config) -> Option<Finding> {
             Err(error) => Finding::fail(SUBJECT, StartError::SecretFile(error).to_string()),
         });
     }
-    if !config.storage.keeps_files() {
+    if !config.needs_data_dir() {
         return None;
     }
     let path = config.data_dir.join(SECRET_FILE);
-    if server::is_secret_gone(&config.data_dir) {
+    if config.storage.keeps_files() && server::is_secret_gone(&config.data_dir) {
         let path = full_path(&path);
         return Some(Finding::fail(
             SUBJECT,

@@ -12,9 +12,10 @@ use super::banner::full_path;
 use super::scratch::{ENDS_OF_A_DATABASE, Placed, Scratch, name_what_was_left};
 use super::verify::{From, look, summary, told_of_damage};
 use super::{say, settings};
-use crate::config::Config;
+use crate::config::{Config, StorageBackend};
 use crate::filesystem::place::put_in_place;
 use crate::secrets::{SECRET_FILE, Secret};
+use crate::server;
 use crate::store::sqlite::{DATABASE_FILE, DataDirLock, LOCK_FILE};
 
 /// Restore a backup into an empty data directory.
@@ -39,10 +40,15 @@ pub(crate) struct Args {
 /// Checks and restores, or changes nothing.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut config = settings()?;
-    if !config.storage.keeps_files() {
-        bail!(
+    match config.storage {
+        StorageBackend::Sqlite => {}
+        StorageBackend::Memory => bail!(
             "RELAY_STORAGE_BACKEND is memory: a relay with these settings ignores restored files"
-        );
+        ),
+        StorageBackend::Postgres => bail!(
+            "RELAY_STORAGE_BACKEND is postgres: restore the database with pg_restore or from a base backup, and with it the relay's secret ({})",
+            full_path(&server::secret_file(&config))
+        ),
     }
     config.data_dir = args.to.unwrap_or(config.data_dir);
     let folder = config.data_dir.as_path();

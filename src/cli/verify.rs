@@ -40,6 +40,11 @@ pub(super) enum From {
 /// Checks and says what is in it.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let (from, temp_dir) = (From::parse(args.from), args.temp_dir.as_deref());
+    if std::env::var_os("RELAY_STORAGE_BACKEND").is_some_and(|engine| engine == "postgres") {
+        say::note(
+            "RELAY_STORAGE_BACKEND is postgres: this checks a backup of a SQLite database; check a dump of PostgreSQL with pg_restore --list, a base backup with pg_verifybackup",
+        );
+    }
     name_what_was_left(&from.unpacked_in(temp_dir));
     run_on(&from, temp_dir).await
 }

@@ -16,6 +16,9 @@ use super::{
 /// memory, which is smaller than its disk.
 const MEMORY_STORAGE_BYTES_MAX: u64 = 512 * KIB * KIB;
 
+/// Blobs of one mailbox that PostgreSQL counts at each append without slowing down.
+const COUNTED_BLOBS_MAX: u64 = 10_000;
+
 impl Config {
     /// Reads the environment of this process.
     pub fn from_env() -> Result<Loaded, ConfigError> {
@@ -59,6 +62,17 @@ impl Config {
 
         let mut reader = Reader::new(settings.into_iter().collect());
         let config = Self::read(&mut reader, has_data);
+        if config.storage != StorageBackend::Postgres {
+            let unused = [
+                "RELAY_DATABASE_URL",
+                "RELAY_DATABASE_URL_FILE",
+                "RELAY_DATABASE_PASSWORD_FILE",
+            ];
+            let unused = unused.into_iter().filter(|name| reader.is_set(name));
+            warnings.extend(unused.map(|name| {
+                format!("{name} is set but not used: RELAY_STORAGE_BACKEND is not postgres")
+            }));
+        }
         faults.extend(config.contradictions(&reader));
         faults.append(&mut reader.faults);
         if !faults.is_empty() {
@@ -86,6 +100,7 @@ impl Config {
         let engines = [
             ("sqlite", StorageBackend::Sqlite),
             ("memory", StorageBackend::Memory),
+            ("postgres", StorageBackend::Postgres),
         ];
         reader.word("RELAY_STORAGE_BACKEND", &engines, &mut c.storage);
         match reader.path("RELAY_DATA_DIR") {
@@ -99,9 +114,10 @@ impl Config {
         }
         reader.note("RELAY_DATA_DIR", c.data_dir.display());
         c.secret_file = reader.path("RELAY_SECRET_FILE");
+        c.database = reader.database(c.storage == StorageBackend::Postgres);
         reader.flag("RELAY_ALLOW_NETWORK_FS", &mut c.allow_network_fs);
         c.storage_bytes_max = match c.storage {
-            StorageBackend::Sqlite => c.storage_bytes_max,
+            StorageBackend::Sqlite | StorageBackend::Postgres => c.storage_bytes_max,
             StorageBackend::Memory => MEMORY_STORAGE_BYTES_MAX,
         };
         reader.number("RELAY_MAX_STORAGE_BYTES", &mut c.storage_bytes_max);
@@ -194,8 +210,16 @@ impl Config {
                     .to_owned(),
             );
         }
-        if self.data_dir_is_fallback && self.storage.keeps_files() {
+        if self.data_dir_is_fallback && self.needs_data_dir() {
             warnings.push(fallback_warning(&self.data_dir));
+        }
+        if self.storage == StorageBackend::Postgres
+            && !(1..=COUNTED_BLOBS_MAX).contains(&self.mailbox_blobs_max)
+        {
+            warnings.push(format!(
+                "RELAY_MAILBOX_MAX_BLOBS is over {COUNTED_BLOBS_MAX}: with postgres, each new blob counts what its \
+                 mailbox holds, and mailboxes of that size slow down all senders"
+            ));
         }
         warnings
     }

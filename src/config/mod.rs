@@ -3,7 +3,7 @@
 //! Settings come from `RELAY_*` variables only. All faults are reported at once, each in a line
 //! that says what to write instead. Reading order: [`Config`] (what the rest of the relay sees),
 //! `settings` (the table that the documents show), `load` (variables to a [`Config`]), `read` (one
-//! text to one value), `share` and `networks` (values that are no numbers), `names` (variables that
+//! text to one value), `share` and `networks` (values that are no numbers), `database` (where PostgreSQL is), `names` (variables that
 //! are no settings of ours).
 
 mod database;
@@ -78,6 +78,8 @@ pub struct Config {
     pub cleanup_interval: Duration,
     /// `RELAY_STORAGE_BACKEND`.
     pub storage: StorageBackend,
+    /// `RELAY_DATABASE_URL`; given exactly for [`StorageBackend::Postgres`].
+    pub database: Option<Database>,
     /// `RELAY_DATA_DIR`: database, secret and lock.
     pub data_dir: PathBuf,
     /// `RELAY_DATA_DIR` is not set and there is no `/data`: the folder is `./data`, and it is made.
@@ -141,14 +143,16 @@ pub enum StorageBackend {
     Sqlite,
     /// This process's memory; a restart deletes everything.
     Memory,
+    /// A PostgreSQL server.
+    Postgres,
 }
 
 impl StorageBackend {
-    /// Whether it keeps files in the data directory, and so needs that folder, its disk and its secret.
+    /// Whether it keeps its database in the data directory, and so needs that folder, its disk and its secret.
     pub const fn keeps_files(self) -> bool {
         match self {
             Self::Sqlite => true,
-            Self::Memory => false,
+            Self::Memory | Self::Postgres => false,
         }
     }
 }
@@ -208,6 +212,7 @@ impl Default for Config {
             receipt_min_ttl: Duration::from_secs(3_600),
             cleanup_interval: Duration::from_secs(3_600),
             storage: StorageBackend::Sqlite,
+            database: None,
             data_dir: PathBuf::from(DATA_DIR),
             data_dir_is_fallback: false,
             secret_file: None,
@@ -295,6 +300,15 @@ impl ConfigError {
 }
 
 impl Config {
+    /// Whether something lies in the data directory that must last: the database, or the secret alone.
+    pub fn needs_data_dir(&self) -> bool {
+        match self.storage {
+            StorageBackend::Sqlite => true,
+            StorageBackend::Memory => false,
+            StorageBackend::Postgres => self.secret_file.is_none(),
+        }
+    }
+
     /// The limits that are switched off by a zero, by the names of their settings.
     pub fn limits_off(&self) -> Vec<&'static str> {
         [

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::names_of_relays;
 use super::settings::{Accepts, SETTINGS, Setting, setting};
-use super::{InForce, Networks, Origin, Share, Token};
+use super::{Database, InForce, Networks, Origin, Share, Token};
 
 /// The variables that are set, and the faults found so far.
 pub(super) struct Reader {
@@ -227,6 +227,45 @@ impl Reader {
                 let path = path.display();
                 self.faults
                     .push(format!("{file_name}: cannot read {path}: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Reads where the PostgreSQL database is; `None` where none is wanted.
+    pub(super) fn database(&mut self, is_wanted: bool) -> Option<Database> {
+        let url = self.token("RELAY_DATABASE_URL", "RELAY_DATABASE_URL_FILE");
+        let password_file = self.path("RELAY_DATABASE_PASSWORD_FILE");
+        if !is_wanted {
+            return None;
+        }
+        let example = row("RELAY_DATABASE_URL").example;
+        let Some(url) = url else {
+            // A file that cannot be read has said so already.
+            if !self.is_set("RELAY_DATABASE_URL") && !self.is_set("RELAY_DATABASE_URL_FILE") {
+                self.faults.push(format!(
+                    "RELAY_DATABASE_URL is not set, and RELAY_STORAGE_BACKEND=postgres needs it; use for example {example}"
+                ));
+            }
+            return None;
+        };
+        if let Some(path) = &password_file
+            && let Err(error) = std::fs::read_to_string(path)
+        {
+            let path = path.display();
+            self.faults.push(format!(
+                "RELAY_DATABASE_PASSWORD_FILE: cannot read {path}: {error}"
+            ));
+        }
+        match Database::parse(url.expose()) {
+            Ok(mut database) => {
+                database.password_file = password_file;
+                Some(database)
+            }
+            Err(what) => {
+                // It may hold a password, so it is not quoted.
+                let line = format!("RELAY_DATABASE_URL {what}; use for example {example}");
+                self.faults.push(line);
                 None
             }
         }

@@ -99,9 +99,9 @@ pub const SETTINGS: &[Setting] = &[
     .or("RELAY_CLEANUP_INTERVAL"),
     word(
         "RELAY_STORAGE_BACKEND",
-        &["sqlite", "memory"],
+        &["sqlite", "memory", "postgres"],
         "sqlite",
-        "`memory` or `sqlite`",
+        "`memory`, `sqlite` or `postgres`",
     ),
     path(
         "RELAY_DATA_DIR",
@@ -132,6 +132,23 @@ pub const SETTINGS: &[Setting] = &[
         "none",
         "/run/secrets/relay-secret",
         "File that contains the relay's secret; by default `relay.secret` in the data directory",
+    ),
+    secret(
+        "RELAY_DATABASE_URL",
+        "postgres://relay@db.example.com/relay?sslmode=verify-full",
+        "URL of the PostgreSQL database, with one host or several; required with `postgres`",
+    ),
+    path(
+        "RELAY_DATABASE_URL_FILE",
+        "none",
+        "/run/secrets/database-url",
+        "File that contains that URL",
+    ),
+    path(
+        "RELAY_DATABASE_PASSWORD_FILE",
+        "none",
+        "/run/secrets/database-password",
+        "File that contains the password for the database; read for each connection",
     ),
     number(
         "RELAY_MAX_STORAGE_BYTES",

@@ -61,6 +61,7 @@ impl Detailed {
                 "engine": match self.storage {
                     StorageBackend::Sqlite => "sqlite",
                     StorageBackend::Memory => "memory: a restart deletes everything",
+                    StorageBackend::Postgres => "postgres",
                 },
                 "takes_writes": value("relay_store_up") == 1,
                 "takes_blobs": value("relay_takes_blobs") == 1,

@@ -1,7 +1,7 @@
 //! Opens what the relay keeps: its secret and its store.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{DataDirMissing, StartError};
@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::secrets::{SECRET_FILE, Secret};
 use crate::store::engine::Opened;
 use crate::store::memory::{self, MemoryOptions};
+use crate::store::postgres::{self, PostgresOptions};
 use crate::store::quota::Quota;
 use crate::store::sqlite::{self, DATABASE_FILE, SqliteOptions};
 use crate::store::{Store, StoreOptions};
@@ -21,7 +22,7 @@ pub(super) fn load_secret(config: &Config) -> Result<Secret, StartError> {
     match (&config.secret_file, config.storage) {
         (Some(path), _) => Secret::load(path).map_err(StartError::SecretFile),
         (None, StorageBackend::Memory) => Ok(Secret::random()),
-        (None, StorageBackend::Sqlite) => {
+        (None, StorageBackend::Sqlite | StorageBackend::Postgres) => {
             if config.data_dir_is_fallback {
                 std::fs::create_dir_all(&config.data_dir).map_err(|source| {
                     StartError::DataDir {
@@ -32,13 +33,19 @@ pub(super) fn load_secret(config: &Config) -> Result<Secret, StartError> {
             }
             look_at_data_dir(config)?;
             let path = config.data_dir.join(SECRET_FILE);
-            if is_secret_gone(&config.data_dir) {
+            if config.storage.keeps_files() && is_secret_gone(&config.data_dir) {
                 let path = path.display().to_string();
                 return Err(StartError::SecretGone { path });
             }
             Secret::load_or_create(&path).map_err(StartError::Secret)
         }
     }
+}
+
+/// Where the secret is, or would be made.
+pub fn secret_file(config: &Config) -> PathBuf {
+    let beside = || config.data_dir.join(SECRET_FILE);
+    config.secret_file.clone().unwrap_or_else(beside)
 }
 
 /// Whether a data directory has a database and not the secret that was made before it.
@@ -82,6 +89,19 @@ pub(super) async fn open_store(
             dedup_max: config.dedup_max,
             metrics: Arc::clone(metrics),
         }),
+        StorageBackend::Postgres => {
+            let database = config.database.clone();
+            let options = PostgresOptions {
+                database: database.ok_or(StartError::NoDatabase)?,
+                secret: secret.clone(),
+                secret_file: secret_file(config),
+                dedup: config.dedup,
+                dedup_max: config.dedup_max,
+                metrics: Arc::clone(metrics),
+                clock: clock.clone(),
+            };
+            postgres::open(options).await.map_err(Box::new)?
+        }
         StorageBackend::Sqlite => {
             sqlite::open(SqliteOptions {
                 data_dir: config.data_dir.clone(),

@@ -52,7 +52,7 @@ use crate::socket::watch::WatchRules;
 use crate::socket::websocket::Upgrader;
 use crate::store::Store;
 use crate::store::engine::Opened;
-pub use keeping::is_secret_gone;
+pub use keeping::{is_secret_gone, secret_file};
 use keeping::{load_secret, open_store};
 use look_again::look_again_for_ever;
 use scrub::scrub_for_ever;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::secrets::SecretError;
+use crate::store::postgres;
 use crate::store::sqlite::OpenError;
 
 /// Why the relay did not start. One line for the operator, with the system's own words.
@@ -55,6 +56,12 @@ pub enum StartError {
     /// The database could not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The database on a PostgreSQL server could not be opened.
+    #[error("{0}")]
+    Postgres(#[from] Box<postgres::OpenError>),
+    /// Settings that were not read from variables name no database.
+    #[error("RELAY_STORAGE_BACKEND is postgres, and no RELAY_DATABASE_URL is set")]
+    NoDatabase,
 }
 
 /// The folder that `RELAY_DATA_DIR` names does not exist: the error of a start, and of `check`.

@@ -92,7 +92,7 @@ fn all_faults_are_told_at_once() {
         ("RELAY_MAX_CONNECTIONS", "10k"),
         ("RELAY_MAX_MESSAGE_SIZE", "1000"),
         ("RELAY_BLOB_TTL_DAYS", "3651"),
-        ("RELAY_STORAGE_BACKEND", "postgres"),
+        ("RELAY_STORAGE_BACKEND", "mysql"),
         ("RELAY_LISTEN_ADDR", ":8080"),
         ("RELAY_HTTP_ADDR", "localhost:8081"),
         ("RELAY_ALLOW_NETWORK_FS", "maybe"),
@@ -103,7 +103,7 @@ fn all_faults_are_told_at_once() {
         "RELAY_MAX_CONNECTIONS: \"10k\" is not a whole number; use for example 10000 (default 1000)",
         "RELAY_MAX_MESSAGE_SIZE: \"1000\" is too small; use 1024 to 67108864 (default 1048576)",
         "RELAY_BLOB_TTL_DAYS: \"3651\" is too large; use 1 to 3650 (default 90)",
-        "RELAY_STORAGE_BACKEND: \"postgres\" is not a valid value; use sqlite or memory (default sqlite)",
+        "RELAY_STORAGE_BACKEND: \"mysql\" is not a valid value; use sqlite or memory or postgres (default sqlite)",
         "RELAY_LISTEN_ADDR: \":8080\" has no IP address; for all interfaces use 0.0.0.0:8080 (default 0.0.0.0:8080)",
         "RELAY_HTTP_ADDR: \"localhost:8081\" is not an IP address with a port; use for example 127.0.0.1:8081 (default 0.0.0.0:8081)",
         "RELAY_ALLOW_NETWORK_FS: \"maybe\" is not a valid value; use true or false or 1 or 0 (default false)",
@@ -244,6 +244,61 @@ fn the_memory_engine_keeps_less_unless_told_otherwise() {
     assert_eq!(load(&[memory]).storage_bytes_max, 512 << 20);
     let told = load(&[memory, ("RELAY_MAX_STORAGE_BYTES", "1234567")]);
     assert_eq!(told.storage_bytes_max, 1_234_567);
+}
+
+#[test]
+fn postgres_needs_a_database_and_says_nothing_of_its_password() {
+    let postgres = ("RELAY_STORAGE_BACKEND", "postgres");
+    let told = only(faults(&[postgres]));
+    assert!(told.starts_with("RELAY_DATABASE_URL is not set"), "{told}");
+    let told = only(faults(&[
+        postgres,
+        ("RELAY_DATABASE_URL", "mysql://a:s3cret@b/c"),
+    ]));
+    assert!(
+        told.starts_with("RELAY_DATABASE_URL does not begin"),
+        "{told}"
+    );
+    assert!(!told.contains("s3cret"), "{told}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let (url, password) = (folder.path().join("url"), folder.path().join("password"));
+    fs::write(&url, "postgres://relay:s3cret@db1,db2:5433/relay\n").unwrap();
+    let url = ("RELAY_DATABASE_URL_FILE", url.to_str().unwrap());
+    let file = ("RELAY_DATABASE_PASSWORD_FILE", password.to_str().unwrap());
+    let told = only(faults(&[postgres, url, file]));
+    assert!(
+        told.starts_with("RELAY_DATABASE_PASSWORD_FILE: cannot read"),
+        "{told}"
+    );
+    fs::write(&password, "s3cret").unwrap();
+    let config = load(&[postgres, url, file]);
+    assert!(!format!("{config:?}").contains("s3cret"));
+    let database = config.database.unwrap();
+    assert_eq!(database.place(), "relay at db1,db2:5433");
+    assert_eq!(database.password_file.as_deref(), Some(password.as_path()));
+    assert_eq!(config.storage, StorageBackend::Postgres);
+}
+
+#[test]
+fn a_database_that_is_not_used_is_told() {
+    let url = ("RELAY_DATABASE_URL", "postgres://relay@db/relay");
+    let (config, warnings) = load_with_warnings(&[url]);
+    assert_eq!(config.database, None);
+    assert!(only(warnings).contains("is set but not used"));
+}
+
+#[test]
+fn large_mailboxes_are_warned_about_where_they_are_counted_again() {
+    let large = ("RELAY_MAILBOX_MAX_BLOBS", "10001");
+    let postgres = [
+        ("RELAY_STORAGE_BACKEND", "postgres"),
+        ("RELAY_DATABASE_URL", "postgres://relay@db/relay"),
+        large,
+    ];
+    let (_, warnings) = load_with_warnings(&postgres);
+    assert!(only(warnings).starts_with("RELAY_MAILBOX_MAX_BLOBS is over 10000"));
+    assert!(load_with_warnings(&[large]).1.is_empty());
 }
 
 #[test]
@@ -646,8 +701,11 @@ fn the_environment_file_shows_exactly_the_settings_there_are_and_sets_none() {
     assert!(unit.contains("\nEnvironment=RELAY_DATA_DIR=/var/lib/vauchi-relay\n"));
 }
 
-/// The chart's own: where things are mounted.
-const SET_BY_THE_CHART: [&str; 4] = [
+/// The chart's own: where things are mounted. And what it has no use for: it runs one relay with a volume.
+const SET_BY_THE_CHART: [&str; 7] = [
+    "RELAY_DATABASE_PASSWORD_FILE",
+    "RELAY_DATABASE_URL",
+    "RELAY_DATABASE_URL_FILE",
     "RELAY_DATA_DIR",
     "RELAY_METRICS_TOKEN",
     "RELAY_METRICS_TOKEN_FILE",
@@ -661,7 +719,7 @@ fn the_chart_takes_exactly_the_settings_there_are() {
     let expected: Map<String, Value> = SETTINGS
         .iter()
         .filter(|setting| !SET_BY_THE_CHART.contains(&setting.name))
-        .map(|setting| (value_name(setting), value_schema(setting)))
+        .map(|setting| (value_name(setting), value_schema(&in_the_chart(setting))))
         .collect();
     let expected = json!({
         "type": "object",
@@ -673,6 +731,18 @@ fn the_chart_takes_exactly_the_settings_there_are() {
         schema["properties"]["config"] == expected,
         "properties.config of values.schema.json should be:\n{expected:#}"
     );
+}
+
+/// A setting as the chart takes it: without the engine that it does not run.
+fn in_the_chart(setting: &Setting) -> Setting {
+    match setting.name {
+        "RELAY_STORAGE_BACKEND" => Setting {
+            accepts: Accepts::Word(&["sqlite", "memory"]),
+            what: "`memory` or `sqlite`",
+            ..*setting
+        },
+        _ => *setting,
+    }
 }
 
 /// `RELAY_MAX_CONNECTIONS` is `maxConnections`.
