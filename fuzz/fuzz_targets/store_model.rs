@@ -12,6 +12,18 @@ use vauchi_relay::store::model::{Class, Tells, View};
 use crate::store::contract::{ENGINES, Engine};
 use crate::store::model::{ASKS, IDS, MAILBOXES, Operation, compare};
 
+/// There is no server here: only the engine in memory is compared.
+#[allow(dead_code, reason = "what only tests need")]
+mod database {
+    pub(crate) fn is_there() -> bool {
+        false
+    }
+
+    pub(crate) async fn of_folder(_: &std::path::Path) -> String {
+        String::new()
+    }
+}
+
 /// The tests of the store, as far as the model needs them.
 #[allow(dead_code, unused_imports, reason = "what only other tests need")]
 #[path = "../../tests/it/store"]

@@ -5,7 +5,7 @@
 //! set, as `.ci/run` does, they fail.
 
 use std::net::TcpListener;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -116,6 +116,7 @@ impl Server {
         let binaries = binaries().expect("asked before").to_owned();
         let folder = tempfile::Builder::new()
             .prefix("vauchi-pg-")
+            .permissions(std::fs::Permissions::from_mode(0o700))
             .tempdir()
             .unwrap();
         // Whoever runs the server removes it: by then this process may have been killed.

@@ -11,6 +11,7 @@ mod first_release;
 mod kill;
 mod model;
 mod pins;
+mod postgres;
 mod recovery;
 mod scratch;
 pub(crate) mod sqlite;

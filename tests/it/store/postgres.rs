@@ -1,0 +1,570 @@
+//! What holds on PostgreSQL beside the contract: the order of keys while transactions are open, several
+//! writers, one relay at a time, and a server that stops, crashes or runs out of sessions.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection as _, Executor as _, Row as _};
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use vauchi_relay::clock::Clock;
+use vauchi_relay::config::Database;
+use vauchi_relay::metrics::Metrics;
+use vauchi_relay::secrets::Secret;
+use vauchi_relay::store::engine::{Asked, CommitError, Opened};
+use vauchi_relay::store::model::{Appended, More, OrderKey, PageBounds, View};
+use vauchi_relay::store::postgres::{self, OpenError, PostgresOptions};
+use vauchi_relay::store::quota::Quota;
+use vauchi_relay::store::{Store, StoreError, StoreOptions};
+
+use crate::database::{self, Server};
+use crate::store::contract::{
+    EVERYTHING, HOUR, NOW, SEEN, blob, blob_of, expiring, id, mailbox, number,
+};
+
+fn options(url: &str) -> PostgresOptions {
+    PostgresOptions {
+        database: Database::parse(url).unwrap(),
+        secret: Secret::from_bytes([7; 32]),
+        secret_file: "relay.secret".into(),
+        dedup: HOUR,
+        dedup_max: 1_000,
+        metrics: Arc::new(Metrics::new()),
+        clock: Clock::manual(NOW).0,
+    }
+}
+
+async fn open(url: &str) -> Result<Opened, OpenError> {
+    postgres::open(options(url)).await
+}
+
+async fn store(url: &str) -> Store {
+    let options = options(url);
+    let started = StoreOptions {
+        secret: options.secret.clone(),
+        quota: Quota::UNBOUNDED,
+        dedup: options.dedup,
+        receipt_ttl: 30 * HOUR,
+        news: Arc::new(|_| ()),
+        clock: options.clock.clone(),
+        metrics: Arc::clone(&options.metrics),
+    };
+    Store::start(postgres::open(options).await.unwrap(), started)
+}
+
+/// A database of its own on the shared server.
+struct Shared {
+    folder: TempDir,
+    url: String,
+}
+
+impl Shared {
+    async fn new() -> Option<Self> {
+        if !database::is_there() {
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let url = database::of_folder(folder.path()).await;
+        Some(Self { folder, url })
+    }
+
+    fn name(&self) -> &str {
+        self.url.rsplit('/').next().unwrap()
+    }
+
+    async fn session(&self) -> PgConnection {
+        assert!(Path::exists(self.folder.path()));
+        database::shared().session(self.name()).await
+    }
+}
+
+async fn ids(store: &Store, mailbox: u8) -> Vec<u32> {
+    let page = store
+        .page(
+            self::mailbox(mailbox),
+            View::Proven,
+            OrderKey::START,
+            EVERYTHING,
+            NOW,
+        )
+        .await
+        .unwrap();
+    page.blobs.iter().map(|blob| number(blob.id)).collect()
+}
+
+async fn stores(store: &Store, mailbox: u8, id: u32) -> Result<Appended, StoreError> {
+    store.append(blob(mailbox, id), NOW).await?.await
+}
+
+/// Something begins to write elsewhere on the server, and does not end.
+async fn hold_open(session: &mut PgConnection) {
+    session.execute("BEGIN").await.unwrap();
+    let number = "SELECT pg_current_xact_id()::text";
+    sqlx::query(number).fetch_one(session).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reader_stops_before_the_keys_of_a_transaction_that_is_open_and_goes_on_when_it_ends() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let store = store(&shared.url).await;
+    stores(&store, 1, 1).await.unwrap();
+    assert_eq!(ids(&store, 1).await, [1]);
+    let mut other = shared.session().await;
+    hold_open(&mut other).await;
+    stores(&store, 1, 2).await.unwrap();
+
+    let page = |after| store.page(mailbox(1), View::Proven, after, EVERYTHING, NOW);
+    let first = page(OrderKey::START).await.unwrap();
+    assert_eq!((first.blobs.len(), first.more), (1, More::Yes));
+    let second = page(first.next).await.unwrap();
+    assert_eq!((second.blobs.len(), second.more), (0, More::Soon));
+    assert_eq!(second.next, first.next, "the cursor waits, too");
+    other.execute("COMMIT").await.unwrap();
+    let third = page(first.next).await.unwrap();
+    assert_eq!((third.blobs.len(), third.more), (1, More::No));
+    // What is acknowledged, purged and counted meanwhile is what is committed, shown or not.
+    hold_open(&mut other).await;
+    stores(&store, 1, 3).await.unwrap();
+    let acknowledged = store.acknowledge(mailbox(1), vec![id(3)], SEEN, NOW).await;
+    assert_eq!(acknowledged.unwrap().await.unwrap().blobs, 1);
+    stores(&store, 1, 4).await.unwrap();
+    let tells = vauchi_relay::store::model::Tells::Nobody;
+    let purged = store.purge(mailbox(1), View::Proven, tells, NOW).await;
+    assert_eq!(purged.unwrap().blobs, 3);
+    store.close().await;
+}
+
+/// Writers by hand, as several instances would be: each takes its number, inserts, and holds its transaction
+/// open for a random time, so that they end in any order. Readers never see a key while a smaller one can still
+/// appear.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_passes_a_key_while_a_smaller_one_can_still_appear() {
+    const WRITERS: u32 = 5;
+    const EACH: u32 = 40;
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let store = Arc::new(store(&shared.url).await);
+    // A row to copy: its checksum holds for its mailbox and its id, so every copy is looked at as it lies.
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let mut session = shared.session().await;
+        writers.spawn(async move {
+            for round in 0..EACH {
+                session.execute("BEGIN").await.unwrap();
+                let begun = "SELECT (SELECT number FROM meta WHERE name = 'base') \
+                             + pg_current_xact_id()::text::bigint * 65536 AS key";
+                let row = sqlx::query(begun).fetch_one(&mut session).await.unwrap();
+                let key: i64 = row.try_get("key").unwrap();
+                let pause = u64::from(rand::random::<u8>() % 8);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                insert(&mut session, key, writer * 1_000 + round).await;
+                let pause = u64::from(rand::random::<u8>() % 8);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                let end = match rand::random::<u8>() {
+                    0..=40 => "ROLLBACK",
+                    _ => "COMMIT",
+                };
+                session.execute(end).await.unwrap();
+            }
+            session.close().await.unwrap();
+        });
+    }
+    // Two readers at their own pace; each notes what it has been shown, in order.
+    let mut readers = tokio::task::JoinSet::new();
+    let is_over = tokio_util::sync::CancellationToken::new();
+    for pace in [0, 3] {
+        let (store, is_over) = (Arc::clone(&store), is_over.clone());
+        readers.spawn(async move {
+            let (mut after, mut seen) = (OrderKey::START, Vec::new());
+            let bounds = PageBounds {
+                blobs_max: 7,
+                ..EVERYTHING
+            };
+            loop {
+                let was_over = is_over.is_cancelled();
+                let page = store.page(mailbox(1), View::Proven, after, bounds, NOW);
+                let page = page.await.unwrap();
+                seen.extend(page.blobs.iter().map(|blob| blob.key));
+                after = page.next;
+                if was_over && page.more == More::No {
+                    return seen;
+                }
+                tokio::time::sleep(Duration::from_millis(pace)).await;
+            }
+        });
+    }
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+    is_over.cancel();
+    let mut session = shared.session().await;
+    let all = "SELECT pos FROM blob ORDER BY pos";
+    let all = sqlx::query(all).fetch_all(&mut session).await.unwrap();
+    let all: Vec<_> = all.iter().map(|row| OrderKey(row.get("pos"))).collect();
+    assert!(all.len() > 100, "most of them were committed");
+    while let Some(seen) = readers.join_next().await {
+        assert_eq!(seen.unwrap(), all, "each once, in order, none passed over");
+    }
+    store.close().await;
+}
+
+/// Inserts a row as the engine does, through the engine's own statement: an envelope stored by a store
+/// of its own would take its own number.
+async fn insert(session: &mut PgConnection, key: i64, number: u32) {
+    let envelope = blob(1, number);
+    let secret = Secret::from_bytes([7; 32]);
+    let checksum = secret.checksum(&envelope.mailbox, &envelope.id, &envelope.body);
+    let (expires_at, stored_at) = (
+        envelope.expires_at.millis() as i64,
+        envelope.stored_at.millis() as i64,
+    );
+    let size = i64::try_from(envelope.body.len() * 4).unwrap();
+    let mut numbers = [0; 72];
+    let fields = [size, expires_at, stored_at, 0, 0, 0, 0, 0, -1];
+    for (to, field) in numbers.chunks_exact_mut(8).zip(fields) {
+        to.copy_from_slice(&field.to_be_bytes());
+    }
+    let guard = secret.guard(&checksum, &[&numbers, &[], &[]]);
+    let sum = [checksum.as_slice(), &guard].concat();
+    let hash = envelope.mailbox.as_bytes();
+    let end = i64::from_be_bytes(*hash.last_chunk().unwrap());
+    sqlx::query(
+        "INSERT INTO blob (pos, mailbox64, mailbox_end64, expires_at, stored_at, size, expires_slot, kind, \
+         from_instance, id, mailbox, checksum, body) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 0, 9, $8, $9, $10, $11)",
+    )
+    .bind(key)
+    .bind(envelope.mailbox.prefix64())
+    .bind(end)
+    .bind(expires_at)
+    .bind(stored_at)
+    .bind(i32::try_from(size).unwrap())
+    .bind(i32::try_from(expires_at / 600_000).unwrap())
+    .bind(sqlx::types::Uuid::from_bytes(*envelope.id.as_bytes()))
+    .bind(hash.as_slice())
+    .bind(sum)
+    .bind(&*envelope.body)
+    .execute(session)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_second_relay_is_refused_in_one_line_and_starts_when_the_first_has_gone() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let first = store(&shared.url).await;
+    let line = open(&shared.url).await.err().unwrap().to_string();
+    assert!(
+        line.contains("another relay is using this database; several instances on one database are not supported yet"),
+        "{line}"
+    );
+    assert!(!line.contains('\n'), "{line}");
+    first.close().await;
+    drop(first);
+    let mut second = open(&shared.url).await.unwrap();
+    second.engine.close().await;
+}
+
+/// The lock's connection is lost without the relay noticing, and another relay starts: whatever the first one
+/// still believes, it commits nothing, and it comes back only when the other one has gone.
+#[tokio::test]
+async fn a_relay_that_has_lost_its_lock_commits_nothing_beside_another() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let first = store(&shared.url).await;
+    stores(&first, 1, 1).await.unwrap();
+    let mut session = shared.session().await;
+    let lost = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks \
+                WHERE locktype = 'advisory' AND database = \
+                (SELECT oid FROM pg_database WHERE datname = current_database())";
+    sqlx::query(lost).fetch_all(&mut session).await.unwrap();
+    let second = store(&shared.url).await;
+    stores(&second, 1, 2).await.unwrap();
+    let refused = tokio::time::timeout(Duration::from_secs(30), stores(&first, 1, 3));
+    let why = refused.await.unwrap().unwrap_err().to_string();
+    assert!(why.contains("relay"), "{why}");
+    assert_eq!(ids(&second, 1).await, [1, 2]);
+    second.close().await;
+    drop(second);
+    until(async || stores(&first, 1, 3).await.is_ok()).await;
+    assert_eq!(ids(&first, 1).await, [1, 2, 3]);
+    first.close().await;
+}
+
+/// Two instances that write at once are not supported by the relay yet, but the engine is made for them:
+/// the same blob handed to both is stored once, and what was changed meanwhile has a batch folded again.
+#[tokio::test]
+async fn a_blob_that_another_instance_stores_meanwhile_is_a_duplicate() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let store = store(&shared.url).await;
+    stores(&store, 1, 1).await.unwrap();
+    // Another instance has inserted the same blob and not committed it yet: the insert waits for that.
+    let mut other = shared.session().await;
+    other.execute("BEGIN").await.unwrap();
+    let key = "SELECT pg_current_xact_id()::text::bigint * 65536 AS key";
+    let row = sqlx::query(key).fetch_one(&mut other).await.unwrap();
+    insert(&mut other, row.get("key"), 2).await;
+    let pending = store.append(blob(1, 2), NOW).await.unwrap();
+    until_waiting(&shared).await;
+    other.execute("COMMIT").await.unwrap();
+    assert!(matches!(pending.await, Ok(Appended::Duplicate { .. })));
+    assert_eq!(ids(&store, 1).await, [1, 2]);
+    assert_eq!(store.usage().created, 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_blob_that_another_instance_deletes_meanwhile_is_acknowledged_once() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let store = store(&shared.url).await;
+    stores(&store, 1, 1).await.unwrap();
+    let mut other = shared.session().await;
+    other.execute("BEGIN").await.unwrap();
+    other.execute("DELETE FROM blob").await.unwrap();
+    let pending = store.acknowledge(mailbox(1), vec![id(1)], SEEN, NOW).await;
+    until_waiting(&shared).await;
+    other.execute("COMMIT").await.unwrap();
+    assert_eq!(pending.unwrap().await.unwrap().blobs, 0);
+    assert_eq!(store.usage().acknowledged, 0);
+    store.close().await;
+}
+
+/// Waits until a session of the relay waits for a lock of another.
+async fn until_waiting(shared: &Shared) {
+    let mut session = shared.session().await;
+    let waiting = "SELECT count(*) AS sessions FROM pg_stat_activity WHERE datname = current_database() \
+                   AND application_name = 'vauchi-relay' AND wait_event_type = 'Lock'";
+    let begun = Instant::now();
+    loop {
+        let row = sqlx::query(waiting).fetch_one(&mut session).await.unwrap();
+        if row.get::<i64, _>("sessions") > 0 {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "nobody waits");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn until(condition: impl AsyncFn() -> bool) {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "never");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A dump that was restored on a fresh server counts transactions from the beginning again.
+#[tokio::test]
+async fn positions_go_on_after_the_server_s_numbers_have_begun_anew() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let first = store(&shared.url).await;
+    stores(&first, 1, 1).await.unwrap();
+    first.close().await;
+    drop(first);
+    // As if the row had come from a server that was far ahead.
+    let mut session = shared.session().await;
+    let ahead = "UPDATE blob SET pos = pos + 65536::bigint * 1000000000";
+    session.execute(ahead).await.unwrap();
+    let second = store(&shared.url).await;
+    stores(&second, 1, 2).await.unwrap();
+    assert_eq!(ids(&second, 1).await, [1, 2]);
+    second.close().await;
+}
+
+#[tokio::test]
+async fn a_blob_that_does_not_match_its_checksum_is_skipped_and_kept_and_lost_after_ten_looks() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let store = store(&shared.url).await;
+    for id in 1..=3 {
+        stores(&store, 1, id).await.unwrap();
+    }
+    let mut session = shared.session().await;
+    let damage = "UPDATE blob SET body = body || '\\x00' WHERE id = \
+                  '00000002-0000-0000-0000-000000000000'";
+    session.execute(damage).await.unwrap();
+    assert_eq!(ids(&store, 1).await, [1, 3]);
+    for look in 1..=10 {
+        assert_eq!(store.usage().lost, 0, "before look {look}");
+        assert!(store.look_again(NOW).await.unwrap().is_empty());
+    }
+    let usage = store.usage();
+    assert_eq!((usage.lost, usage.stored), (1, 2));
+    let kept = "SELECT count(*) AS rows FROM corrupt";
+    let kept = sqlx::query(kept).fetch_one(&mut session).await.unwrap();
+    assert_eq!(kept.get::<i64, _>("rows"), 1);
+    // Its sender may send it again.
+    assert!(matches!(
+        stores(&store, 1, 2).await,
+        Ok(Appended::Stored { .. })
+    ));
+    store.close().await;
+}
+
+/// Statistics are stale or there are none, and still every statement finds its rows by an index: the table is
+/// never read from one end to the other.
+#[tokio::test]
+async fn no_statement_reads_a_table_from_end_to_end() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    // Making an index reads its table, so that is not counted.
+    store(&shared.url).await.close().await;
+    let mut session = shared.session().await;
+    let reset = "SELECT pg_stat_force_next_flush(), pg_stat_reset()";
+    session.execute(reset).await.unwrap();
+    let store = store(&shared.url).await;
+    for id in 0..30 {
+        stores(&store, 1, id).await.unwrap();
+    }
+    ids(&store, 1).await;
+    let acknowledged = store.acknowledge(mailbox(1), vec![id(3)], SEEN, NOW).await;
+    acknowledged.unwrap().await.unwrap();
+    let expiring = expiring(blob(1, 99), NOW.plus(HOUR));
+    let appended = store.append(expiring, NOW).await;
+    appended.unwrap().await.unwrap();
+    store.expire(256, NOW.plus(2 * HOUR)).await.unwrap();
+    store.expire_asking(NOW.plus(2 * HOUR)).await.unwrap();
+    let extended = store.extend(mailbox(1), id(4), NOW.plus(2000 * HOUR), NOW);
+    extended.await.unwrap().await.unwrap();
+    let held = store.holdings(vec![mailbox(1)], View::Proven, NOW).await;
+    assert_eq!(held.unwrap()[0].blobs, 29);
+    store.probe().await.unwrap();
+    store.close().await;
+    drop(store);
+    // The sessions report when they end.
+    let by_index = "SELECT coalesce(sum(idx_scan), 0)::bigint AS scans FROM pg_stat_user_tables \
+                    WHERE relname = 'blob'";
+    let begun = Instant::now();
+    loop {
+        let row = sqlx::query(by_index).fetch_one(&mut session).await.unwrap();
+        if row.get::<i64, _>("scans") > 60 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "no statistics");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let scans = "SELECT relname::text AS relname FROM pg_stat_user_tables WHERE seq_scan > 0 \
+                 AND relname IN ('blob', 'departed', 'recovery', 'pin', 'nonce')";
+    let rows = sqlx::query(scans).fetch_all(&mut session).await.unwrap();
+    let scanned: Vec<String> = rows.iter().map(|row| row.get("relname")).collect();
+    assert!(scanned.is_empty(), "{scanned:?}");
+}
+
+/// The engine alone, with a session that another session ends, before and in the middle of a transaction.
+#[tokio::test]
+async fn a_session_that_is_ended_is_a_transaction_that_did_not_happen() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let mut opened = open(&shared.url).await.unwrap();
+    let asked = Asked {
+        names: vec![(mailbox(1), id(1))],
+        ..Asked::default()
+    };
+    opened.engine.known(&asked).await.unwrap();
+    let mut session = shared.session().await;
+    let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+               WHERE datname = current_database() AND state = 'idle in transaction'";
+    sqlx::query(end).fetch_all(&mut session).await.unwrap();
+    let known = opened.engine.known(&asked).await;
+    assert!(matches!(known, Err(CommitError::Unknown(_))));
+    let known = opened.engine.known(&asked).await;
+    assert!(
+        matches!(known, Err(CommitError::Unknown(_))),
+        "until it is reopened"
+    );
+    opened.engine.reopen().await.unwrap();
+    opened.engine.known(&asked).await.unwrap();
+    opened.engine.close().await;
+}
+
+/// Senders hand in one blob after the other while the server is stopped and started again, by a restart and by
+/// a crash: whatever was answered `Stored` is there, in order of its sender, and the relay comes back by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_confirmed_survives_a_server_that_stops_or_crashes_under_load() {
+    const SENDERS: u8 = 4;
+    if !database::is_there() {
+        return;
+    }
+    let server = Server::start(&[]);
+    server.make("relay").await;
+    let store = Arc::new(store(&server.url("relay")).await);
+    let is_over = tokio_util::sync::CancellationToken::new();
+    let mut senders = tokio::task::JoinSet::new();
+    for sender in 0..SENDERS {
+        let (store, is_over) = (Arc::clone(&store), is_over.clone());
+        senders.spawn(async move {
+            let mut confirmed = Vec::new();
+            let mut refused = 0_u32;
+            for id in 0.. {
+                if is_over.is_cancelled() {
+                    break;
+                }
+                match store.append(blob_of(sender, id, 300), NOW).await {
+                    Ok(pending) => match pending.await {
+                        Ok(Appended::Stored { .. }) => confirmed.push(id),
+                        Ok(other) => panic!("{other:?}"),
+                        Err(_) => refused += 1,
+                    },
+                    Err(_) => {
+                        refused += 1;
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                }
+            }
+            (sender, confirmed, refused)
+        });
+    }
+    for signal in ["INT", "QUIT"] {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let stopped = tokio::task::block_in_place(|| server.stop(signal));
+        let () = stopped;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let why = store.probe().await.unwrap_err();
+        assert!(matches!(why, StoreError::Unavailable(_)), "{why}");
+        tokio::task::block_in_place(|| server.run());
+        // As the server does every second.
+        until(async || {
+            store.watch().await;
+            store.probe().await.is_ok()
+        })
+        .await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    is_over.cancel();
+    while let Some(ended) = senders.join_next().await {
+        let (sender, confirmed, refused) = ended.unwrap();
+        assert!(!confirmed.is_empty() && refused > 0, "{sender}: {refused}");
+        let mut there = Vec::new();
+        let mut after = OrderKey::START;
+        loop {
+            let page = store.page(mailbox(sender), View::Proven, after, EVERYTHING, NOW);
+            let page = page.await.unwrap();
+            there.extend(page.blobs.iter().map(|blob| number(blob.id)));
+            after = page.next;
+            if !page.more.is_any() {
+                break;
+            }
+        }
+        // What was refused is not there, either: each answer is true.
+        assert_eq!(there, confirmed, "sender {sender}");
+    }
+    store.close().await;
+}
