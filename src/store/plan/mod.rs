@@ -542,9 +542,10 @@ impl<'a> Folding<'a> {
         Some((key, self.row(key)?))
     }
 
-    /// Whether a row came within this batch.
+    /// Whether a row came within this batch. One that another instance has stored since it began has a
+    /// larger key than any of the batch.
     fn is_new(&self, key: OrderKey) -> bool {
-        key.0 >= self.first_key
+        (self.first_key..self.plan.next_key).contains(&key.0)
     }
 
     fn end(mut self) -> Folded {
