@@ -58,10 +58,8 @@ fn version(folder: &Path) -> Option<u32> {
         .output()
         .ok()?;
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    let number = told
-        .split_whitespace()
-        .find_map(|word| word.split('.').next()?.parse().ok());
-    number
+    told.split_whitespace()
+        .find_map(|word| word.split('.').next()?.parse().ok())
 }
 
 /// Whether there is a server to test with. Says so once when there is none, and fails where one is required.

@@ -1,5 +1,6 @@
 //! What PostgreSQL's errors mean for a batch, and for a start.
 
+use std::io;
 use std::path::PathBuf;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
@@ -81,6 +82,9 @@ pub enum OpenError {
 pub(super) fn words(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
+        sqlx::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the server closed the connection".to_owned()
+        }
         sqlx::Error::Io(error) => error.to_string(),
         other => other.to_string(),
     }

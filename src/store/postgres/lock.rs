@@ -98,17 +98,16 @@ impl Lock {
     }
 
     /// Takes it again if it was lost.
-    pub(super) async fn hold(&self) -> Result<(), StoreError> {
+    pub(super) async fn hold(&self) -> Result<(), String> {
         if self.look().await.is_ok() {
             return Ok(());
         }
         let mut held = self.connection.lock().await;
         let connecting = self.connector.connect(Role::Lock).await;
-        let mut connection =
-            connecting.map_err(|failed| StoreError::unavailable(failed.words()))?;
+        let mut connection = connecting.map_err(|failed| failed.words())?;
         let took = try_take(&mut connection).await;
-        if !took.map_err(|error| StoreError::unavailable(words(&error)))? {
-            return Err(StoreError::unavailable(IN_USE));
+        if !took.map_err(|error| words(&error))? {
+            return Err(IN_USE.to_owned());
         }
         *held = Some(connection);
         self.is_held.store(true, Ordering::Release);

@@ -375,7 +375,7 @@ impl PostgresWriter {
     async fn reopen_now(&mut self) -> Result<(), String> {
         self.begun = None;
         self.connection = None;
-        self.lock.hold().await.map_err(|error| error.to_string())?;
+        self.lock.hold().await?;
         let connecting = self.connector.connect(Role::Writer).await;
         let mut connection = connecting.map_err(|failed| failed.words())?;
         let is_ours = is_ours(&mut connection, &self.secret).await;

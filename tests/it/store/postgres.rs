@@ -534,8 +534,7 @@ async fn what_was_confirmed_survives_a_server_that_stops_or_crashes_under_load()
     }
     for signal in ["INT", "QUIT"] {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let stopped = tokio::task::block_in_place(|| server.stop(signal));
-        let () = stopped;
+        tokio::task::block_in_place(|| server.stop(signal));
         tokio::time::sleep(Duration::from_millis(300)).await;
         let why = store.probe().await.unwrap_err();
         assert!(matches!(why, StoreError::Unavailable(_)), "{why}");
