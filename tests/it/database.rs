@@ -25,7 +25,7 @@ const UNPRIVILEGED: [&str; 2] = ["postgres", "nobody"];
 /// A server and its folder.
 pub(crate) struct Server {
     folder: PathBuf,
-    port: u16,
+    pub(crate) port: u16,
     binaries: PathBuf,
     /// The shell that runs the server; it stops the server when its input is closed.
     shell: Mutex<Option<Child>>,
@@ -208,6 +208,17 @@ impl Server {
         let mut shell = self.shell.lock().unwrap().take().expect("it runs");
         writeln!(shell.stdin.take().unwrap(), "{signal}").unwrap();
         shell.wait().unwrap();
+    }
+
+    /// Puts a file into its data folder that only it can read.
+    pub(crate) fn put(&self, name: &str, text: &str) {
+        let path = self.data().join(name);
+        std::fs::write(&path, text).unwrap();
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&path, private).unwrap();
+        if let Some((user, group)) = unprivileged() {
+            std::os::unix::fs::chown(&path, Some(user), Some(group)).unwrap();
+        }
     }
 
     /// The URL of one of its databases.

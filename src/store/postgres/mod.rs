@@ -3,7 +3,7 @@
 //! One relay uses a database at a time (`lock`), but nothing here relies on that beyond waking its sessions:
 //! order keys come from the server's own transaction numbers (`keys`), what may leave is locked before it is
 //! counted, and what another instance has changed meanwhile has the batch folded again. The committer has one
-//! connection (`writer`, which answers questions from `known`), pages come from a few others (`reads`, with
+//! connection (`writer`, which answers questions from `known`, with `reopen` and `upkeep`), pages come from a few others (`reads`, with
 //! the SQL in `pages` and the connections in `readers`). Beside them: `connect` (hosts and sessions), `schema`
 //! (migrations, and whose database it is), `usage` (what is kept in all, and which commit was the last one),
 //! `rows`, `departed`, `pins`, `recovery` and `nonces` (the statements), `guard` (checksums), `columns` (how
@@ -26,9 +26,11 @@ mod pins;
 mod readers;
 mod reads;
 mod recovery;
+mod reopen;
 mod rows;
 mod schema;
 mod time;
+mod upkeep;
 mod usage;
 mod writer;
 

@@ -2,7 +2,8 @@
 //!
 //! `known` begins the transaction, takes its number and locks what may leave; `commit` writes and ends it.
 //! While that is open, readers of all mailboxes stop before its keys, so it is never left open: `tidy`, which
-//! is called after each batch, ends what a batch has left, and the server ends what a relay has left.
+//! is called after each batch, ends what a batch has left, and the server ends what a relay has left. `reopen`
+//! has what follows a failure, `upkeep` the housekeeping.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,15 +12,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor as _, Row as _};
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::connect::{Connector, Role, close};
+use super::connect::{Connector, close};
 use super::departed::{self, Forgotten, Memory};
 use super::errors::{classify, classify_commit, leaves_connection, words};
-use super::keys::{KEYS_OF_TRANSACTION, raise_base};
+use super::keys::KEYS_OF_TRANSACTION;
 use super::known::Begun;
 use super::lock::Lock;
-use super::schema::{is_ours, known_schema};
 use super::time::{self, KeptTime};
 use super::usage::{self, Delta, INSTANCE, Moved, Sums};
 use super::{nonces, pins, recovery, rows};
@@ -34,33 +34,30 @@ use crate::store::tally::as_float;
 /// How long a call may take, whatever becomes of the connection: shorter than senders wait for a batch.
 const CALL_TIME_MAX: Duration = Duration::from_secs(8);
 
-/// Departures and nonces that one transaction of the housekeeping forgets.
-const UPKEEP_ROWS_MAX: i64 = 2_000;
-
 /// A commit forgets twice as many departures as it brings, so that there are never many too many.
 const FORGETS_MIN: i64 = 16;
 
 /// The committer's connection and what it must know between two transactions.
 pub(super) struct PostgresWriter {
-    connector: Connector,
-    lock: Arc<Lock>,
-    secret: Secret,
+    pub(super) connector: Connector,
+    pub(super) lock: Arc<Lock>,
+    pub(super) secret: Secret,
     /// `None` after a failure, until it is reopened.
-    connection: Option<PgConnection>,
+    pub(super) connection: Option<PgConnection>,
     /// The transaction that is open.
-    begun: Option<Begun>,
+    pub(super) begun: Option<Begun>,
     /// The number of the last transaction that was committed.
-    commits: i64,
+    pub(super) commits: i64,
     /// The server's process behind the connection.
-    process: i32,
+    pub(super) process: i32,
     /// The largest key that was given out.
-    last_key: OrderKey,
-    memory: Memory,
+    pub(super) last_key: OrderKey,
+    pub(super) memory: Memory,
     time: KeptTime,
     /// Whether COMMIT was sent and nothing was heard of it: the number that it would have made.
-    unsettled: Option<i64>,
+    pub(super) unsettled: Option<i64>,
     /// What became of it, once that is known.
-    settled: Option<TookPlace>,
+    pub(super) settled: Option<TookPlace>,
     metrics: Arc<Metrics>,
 }
 
@@ -75,7 +72,7 @@ pub(super) struct Ground {
 }
 
 /// Where a transaction failed, or what it found.
-enum Failure {
+pub(super) enum Failure {
     /// Before its COMMIT: it did not happen.
     Before(sqlx::Error),
     /// At its COMMIT.
@@ -96,9 +93,9 @@ impl From<sqlx::Error> for Failure {
 
 /// What a transaction did that the metrics show once it is durable.
 #[derive(Default)]
-struct Done {
-    departed: u64,
-    forgotten: Option<Forgotten>,
+pub(super) struct Done {
+    pub(super) departed: u64,
+    pub(super) forgotten: Option<Forgotten>,
 }
 
 impl PostgresWriter {
@@ -152,7 +149,7 @@ impl PostgresWriter {
     }
 
     /// Shows in the metrics what is remembered.
-    fn show(&self, done: &Done, now: Timestamp) {
+    pub(super) fn show(&self, done: &Done, now: Timestamp) {
         self.metrics.dedup_remembered.set(as_float(done.departed));
         let Some(forgotten) = done.forgotten else {
             return;
@@ -274,7 +271,7 @@ impl PostgresWriter {
     }
 
     /// Moves the sums and commits.
-    async fn finish(&mut self, delta: &Delta, came: &[Name]) -> Result<(), Failure> {
+    pub(super) async fn finish(&mut self, delta: &Delta, came: &[Name]) -> Result<(), Failure> {
         let Some(connection) = &mut self.connection else {
             return Err(Failure::Before(sqlx::Error::WorkerCrashed));
         };
@@ -334,101 +331,6 @@ impl PostgresWriter {
         }
     }
 
-    /// One transaction of the housekeeping.
-    async fn forget(&mut self, expired_by: Timestamp) -> Result<bool, Failure> {
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
-        connection.execute(BEGIN).await?;
-        let begun = Begun::read(connection).await?;
-        let forgotten = departed::forget(
-            connection,
-            self.memory,
-            (begun.sums.departed, UPKEEP_ROWS_MAX),
-            (expired_by, expired_by),
-        )
-        .await?;
-        let nonces = nonces::forget(connection, expired_by, UPKEEP_ROWS_MAX).await?;
-        let corrupt = sqlx::query("DELETE FROM corrupt WHERE expires_at <= $1")
-            .bind(super::columns::millis(expired_by))
-            .execute(&mut *connection)
-            .await?;
-        let delta = Delta {
-            departed: -forgotten.rows,
-            nonces: -nonces,
-            ..Delta::default()
-        };
-        if delta == Delta::default() && corrupt.rows_affected() == 0 {
-            connection.execute("ROLLBACK").await?;
-        } else {
-            self.finish(&delta, &[]).await?;
-        }
-        let done = Done {
-            departed: begun.sums.departed.saturating_add_signed(delta.departed),
-            forgotten: Some(forgotten),
-        };
-        self.show(&done, expired_by);
-        Ok(forgotten.more || nonces >= UPKEEP_ROWS_MAX)
-    }
-
-    /// Opens another connection, finds out what became of the last commit, and writes something.
-    async fn reopen_now(&mut self) -> Result<(), String> {
-        self.begun = None;
-        self.connection = None;
-        self.lock.hold().await?;
-        let connecting = self.connector.connect(Role::Writer).await;
-        let mut connection = connecting.map_err(|failed| failed.words())?;
-        let is_ours = is_ours(&mut connection, &self.secret).await;
-        if !is_ours.map_err(|error| words(&error))? {
-            return Err(format!(
-                "the server has a different database now, or another schema than {}",
-                known_schema()
-            ));
-        }
-        let settled = self.settle(&mut connection).await;
-        settled.map_err(|error| words(&error))?;
-        self.connection = Some(connection);
-        Ok(())
-    }
-
-    /// The old session may still be on its way to its COMMIT: its row of `usage` is locked until it has come
-    /// to an end, and only then does the number tell what that was. The trial write comes after it and is
-    /// durable before anybody is told: so is the commit in question.
-    async fn settle(&mut self, connection: &mut PgConnection) -> sqlx::Result<()> {
-        // Where it is idle in its transaction it would hold the lock for seconds. Whether it is still ours is
-        // seen by its name; it may be long gone.
-        sqlx::query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 \
-             AND usename = current_user AND application_name = 'vauchi-relay' AND pid <> pg_backend_pid()",
-        )
-        .bind(self.process)
-        .execute(&mut *connection)
-        .await?;
-        connection.execute(BEGIN).await?;
-        let commits = usage::lock_commits(connection).await?;
-        if let Some(number) = self.unsettled.take() {
-            self.settled = Some(match commits >= number {
-                true => TookPlace::Yes,
-                false => TookPlace::No,
-            });
-        }
-        self.commits = commits;
-        if raise_base(connection, self.last_key).await? {
-            info!(
-                "store: the server counts transactions from a smaller number than before; positions go on from the last one"
-            );
-        }
-        let (nothing, nobody) = (Delta::default(), (Vec::new(), Vec::new()));
-        usage::advance(connection, (&nothing, commits + 1), nobody).await?;
-        connection.execute("COMMIT").await?;
-        self.commits = commits + 1;
-        let row = sqlx::query("SELECT pg_backend_pid() AS process")
-            .fetch_one(connection)
-            .await?;
-        self.process = row.try_get("process")?;
-        Ok(())
-    }
-
     /// Gives up the connection of a call that takes too long.
     fn late(&mut self) -> CommitError {
         self.begun = None;
@@ -441,7 +343,8 @@ impl PostgresWriter {
 /// The number that rows carry of the instance that took them in.
 const INSTANCE_16: i16 = 1;
 
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+/// Begins a transaction.
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
 async fn in_time<T>(call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(CALL_TIME_MAX, call).await.ok()

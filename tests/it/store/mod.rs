@@ -12,6 +12,7 @@ mod kill;
 mod model;
 mod pins;
 mod postgres;
+mod proxy;
 mod recovery;
 mod scratch;
 pub(crate) mod sqlite;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection as _, Executor as _, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -24,6 +24,7 @@ use crate::database::{self, Server};
 use crate::store::contract::{
     EVERYTHING, HOUR, NOW, SEEN, blob, blob_of, expiring, id, mailbox, number,
 };
+use crate::store::proxy::{Cut, Proxy};
 
 fn options(url: &str) -> PostgresOptions {
     PostgresOptions {
@@ -493,6 +494,197 @@ async fn a_session_that_is_ended_is_a_transaction_that_did_not_happen() {
     opened.engine.reopen().await.unwrap();
     opened.engine.known(&asked).await.unwrap();
     opened.engine.close().await;
+}
+
+/// The answer to a COMMIT is lost on the wire: the number of the transaction tells what became of it, and the
+/// sender hears the truth.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_without_an_answer_is_settled_by_its_number() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let proxy = Proxy::before(database::shared().port).await;
+    let url = format!("postgres://relay@{}/{}", proxy.address, shared.name());
+    let store = store(&url).await;
+    stores(&store, 1, 1).await.unwrap();
+
+    proxy.cut(Cut::After);
+    let stored = stores(&store, 1, 2).await;
+    assert!(matches!(stored, Ok(Appended::Stored { .. })), "{stored:?}");
+    assert!(proxy.has_cut());
+    // What comes until it is settled is refused; this one is a repeat, then.
+    until(async || stores(&store, 1, 2).await.is_ok()).await;
+    proxy.cut(Cut::Before);
+    stores(&store, 1, 3).await.unwrap_err();
+    assert!(proxy.has_cut());
+    assert_eq!(ids(&store, 1).await, [1, 2]);
+    until(async || stores(&store, 1, 3).await.is_ok()).await;
+
+    // Nothing comes back, and the connection stays: it is given up, and the same is found out.
+    proxy.cut(Cut::Silent);
+    let stored = stores(&store, 1, 4).await;
+    assert!(matches!(stored, Ok(Appended::Stored { .. })), "{stored:?}");
+    assert!(proxy.has_cut());
+    assert_eq!(ids(&store, 1).await, [1, 2, 3, 4]);
+    let usage = store.usage();
+    assert_eq!((usage.created, usage.stored), (4, 4));
+    assert!(usage.is_conserved());
+    store.close().await;
+}
+
+/// Has every insert fail with this code, until the trigger is dropped.
+async fn fail_inserts(session: &mut PgConnection, code: &str, when: &str) {
+    let statements = format!(
+        "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF {when} THEN RAISE EXCEPTION 'a fault that a test asked for' USING ERRCODE = '{code}'; END IF; \
+         RETURN NEW; END $$; \
+         CREATE OR REPLACE TRIGGER fail BEFORE INSERT ON blob FOR EACH ROW EXECUTE FUNCTION fail()"
+    );
+    session.execute(AssertSqlSafe(statements)).await.unwrap();
+}
+
+#[tokio::test]
+async fn on_a_full_disk_new_blobs_are_refused_and_deletions_go_on() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let store = store(&shared.url).await;
+    stores(&store, 1, 1).await.unwrap();
+    let mut session = shared.session().await;
+    fail_inserts(&mut session, "53100", "true").await;
+    assert_eq!(stores(&store, 1, 2).await.unwrap(), Appended::RelayFull);
+    assert!(!store.takes_blobs());
+    let acknowledged = store.acknowledge(mailbox(1), vec![id(1)], SEEN, NOW).await;
+    assert_eq!(acknowledged.unwrap().await.unwrap().blobs, 1);
+    session.execute("DROP TRIGGER fail ON blob").await.unwrap();
+    stores(&store, 1, 2).await.unwrap();
+    assert!(store.takes_blobs());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_lost_a_race_is_folded_again() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let store = store(&shared.url).await;
+    let mut session = shared.session().await;
+    session.execute("CREATE SEQUENCE tries").await.unwrap();
+    // As a deadlock with another instance would be, twice.
+    fail_inserts(&mut session, "40P01", "nextval('tries') <= 2").await;
+    let stored = stores(&store, 1, 1).await.unwrap();
+    assert!(matches!(stored, Appended::Stored { .. }));
+    assert_eq!(store.usage().created, 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn of_several_writes_only_the_one_that_the_server_refuses_fails() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let store = store(&shared.url).await;
+    let mut session = shared.session().await;
+    let of_two = "NEW.id = '00000002-0000-0000-0000-000000000000'";
+    fail_inserts(&mut session, "22000", of_two).await;
+    let mut pending = Vec::new();
+    for id in 1..=3 {
+        pending.push(store.append(blob(1, id), NOW).await.unwrap());
+    }
+    let mut are_stored = Vec::new();
+    for pending in pending {
+        are_stored.push(pending.await.is_ok());
+    }
+    assert_eq!(are_stored, [true, false, true]);
+    assert_eq!(ids(&store, 1).await, [1, 3]);
+    store.close().await;
+}
+
+/// Nobody listens at the first host, and the second is a database that is set to read only.
+#[tokio::test]
+async fn of_several_hosts_the_first_that_takes_writes_is_used() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let (name, port) = (shared.name(), database::shared().port);
+    let url = format!("postgres://relay@127.0.0.1:1,127.0.0.1:{port}/{name}");
+    let mut opened = open(&url).await.unwrap();
+    opened.engine.close().await;
+    let mut session = shared.session().await;
+    let read_only = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
+    session.execute(AssertSqlSafe(read_only)).await.unwrap();
+    let line = open(&url).await.err().unwrap().to_string();
+    let writes = format!("ALTER DATABASE {name} RESET default_transaction_read_only");
+    let end = format!("SET default_transaction_read_only = off; {writes}");
+    session.execute(AssertSqlSafe(end)).await.unwrap();
+    for words in ["127.0.0.1:1: ", "takes no writes", "RELAY_DATABASE_URL"] {
+        assert!(line.contains(words), "{line}");
+    }
+    assert!(!line.contains('\n'), "{line}");
+}
+
+/// TLS with a certificate of its own, and a password that is changed while the relay runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_s_certificate_is_checked_and_the_password_is_read_anew() {
+    if !database::is_there() {
+        return;
+    }
+    let server = tokio::task::block_in_place(|| Server::start(&[]));
+    server.make("relay").await;
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = folder.path().join("ca.pem");
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    server.put("server.crt", &made.cert.pem());
+    server.put("server.key", &made.signing_key.serialize_pem());
+    server.put(
+        "pg_hba.conf",
+        "hostssl all all 127.0.0.1/32 scram-sha-256\n",
+    );
+    let mut session = server.session("relay").await;
+    for statement in [
+        "ALTER ROLE relay PASSWORD 'first'",
+        "ALTER SYSTEM SET ssl = on",
+        "SELECT pg_reload_conf()",
+    ] {
+        session.execute(statement).await.unwrap();
+    }
+    let password = folder.path().join("password");
+    std::fs::write(&password, "first\n").unwrap();
+    let options = |parameters: &str| {
+        let url = format!("{}?{parameters}", server.url("relay"));
+        let mut options = options(&url);
+        options.database.password_file = Some(password.clone());
+        options
+    };
+    let trusted = format!("sslmode=verify-full&sslrootcert={}", certificate.display());
+    let opened = async || postgres::open(options(&trusted)).await;
+    let until_reloaded = async || match opened().await {
+        Ok(mut opened) => {
+            opened.engine.close().await;
+            true
+        }
+        Err(_) => false,
+    };
+    until(until_reloaded).await;
+    let unknown = postgres::open(options("sslmode=verify-full")).await;
+    assert!(unknown.is_err(), "the system does not know this authority");
+    let plain = postgres::open(options("sslmode=disable")).await;
+    assert!(plain.is_err(), "the server wants TLS");
+
+    let mut relay = opened().await.unwrap();
+    session
+        .execute("ALTER ROLE relay PASSWORD 'second'")
+        .await
+        .unwrap();
+    relay.engine.reopen().await.unwrap_err();
+    std::fs::write(&password, "second\n").unwrap();
+    relay.engine.reopen().await.unwrap();
+    relay.engine.close().await;
+    std::fs::write(&password, "s3cret\n").unwrap();
+    let line = opened().await.err().unwrap().to_string();
+    assert!(line.contains("password authentication failed"), "{line}");
+    assert!(!line.contains("s3cret"), "{line}");
 }
 
 /// Senders hand in one blob after the other while the server is stopped and started again, by a restart and by
