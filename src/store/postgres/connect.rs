@@ -39,10 +39,13 @@ const OF_ALL: &str = "SET idle_session_timeout = 0; SET tcp_keepalives_idle = 10
      SET enable_mergejoin = off; SET jit = off; SET lock_timeout = '4s'";
 
 /// The committer's. A transaction that is left open holds back deliveries and row locks, so the server ends
-/// it. Other levels of `synchronous_commit` than these two promise a durable commit, or more.
-const OF_WRITER: &str = "SET statement_timeout = '6s'; SET idle_in_transaction_session_timeout = '10s'; \
+/// it. With `synchronous_commit` off it would confirm what is not durable; any other level is the operator's choice.
+const OF_WRITER: &str = "SET idle_in_transaction_session_timeout = '10s'; \
      SELECT set_config('synchronous_commit', 'on', false) \
-     WHERE current_setting('synchronous_commit') IN ('off')";
+     WHERE current_setting('synchronous_commit') = 'off'";
+
+/// How long a statement of the committer may take.
+pub(super) const TIME_OUT_OF_WRITER: &str = "SET statement_timeout = '6s'";
 
 const OF_READER: &str = "SET statement_timeout = '8s'; SET default_transaction_read_only = on; \
      SET idle_in_transaction_session_timeout = '10s'";
@@ -192,6 +195,9 @@ async fn prepare(host: &PgConnectOptions, role: Role) -> Result<PgConnection, Un
         Role::Lock => OF_LOCK,
     };
     connection.execute(raw_sql(of_role)).await?;
+    if role == Role::Writer {
+        connection.execute(TIME_OUT_OF_WRITER).await?;
+    }
     Ok(connection)
 }
 

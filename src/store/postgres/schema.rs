@@ -1,12 +1,15 @@
 //! The schema of the database, and whose it is.
 
-use sqlx::Row as _;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnection;
+use sqlx::{Executor as _, Row as _};
 
+use super::connect::TIME_OUT_OF_WRITER;
 use crate::secrets::Secret;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/postgres");
+
+const NO_TIME_OUT: &str = "SET statement_timeout = 0";
 
 /// Why the schema could not be brought up to date.
 pub(super) enum Stale {
@@ -18,9 +21,13 @@ pub(super) enum Stale {
     Words(String),
 }
 
-/// Brings the schema up to date.
+/// Brings the schema up to date, however long that takes.
 pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), Stale> {
-    let migrated = MIGRATIONS.run(connection).await;
+    let unhurried = connection.execute(NO_TIME_OUT).await;
+    unhurried.map_err(Stale::Sql)?;
+    let migrated = MIGRATIONS.run(&mut *connection).await;
+    let hurried = connection.execute(TIME_OUT_OF_WRITER).await;
+    hurried.map_err(Stale::Sql)?;
     migrated.map_err(|error| match error {
         MigrateError::VersionMissing(found) => Stale::Newer(found),
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
