@@ -13,6 +13,8 @@ mod database;
 mod harness;
 mod operations;
 mod pages;
+#[cfg(target_os = "linux")]
+mod power;
 mod process;
 mod store;
 mod v1;

@@ -1,0 +1,307 @@
+//! A relay at work, recorded: senders and recipients over real sockets, through several starts and ends.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use vauchi_relay::client::{
+    Blob, Client, Delivery, Event, MailboxKey, Options, Receipts, Submitted,
+};
+
+use super::disk::{Disk, NOT_KEPT, RESERVE};
+use super::ledger::{Ledger, content, item_of};
+use super::recording::{Moment, Recorder, Step};
+use crate::process::Process;
+
+/// Mailboxes that nobody reads while the relay is recorded, and as many that somebody does.
+const MAILBOXES: u64 = 8;
+
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+/// After so long without a change a relay has done what it does when it is idle.
+const QUIET: Duration = Duration::from_millis(2_500);
+
+/// How one relay of a run works and ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Session {
+    /// How many blobs each mailbox gets.
+    pub(super) blobs: u64,
+    /// Whether it has nothing to do for some seconds before its end.
+    pub(super) rests: bool,
+    /// Killed in the middle of its work, and not stopped.
+    pub(super) is_killed: bool,
+}
+
+/// What a relay does at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Start,
+    Work,
+    Rest,
+    Stop,
+}
+
+/// A relay that was recorded.
+pub(super) struct Run {
+    pub(super) keys: Vec<MailboxKey>,
+    pub(super) steps: Vec<Step>,
+    pub(super) folder: u64,
+    pub(super) ledger: Ledger,
+    /// When each phase began.
+    pub(super) phases: BTreeMap<Moment, Phase>,
+}
+
+/// What the tasks of a run share.
+struct Shared {
+    recorder: Recorder,
+    ledger: Mutex<Ledger>,
+    keys: Vec<MailboxKey>,
+}
+
+impl Shared {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap()
+    }
+
+    fn now(&self) -> Moment {
+        self.recorder.now()
+    }
+}
+
+impl Run {
+    /// Records relays on a fresh folder, one after the other. The settings may name none that a start without
+    /// them would not do with.
+    pub(super) async fn record(seed: u64, sessions: &[Session]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shared = Arc::new(Shared {
+            recorder: Recorder::new(folder.path()),
+            ledger: Mutex::default(),
+            keys: keys(seed),
+        });
+        let mut phases = BTreeMap::new();
+        for (number, session) in sessions.iter().enumerate() {
+            let seed = seed << 16 | (number as u64) << 8;
+            work(&shared, *session, seed, &mut phases).await;
+        }
+        let steps = shared.recorder.read();
+        let folder_inode = shared.recorder.folder_inode();
+        compare(&folder, folder_inode, &steps);
+        let shared = Arc::into_inner(shared).expect("no task of the run is left");
+        Self {
+            keys: shared.keys,
+            steps,
+            folder: folder_inode,
+            ledger: shared.ledger.into_inner().unwrap(),
+            phases,
+        }
+    }
+
+    /// What the relay did before this moment.
+    pub(super) fn phase(&self, after: Moment) -> Phase {
+        let began = self.phases.range(..after).next_back();
+        *began.expect("a run begins with a start").1
+    }
+}
+
+/// The mailboxes of a run.
+fn keys(seed: u64) -> Vec<MailboxKey> {
+    let mut shared = [0; 32];
+    shared[..8].copy_from_slice(&seed.to_be_bytes());
+    let key = |epoch| MailboxKey::derived(&shared, epoch);
+    (0..2 * MAILBOXES).map(key).collect()
+}
+
+/// The record has everything: it makes the folder as it is.
+fn compare(folder: &TempDir, inode: u64, steps: &[Step]) {
+    let mut disk = Disk::empty(inode);
+    steps.iter().for_each(|step| disk.follow(step));
+    let recorded = disk.as_seen().0;
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string();
+    let there = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| name(entry).unwrap());
+    let mut there: Vec<_> = there.collect();
+    there.sort();
+    assert_eq!(there, recorded.keys().cloned().collect::<Vec<_>>());
+    for (name, content) in recorded {
+        let is_compared = name != NOT_KEPT && !name.starts_with(RESERVE);
+        let found = std::fs::read(folder.path().join(&name)).unwrap();
+        assert!(
+            !is_compared || found == content,
+            "{name} is not as it was recorded"
+        );
+    }
+}
+
+/// One start of a relay, and what happens until its end.
+async fn work(
+    shared: &Arc<Shared>,
+    session: Session,
+    seed: u64,
+    phases: &mut BTreeMap<Moment, Phase>,
+) {
+    let relay = shared
+        .recorder
+        .start(&[("RELAY_MAILBOX_MAX_BLOBS", "0")])
+        .await;
+    phases.insert(shared.recorder.began(), Phase::Start);
+    phases.insert(shared.now(), Phase::Work);
+    let enough = Arc::new(Notify::new());
+    let mut recipients = JoinSet::new();
+    recipients.spawn(receive(
+        Arc::clone(shared),
+        client(&relay).await,
+        seed,
+        Arc::clone(&enough),
+    ));
+    let mut senders = JoinSet::new();
+    for mailbox in 0..shared.keys.len() {
+        let sender = client(&relay).await;
+        let seed = seed | (mailbox as u64 + 1);
+        senders.spawn(send(
+            Arc::clone(shared),
+            sender,
+            (mailbox, session.blobs),
+            seed,
+        ));
+    }
+    if session.is_killed {
+        // About half of it is done.
+        for _ in 0..shared.keys.len() / 2 {
+            senders.join_next().await.unwrap().unwrap();
+        }
+        relay.kill().await;
+        senders.shutdown().await;
+        recipients.shutdown().await;
+        return;
+    }
+    while let Some(sent) = senders.join_next().await {
+        sent.unwrap();
+    }
+    enough.notify_one();
+    recipients.join_next().await.unwrap().unwrap();
+    if session.rests {
+        phases.insert(shared.now(), Phase::Rest);
+        rest(shared).await;
+    }
+    phases.insert(shared.now(), Phase::Stop);
+    relay.signal("TERM").await;
+    let (status, log) = relay.ended().await;
+    assert!(status.success(), "{log}");
+}
+
+async fn client(relay: &Process) -> Arc<Client> {
+    let mut options = Options::new([format!("ws://{}", relay.clients)]);
+    (options.window_blobs, options.window_bytes) = (1_024, 16 << 20);
+    Arc::new(Client::connect(options).await.unwrap())
+}
+
+/// Waits until the folder has not changed for a while.
+async fn rest(shared: &Shared) {
+    let (mut last, mut since) = (shared.now(), Instant::now());
+    while since.elapsed() < QUIET {
+        tokio::time::sleep(QUIET / 50).await;
+        let now = shared.now();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+}
+
+/// Submits blobs to one mailbox: most by themselves, some in bursts, some with a topic; extends some and
+/// cancels some.
+async fn send(shared: Arc<Shared>, client: Arc<Client>, (to, blobs): (usize, u64), seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut left = blobs;
+    while left > 0 {
+        let burst = left.min(match random.random_range(0..4) {
+            0 => random.random_range(2..40),
+            _ => 1,
+        });
+        left -= burst;
+        let mut submits = JoinSet::new();
+        for _ in 0..burst {
+            let bytes = match random.random_range(0..20) {
+                0 => random.random_range(20_000..60_000),
+                _ => random.random_range(8..1_500),
+            };
+            let number = random.random();
+            let mut blob = Blob::new(shared.keys[to].mailbox(), content(number, bytes));
+            blob.terms.ttl = Some(10 * DAY);
+            if burst == 1 && random.random_ratio(1, 4) {
+                blob.terms.topic = Some([random.random_range(0..3); 32]);
+            }
+            let thought = random.random_range(0..12);
+            submits.spawn(submit(
+                Arc::clone(&shared),
+                Arc::clone(&client),
+                blob,
+                thought,
+            ));
+        }
+        while let Some(submitted) = submits.join_next().await {
+            submitted.unwrap();
+        }
+    }
+}
+
+/// Submits a blob, and may have second thoughts.
+async fn submit(shared: Arc<Shared>, client: Arc<Client>, blob: Blob, thought: u32) {
+    let number = shared.ledger().submits(&blob, shared.now());
+    let Submitted::Stored { expires_at, .. } = client.submit(&blob).await.unwrap() else {
+        unreachable!("it is not for live only")
+    };
+    shared.ledger().stored(number, expires_at, shared.now());
+    match thought {
+        0 => {
+            shared.ledger().extends(number, shared.now());
+            let extending = client.extend(blob.mailbox, &blob.secret, 20 * DAY);
+            extending.await.unwrap();
+            shared.ledger().extended(number, shared.now());
+        }
+        1 => {
+            shared.ledger().leaves(&item_of(&blob), shared.now());
+            client.cancel(blob.mailbox, &blob.secret).await.unwrap();
+            shared.ledger().left(&item_of(&blob), shared.now());
+        }
+        _ => {}
+    }
+}
+
+/// Reads half of the mailboxes and acknowledges most of what comes, until it is told to leave.
+async fn receive(shared: Arc<Shared>, client: Arc<Client>, seed: u64, enough: Arc<Notify>) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let read = &shared.keys[..shared.keys.len() / 2];
+    for opened in client.open_each(read, Receipts::None).await.unwrap() {
+        opened.unwrap();
+    }
+    let mut acknowledgements = JoinSet::new();
+    loop {
+        let event = tokio::select! {
+            event = client.next() => event,
+            () = enough.notified() => break,
+        };
+        let Some(Event::Blob(delivery)) = event else {
+            continue;
+        };
+        if random.random_ratio(2, 3) {
+            let (shared, client) = (Arc::clone(&shared), Arc::clone(&client));
+            acknowledgements.spawn(acknowledge(shared, client, delivery));
+        }
+    }
+    while let Some(acknowledged) = acknowledgements.join_next().await {
+        acknowledged.unwrap();
+    }
+}
+
+async fn acknowledge(shared: Arc<Shared>, client: Arc<Client>, delivery: Delivery) {
+    shared.ledger().leaves(&delivery.item, shared.now());
+    client.acknowledge(delivery.item).await.unwrap();
+    shared.ledger().left(&delivery.item, shared.now());
+}
