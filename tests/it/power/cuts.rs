@@ -1,19 +1,20 @@
 //! Where the power is cut: anywhere, and where it hurts most.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
-use super::disk::{Disk, Loss};
+use super::disk::{Disk, Image, Loss};
 use super::ledger::Fault;
 use super::load::{Phase, Run};
-use super::recording::{Change, Moment};
-use super::restart::{Settled, Verdict, try_out};
+use super::recording::{Change, Moment, Names, Step};
+use super::restart::{Settled, Then, Verdict, cut_again, try_out};
 
 /// A place to cut the power at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +34,7 @@ pub(super) enum Place {
     Stop,
 }
 
-const PLACES: [Place; 7] = [
+pub(super) const PLACES: [Place; 7] = [
     Place::Anywhere,
     Place::Commit,
     Place::Fsync,
@@ -52,8 +53,9 @@ struct Cut {
     place: Place,
     loss: Loss,
     seed: u64,
-    /// Whether the relay is stopped and started again.
-    twice: bool,
+    then: Then,
+    /// Whether the power is cut again while a relay starts on what the first cut has left.
+    again: bool,
 }
 
 /// What was tried, by kind.
@@ -72,44 +74,48 @@ pub(super) struct Tried {
 
 /// The steps after which a cut is at each place.
 fn steps_of(run: &Run) -> BTreeMap<Place, Vec<usize>> {
-    let mut names = HashMap::new();
-    let mut places = BTreeMap::<Place, Vec<usize>>::new();
+    let (mut names, mut places) = (Names::default(), BTreeMap::<_, Vec<_>>::new());
     for (number, step) in run.steps.iter().enumerate() {
-        let mut at = |place| places.entry(place).or_default().push(number);
-        at(Place::Anywhere);
-        let is = |inode: &u64, name: &str, names: &HashMap<u64, String>| {
-            names.get(inode).is_some_and(|known| known == name)
-        };
         let phase = run.phase(step.after);
-        match &step.change {
-            Change::Created { inode, name } => drop(names.insert(*inode, name.clone())),
-            Change::SyncBegan { inode } if is(inode, "relay.db-wal", &names) => at(Place::Fsync),
-            Change::SyncEnded { inode, .. } if is(inode, "relay.db-wal", &names) => {
-                at(Place::Commit);
-                if phase == Phase::Stop {
-                    at(Place::Stop);
-                }
-            }
-            Change::Written { inode, .. } if is(inode, "relay.db", &names) => at(Place::Move),
-            _ => {}
-        }
-        match phase {
-            Phase::Start => at(Place::Start),
-            Phase::Rest => at(Place::Rest),
-            Phase::Work | Phase::Stop => {}
+        let of_file = match (&step.change, names.of(step)) {
+            (Change::SyncBegan { .. }, Some("relay.db-wal")) => Some(Place::Fsync),
+            (Change::SyncEnded { .. }, Some("relay.db-wal")) => Some(Place::Commit),
+            (Change::Written { .. }, Some("relay.db")) => Some(Place::Move),
+            _ => None,
+        };
+        let of_phase = match phase {
+            Phase::Start => Some(Place::Start),
+            Phase::Rest => Some(Place::Rest),
+            Phase::Stop => (of_file == Some(Place::Commit)).then_some(Place::Stop),
+            Phase::Work => None,
+        };
+        let at = [Some(Place::Anywhere), of_file, of_phase];
+        for place in at.into_iter().flatten() {
+            places.entry(place).or_default().push(number);
         }
     }
     places
 }
 
+/// The same, but that no fsync of this file has any effect from a moment on.
+pub(super) fn without_fsyncs(steps: &[Step], file: &str, from: Moment) -> Vec<Step> {
+    let mut names = Names::default();
+    let has_effect = |step: &&Step| {
+        let is_of_file = names.of(step) == Some(file);
+        let is_fsync = matches!(step.change, Change::SyncEnded { .. });
+        !(is_of_file && is_fsync && step.after > from)
+    };
+    steps.iter().filter(has_effect).cloned().collect()
+}
+
 /// The cuts of these seeds, each with the step after which it is.
-fn choose(run: &Run, seeds: std::ops::Range<u64>, losses: usize) -> Vec<(usize, Cut)> {
+fn choose(run: &Run, seeds: Range<u64>, (places, losses): (&[Place], usize)) -> Vec<(usize, Cut)> {
     let steps = steps_of(run);
     let mut cuts = Vec::new();
     for seed in seeds {
         let mut random = StdRng::seed_from_u64(seed);
-        for place in PLACES {
-            let Some(steps) = steps.get(&place) else {
+        for place in places {
+            let Some(steps) = steps.get(place) else {
                 continue;
             };
             let step = match place {
@@ -119,10 +125,14 @@ fn choose(run: &Run, seeds: std::ops::Range<u64>, losses: usize) -> Vec<(usize, 
             };
             for _ in 0..losses {
                 let cut = Cut {
-                    place,
+                    place: *place,
                     loss: Loss::any(&mut random),
                     seed: random.random(),
-                    twice: random.random_ratio(1, 4),
+                    then: match random.random_ratio(1, 4) {
+                        true => Then::Stop,
+                        false => Then::Nothing,
+                    },
+                    again: random.random_ratio(1, 8),
                 };
                 cuts.push((step, cut));
             }
@@ -134,29 +144,29 @@ fn choose(run: &Run, seeds: std::ops::Range<u64>, losses: usize) -> Vec<(usize, 
 
 /// Cuts the power at some moments for each seed, and tries out some images of each.
 pub(super) async fn cut_and_try(
-    run: Arc<Run>,
-    seeds: std::ops::Range<u64>,
-    losses: usize,
+    run: &Arc<Run>,
+    seeds: Range<u64>,
+    (places, losses): (&[Place], usize),
 ) -> Tried {
-    let cuts = choose(&run, seeds, losses);
     let mut disk = Disk::empty(run.folder);
     let (mut followed, mut tried) = (0, Tried::default());
     let (mut trials, at_once) = (JoinSet::new(), Arc::new(Semaphore::new(AT_ONCE)));
-    for (step, cut) in cuts {
+    for (step, cut) in choose(run, seeds, (places, losses)) {
         // Images are made when there is a relay for them: each takes the room of a database.
         let turn = Arc::clone(&at_once).acquire_owned().await.unwrap();
         run.steps[followed..=step]
             .iter()
             .for_each(|step| disk.follow(step));
         followed = step + 1;
-        let moment = run.steps[step].after;
         tried.pending += disk.pending();
-        trials.spawn(try_cut(
-            Arc::clone(&run),
-            disk_image(&disk, cut),
-            (cut, moment),
-            turn,
-        ));
+        let mut random = StdRng::seed_from_u64(cut.seed);
+        let image = disk.cut(cut.loss, &mut random);
+        let (run, moment) = (Arc::clone(run), run.steps[step].after);
+        trials.spawn(async move {
+            let verdict = try_image(image, (run, moment), cut, random).await;
+            drop(turn);
+            (cut, moment, verdict)
+        });
     }
     while let Some(trial) = trials.join_next().await {
         let (cut, moment, verdict) = trial.unwrap();
@@ -165,29 +175,42 @@ pub(super) async fn cut_and_try(
     tried
 }
 
-fn disk_image(disk: &Disk, cut: Cut) -> super::disk::Image {
-    disk.cut(cut.loss, &mut StdRng::seed_from_u64(cut.seed))
+async fn try_image(
+    mut image: Image,
+    (run, moment): (Arc<Run>, Moment),
+    cut: Cut,
+    mut random: StdRng,
+) -> Result<Verdict, String> {
+    // Each in a task of its own, because a relay that does not start is a panic.
+    if cut.again {
+        let cut = tokio::spawn(async move {
+            let image = cut_again(&image, &mut random).await;
+            (image, random)
+        });
+        (image, random) = cut.await.map_err(words)?;
+    }
+    try_start(image, (run, moment), cut.then, random).await
 }
 
-async fn try_cut(
-    run: Arc<Run>,
-    image: super::disk::Image,
-    (cut, moment): (Cut, Moment),
-    turn: tokio::sync::OwnedSemaphorePermit,
-) -> (Cut, Moment, Result<Verdict, String>) {
-    // A task of its own, because a relay that does not start is a panic.
+/// What is found on an image of that moment, or why no relay starts on it.
+pub(super) async fn try_start(
+    image: Image,
+    (run, moment): (Arc<Run>, Moment),
+    then: Then,
+    mut random: StdRng,
+) -> Result<Verdict, String> {
     let trial = tokio::spawn(async move {
-        let mut random = StdRng::seed_from_u64(cut.seed);
         let of = (&run.keys[..], &run.ledger, moment);
-        let verdict = try_out(image, of, cut.twice, &mut random).await;
-        drop(turn);
-        verdict
+        try_out(&image, of, then, &mut random).await
     });
-    let verdict = trial.await.map_err(|error| match error.try_into_panic() {
+    trial.await.map_err(words)
+}
+
+fn words(error: JoinError) -> String {
+    match error.try_into_panic() {
         Ok(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_default(),
         Err(error) => error.to_string(),
-    });
-    (cut, moment, verdict)
+    }
 }
 
 impl Tried {

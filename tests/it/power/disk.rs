@@ -21,7 +21,7 @@ use bytes::Bytes;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
-use super::recording::{Change, Moment, Step};
+use super::recording::{Change, Moment, Step, inode};
 
 const SECTOR: usize = 512;
 
@@ -120,6 +120,20 @@ impl Disk {
             durable_names: BTreeMap::new(),
             renamings: Vec::new(),
         }
+    }
+
+    /// A folder in which all of this is on the disk.
+    pub(super) fn holding(image: &Image, folder: &Path) -> Self {
+        let mut disk = Self::empty(inode(folder));
+        for (number, (name, content)) in image.0.iter().enumerate() {
+            let durable = content.clone();
+            let pending = Vec::new();
+            disk.files.push(File { durable, pending });
+            disk.by_inode.insert(inode(&folder.join(name)), number);
+            disk.durable_names.insert(name.clone(), number);
+        }
+        disk.names = disk.durable_names.clone();
+        disk
     }
 
     /// A step is taken.

@@ -1,12 +1,13 @@
 //! What a relay does to its data folder, as `record.c` records it.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 
 use bytes::{Buf as _, Bytes};
 use tempfile::TempDir;
@@ -70,6 +71,26 @@ pub(super) struct Step {
     pub(super) change: Change,
 }
 
+/// The library, built with the C compiler that the bundled SQLite needs, too.
+static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/power/record.c");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    // Under a name of its own first: another run of the tests may be using it.
+    let draft = folder.join(format!("record-{}.so", std::process::id()));
+    let built = Command::new("gcc")
+        .args([
+            "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o",
+        ])
+        .args([&draft, &source])
+        .arg("-ldl")
+        .status();
+    let built = built.expect("gcc is installed").success();
+    assert!(built, "gcc builds record.c");
+    let library = folder.join("record.so");
+    fs::rename(draft, &library).unwrap();
+    library
+});
+
 /// Starts relays on one folder, one after the other, and records what they do to it.
 pub(super) struct Recorder {
     folder: PathBuf,
@@ -79,25 +100,10 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Builds the library with the C compiler, which the bundled SQLite needs, too.
     pub(super) fn new(folder: &Path) -> Self {
-        let records = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/power/record.c");
-        let built = Command::new("gcc")
-            .args([
-                "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o",
-            ])
-            .arg(records.path().join("record.so"))
-            .arg(source)
-            .arg("-ldl")
-            .status();
-        assert!(
-            built.expect("gcc is installed").success(),
-            "gcc builds record.c"
-        );
         Self {
             folder: folder.canonicalize().unwrap(),
-            records,
+            records: tempfile::tempdir().unwrap(),
             starts: Mutex::new(0),
         }
     }
@@ -111,7 +117,7 @@ impl Recorder {
         };
         let mut command = command(&self.folder);
         command
-            .env("LD_PRELOAD", self.records.path().join("record.so"))
+            .env("LD_PRELOAD", &*LIBRARY)
             .env("POWER_FOLDER", &self.folder)
             .env("POWER_RECORD", record)
             .envs(settings.iter().copied());
@@ -134,19 +140,37 @@ impl Recorder {
         Moment::new(self.starts.lock().unwrap().saturating_sub(1), 0)
     }
 
-    /// Everything that was recorded so far. No relay may be running.
+    /// What the relay that ran last has done. It must have ended.
     pub(super) fn read(&self) -> Vec<Step> {
-        let starts = *self.starts.lock().unwrap();
-        let read = |start| {
-            let bytes = Bytes::from(fs::read(self.record_of(start)).unwrap());
-            parse(start, bytes)
-        };
-        (0..starts).flat_map(read).collect()
+        let start = *self.starts.lock().unwrap() - 1;
+        let bytes = Bytes::from(fs::read(self.record_of(start)).unwrap());
+        parse(start, bytes)
     }
+}
 
-    /// The number that the records know the folder by.
-    pub(super) fn folder_inode(&self) -> u64 {
-        fs::metadata(&self.folder).unwrap().ino()
+/// The number that records know a file or folder by.
+pub(super) fn inode(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().ino()
+}
+
+/// Which files changes are of.
+#[derive(Default)]
+pub(super) struct Names(HashMap<u64, String>);
+
+impl Names {
+    /// The file whose content this step changes, or brings to the disk. All steps must be given, in order.
+    pub(super) fn of(&mut self, step: &Step) -> Option<&str> {
+        match &step.change {
+            Change::Created { inode, name } | Change::Linked { inode, name } => {
+                self.0.insert(*inode, name.clone());
+                None
+            }
+            Change::Renamed { .. } | Change::Unlinked { .. } => None,
+            Change::Written { inode, .. }
+            | Change::Resized { inode, .. }
+            | Change::SyncBegan { inode }
+            | Change::SyncEnded { inode, .. } => self.0.get(inode).map(String::as_str),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use rand::RngExt as _;
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -10,9 +11,9 @@ use vauchi_relay::client::{
     Blob, Client, Delivery, Event, MailboxKey, Options, Receipts, Submitted,
 };
 
-use super::disk::{Image, NOT_KEPT};
+use super::disk::{Disk, Image, Loss, NOT_KEPT};
 use super::ledger::{Fault, Ledger, content, item_of};
-use super::recording::Moment;
+use super::recording::{Moment, Recorder};
 use crate::harness::{PATIENCE, http_get, value_of};
 use crate::process::Process;
 
@@ -44,15 +45,35 @@ pub(super) struct Verdict {
     pub(super) faults: Vec<Fault>,
 }
 
-/// Starts a relay on the image and compares what it has with the ledger; `twice` stops it, which settles
-/// everything, and compares again.
+/// What happens to a relay after it was compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    Nothing,
+    /// It is stopped, which settles everything, started again, and compared again.
+    Stop,
+}
+
+/// A relay starts on this, and the power is cut again in the middle of its start: what that leaves.
+pub(super) async fn cut_again(image: &Image, random: &mut StdRng) -> Image {
+    let folder = tempfile::tempdir().unwrap();
+    image.write(folder.path());
+    let mut disk = Disk::holding(image, folder.path());
+    let recorder = Recorder::new(folder.path());
+    recorder.start(&[]).await.kill().await;
+    let steps = recorder.read();
+    let cut = random.random_range(0..=steps.len());
+    steps[..cut].iter().for_each(|step| disk.follow(step));
+    disk.cut(Loss::any(random), random)
+}
+
+/// Starts a relay on the image and compares what it has with the ledger.
 pub(super) async fn try_out(
-    image: Image,
+    image: &Image,
     (keys, ledger, cut): (&[MailboxKey], &Ledger, Moment),
-    twice: bool,
+    then: Then,
     random: &mut StdRng,
 ) -> Verdict {
-    let (settled, has_gone, damage) = look(&image).await;
+    let (settled, has_gone, damage) = look(image).await;
     let folder = tempfile::tempdir().unwrap();
     image.write(folder.path());
     let mut faults: Vec<_> = damage.into_iter().map(Fault::Other).collect();
@@ -64,18 +85,13 @@ pub(super) async fn try_out(
     let delivered = found.len();
     faults.extend(repeat(&relay, ledger, cut, random).await);
     found.extend(go_on(&relay, &keys[0]).await);
-    if twice {
+    if then == Then::Stop {
         relay.signal("TERM").await;
         let (status, log) = relay.ended().await;
         assert!(status.success(), "{log}");
         let relay = Process::start(folder.path()).await;
         let again = fetch(&relay, keys).await;
-        if bodies(&again) != bodies(&found) {
-            let (first, then) = (found.len(), again.len());
-            faults.push(Fault::Other(format!(
-                "after a clean stop {then} blobs come, and not the {first} from before"
-            )));
-        }
+        faults.extend(differ(&again, &found));
         faults.extend(look_at_counters(&relay, again.len()).await);
     }
     Verdict {
@@ -212,9 +228,14 @@ async fn go_on(relay: &Process, key: &MailboxKey) -> Option<Delivery> {
     new
 }
 
-fn bodies(deliveries: &[Delivery]) -> BTreeSet<&[u8]> {
-    deliveries
-        .iter()
-        .map(|delivery| &delivery.body[..])
-        .collect()
+fn differ(again: &[Delivery], before: &[Delivery]) -> Option<Fault> {
+    let bodies = |found: &[Delivery]| -> BTreeSet<_> {
+        found.iter().map(|delivery| delivery.body.clone()).collect()
+    };
+    (bodies(again) != bodies(before)).then(|| {
+        let (again, before) = (again.len(), before.len());
+        Fault::Other(format!(
+            "after a stop {again} blobs come, and not the {before} from before"
+        ))
+    })
 }
