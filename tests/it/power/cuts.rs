@@ -10,9 +10,10 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 
-use super::disk::{Disk, Image, Loss};
+use super::disk::{Disk, Image};
 use super::ledger::Fault;
 use super::load::{Phase, Run};
+use super::loss::Loss;
 use super::recording::{Change, Moment, Names, Step};
 use super::restart::{Settled, Then, Verdict, cut_again, try_out};
 

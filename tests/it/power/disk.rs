@@ -17,13 +17,12 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use bytes::Bytes;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
+use super::file::{Edit, File};
+use super::loss::{Fate, Loss};
 use super::recording::{Change, Moment, Step, inode};
-
-const SECTOR: usize = 512;
 
 /// Mapped memory that SQLite builds anew from the log at a start, whatever is in it: it writes there without a call
 /// that could be recorded.
@@ -44,69 +43,11 @@ pub(super) struct Disk {
     renamings: Vec<(Moment, Renaming)>,
 }
 
-#[derive(Default)]
-struct File {
-    durable: Vec<u8>,
-    /// What was done since, each with the moment after it.
-    pending: Vec<(Moment, Edit)>,
-}
-
-enum Edit {
-    Write { offset: usize, data: Bytes },
-    Resize(usize),
-}
-
 #[derive(Clone)]
 enum Renaming {
     Put(String, usize),
     Remove(String),
     Move(String, String, usize),
-}
-
-/// What became of everything that no fsync covers.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Loss {
-    /// It is all there, as after the end of a process.
-    Nothing,
-    /// Nothing of it is there.
-    Everything,
-    /// It reached the disk in the order in which it was done, up to this share of it, where it is torn.
-    After(f64),
-    /// One change is lost, by its share of them all, and everything before and after it is there.
-    One(f64),
-    /// Each change is there or not, with this chance.
-    Changes(f64),
-    /// Each sector of each change is there or not, with this chance.
-    Sectors(f64),
-}
-
-impl Loss {
-    pub(super) fn any(random: &mut StdRng) -> Self {
-        match random.random_range(0..10) {
-            0 => Self::Nothing,
-            1 => Self::Everything,
-            2..4 => Self::After(random.random()),
-            4..6 => Self::One(random.random()),
-            6..8 => Self::Changes(chance(random)),
-            _ => Self::Sectors(chance(random)),
-        }
-    }
-}
-
-/// Often near to all and near to nothing: in between, almost every change is damaged.
-fn chance(random: &mut StdRng) -> f64 {
-    [0.02, 0.2, 0.5, 0.8, 0.98][random.random_range(0..5)]
-}
-
-/// What became of one change.
-#[derive(Clone, Copy, PartialEq)]
-enum Fate {
-    Kept,
-    Lost,
-    /// The sectors before this share of them are there.
-    Cut(f64),
-    /// Each sector has this chance.
-    Torn(f64),
 }
 
 impl Disk {
@@ -126,9 +67,7 @@ impl Disk {
     pub(super) fn holding(image: &Image, folder: &Path) -> Self {
         let mut disk = Self::empty(inode(folder));
         for (number, (name, content)) in image.0.iter().enumerate() {
-            let durable = content.clone();
-            let pending = Vec::new();
-            disk.files.push(File { durable, pending });
+            disk.files.push(File::holding(content.clone()));
             disk.by_inode.insert(inode(&folder.join(name)), number);
             disk.durable_names.insert(name.clone(), number);
         }
@@ -166,11 +105,11 @@ impl Disk {
                     offset,
                     data: data.clone(),
                 };
-                self.file(*inode).pending.push((after, edit));
+                self.file(*inode).edited(after, edit);
             }
             Change::Resized { inode, bytes } => {
                 let edit = Edit::Resize(usize::try_from(*bytes).unwrap());
-                self.file(*inode).pending.push((after, edit));
+                self.file(*inode).edited(after, edit);
             }
             Change::SyncBegan { .. } => {}
             Change::SyncEnded { inode, began } if *inode == self.folder => self.sync_names(*began),
@@ -207,7 +146,7 @@ impl Disk {
 
     /// What a power cut may leave.
     pub(super) fn cut(&self, loss: Loss, random: &mut StdRng) -> Image {
-        let fates = self.fates(loss);
+        let fates = loss.fates(self.moments());
         let names = self.names_left(&fates, random);
         let left = |(name, file): (String, usize)| {
             let content = self.files[file].left(&fates, random);
@@ -222,37 +161,11 @@ impl Disk {
     }
 
     fn moments(&self) -> Vec<Moment> {
-        let edits = self.files.iter().flat_map(|file| &file.pending);
+        let edits = self.files.iter().flat_map(File::in_doubt);
         let names = self.renamings.iter().map(|(after, _)| *after);
-        let mut moments: Vec<_> = edits.map(|(after, _)| *after).chain(names).collect();
+        let mut moments: Vec<_> = edits.chain(names).collect();
         moments.sort_unstable();
         moments
-    }
-
-    fn fates(&self, loss: Loss) -> impl Fn(Moment, f64) -> Fate {
-        let moments = self.moments();
-        let at = move |share: f64| {
-            let index = (share * moments.len() as f64) as usize;
-            moments.get(index).copied().unwrap_or(Moment::END)
-        };
-        let marked = match loss {
-            Loss::After(share) | Loss::One(share) => at(share),
-            _ => Moment::END,
-        };
-        move |after, dice| match loss {
-            Loss::Nothing => Fate::Kept,
-            Loss::Everything => Fate::Lost,
-            Loss::After(_) if after < marked => Fate::Kept,
-            Loss::After(_) if after > marked => Fate::Lost,
-            Loss::After(_) => Fate::Cut(dice),
-            Loss::One(_) if after != marked => Fate::Kept,
-            // Lost as a whole, or in part.
-            Loss::One(_) if dice < 0.5 => Fate::Lost,
-            Loss::One(_) => Fate::Torn(0.5),
-            Loss::Changes(chance) if dice < chance => Fate::Kept,
-            Loss::Changes(_) => Fate::Lost,
-            Loss::Sectors(chance) => Fate::Torn(chance),
-        }
     }
 
     fn names_left(
@@ -275,32 +188,6 @@ impl Disk {
     }
 }
 
-impl Fate {
-    /// Whether a change that is made at once or not at all took place.
-    fn happens(self, random: &mut StdRng) -> bool {
-        match self {
-            Self::Kept => true,
-            Self::Lost => false,
-            Self::Cut(share) => share >= 0.5,
-            Self::Torn(chance) => random.random_bool(chance),
-        }
-    }
-
-    fn has_sector(self, (number, of): (usize, usize), random: &mut StdRng) -> bool {
-        match self {
-            Self::Kept => true,
-            Self::Lost => false,
-            Self::Cut(share) => (number as f64) < share * of as f64,
-            Self::Torn(chance) => random.random_bool(chance),
-        }
-    }
-
-    /// Whether a file that a write makes longer is longer; it may be so without the bytes.
-    fn lengthens(self, random: &mut StdRng) -> bool {
-        self == Self::Kept || (self != Self::Lost && random.random())
-    }
-}
-
 impl Renaming {
     fn names(&self) -> Vec<&String> {
         match self {
@@ -318,81 +205,6 @@ impl Renaming {
                 names.insert(to, file);
             }
         }
-    }
-}
-
-impl Edit {
-    fn apply(&self, content: &mut Vec<u8>) {
-        match self {
-            Self::Write { offset, data } => overwrite(content, *offset, data),
-            Self::Resize(bytes) => content.resize(*bytes, 0),
-        }
-    }
-}
-
-fn overwrite(content: &mut Vec<u8>, offset: usize, data: &[u8]) {
-    let end = offset + data.len();
-    if content.len() < end {
-        content.resize(end, 0);
-    }
-    content[offset..end].copy_from_slice(data);
-}
-
-impl File {
-    fn sync(&mut self, began: Moment) {
-        let covered = self.pending.partition_point(|(after, _)| *after <= began);
-        for (_, edit) in self.pending.drain(..covered) {
-            edit.apply(&mut self.durable);
-        }
-    }
-
-    fn seen(&self) -> Vec<u8> {
-        let mut content = self.durable.clone();
-        for (_, edit) in &self.pending {
-            edit.apply(&mut content);
-        }
-        content
-    }
-
-    /// What the disk has of it.
-    fn left(&self, fates: impl Fn(Moment, f64) -> Fate, random: &mut StdRng) -> Vec<u8> {
-        let (mut memory, mut disk) = (self.durable.clone(), self.durable.clone());
-        let mut length = disk.len();
-        // From here on the disk has what it had: it does not know that the file became shorter.
-        let mut stuck_from = usize::MAX;
-        for (after, edit) in &self.pending {
-            let fate = fates(*after, random.random());
-            match edit {
-                Edit::Write { offset, data } => {
-                    edit.apply(&mut memory);
-                    let (first, end) = (offset / SECTOR, offset + data.len());
-                    let sectors = end.div_ceil(SECTOR) - first;
-                    for number in 0..sectors {
-                        let from = (first + number) * SECTOR;
-                        let to = (from + SECTOR).min(memory.len());
-                        if to <= stuck_from && fate.has_sector((number, sectors), random) {
-                            overwrite(&mut disk, from, &memory[from..to]);
-                        }
-                    }
-                    if end > length && stuck_from == usize::MAX && fate.lengthens(random) {
-                        length = end;
-                    }
-                }
-                Edit::Resize(bytes) => {
-                    let happens = stuck_from == usize::MAX && fate.happens(random);
-                    if !happens && *bytes < memory.len() {
-                        stuck_from = stuck_from.min(*bytes);
-                    }
-                    edit.apply(&mut memory);
-                    if happens {
-                        disk.truncate(*bytes);
-                        length = *bytes;
-                    }
-                }
-            }
-        }
-        disk.resize(length, 0);
-        disk
     }
 }
 

@@ -1,7 +1,7 @@
 //! The power is cut: nothing that was answered `Stored` is lost, and nothing comes back that was acknowledged.
 //!
 //! A relay runs with a library (`record.c`) that records every change of its data folder and every fsync. From the
-//! record (`recording`), folders are rebuilt (`disk`) as a power cut could have left them at a moment: what an fsync
+//! record (`recording`), folders are rebuilt (`disk`, `file`, `loss`) as a power cut could have left them at a moment: what an fsync
 //! covers is there, and the rest is there, missing, torn or out of order. A relay starts on such a folder, and all
 //! that it has is compared (`restart`) with what was answered until then (`ledger`). `load` has the work that is
 //! recorded, over several starts, kills and stops, and `cuts` the moments.
@@ -11,8 +11,10 @@
 
 mod cuts;
 mod disk;
+mod file;
 mod ledger;
 mod load;
+mod loss;
 mod recording;
 mod restart;
 
@@ -22,9 +24,10 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use cuts::{PLACES, Place, Tried, cut_and_try, try_start, without_fsyncs};
-use disk::{Disk, Loss};
+use disk::Disk;
 use ledger::Fault;
 use load::{Load, Phase, Run, Session};
+use loss::Loss;
 use recording::{Moment, Step};
 use restart::{Settled, Then};
 

@@ -26,6 +26,15 @@ impl Moment {
     fn new(start: usize, offset: u64) -> Self {
         Self((start as u64) << 40 | offset)
     }
+
+    /// For tests of the disk that have no recording.
+    pub(super) fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
 }
 
 /// One change of the folder.

@@ -11,8 +11,9 @@ use vauchi_relay::client::{
     Blob, Client, Delivery, Event, MailboxKey, Options, Receipts, Submitted,
 };
 
-use super::disk::{Disk, Image, Loss, NOT_KEPT};
+use super::disk::{Disk, Image, NOT_KEPT};
 use super::ledger::{Fault, Ledger, content, item_of};
+use super::loss::Loss;
 use super::recording::{Moment, Recorder};
 use crate::harness::{PATIENCE, http_get, value_of};
 use crate::process::Process;
