@@ -15,7 +15,7 @@ use super::ledger::Fault;
 use super::load::{Phase, Run};
 use super::loss::Loss;
 use super::recording::{Change, Moment, Names, Step};
-use super::restart::{Settled, Then, Verdict, cut_again, try_out};
+use super::restart::{Settled, Then, Verdict, cut_again, look, try_out};
 
 /// A place to cut the power at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,17 +33,12 @@ pub(super) enum Place {
     Rest,
     /// A stop, which settles everything: after one of its transactions.
     Stop,
+    /// After one of the last transactions before a running relay has finished its first run.
+    Settle,
 }
 
-pub(super) const PLACES: [Place; 7] = [
-    Place::Anywhere,
-    Place::Commit,
-    Place::Fsync,
-    Place::Move,
-    Place::Start,
-    Place::Rest,
-    Place::Stop,
-];
+/// The steps after which a cut is at each place.
+pub(super) type Places = BTreeMap<Place, Vec<usize>>;
 
 /// Relays that are tried out at the same time.
 const AT_ONCE: usize = 3;
@@ -63,19 +58,18 @@ struct Cut {
 #[derive(Debug, Default)]
 pub(super) struct Tried {
     pub(super) images: usize,
-    pub(super) places: BTreeMap<Place, usize>,
-    pub(super) settled: BTreeMap<Settled, usize>,
+    /// By the place of the cut, and by how far settling had come.
+    pub(super) found: BTreeMap<(Place, Settled), usize>,
     pub(super) with_gone: usize,
     /// Changes that no fsync covered, in all images.
-    pub(super) pending: usize,
+    pub(super) in_doubt: usize,
     pub(super) delivered: usize,
     /// Each with the cut that shows it.
     pub(super) faults: Vec<(String, Vec<Fault>)>,
 }
 
-/// The steps after which a cut is at each place.
-fn steps_of(run: &Run) -> BTreeMap<Place, Vec<usize>> {
-    let (mut names, mut places) = (Names::default(), BTreeMap::<_, Vec<_>>::new());
+pub(super) fn places_of(run: &Run) -> Places {
+    let (mut names, mut places) = (Names::default(), Places::new());
     for (number, step) in run.steps.iter().enumerate() {
         let phase = run.phase(step.after);
         let of_file = match (&step.change, names.of(step)) {
@@ -98,6 +92,27 @@ fn steps_of(run: &Run) -> BTreeMap<Place, Vec<usize>> {
     places
 }
 
+/// Transactions of a run, and as many between them of senders, about: 65,536 rows are 16 steps.
+const SETTLING_COMMITS: usize = 24;
+
+/// [`Place::Settle`], found by looking into the database after this commit and that.
+pub(super) async fn settling(run: &Run, places: &Places) -> Vec<usize> {
+    let commits = &places[&Place::Commit];
+    let (mut without, mut with) = (0, commits.len());
+    while without < with {
+        let middle = usize::midpoint(without, with);
+        let mut disk = Disk::empty(run.folder);
+        let steps = &run.steps[..=commits[middle]];
+        steps.iter().for_each(|step| disk.follow(step));
+        let (settled, ..) = look(&disk.as_seen()).await;
+        match settled < Settled::Since {
+            true => without = middle + 1,
+            false => with = middle,
+        }
+    }
+    commits[with.saturating_sub(SETTLING_COMMITS)..with].to_vec()
+}
+
 /// The same, but that no fsync of this file has any effect from a moment on.
 pub(super) fn without_fsyncs(steps: &[Step], file: &str, from: Moment) -> Vec<Step> {
     let mut names = Names::default();
@@ -110,15 +125,11 @@ pub(super) fn without_fsyncs(steps: &[Step], file: &str, from: Moment) -> Vec<St
 }
 
 /// The cuts of these seeds, each with the step after which it is.
-fn choose(run: &Run, seeds: Range<u64>, (places, losses): (&[Place], usize)) -> Vec<(usize, Cut)> {
-    let steps = steps_of(run);
+fn choose(seeds: Range<u64>, (places, losses): (&Places, usize)) -> Vec<(usize, Cut)> {
     let mut cuts = Vec::new();
     for seed in seeds {
         let mut random = StdRng::seed_from_u64(seed);
-        for place in places {
-            let Some(steps) = steps.get(place) else {
-                continue;
-            };
+        for (place, steps) in places {
             let step = match place {
                 // One after the other, so that ten seeds have each transaction of a stop.
                 Place::Stop => steps[seed as usize % steps.len()],
@@ -147,19 +158,19 @@ fn choose(run: &Run, seeds: Range<u64>, (places, losses): (&[Place], usize)) -> 
 pub(super) async fn cut_and_try(
     run: &Arc<Run>,
     seeds: Range<u64>,
-    (places, losses): (&[Place], usize),
+    (places, losses): (&Places, usize),
 ) -> Tried {
     let mut disk = Disk::empty(run.folder);
     let (mut followed, mut tried) = (0, Tried::default());
     let (mut trials, at_once) = (JoinSet::new(), Arc::new(Semaphore::new(AT_ONCE)));
-    for (step, cut) in choose(run, seeds, (places, losses)) {
+    for (step, cut) in choose(seeds, (places, losses)) {
         // Images are made when there is a relay for them: each takes the room of a database.
         let turn = Arc::clone(&at_once).acquire_owned().await.unwrap();
         run.steps[followed..=step]
             .iter()
             .for_each(|step| disk.follow(step));
         followed = step + 1;
-        tried.pending += disk.pending();
+        tried.in_doubt += disk.in_doubt();
         let mut random = StdRng::seed_from_u64(cut.seed);
         let image = disk.cut(cut.loss, &mut random);
         let (run, moment) = (Arc::clone(run), run.steps[step].after);
@@ -217,10 +228,10 @@ fn words(error: JoinError) -> String {
 impl Tried {
     fn note(&mut self, cut: Cut, moment: Moment, verdict: Result<Verdict, String>) {
         self.images += 1;
-        *self.places.entry(cut.place).or_default() += 1;
         let faults = match verdict {
             Ok(verdict) => {
-                *self.settled.entry(verdict.settled).or_default() += 1;
+                let found = (cut.place, verdict.settled);
+                *self.found.entry(found).or_default() += 1;
                 self.with_gone += usize::from(verdict.has_gone);
                 self.delivered += verdict.delivered;
                 verdict.faults
@@ -234,14 +245,11 @@ impl Tried {
 
     pub(super) fn add(&mut self, other: Self) {
         self.images += other.images;
-        for (place, images) in other.places {
-            *self.places.entry(place).or_default() += images;
-        }
-        for (settled, images) in other.settled {
-            *self.settled.entry(settled).or_default() += images;
+        for (found, images) in other.found {
+            *self.found.entry(found).or_default() += images;
         }
         self.with_gone += other.with_gone;
-        self.pending += other.pending;
+        self.in_doubt += other.in_doubt;
         self.delivered += other.delivered;
         self.faults.extend(other.faults);
     }

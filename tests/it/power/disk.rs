@@ -156,7 +156,7 @@ impl Disk {
     }
 
     /// How many changes no fsync covers.
-    pub(super) fn pending(&self) -> usize {
+    pub(super) fn in_doubt(&self) -> usize {
         self.moments().len()
     }
 

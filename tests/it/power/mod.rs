@@ -23,7 +23,7 @@ use std::sync::Arc;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
-use cuts::{PLACES, Place, Tried, cut_and_try, try_start, without_fsyncs};
+use cuts::{Place, Tried, cut_and_try, places_of, settling, try_start, without_fsyncs};
 use disk::Disk;
 use ledger::Fault;
 use load::{Load, Phase, Run, Session};
@@ -67,11 +67,19 @@ const WITH_A_MERGE: [Session; 12] = [
     STOPPED,
 ];
 
+/// What must be among the images, whatever seeds and timing bring.
+const KINDS: [(Place, Settled); 4] = [
+    (Place::Anywhere, Settled::Since),
+    (Place::Stop, Settled::During),
+    (Place::Stop, Settled::Since),
+    (Place::Stop, Settled::After),
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_was_answered_stored_is_lost_when_the_power_is_cut() {
     let run = Arc::new(Run::record(load(1, &WITH_A_MERGE)).await);
-    let tried = cut_and_try(&run, 0..10, (&PLACES, LOSSES)).await;
-    holds(&tried);
+    let tried = cut_and_try(&run, 0..10, (&places_of(&run), LOSSES)).await;
+    holds(&tried, &KINDS);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,9 +89,9 @@ async fn nothing_that_was_answered_stored_is_lost_in_a_hundred_seeds() {
     for seed in 0..10 {
         let run = Arc::new(Run::record(load(seed, &WITH_A_MERGE)).await);
         let seeds = 10 * seed..10 * (seed + 1);
-        tried.add(cut_and_try(&run, seeds, (&PLACES, LOSSES)).await);
+        tried.add(cut_and_try(&run, seeds, (&places_of(&run), LOSSES)).await);
     }
-    holds(&tried);
+    holds(&tried, &KINDS);
 }
 
 /// More than 65,536 rows wait, so that the relay settles them while it runs.
@@ -102,8 +110,16 @@ async fn nothing_is_lost_while_a_running_relay_settles() {
         sessions: vec![session],
     };
     let run = Arc::new(Run::record(load).await);
-    let tried = cut_and_try(&run, 0..10, (&[Place::Rest, Place::Stop], 1)).await;
-    holds(&tried);
+    let mut places = places_of(&run);
+    places.retain(|place, _| matches!(place, Place::Commit | Place::Stop));
+    places.insert(Place::Settle, settling(&run, &places).await);
+    let tried = cut_and_try(&run, 0..10, (&places, 1)).await;
+    let kinds = [
+        (Place::Commit, Settled::Before),
+        (Place::Settle, Settled::During),
+        (Place::Stop, Settled::After),
+    ];
+    holds(&tried, &kinds);
 }
 
 /// What is found at the end of a run on a disk that ignores fsyncs of this file from a moment on.
@@ -147,19 +163,14 @@ async fn a_disk_that_ignores_fsyncs_of_the_database_is_found_out() {
     assert!(line.contains("relay.db: "), "{line}");
 }
 
-fn holds(tried: &Tried) {
+fn holds(tried: &Tried, kinds: &[(Place, Settled)]) {
     println!(
-        "{} images, {} changes in doubt, {} blobs delivered; {} images with rows that are gone; {:?}; {:?}",
-        tried.images, tried.pending, tried.delivered, tried.with_gone, tried.places, tried.settled
+        "{} images with {} changes in doubt, of which {} have rows that are gone; {} blobs came; {:?}",
+        tried.images, tried.in_doubt, tried.with_gone, tried.delivered, tried.found
     );
     assert!(tried.faults.is_empty(), "{:#?}", tried.faults);
-    for settled in [
-        Settled::Before,
-        Settled::During,
-        Settled::Since,
-        Settled::After,
-    ] {
-        assert!(tried.settled.contains_key(&settled), "no image {settled:?}");
+    for kind in kinds {
+        assert!(tried.found.contains_key(kind), "no image is {kind:?}");
     }
     assert!(tried.with_gone > 0);
 }

@@ -104,7 +104,7 @@ pub(super) async fn try_out(
 }
 
 /// Has SQLite open a copy: how far settling had come, whether rows are gone and not deleted, and damage.
-async fn look(image: &Image) -> (Settled, bool, Option<String>) {
+pub(super) async fn look(image: &Image) -> (Settled, bool, Option<String>) {
     let database = image.0.get("relay.db");
     if database.is_none_or(Vec::is_empty) {
         return (Settled::Nothing, false, None);
