@@ -110,6 +110,16 @@ impl Ledger {
         sent.expires_at = Some(expires_at);
     }
 
+    /// The blobs of a mailbox whose answers have not come.
+    pub(super) fn unanswered(&self, mailbox: MailboxId) -> Vec<(usize, Blob)> {
+        let sent = self.sent.iter().enumerate();
+        let unanswered =
+            sent.filter(|(_, sent)| sent.blob.mailbox == mailbox && sent.expires_at.is_none());
+        unanswered
+            .map(|(number, sent)| (number, sent.blob.clone()))
+            .collect()
+    }
+
     pub(super) fn extends(&mut self, number: usize, at: Moment) {
         self.sent[number].extended = Some(Asked::now(at));
     }

@@ -241,6 +241,12 @@ async fn rest(shared: &Shared) {
 /// cancels some.
 async fn send(shared: Arc<Shared>, client: Arc<Client>, (to, blobs): (usize, u64), seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
+    let mailbox = shared.keys[to].mailbox();
+    // The relay before was killed and may have stored them: hearing so is a promise, too.
+    let unanswered = shared.ledger().unanswered(mailbox);
+    for (number, blob) in unanswered {
+        hand_in(&shared, &client, (number, &blob)).await;
+    }
     let mut left = blobs;
     while left > 0 {
         let burst = left.min(match random.random_range(0..4) {
@@ -256,7 +262,7 @@ async fn send(shared: Arc<Shared>, client: Arc<Client>, (to, blobs): (usize, u64
                 _ => random.random_range(8..bytes_max),
             };
             let number = random.random();
-            let mut blob = Blob::new(shared.keys[to].mailbox(), content(number, bytes));
+            let mut blob = Blob::new(mailbox, content(number, bytes));
             blob.terms.ttl = Some(10 * DAY);
             if burst == 1 && random.random_ratio(1, 4) {
                 blob.terms.topic = Some([random.random_range(0..3); 32]);
@@ -278,10 +284,7 @@ async fn send(shared: Arc<Shared>, client: Arc<Client>, (to, blobs): (usize, u64
 /// Submits a blob, and may have second thoughts.
 async fn submit(shared: Arc<Shared>, client: Arc<Client>, blob: Blob, thought: u32) {
     let number = shared.ledger().submits(&blob, shared.now());
-    let Submitted::Stored { expires_at, .. } = client.submit(&blob).await.unwrap() else {
-        unreachable!("it is not for live only")
-    };
-    shared.ledger().stored(number, expires_at, shared.now());
+    hand_in(&shared, &client, (number, &blob)).await;
     match thought {
         0 => {
             shared.ledger().extends(number, shared.now());
@@ -296,6 +299,13 @@ async fn submit(shared: Arc<Shared>, client: Arc<Client>, blob: Blob, thought: u
         }
         _ => {}
     }
+}
+
+async fn hand_in(shared: &Shared, client: &Client, (number, blob): (usize, &Blob)) {
+    let Submitted::Stored { expires_at, .. } = client.submit(blob).await.unwrap() else {
+        unreachable!("it is not for live only")
+    };
+    shared.ledger().stored(number, expires_at, shared.now());
 }
 
 /// Reads some of the mailboxes and acknowledges most of what comes, until it is told to leave.
