@@ -13,7 +13,7 @@ mod database;
 mod harness;
 mod operations;
 mod pages;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod power;
 mod process;
 mod store;

@@ -140,9 +140,10 @@ fn choose(seeds: Range<u64>, (places, losses): (&Places, usize)) -> Vec<(usize, 
                     place: *place,
                     loss: Loss::any(&mut random),
                     seed: random.random(),
-                    then: match random.random_ratio(1, 4) {
-                        true => Then::Stop,
-                        false => Then::Nothing,
+                    then: match random.random_range(0..4) {
+                        0 => Then::Stop,
+                        1 => Then::BackUp,
+                        _ => Then::Nothing,
                     },
                     again: random.random_ratio(1, 8),
                 };
@@ -222,6 +223,17 @@ fn words(error: JoinError) -> String {
     match error.try_into_panic() {
         Ok(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_default(),
         Err(error) => error.to_string(),
+    }
+}
+
+impl std::fmt::Display for Tried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (images, in_doubt, gone) = (self.images, self.in_doubt, self.with_gone);
+        let (delivered, found) = (self.delivered, &self.found);
+        write!(
+            f,
+            "{images} images, {gone} of them with rows that are gone; {in_doubt} changes in doubt; {delivered} blobs delivered; {found:?}"
+        )
     }
 }
 

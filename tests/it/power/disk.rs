@@ -216,7 +216,7 @@ impl Image {
     /// Writes the files as only their owner may read them; of the mapped memory, noise.
     pub(super) fn write(&self, folder: &Path) {
         let noise: Vec<u8> = (0..32 << 10)
-            .map(|byte: u32| (byte * 31 >> 3) as u8)
+            .map(|byte: u32| ((byte * 31) >> 3) as u8)
             .collect();
         for (name, content) in &self.0 {
             let content = if name == NOT_KEPT { &noise } else { content };

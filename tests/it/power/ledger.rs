@@ -84,10 +84,10 @@ impl Ledger {
 
     pub(super) fn submits(&mut self, blob: &Blob, at: Moment) -> usize {
         let (number, order) = (self.sent.len(), self.event());
-        if let Some(topic) = blob.terms.topic {
-            if let Some(before) = self.by_topic.insert((blob.mailbox, topic), number) {
-                self.sent[before].replaced_by = Some(number);
-            }
+        if let Some(topic) = blob.terms.topic
+            && let Some(before) = self.by_topic.insert((blob.mailbox, topic), number)
+        {
+            self.sent[before].replaced_by = Some(number);
         }
         self.by_item.insert(item_of(blob), number);
         self.sent.push(Sent {

@@ -14,7 +14,7 @@ use vauchi_relay::client::{
     Blob, Client, Delivery, Event, MailboxKey, Options, Receipts, Submitted,
 };
 
-use super::disk::{Disk, NOT_KEPT, RESERVE};
+use super::disk::{Disk, Image, NOT_KEPT, RESERVE};
 use super::ledger::{Ledger, content, item_of};
 use super::recording::{Moment, Recorder, Step, inode};
 use crate::process::Process;
@@ -99,7 +99,7 @@ impl Run {
         let (mut steps, mut phases) = (Vec::new(), BTreeMap::new());
         let mut disk = Disk::empty(inode);
         for (number, session) in shared.load.sessions.iter().enumerate() {
-            let seed = shared.load.seed << 16 | (number as u64) << 8;
+            let seed = (shared.load.seed << 16) | ((number as u64) << 8);
             work(&shared, *session, seed, &mut phases).await;
             let new = shared.recorder.read();
             compare(folder.path(), &mut disk, &new, session.is_killed);
@@ -129,37 +129,57 @@ fn keys(load: &Load) -> Vec<MailboxKey> {
     (0..load.mailboxes).map(key).collect()
 }
 
-/// The record has everything: it makes the folder as it is. The last change of a killed relay may be missing.
+/// The record has everything: it makes the folder as it is.
 fn compare(folder: &Path, disk: &mut Disk, new: &[Step], is_killed: bool) {
-    let Some((last, before)) = new.split_last() else {
-        panic!("a relay does something");
-    };
+    let (last, before) = new.split_last().expect("a relay does something");
     before.iter().for_each(|step| disk.follow(step));
-    let is_without_last = is_killed && difference(folder, disk).is_none();
+    let without_last = disk.as_seen();
     disk.follow(last);
-    let difference = difference(folder, disk);
-    assert!(is_without_last || difference.is_none(), "{difference:?}");
+    let seen = disk.as_seen();
+    // A kill may end the last change before it begins, or in the middle.
+    let or_else = if is_killed { &without_last } else { &seen };
+    let difference = difference(folder, &seen, or_else);
+    let end = &new[new.len().saturating_sub(8)..];
+    assert_eq!(
+        difference, None,
+        "killed: {is_killed}; the last steps: {end:#?}"
+    );
 }
 
-/// A file that is not as the system has it, by its name.
-fn difference(folder: &Path, disk: &Disk) -> Option<String> {
-    let recorded = disk.as_seen().0;
-    let there = std::fs::read_dir(folder).unwrap();
-    let there: Vec<_> = there
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    let is_new = |name: &&String| !recorded.contains_key(*name);
-    let differs = |(name, content): (&String, &Vec<u8>)| {
-        let is_compared = name != NOT_KEPT && !name.starts_with(RESERVE);
-        let found = std::fs::read(folder.join(name));
-        found.map_or(true, |found| is_compared && found != *content)
-    };
-    let of_recorded = recorded.iter().find(|file| differs(*file));
-    there
-        .iter()
-        .find(is_new)
-        .or(of_recorded.map(|(name, _)| name))
-        .cloned()
+/// Which file is neither as the one image has it nor as the other, and where.
+fn difference(folder: &Path, seen: &Image, or_else: &Image) -> Option<String> {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if !seen.0.contains_key(&name) && !or_else.0.contains_key(&name) {
+            return Some(format!("{name} is there"));
+        }
+    }
+    for (name, content) in &seen.0 {
+        let other = or_else.0.get(name);
+        let found = match (std::fs::read(folder.join(name)), other) {
+            (Ok(found), _) => found,
+            (Err(_), None) => continue,
+            (Err(error), Some(_)) => return Some(format!("{name}: {error}")),
+        };
+        if name == NOT_KEPT || name.starts_with(RESERVE) {
+            continue;
+        }
+        let other = other.unwrap_or(content);
+        let bytes = [content.len(), other.len(), found.len()];
+        let is_either = |at: &usize| {
+            let (byte, zero) = (Some(&found[*at]), Some(&0));
+            byte == content.get(*at) || byte == other.get(*at).or(zero)
+        };
+        let wrong = (0..found.len()).find(|at| !is_either(at));
+        let has_length =
+            found.len() >= bytes[0].min(bytes[1]) && found.len() <= bytes[0].max(bytes[1]);
+        if wrong.is_some() || !has_length {
+            return Some(format!(
+                "{name}: wrong at {wrong:?}; bytes, before, there: {bytes:?}"
+            ));
+        }
+    }
+    None
 }
 
 /// One start of a relay, and what happens until its end.
@@ -169,10 +189,7 @@ async fn work(
     seed: u64,
     phases: &mut BTreeMap<Moment, Phase>,
 ) {
-    let relay = shared
-        .recorder
-        .start(&[("RELAY_MAILBOX_MAX_BLOBS", "0")])
-        .await;
+    let relay = shared.recorder.start().await;
     phases.insert(shared.recorder.began(), Phase::Start);
     phases.insert(shared.now(), Phase::Work);
     let enough = Arc::new(Notify::new());

@@ -5,9 +5,9 @@
  * must lie elsewhere. The folder has no folders inside. `recording.rs` reads the records, and has their format, too.
  *
  * One lock is held around each change and its record, so that the order of the records is the order of the changes,
- * whichever threads made them. A write is recorded before it is made: a process that is killed leaves at most one
- * record whose change did not take place, the last one, and no change without a record. An fsync is recorded twice
- * and takes no lock in between: it covers what was recorded before it began, once its end is recorded.
+ * whichever threads made them. A write is recorded before it is made, so that a kill leaves no write without a record:
+ * only what the last record says may have happened in part, or not at all. An fsync is recorded twice and takes no lock
+ * in between: it covers what was recorded before it began, once its end is recorded.
  *
  * What is not understood is recorded as such, and the reader refuses the recording. Changes that pass the C library
  * by, as system calls of their own or through mapped memory, are not seen at all; the test compares the folder with
@@ -135,6 +135,9 @@ __attribute__((constructor)) static void begin(void) {
     if (record < 0)
         abort();
 }
+
+/* The end of the process waits for a change that is made, and lets no other thread begin one. */
+__attribute__((destructor)) static void end(void) { pthread_mutex_lock(&lock); }
 
 /* Names. They are recorded afterwards, because many of these calls are expected to fail. */
 

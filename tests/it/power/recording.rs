@@ -24,7 +24,7 @@ impl Moment {
 
     /// Each start of a relay has a file of records of its own: a killed one leaves half a record.
     fn new(start: usize, offset: u64) -> Self {
-        Self((start as u64) << 40 | offset)
+        Self(((start as u64) << 40) | offset)
     }
 
     /// For tests of the disk that have no recording.
@@ -38,7 +38,7 @@ impl Moment {
 }
 
 /// One change of the folder.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) enum Change {
     Created {
         inode: u64,
@@ -71,6 +71,28 @@ pub(super) enum Change {
         inode: u64,
         began: Moment,
     },
+}
+
+impl std::fmt::Debug for Change {
+    /// Without the bytes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Created { inode, name } => write!(f, "created {name} as {inode}"),
+            Self::Linked { inode, name } => write!(f, "linked {inode} to {name}"),
+            Self::Renamed { from, to } => write!(f, "renamed {from} to {to}"),
+            Self::Unlinked { name } => write!(f, "unlinked {name}"),
+            Self::Written {
+                inode,
+                offset,
+                data,
+            } => {
+                write!(f, "written to {inode} at {offset}: {} bytes", data.len())
+            }
+            Self::Resized { inode, bytes } => write!(f, "resized {inode} to {bytes}"),
+            Self::SyncBegan { inode } => write!(f, "an fsync of {inode} began"),
+            Self::SyncEnded { inode, .. } => write!(f, "an fsync of {inode} ended"),
+        }
+    }
 }
 
 /// A change, and the moment after it.
@@ -118,7 +140,7 @@ impl Recorder {
     }
 
     /// A relay that is recorded from its first change on.
-    pub(super) async fn start(&self, settings: &[(&str, &str)]) -> Process {
+    pub(super) async fn start(&self) -> Process {
         let record = {
             let mut starts = self.starts.lock().unwrap();
             *starts += 1;
@@ -128,8 +150,7 @@ impl Recorder {
         command
             .env("LD_PRELOAD", &*LIBRARY)
             .env("POWER_FOLDER", &self.folder)
-            .env("POWER_RECORD", record)
-            .envs(settings.iter().copied());
+            .env("POWER_RECORD", record);
         Process::spawn(&mut command).await
     }
 

@@ -1,6 +1,7 @@
 //! A relay that starts on what a power cut has left, and everything that is asked of it then.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -16,7 +17,7 @@ use super::ledger::{Fault, Ledger, content, item_of};
 use super::loss::Loss;
 use super::recording::{Moment, Recorder};
 use crate::harness::{PATIENCE, http_get, value_of};
-use crate::process::Process;
+use crate::process::{Process, command, run};
 
 /// How many blobs are submitted a second time.
 const REPEATS: usize = 4;
@@ -52,6 +53,8 @@ pub(super) enum Then {
     Nothing,
     /// It is stopped, which settles everything, started again, and compared again.
     Stop,
+    /// It is backed up, and the backup verified, which looks at every row.
+    BackUp,
 }
 
 /// A relay starts on this, and the power is cut again in the middle of its start: what that leaves.
@@ -60,7 +63,7 @@ pub(super) async fn cut_again(image: &Image, random: &mut StdRng) -> Image {
     image.write(folder.path());
     let mut disk = Disk::holding(image, folder.path());
     let recorder = Recorder::new(folder.path());
-    recorder.start(&[]).await.kill().await;
+    recorder.start().await.kill().await;
     let steps = recorder.read();
     let cut = random.random_range(0..=steps.len());
     steps[..cut].iter().for_each(|step| disk.follow(step));
@@ -86,6 +89,9 @@ pub(super) async fn try_out(
     let delivered = found.len();
     faults.extend(repeat(&relay, ledger, cut, random).await);
     found.extend(go_on(&relay, &keys[0]).await);
+    if then == Then::BackUp {
+        faults.extend(back_up(folder.path()).await);
+    }
     if then == Then::Stop {
         relay.signal("TERM").await;
         let (status, log) = relay.ended().await;
@@ -227,6 +233,14 @@ async fn go_on(relay: &Process, key: &MailboxKey) -> Option<Delivery> {
         .find(|delivery| delivery.item == item_of(&blob));
     assert!(new.is_some(), "a new blob is delivered");
     new
+}
+
+async fn back_up(folder: &Path) -> Option<Fault> {
+    let backups = tempfile::tempdir().unwrap();
+    let mut backup = command(folder);
+    backup.args(["backup", "--verify"]);
+    let (code, _, errors) = run(backup.arg(backups.path().join("backup.tar"))).await;
+    (code != Some(0)).then_some(Fault::Other(errors))
 }
 
 fn differ(again: &[Delivery], before: &[Delivery]) -> Option<Fault> {
