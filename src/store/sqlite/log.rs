@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::Connection;
-use tokio::task::spawn_blocking;
 
 use super::errors::Fault;
 use super::rows::Sql;
@@ -105,10 +104,8 @@ impl Log {
     /// in the middle of writing them. At a start, too: the relay before may have ended with a failed fsync, or in
     /// the middle of one, and has then left a commit that can be read and is not durable. Its sender repeats it,
     /// and must not hear `Stored` before it is.
-    pub(super) async fn forget_cached(&self) -> io::Result<()> {
-        let (database, path) = (Arc::clone(&self.database), self.path.clone());
-        let forgotten = spawn_blocking(move || forget(&database, &path)).await;
-        forgotten.map_err(io::Error::other)?
+    pub(super) fn forget_cached(&self) -> io::Result<()> {
+        forget(&self.database, &self.path)
     }
 }
 

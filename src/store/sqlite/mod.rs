@@ -73,7 +73,8 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
         source,
     };
     let log = Log::of(&path, lock.database().map_err(fault)?);
-    log.forget_cached().await.map_err(fault)?;
+    // It may take as long as the disk takes; nothing is served yet that waits for it.
+    log.forget_cached().map_err(fault)?;
     look_at_log(&path)?;
     look_at_memory(&path);
     let tail = Arc::new(Tail::default());

@@ -22,11 +22,9 @@ impl SqliteWriter {
     /// written, and what it holds.
     pub(super) async fn open_again(&mut self) -> Result<Again, String> {
         // Before anything is read: from here on what can be read is on the disk.
-        let on_disk = async {
-            self.log.forget_cached().await?;
-            self.log.move_again()
-        };
-        on_disk.await.map_err(|error| error.to_string())?;
+        let forgotten = self.log.forget_cached();
+        let on_disk = forgotten.and_then(|()| self.log.move_again());
+        on_disk.map_err(|error| error.to_string())?;
         let opened = async {
             let mut connections = Connections::open(&self.path).await?;
             if !connections.is_same(&self.secret).await? {
