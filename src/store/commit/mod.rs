@@ -46,6 +46,9 @@ const LOW_QUEUE_ITEMS_MAX: usize = 16;
 /// How long a write waits for a place in the queue.
 const PLACE_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// How long a thread is kept that has nothing to do.
+const FOR_EVER: Duration = Duration::from_secs(365 * 86_400);
+
 /// Which queue a write waits in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -269,7 +272,10 @@ fn run_apart(committer: Committer, tasks: &TaskTracker) -> io::Result<()> {
     let (ended, end) = oneshot::channel::<()>();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
+        .thread_keep_alive(FOR_EVER)
         .build()?;
+    // Its thread stays: what hangs in the disk while the engine is reopened has one, also when there are no more.
+    drop(runtime.spawn_blocking(|| ()));
     let thread = std::thread::Builder::new().name("store-committer".to_owned());
     thread.spawn(move || {
         runtime.block_on(committer.run());

@@ -9,16 +9,15 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{ConnectOptions as _, Connection as _, Row as _};
+use sqlx::{ConnectOptions as _, Connection as _};
 use tracing::warn;
 
 use super::errors::{Fault, words};
 use super::files::Moved;
-use super::open::{LOCK_WAIT_MAX, known_schema, reader_options, secret_matches};
+use super::open::{LOCK_WAIT_MAX, reader_options};
 use super::rows::{Sql, run_through};
 use super::time;
 use crate::clock::resume::Reading;
-use crate::secrets::Secret;
 
 /// Statements of a connection that stay prepared: all that there are.
 const PREPARED_MAX: usize = 64;
@@ -33,18 +32,14 @@ impl Connections {
     /// Opens both to a database whose schema is up to date.
     pub(super) async fn open(path: &Path) -> Result<Self, Fault> {
         let writes = open_writes(path)?;
+        Self::with(writes, path).await
+    }
+
+    /// Opens the other one beside the one that writes.
+    pub(super) async fn with(writes: Connection, path: &Path) -> Result<Self, Fault> {
         let options = reader_options(path).thread_name(|_| "store-questions".to_owned());
         let reads = options.connect().await?;
         Ok(Self { writes, reads })
-    }
-
-    /// Whether they have open what was open before: schema and secret.
-    pub(super) async fn is_same(&mut self, secret: &Secret) -> Result<bool, Fault> {
-        let schema = sqlx::query("SELECT max(version) FROM _sqlx_migrations")
-            .fetch_one(&mut self.reads)
-            .await?;
-        let schema: i64 = schema.try_get(0)?;
-        Ok(schema == known_schema() && secret_matches(&mut self.reads, secret).await?)
     }
 
     /// Lets go of connections after a failure. Whatever they say: they are not used again.
@@ -80,7 +75,7 @@ impl Connections {
 }
 
 /// Opens the connection that writes.
-fn open_writes(path: &Path) -> Sql<Connection> {
+pub(super) fn open_writes(path: &Path) -> Sql<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.set_prepared_statement_cache_capacity(PREPARED_MAX);

@@ -121,7 +121,7 @@ impl DiskWatch {
     }
 
     /// Takes the reserve at a start.
-    pub(super) fn begin(&mut self, connection: &Connection, log: &mut Log) {
+    pub(super) fn begin(&mut self, connection: &Connection, log: &Log) {
         if let Err(error) = self.reserve.take() {
             self.room = Room::Spent;
             warn!(
@@ -135,7 +135,7 @@ impl DiskWatch {
     }
 
     /// Looks, if the last look is a while ago.
-    pub(super) fn look(&mut self, connection: &Connection, log: &mut Log) {
+    pub(super) fn look(&mut self, connection: &Connection, log: &Log) {
         let is_fresh = self.looked_at.is_some_and(|at| at.elapsed() < LOOK_PAUSE);
         if is_fresh && self.came < LOOK_BYTES {
             return;
@@ -169,7 +169,7 @@ impl DiskWatch {
 
     /// A write found no room: gives up the reserve, and moves the log into the database, so that the
     /// log begins anew. Tells whether another try makes sense.
-    pub(super) fn spend(&mut self, connection: &Connection, log: &mut Log, cause: &str) -> bool {
+    pub(super) fn spend(&mut self, connection: &Connection, log: &Log, cause: &str) -> bool {
         let was_there = self.reserve.give_up();
         if self.room != Room::Spent {
             warn!(
@@ -230,7 +230,7 @@ impl DiskWatch {
     fn reserve_again(
         &mut self,
         connection: &Connection,
-        log: &mut Log,
+        log: &Log,
         mut seen: Seen,
     ) -> Option<Seen> {
         for _ in 0..SLICES_MAX {
@@ -253,7 +253,7 @@ impl DiskWatch {
 
     /// Moves the log into the database, if the database's file has room for all of it: half of it
     /// would take the room and empty no log.
-    fn checkpoint(&mut self, connection: &Connection, log: &mut Log) {
+    fn checkpoint(&mut self, connection: &Connection, log: &Log) {
         let Some(seen) = self.see(connection) else {
             return;
         };
@@ -302,21 +302,21 @@ mod tests {
         let path = folder.path().join(DATABASE_FILE);
         std::fs::write(&path, "").unwrap();
         let connection = &Connection::open_in_memory().unwrap();
-        let mut log = Log::of(&path, Arc::new(File::open(&path).unwrap()));
+        let log = Log::of(&path, Arc::new(File::open(&path).unwrap()));
         let mut watch = DiskWatch::new(folder.path(), 100);
         watch.read = |_| Ok(FREE.load(Ordering::SeqCst));
         tokio::time::pause();
-        watch.look(connection, &mut log);
+        watch.look(connection, &log);
         assert!(watch.has_room());
         FREE.store(99, Ordering::SeqCst);
-        watch.look(connection, &mut log);
+        watch.look(connection, &log);
         assert!(watch.has_room(), "at most one look a second");
         watch.came(LOOK_BYTES);
-        watch.look(connection, &mut log);
+        watch.look(connection, &log);
         assert!(!watch.has_room(), "or after a number of bytes");
         FREE.store(100, Ordering::SeqCst);
         tokio::time::advance(LOOK_PAUSE).await;
-        watch.look(connection, &mut log);
+        watch.look(connection, &log);
         assert!(watch.has_room());
     }
 

@@ -14,6 +14,7 @@ use std::io::{self, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::Connection;
 
@@ -36,15 +37,16 @@ const ROW_BYTES: u64 = 8 << 10;
 const TOTALS: usize = 2;
 
 /// The log of one database.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Log {
     /// Never closed before SQLite is done with the file: closing any handle drops its locks.
     database: Arc<File>,
     path: PathBuf,
     /// Bytes that were written since the log was asked how long it is, about.
     came: u64,
-    /// Its first frames that were moved into the database without that having become durable.
-    moved: u64,
+    /// Its first frames that were moved into the database without that having become durable. Shared by
+    /// clones, of which one may hang in the disk.
+    moved: Arc<AtomicU64>,
 }
 
 impl Log {
@@ -54,7 +56,7 @@ impl Log {
             database,
             path: log_path(path),
             came: 0,
-            moved: 0,
+            moved: Arc::default(),
         }
     }
 
@@ -80,22 +82,24 @@ impl Log {
     ///
     /// SQLite makes the database durable only when it has moved all of the log; but from then on it reads
     /// what it has moved from the database. So what it leaves undone is done here.
-    pub(super) fn move_it(&mut self, connection: &Connection) -> Result<(), Fault> {
+    pub(super) fn move_it(&self, connection: &Connection) -> Result<(), Fault> {
         let (pages, moved) = checkpoint(connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
         if moved > 0 && moved < pages {
-            self.moved = u64::try_from(moved).unwrap_or(0);
+            let moved = u64::try_from(moved).unwrap_or(0);
+            self.moved.store(moved, Ordering::SeqCst);
             self.database.sync_data()?;
         }
-        self.moved = 0;
+        self.moved.store(0, Ordering::SeqCst);
         Ok(())
     }
 
     /// Moves again what was moved and may not be durable, from the log, which is.
-    pub(super) fn move_again(&mut self) -> io::Result<()> {
-        if self.moved > 0 {
-            move_frames(&self.path, &self.database, self.moved)?;
+    pub(super) fn move_again(&self) -> io::Result<()> {
+        let moved = self.moved.load(Ordering::SeqCst);
+        if moved > 0 {
+            move_frames(&self.path, &self.database, moved)?;
             filesystem::forget_cached(&self.database)?;
-            self.moved = 0;
+            self.moved.store(0, Ordering::SeqCst);
         }
         Ok(())
     }

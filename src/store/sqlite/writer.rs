@@ -91,7 +91,7 @@ impl SqliteWriter {
         path: PathBuf,
         mut connections: Connections,
         tail: Arc<Tail>,
-        (files, mut log, lock): (Arc<Files>, Log, DataDirLock),
+        (files, log, lock): (Arc<Files>, Log, DataDirLock),
     ) -> Result<Self, OpenError> {
         let loaded = async {
             let connection = &mut connections.reads;
@@ -107,7 +107,7 @@ impl SqliteWriter {
         let loaded = loaded.await.map_err(|error| describe(&path, &error))?;
         let (totals, departures, nonces, time, settling) = loaded;
         let mut disk = DiskWatch::new(&options.data_dir, options.free_bytes_min);
-        disk.begin(&connections.writes, &mut log);
+        disk.begin(&connections.writes, &log);
         let writer = Self {
             disk,
             log,
@@ -237,7 +237,7 @@ impl SqliteWriter {
         };
         match (error, &self.connections) {
             (CommitError::DiskFull(cause), Some(connections)) => {
-                self.disk.spend(&connections.writes, &mut self.log, &cause);
+                self.disk.spend(&connections.writes, &self.log, &cause);
             }
             // Another process moves it right now.
             (CommitError::Refused(_), _) => {}
@@ -254,7 +254,7 @@ impl SqliteWriter {
         let (CommitError::DiskFull(cause), Some(connections)) = (error, &self.connections) else {
             return false;
         };
-        self.disk.spend(&connections.writes, &mut self.log, cause) && !plan.brings_something()
+        self.disk.spend(&connections.writes, &self.log, cause) && !plan.brings_something()
     }
 
     /// Moves what is in the log into the database, so that one file holds it all, wherever it is now.
@@ -282,7 +282,7 @@ impl Engine for SqliteWriter {
     async fn known(&mut self, asked: &Asked) -> Result<Known, CommitError> {
         self.caches.sets.shrink();
         let connections = self.connections.as_mut().ok_or_else(not_open)?;
-        self.disk.look(&connections.writes, &mut self.log);
+        self.disk.look(&connections.writes, &self.log);
         let broken = self.broken.take().or_else(|| self.disk.take_failure());
         if let Some(cause) = broken {
             return Err(CommitError::Unknown(cause));
