@@ -20,6 +20,7 @@ mod plan;
 pub mod postgres;
 mod probe;
 mod purge;
+mod sql;
 pub mod sqlite;
 mod tally;
 mod write;

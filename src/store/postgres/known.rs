@@ -12,7 +12,7 @@ use sqlx::postgres::PgConnection;
 
 use super::columns::{charged, class_of, count, expiry_slot, millis, slot_start, to_i64};
 use super::guard::HEADER_COLUMNS;
-use super::rows::{self, Look};
+use super::rows;
 use super::usage::{SUMS, Sums};
 use super::{departed, nonces, pins, recovery};
 use crate::clock::Timestamp;
@@ -22,6 +22,7 @@ use crate::store::engine::{
     Account, Asked, Header, Held, Holder, Known, KnownNonces, Name, RELIEF_ROWS_MAX,
 };
 use crate::store::model::OrderKey;
+use crate::store::sql::quarantine::Look;
 
 static BEGUN: LazyLock<String> = LazyLock::new(|| {
     format!(

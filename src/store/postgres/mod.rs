@@ -55,7 +55,6 @@ use lock::Lock;
 use readers::Readers;
 use reads::PostgresReads;
 use schema::Stale;
-use time::KeptTime;
 use writer::{Ground, PostgresWriter};
 
 pub use errors::OpenError;
@@ -87,7 +86,7 @@ pub async fn open(options: PostgresOptions) -> Result<Opened, OpenError> {
     let mut connection = connecting.map_err(|failed| connector.describe(failed))?;
     make_ready(&mut connection, &connector, &options).await?;
     let told = |error| connector.describe_statement(&error);
-    let time = KeptTime::resume(&mut connection, options.clock.clone());
+    let time = time::resume(&mut connection, options.clock.clone());
     let ground = Ground {
         time: time.await.map_err(told)?,
         connector: connector.clone(),

@@ -13,7 +13,7 @@ use super::pages::{self, Read, Wanted};
 use super::pins;
 use super::readers::{Readers, Unread};
 use super::recovery;
-use super::rows::{Look, look_at};
+use super::rows::look_at;
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::secrets::Secret;
@@ -22,6 +22,7 @@ use crate::store::engine::{ExpiryCursor, KeysOf, LookedAgain, Pin, Reads};
 use crate::store::model::{
     BacklogCursor, Holding, More, OrderKey, Page, PageBounds, RecoveryPage, View,
 };
+use crate::store::sql::quarantine::Look;
 
 /// Rests of a read that finds only what may not be shown yet: 63 ms in all. Transactions of the relay are
 /// shorter; while somebody else's is open on the server, the session comes again once a second.

@@ -10,15 +10,18 @@ use sqlx::Executor as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::Uuid;
 
-use super::columns::{Kind, Size, expiry_slot, millis, sql_version, timestamp_of, uuid};
+use super::columns::{expiry_slot, millis, narrow, timestamp_of, uuid};
 use super::errors::is_damage;
-use super::guard::{Checksums, Guarded, HEADER_COLUMNS, header, key, sound};
+use super::guard::{
+    Checksums, Guarded, HEADER_COLUMNS, header, key, owner_column, read_guarded, sound,
+};
 use crate::clock::Timestamp;
 use crate::ids::{MailboxHash, Topic};
 use crate::secrets::Secret;
 use crate::store::engine::{Header, Name, NewRow, Plan, Write};
 use crate::store::model::OrderKey;
-use crate::store::plan::{owner_of, receipt_to, topic_of};
+use crate::store::plan::owner_of;
+use crate::store::sql::quarantine::Look;
 
 /// Rows that leave are locked as they are read, in the order of their keys, so that of two instances one
 /// counts them and tells of them.
@@ -144,7 +147,7 @@ struct Columns<'a> {
     kinds: Vec<i16>,
     ids: Vec<Uuid>,
     mailboxes: Vec<&'a [u8]>,
-    checksums: Vec<[u8; 24]>,
+    checksums: Vec<Vec<u8>>,
     owners: Vec<Option<Vec<u8>>>,
     sealed: Vec<Option<&'a [u8]>>,
     bodies: Vec<&'a [u8]>,
@@ -153,23 +156,8 @@ struct Columns<'a> {
 impl<'a> Columns<'a> {
     fn add(&mut self, row: &NewRow<'a>, secret: &Secret) {
         let envelope = row.envelope;
-        let bytes = envelope.sealed.len() + envelope.body.len();
-        let (owned_by, topic) = (owner_of(envelope), topic_of(envelope));
-        let receipt_to = receipt_to(envelope);
-        let owner = match owned_by {
-            Some(owned_by) => Some(owned_by.hash.as_bytes().to_vec()),
-            None => receipt_to.map(|mailbox| secret.seal_receipt_to(&mailbox)),
-        };
-        let guarded = Guarded {
-            size: Size::new(bytes, envelope.class),
-            expires_at: millis(row.expires_at),
-            stored_at: millis(envelope.stored_at),
-            kind: Kind::new(receipt_to.is_some(), row.is_delivered_told),
-            topic64: topic.map(Topic::prefix64),
-            owner: owner.as_deref(),
-            version: owned_by.map(|owned_by| sql_version(owned_by.version)),
-            sealed: &envelope.sealed,
-        };
+        let owner = owner_column(envelope, secret);
+        let guarded = Guarded::of(row, owner.as_deref());
         let checksums = Checksums::new(*row.checksum, &guarded, secret);
         self.keys.push(row.key.0);
         self.mailboxes64.push(envelope.mailbox.prefix64());
@@ -178,11 +166,11 @@ impl<'a> Columns<'a> {
         self.stored_at.push(guarded.stored_at);
         self.topics64.push(guarded.topic64);
         self.owners64
-            .push(owned_by.map(|owned_by| owned_by.hash.prefix64()));
+            .push(owner_of(envelope).map(|owned_by| owned_by.hash.prefix64()));
         self.versions.push(guarded.version);
-        self.sizes.push(guarded.size.0);
+        self.sizes.push(narrow(guarded.size.0));
         self.slots.push(expiry_slot(row.expires_at));
-        self.kinds.push(guarded.kind.0);
+        self.kinds.push(guarded.kind.0 as i16);
         self.ids.push(uuid(&envelope.id));
         self.mailboxes.push(envelope.mailbox.as_bytes());
         self.checksums.push(checksums.bytes());
@@ -283,7 +271,7 @@ async fn extend(connection: &mut PgConnection, plan: &Plan, secret: &Secret) -> 
         let Some((_, expires_at)) = plan.extended.get(&key) else {
             continue;
         };
-        let (checksums, guarded) = Guarded::read(row)?;
+        let (checksums, guarded) = read_guarded(row)?;
         if !checksums.matches(&guarded, secret) {
             continue;
         }
@@ -353,17 +341,6 @@ pub(super) async fn set_aside(
     .map(drop)
 }
 
-/// What a look at one row finds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
-    /// It cannot be read, or is not what was written.
-    Bad,
-    /// It is whole, and waits in this mailbox.
-    Sound(MailboxHash),
-    /// It is not there.
-    Gone,
-}
-
 /// Looks at these rows, one by one, each in a transaction of its own or within a savepoint of the one that
 /// is open.
 pub(super) async fn look_at(
@@ -382,10 +359,7 @@ pub(super) async fn look_at(
             .await;
         let look = read.and_then(|row| match row {
             None => Ok(Look::Gone),
-            Some(row) => {
-                let sound = sound(&row, secret)?;
-                Ok(sound.map_or(Look::Bad, |(_, mailbox)| Look::Sound(mailbox)))
-            }
+            Some(row) => Ok(Look::of(sound(&row, secret)?)),
         });
         let look = match look {
             Ok(look) => look,

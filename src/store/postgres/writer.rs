@@ -20,7 +20,7 @@ use super::errors::{classify, classify_commit, leaves_connection, words};
 use super::keys::KEYS_OF_TRANSACTION;
 use super::known::Begun;
 use super::lock::Lock;
-use super::time::{self, KeptTime};
+use super::time;
 use super::usage::{self, Delta, INSTANCE, Moved, Sums};
 use super::{nonces, pins, recovery, rows};
 use crate::clock::Timestamp;
@@ -29,6 +29,7 @@ use crate::secrets::Secret;
 use crate::store::StoreError;
 use crate::store::engine::{Asked, CommitError, Engine, Known, Name, Plan, TookPlace, Write};
 use crate::store::model::OrderKey;
+use crate::store::sql::kept_time::KeptTime;
 use crate::store::tally::as_float;
 
 /// How long a call may take, whatever becomes of the connection: shorter than senders wait for a batch.
@@ -84,6 +85,9 @@ pub(super) enum Failure {
     /// It needs more keys than a transaction has; nothing happened.
     TooManyRows,
 }
+
+/// There is no connection.
+const CLOSED: Failure = Failure::Before(sqlx::Error::WorkerCrashed);
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
@@ -201,9 +205,7 @@ impl PostgresWriter {
         plan: &Plan,
         begun: &Begun,
     ) -> Result<Done, Failure> {
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
+        let connection = self.connection.as_mut().ok_or(CLOSED)?;
         // A receipt or a departure has a number as a row has: the same range must do for each.
         let keys = (plan.next_key - begun.first_key).max(plan.departures.len() as i64);
         if keys > KEYS_OF_TRANSACTION {
@@ -213,38 +215,15 @@ impl PostgresWriter {
             change: plan.change,
             ..Delta::default()
         };
-        let aside: Vec<_> = plan.set_aside.iter().map(|(key, _)| *key).collect();
-        if !aside.is_empty() {
-            rows::set_aside(connection, &aside, plan.now).await?;
-        }
-        let leaving = plan.deletes.iter().map(|(key, _)| *key).chain(aside);
-        let leaving = rows::numbers(leaving);
-        if !leaving.is_empty() {
-            let wanted = leaving.len() as u64;
-            if rows::delete(connection, leaving).await? != wanted {
-                return Err(Failure::Raced);
-            }
-        }
+        delete(connection, plan).await?;
         let as_instance = (INSTANCE_16, &self.secret);
         let (wanted, inserted) = rows::insert(connection, plan, batch, as_instance).await?;
         if wanted != inserted {
             return Err(Failure::Raced);
         }
         rows::change(connection, plan, &self.secret).await?;
-        let departures = plan.departures.as_slice();
-        delta.departed = departed::remember(connection, departures, begun.first_key).await?;
-        let mut done = Done::default();
-        let departed_before = begun.sums.departed.saturating_add_signed(delta.departed);
-        if !departures.is_empty() {
-            let rows_max = 2 * departures.len() as i64 + FORGETS_MIN;
-            let when = (plan.forget_by, plan.now);
-            let forgotten =
-                departed::forget(connection, self.memory, (departed_before, rows_max), when);
-            let forgotten = forgotten.await?;
-            delta.departed -= forgotten.rows;
-            done.forgotten = Some(forgotten);
-        }
-        done.departed = begun.sums.departed.saturating_add_signed(delta.departed);
+        let done = self.remember(plan, begun, &mut delta).await?;
+        let connection = self.connection.as_mut().ok_or(CLOSED)?;
         if !plan.pins.changed.is_empty()
             && !pins::write(connection, &plan.pins, &begun.pinned).await?
         {
@@ -270,11 +249,33 @@ impl PostgresWriter {
         Ok(done)
     }
 
+    /// Remembers what leaves, and forgets as much and more of what is over.
+    async fn remember(
+        &mut self,
+        plan: &Plan,
+        begun: &Begun,
+        delta: &mut Delta,
+    ) -> Result<Done, Failure> {
+        let connection = self.connection.as_mut().ok_or(CLOSED)?;
+        let departures = plan.departures.as_slice();
+        delta.departed = departed::remember(connection, departures, begun.first_key).await?;
+        let before = begun.sums.departed.saturating_add_signed(delta.departed);
+        let mut done = Done::default();
+        if !departures.is_empty() {
+            let rows_max = 2 * departures.len() as i64 + FORGETS_MIN;
+            let when = (plan.forget_by, plan.now);
+            let forgotten = departed::forget(connection, self.memory, (before, rows_max), when);
+            let forgotten = forgotten.await?;
+            delta.departed -= forgotten.rows;
+            done.forgotten = Some(forgotten);
+        }
+        done.departed = begun.sums.departed.saturating_add_signed(delta.departed);
+        Ok(done)
+    }
+
     /// Moves the sums and commits.
     pub(super) async fn finish(&mut self, delta: &Delta, came: &[Name]) -> Result<(), Failure> {
-        let Some(connection) = &mut self.connection else {
-            return Err(Failure::Before(sqlx::Error::WorkerCrashed));
-        };
+        let connection = self.connection.as_mut().ok_or(CLOSED)?;
         let time = self.time.due();
         if let Some(reading) = &time {
             time::write(connection, reading).await?;
@@ -348,6 +349,23 @@ pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 async fn in_time<T>(call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(CALL_TIME_MAX, call).await.ok()
+}
+
+/// Deletes the rows that leave, the damaged ones after they were copied.
+async fn delete(connection: &mut PgConnection, plan: &Plan) -> Result<(), Failure> {
+    let aside: Vec<_> = plan.set_aside.iter().map(|(key, _)| *key).collect();
+    if !aside.is_empty() {
+        rows::set_aside(connection, &aside, plan.now).await?;
+    }
+    let leaving = plan.deletes.iter().map(|(key, _)| *key).chain(aside);
+    let leaving = rows::numbers(leaving);
+    if !leaving.is_empty() {
+        let wanted = leaving.len() as u64;
+        if rows::delete(connection, leaving).await? != wanted {
+            return Err(Failure::Raced);
+        }
+    }
+    Ok(())
 }
 
 #[async_trait]

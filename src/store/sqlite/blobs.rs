@@ -4,14 +4,13 @@ use rusqlite::{CachedStatement, Connection, ToSql, params, params_from_iter};
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
 
-use super::columns::{Kind, Size, expiry_slot, sql_version, timestamp_of, to_i64};
-use super::guard::{Checksums, GUARD_COLUMNS, Guarded};
+use super::columns::{expiry_slot, timestamp_of, to_i64};
+use super::guard::{Checksums, GUARD_COLUMNS, Guarded, owner_column, read_guarded};
 use super::rows::{Sql, for_each};
-use crate::ids::Topic;
 use crate::secrets::Secret;
 use crate::store::engine::{NewRow, Plan, Write};
 use crate::store::model::OrderKey;
-use crate::store::plan::{owner_of, receipt_to, topic_of};
+use crate::store::plan::owner_of;
 
 const INSERT_PLAIN: &str = "INSERT INTO blob (seq, mailbox64, id64, size, expires_slot, kind, \
      expires_at, stored_at, mailbox, id, checksum, sealed, body) \
@@ -48,23 +47,8 @@ fn insert(
     secret: &Secret,
 ) -> Sql<()> {
     let envelope = row.envelope;
-    let size = Size::new(envelope.sealed.len() + envelope.body.len(), envelope.class);
-    let (owned_by, topic) = (owner_of(envelope), topic_of(envelope));
-    let receipt_to = receipt_to(envelope);
-    let owner = match (owned_by, receipt_to) {
-        (Some(owned_by), _) => Some(owned_by.hash.as_bytes().to_vec()),
-        (None, receipt_to) => receipt_to.map(|mailbox| secret.seal_receipt_to(&mailbox)),
-    };
-    let guarded = Guarded {
-        size,
-        expires_at: to_i64(row.expires_at.millis()),
-        stored_at: to_i64(envelope.stored_at.millis()),
-        kind: Kind::new(receipt_to.is_some(), row.is_delivered_told),
-        topic64: topic.map(Topic::prefix64),
-        owner: owner.as_deref(),
-        version: owned_by.map(|owned_by| sql_version(owned_by.version)),
-        sealed: &envelope.sealed,
-    };
+    let owner = owner_column(envelope, secret);
+    let guarded = Guarded::of(row, owner.as_deref());
     let checksums = Checksums::new(*row.checksum, &guarded, secret);
     let checksums = checksums.bytes();
     let (mailbox64, slot) = (envelope.mailbox.prefix64(), expiry_slot(row.expires_at));
@@ -72,7 +56,7 @@ fn insert(
         &row.key.0,
         &mailbox64,
         id64,
-        &size.0,
+        &guarded.size.0,
         &slot,
         &guarded.kind.0,
         &guarded.expires_at,
@@ -86,7 +70,7 @@ fn insert(
     if guarded.topic64.is_none() && owner.is_none() {
         return plain.execute(plainly.as_slice()).map(drop);
     }
-    let owner64 = owned_by.map(|owned_by| owned_by.hash.prefix64());
+    let owner64 = owner_of(envelope).map(|owned_by| owned_by.hash.prefix64());
     let more: [&dyn ToSql; 4] = [&guarded.topic64, &owner64, &owner, &guarded.version];
     let all = params_from_iter(plainly.iter().chain(&more));
     connection
@@ -153,7 +137,7 @@ async fn checksums_with(
         .fetch_optional(connection)
         .await?;
     let Some(row) = row else { return Ok(None) };
-    let (checksums, guarded) = Guarded::read(&row, 0)?;
+    let (checksums, guarded) = read_guarded(&row, 0)?;
     if !checksums.has_guard() {
         return Ok(Some(checksums));
     }

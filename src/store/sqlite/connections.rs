@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::errors::{Fault, words};
 use super::files::Moved;
-use super::open::{LOCK_WAIT_MAX, reader_options};
+use super::open::{LOCK_WAIT_MAX, WRITER_PRAGMAS, reader_options};
 use super::rows::{Sql, run_through};
 use super::time;
 use crate::clock::resume::Reading;
@@ -80,18 +80,8 @@ pub(super) fn open_writes(path: &Path) -> Sql<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.set_prepared_statement_cache_capacity(PREPARED_MAX);
     connection.busy_timeout(LOCK_WAIT_MAX)?;
-    for pragma in [
-        "PRAGMA synchronous = FULL",
-        "PRAGMA foreign_keys = OFF",
-        "PRAGMA secure_delete = FAST",
-        "PRAGMA temp_store = MEMORY",
-        // KiB: 64 MiB.
-        "PRAGMA cache_size = -65536",
-        // `log` does it.
-        "PRAGMA wal_autocheckpoint = 0",
-        "PRAGMA journal_size_limit = 67108864",
-    ] {
-        run_through(&connection, pragma)?;
+    for (name, value) in WRITER_PRAGMAS {
+        run_through(&connection, &format!("PRAGMA {name} = {value}"))?;
     }
     Ok(connection)
 }

@@ -8,14 +8,14 @@
 //!   and a fresh connection still found the row bad, twice, a second apart. It stays where it is, pages
 //!   skip it, and it is looked at again ([`Doubts::look_again`], once a minute).
 //! - **sound again**: a later look found it whole. It is delivered, also by sessions that have passed it.
-//! - **lost**: [`LOOKS_TO_LOSE`] looks, each in a minute of its own, agree, and the committer finds the
+//! - **lost**: ten looks, each in a minute of its own, agree, and the committer finds the
 //!   same. Only then does the row leave.
 //!
 //! While the files cannot be read from end to end, nobody comes to a verdict, no page passes a row in
 //! doubt, and the store is not ready. All this is in memory: after a restart a row is in doubt again, and
 //! its looks are counted from the beginning.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -29,24 +29,13 @@ use tracing::{info, warn};
 use super::errors::words;
 use super::files::Files;
 use super::log::log_path;
-use super::pages::{Look, Readers};
+use super::pages::Readers;
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::StoreError;
 use crate::store::engine::LookedAgain;
 use crate::store::model::OrderKey;
-
-/// How often a row must be found bad before it is quarantined.
-const ROUNDS: u32 = 2;
-
-/// Between two rounds.
-const ROUND_PAUSE: Duration = Duration::from_secs(1);
-
-/// So many further looks must agree before a row is lost. One a minute: ten minutes.
-pub(super) const LOOKS_TO_LOSE: u32 = 10;
-
-/// Rows that are quarantined at the most, 50 bytes each. Pages end before the next one.
-const QUARANTINED_MAX: usize = 4_096;
+use crate::store::sql::quarantine::{Look, Quarantine, ROUND_PAUSE, ROUNDS};
 
 /// After the files could not be read to their end, nobody tries again for this long: each session that
 /// waits for a row in doubt comes once a second.
@@ -61,17 +50,10 @@ pub(super) struct Doubts {
     log: PathBuf,
     /// Held by the one who reads the files through.
     examining: tokio::sync::Mutex<()>,
-    /// Nothing awaits while it is locked.
-    state: Mutex<State>,
-    metrics: Arc<Metrics>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// How many looks have agreed that a quarantined row is damaged.
-    quarantined: BTreeMap<OrderKey, u32>,
-    /// Why the files could not be read to their end, and when, if that was so the last time.
-    unreadable: Option<(StoreError, Instant)>,
+    quarantine: Quarantine,
+    /// Why the files could not be read to their end, and when, if that was so the last time. Nothing awaits
+    /// while it is locked.
+    unreadable: Mutex<Option<(StoreError, Instant)>>,
 }
 
 impl Doubts {
@@ -80,25 +62,19 @@ impl Doubts {
             files,
             log: log_path(database),
             examining: tokio::sync::Mutex::default(),
-            state: Mutex::default(),
-            metrics,
+            quarantine: Quarantine::new(metrics),
+            unreadable: Mutex::default(),
         }
     }
 
     /// Which of these rows are quarantined.
     pub(super) fn quarantined_of(&self, keys: &[OrderKey]) -> HashSet<OrderKey> {
-        let state = self.state();
-        let quarantined = &state.quarantined;
-        let keys = keys.iter().copied();
-        match quarantined.is_empty() {
-            true => HashSet::new(),
-            false => keys.filter(|key| quarantined.contains_key(key)).collect(),
-        }
+        self.quarantine.of(keys)
     }
 
     /// An error while the files cannot be read from end to end.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        match &self.state().unreadable {
+        match &*self.unreadable() {
             Some((error, _)) => Err(error.clone()),
             None => Ok(()),
         }
@@ -126,7 +102,7 @@ impl Doubts {
             if round > 0 {
                 tokio::time::sleep(ROUND_PAUSE).await;
             }
-            let tried_at = self.state().unreadable.as_ref().map(|(_, at)| *at);
+            let tried_at = self.unreadable().as_ref().map(|(_, at)| *at);
             if tried_at.is_some_and(|at| at.elapsed() < READ_PAUSE) {
                 return self.check();
             }
@@ -137,7 +113,7 @@ impl Doubts {
                 .filter_map(|(key, look)| matches!(look, Look::Bad).then_some(key))
                 .collect();
         }
-        self.quarantine(&bad)
+        self.quarantine.take(&bad)
     }
 
     /// Those of these rows that still stand wrongly after the files were read from end to end, on a
@@ -157,70 +133,20 @@ impl Doubts {
         Ok(found.into_iter().map(|row| row.key).collect())
     }
 
-    fn quarantine(&self, bad: &[OrderKey]) -> Result<(), StoreError> {
-        let mut state = self.state();
-        let room = QUARANTINED_MAX.saturating_sub(state.quarantined.len());
-        let fit = &bad[..bad.len().min(room)];
-        state.quarantined.extend(fit.iter().map(|key| (*key, 0)));
-        self.show(&state);
-        if !fit.is_empty() {
-            let blobs = fit.len();
-            warn!(
-                blobs,
-                "store: {blobs} stored blobs cannot be read or do not match their checksum; they are skipped, kept, and looked at again every minute; check the disk"
-            );
-        }
-        if fit.len() < bad.len() {
-            let full = format!(
-                "{QUARANTINED_MAX} stored blobs are damaged; deliveries wait at the next one"
-            );
-            return Err(StoreError::unavailable(full));
-        }
-        Ok(())
-    }
-
-    /// Looks at all quarantined rows again: those that are sound leave the quarantine, and those that
-    /// were found bad often enough are told. Called once a minute.
+    /// Looks at all quarantined rows again. Called once a minute.
     pub(super) async fn look_again(
         &self,
         readers: &Readers,
         secret: &Secret,
     ) -> Result<LookedAgain, StoreError> {
-        let keys: Vec<_> = self.state().quarantined.keys().copied().collect();
+        let keys = self.quarantine.keys();
         if keys.is_empty() {
             return Ok(LookedAgain::default());
         }
         let _one_at_a_time = self.examining.lock().await;
         self.read_through().await?;
         let looks = look(readers, &keys, secret).await?;
-        let mut looked = LookedAgain::default();
-        let mut state = self.state();
-        for (key, look) in looks {
-            match look {
-                Look::Gone => drop(state.quarantined.remove(&key)),
-                Look::Sound(mailbox) => {
-                    state.quarantined.remove(&key);
-                    looked.sound.push((mailbox, key));
-                }
-                Look::Bad => {
-                    let agreed = state.quarantined.entry(key).or_default();
-                    *agreed += 1;
-                    // One that cannot even be removed is tried again after as many looks.
-                    if agreed.is_multiple_of(LOOKS_TO_LOSE) {
-                        looked.damaged.push(key);
-                    }
-                }
-            }
-        }
-        self.show(&state);
-        let sound = looked.sound.len();
-        if sound > 0 {
-            info!(
-                blobs = sound,
-                "store: {sound} stored blobs can be read again and are delivered"
-            );
-        }
-        Ok(looked)
+        Ok(self.quarantine.looked(looks))
     }
 
     /// Tries again to read the files, if that failed the last time.
@@ -247,9 +173,9 @@ impl Doubts {
         let read = read.map_err(|error| {
             StoreError::unavailable(format!("the disk returns read errors: {error}"))
         });
-        let mut state = self.state();
-        let was_readable = state.unreadable.is_none();
-        state.unreadable = read.clone().err().map(|error| (error, Instant::now()));
+        let mut unreadable = self.unreadable();
+        let was_readable = unreadable.is_none();
+        *unreadable = read.clone().err().map(|error| (error, Instant::now()));
         match (&read, was_readable) {
             (Err(error), true) => warn!(
                 "store: {error}; deliveries wait at what cannot be read, nothing is deleted for it; check the disk"
@@ -260,13 +186,9 @@ impl Doubts {
         read
     }
 
-    fn show(&self, state: &State) {
-        let blobs = u32::try_from(state.quarantined.len()).unwrap_or(u32::MAX);
-        self.metrics.blobs_quarantined.set(f64::from(blobs));
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unreadable(&self) -> MutexGuard<'_, Option<(StoreError, Instant)>> {
+        let unreadable = self.unreadable.lock();
+        unreadable.unwrap_or_else(PoisonError::into_inner)
     }
 }
 

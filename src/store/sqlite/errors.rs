@@ -16,8 +16,13 @@ pub(super) struct Fault {
 impl Fault {
     /// There is no connection.
     pub(super) fn closed() -> Self {
+        Self::said("the database is not open")
+    }
+
+    /// A failure that is not SQLite's.
+    pub(super) fn said(words: &str) -> Self {
         Self {
-            words: "the database is not open".to_owned(),
+            words: words.to_owned(),
             code: None,
             is_decode: false,
         }

@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::caches::Caches;
 use super::columns::{Size, expiry_slot, slot_start, to_i64, to_u64};
 use super::errors::classify;
-use super::pages::{Look, look_at};
+use super::pages::look_at;
 use super::pins::read_known_pins;
 use super::recovery::read_known_proofs;
 use super::rows::{self, SELECT_OWNERS};
@@ -28,6 +28,7 @@ use crate::store::engine::{
     Account, Asked, CommitError, Header, HeldInAll, Holder, Known, RELIEF_ROWS_MAX,
 };
 use crate::store::model::OrderKey;
+use crate::store::sql::quarantine::Look;
 
 /// The numbers that change with each transaction.
 #[derive(Debug, Clone, Copy)]

@@ -54,7 +54,7 @@ use connections::Connections;
 use doubts::Doubts;
 use files::{Files, look_at_memory};
 use log::Log;
-use open::{describe, look_at_log, open_writer, take_data_dir};
+use open::{describe, look_at_log, open_maker, take_data_dir};
 use pages::Readers;
 use reads::SqliteReads;
 use reserve::Reserve;
@@ -107,7 +107,7 @@ async fn open_files(
     tail: &Arc<Tail>,
     lock: &DataDirLock,
 ) -> Result<(Connections, Readers, Arc<Files>), OpenError> {
-    let migrated = open_writer(path, &options.secret).await?;
+    let migrated = open_maker(path, &options.secret).await?;
     let connections = Connections::open(path).await;
     let connections = connections.map_err(|error| describe(path, &error))?;
     let closed = migrated.close().await;

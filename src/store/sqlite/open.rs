@@ -11,9 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
 use sqlx::{ConnectOptions as _, Row as _};
 use tracing::info;
 
@@ -315,25 +313,33 @@ fn is_log_header(header: &[u8; LOG_HEADER_BYTES]) -> bool {
     *header == [0; LOG_HEADER_BYTES] || (magic & !1 == 0x377F_0682 && sums == [first, second])
 }
 
-/// How the committer's connection is opened.
-pub(super) fn writer_options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
+/// What every connection that writes is set to, in the words of `docs/storage.md`.
+pub(super) const WRITER_PRAGMAS: [(&str, &str); 7] = [
+    ("synchronous", "FULL"),
+    ("foreign_keys", "OFF"),
+    ("secure_delete", "FAST"),
+    ("temp_store", "MEMORY"),
+    // KiB: 64 MiB.
+    ("cache_size", "-65536"),
+    // `log` does it.
+    ("wal_autocheckpoint", "0"),
+    ("journal_size_limit", "67108864"),
+];
+
+/// How the connection is opened that makes the database and brings its schema up to date.
+fn maker_options(path: &Path) -> SqliteConnectOptions {
+    let options = SqliteConnectOptions::new()
         .filename(path)
         .page_size(8192)
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(false)
         .busy_timeout(LOCK_WAIT_MAX)
-        .pragma("secure_delete", "FAST")
-        .pragma("temp_store", "MEMORY")
-        // KiB: 64 MiB.
-        .pragma("cache_size", "-65536")
-        // `log` does it.
-        .pragma("wal_autocheckpoint", "0")
-        .pragma("journal_size_limit", "67108864")
-        .thread_name(|_| "store-writer".to_owned())
-        .disable_statement_logging()
+        .thread_name(|_| "store-maker".to_owned())
+        .disable_statement_logging();
+    let pragmas = WRITER_PRAGMAS.into_iter();
+    pragmas.fold(options, |options, (name, value)| {
+        options.pragma(name, value)
+    })
 }
 
 /// How the connections for pages are opened.
@@ -351,12 +357,12 @@ pub(super) fn reader_options(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-/// Opens the committer's connection and brings the schema up to date.
-pub(super) async fn open_writer(
+/// Makes the database, if there is none, and brings its schema up to date.
+pub(super) async fn open_maker(
     path: &Path,
     secret: &Secret,
 ) -> Result<SqliteConnection, OpenError> {
-    let mut writer = writer_options(path)
+    let mut writer = maker_options(path)
         .connect()
         .await
         .map_err(|error| describe(path, &error))?;

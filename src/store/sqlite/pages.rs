@@ -28,6 +28,7 @@ use crate::store::model::{
     BacklogCursor, Class, Holding, OrderKey, PageBounds, ROW_OVERHEAD_BYTES, RecoveryPage,
     StoredBlob, View,
 };
+use crate::store::sql::quarantine::Look;
 
 /// Connections for pages. Each is a thread with 8 MiB of cache.
 const READERS: u32 = 3;
@@ -482,7 +483,7 @@ impl Readers {
             Ok(RowOfSlot {
                 key: OrderKey(row.try_get(0)?),
                 expires_at: timestamp(row, 1)?,
-                is_asking: Kind::read(row, 2)?.wants_receipts(),
+                is_asking: Kind(row.try_get(2)?).wants_receipts(),
             })
         };
         rows.iter().map(of_slot).collect()
@@ -551,17 +552,6 @@ async fn read_rows(
     Ok(())
 }
 
-/// What a look at one row finds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
-    /// It cannot be read, or does not match its checksum.
-    Bad,
-    /// It is whole, and waits in this mailbox.
-    Sound(MailboxHash),
-    /// It is not there.
-    Gone,
-}
-
 /// Looks at these rows, one by one.
 pub(super) async fn look_at(
     connection: &mut SqliteConnection,
@@ -576,10 +566,7 @@ pub(super) async fn look_at(
         let read = query.fetch_optional(&mut *connection).await;
         let look = read.and_then(|row| match row {
             None => Ok(Look::Gone),
-            Some(row) => {
-                let sound = sound(&row, secret)?;
-                Ok(sound.map_or(Look::Bad, |(_, mailbox)| Look::Sound(mailbox)))
-            }
+            Some(row) => Ok(Look::of(sound(&row, secret)?)),
         });
         match look {
             Ok(look) => looks.push((*key, look)),

@@ -12,9 +12,9 @@ use rusqlite::{Connection, params};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 
-use super::columns::{fixed, timestamp, timestamp_of, to_i64};
+use super::columns::{fixed, timestamp, to_i64};
 use super::errors::is_damage;
-use super::guard::{GUARD_COLUMNS, Guarded};
+use super::guard::{GUARD_COLUMNS, header};
 use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash, Topic};
 use crate::secrets::Secret;
@@ -147,42 +147,6 @@ pub(super) async fn read_headers(
         keys = later;
     }
     Ok(headers)
-}
-
-fn header(row: &SqliteRow, secret: &Secret) -> sqlx::Result<Header> {
-    let (checksums, guarded) = Guarded::read(row, 3)?;
-    let (size, kind) = (guarded.size, guarded.kind);
-    // A damaged row says nothing of when it expires: it leaves as damaged, not as expired.
-    let expires_at = match checksums.matches(&guarded, secret) {
-        true => timestamp_of(guarded.expires_at),
-        false => NEVER,
-    };
-    let is_asking = kind.wants_receipts();
-    Ok(Header {
-        mailbox: MailboxHash::from_bytes(fixed(row, 1)?),
-        id: BlobId::from_bytes(fixed(row, 2)?),
-        class: size.class(),
-        bytes: size.bytes(),
-        checksum: checksums.checksum,
-        expires_at,
-        owner: guarded.owner.filter(|_| !is_asking).and_then(owner),
-        topic: guarded.topic64.map(Topic::from_prefix64),
-        // If that can still be read.
-        receipt_to: guarded
-            .owner
-            .filter(|_| is_asking)
-            .and_then(|sealed| secret.unseal_receipt_to(sealed).ok()),
-        is_delivered_told: kind.is_delivered_told(),
-    })
-}
-
-/// Of a row whose guard does not match.
-const NEVER: Timestamp = Timestamp::from_millis(i64::MAX as u64);
-
-/// The owner of a row, if it reads as one.
-fn owner(bytes: &[u8]) -> Option<MailboxHash> {
-    let bytes = bytes.try_into().ok()?;
-    Some(MailboxHash::from_bytes(bytes))
 }
 
 /// Reads the keys of the rows of these topics, given with their mailboxes.

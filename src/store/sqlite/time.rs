@@ -1,72 +1,24 @@
-//! The time that the database knows: what the relay's time and the wall clock were at one moment.
-//!
-//! Written with a commit, once a minute and after each step of the wall clock, and read at the start,
-//! when it tells how long the relay was stopped (`clock::resume`). A relay that is asked for nothing
-//! writes too: its probes do.
-
-use std::time::Duration;
+//! The SQL of the time that the database knows.
 
 use rusqlite::Connection;
 use sqlx::sqlite::SqliteConnection;
-use tracing::warn;
 
 use super::columns::{timestamp, to_i64};
 use super::rows::Sql;
 use crate::clock::Clock;
-use crate::clock::resume::{Reading, Resumed};
-use crate::clock::steady::GRACE;
+use crate::clock::resume::Reading;
+use crate::store::sql::kept_time::KeptTime;
 
-/// Between two writes.
-const SAVE_EVERY: Duration = Duration::from_secs(60);
-
-/// The wall clock was set when it moved by more than this against the relay's time.
-const STEP_MIN_MILLIS: u64 = 5_000;
-
-/// Keeps the time in the database.
-#[derive(Debug)]
-pub(super) struct KeptTime {
+/// Lets the relay's time go on from what the database knows.
+pub(super) async fn resume(
+    connection: &mut SqliteConnection,
     clock: Clock,
-    saved: Option<Reading>,
-}
-
-impl KeptTime {
-    /// Lets the relay's time go on from what the database knows, and says so when the wall clock
-    /// does not fit.
-    pub(super) async fn resume(
-        connection: &mut SqliteConnection,
-        clock: Clock,
-    ) -> sqlx::Result<Self> {
-        let last = match read(connection).await? {
-            Some(last) => Some(last),
-            None => read_from_rows(connection, &clock).await?,
-        };
-        if let Some(last) = last {
-            say(clock.resume(last));
-        }
-        Ok(Self { clock, saved: None })
-    }
-
-    /// What the next commit is to write, if it is time.
-    pub(super) fn due(&self) -> Option<Reading> {
-        let reading = self.clock.reading();
-        let is_due = self.saved.is_none_or(|saved| {
-            let passed = reading.relay.less(saved.relay);
-            let moved = reading.wall.less(saved.wall).saturating_sub(passed);
-            passed.unsigned_abs() >= SAVE_EVERY.as_millis() as u64
-                || moved.unsigned_abs() > STEP_MIN_MILLIS
-        });
-        is_due.then_some(reading)
-    }
-
-    /// What a close writes.
-    pub(super) fn last(&self) -> Reading {
-        self.clock.reading()
-    }
-
-    /// This is durable.
-    pub(super) fn saved(&mut self, reading: Reading) {
-        self.saved = Some(reading);
-    }
+) -> sqlx::Result<KeptTime> {
+    let last = match read(connection).await? {
+        Some(last) => Some(last),
+        None => read_from_rows(connection, &clock).await?,
+    };
+    Ok(KeptTime::resume(last, clock))
 }
 
 /// Writes a reading.
@@ -110,17 +62,4 @@ async fn read_from_rows(
         relay: last,
         wall: last,
     }))
-}
-
-fn say(resumed: Resumed) {
-    let hours = GRACE.as_secs() / 3_600;
-    match resumed {
-        Resumed::Counted(_) => {}
-        Resumed::Ahead(_) => warn!(
-            "the clock is {resumed} ahead of the last time in the database: the relay was stopped for so long, or the clock is wrong. Nothing expires by it until it has been steady for {hours} hours; if it is wrong, set it"
-        ),
-        Resumed::Behind(_) => warn!(
-            "the clock is {resumed} behind the last time in the database: set it. Lifetimes go on from the last time in the database"
-        ),
-    }
 }

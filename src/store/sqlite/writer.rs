@@ -27,7 +27,7 @@ use super::rows::{self, Sql, run_through};
 use super::runs::delete_entries;
 use super::settle::{Leaving, Pace, Settling};
 use super::tail::Tail;
-use super::time::{self, KeptTime};
+use super::time;
 use super::working_set::{WORKING_SETS_BYTES_MAX, WorkingSets};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
@@ -39,6 +39,7 @@ use crate::store::engine::{
     Asked, CommitError, Departure, Engine, HeldInAll, Known, Plan, TookPlace, Write,
 };
 use crate::store::model::OrderKey;
+use crate::store::sql::kept_time::KeptTime;
 use crate::store::tally::as_float;
 
 /// The committer's connection and all that it remembers.
@@ -100,7 +101,7 @@ impl SqliteWriter {
             let departures = Departures::new(dedup, options.dedup_max, metrics);
             let departures = read_departures(connection, departures, options.dedup_max).await?;
             let nonces = Nonces::read(connection).await?;
-            let time = KeptTime::resume(connection, options.clock.clone()).await?;
+            let time = time::resume(connection, options.clock.clone()).await?;
             let settling = Settling::read(connection, tail, options.pace).await?;
             Ok::<_, sqlx::Error>((totals, departures, nonces, time, settling))
         };
@@ -374,7 +375,7 @@ impl Engine for SqliteWriter {
         self.caches.sets.clear();
         self.broken = None;
         let reopened = self.open_again().await;
-        let again = reopened.map_err(StoreError::unavailable)?;
+        let again = reopened.map_err(|error| StoreError::unavailable(error.to_string()))?;
         self.connections = Some(again.connections);
         self.caches.nonces = again.nonces;
         self.settling = again.settling;

@@ -11,7 +11,7 @@ use crate::store::model::{Appended, Burnt, Class, Envelope, Opener, OrderKey, Te
 use crate::store::plan::known::Learnt;
 use crate::store::plan::{Folded, Rules, fold};
 use crate::store::quota::Quota;
-use crate::store::sqlite::open::{DATABASE_FILE, open_writer, reader_options, take_data_dir};
+use crate::store::sqlite::open::{DATABASE_FILE, open_maker, reader_options, take_data_dir};
 use crate::store::tally::Tally;
 use crate::store::write::{Cause, Outcome};
 
@@ -75,7 +75,7 @@ async fn writer(folder: &std::path::Path, blobs_max: u64) -> Bench {
     };
     let lock = take_data_dir(folder, false).unwrap();
     let path = folder.join(DATABASE_FILE);
-    open_writer(&path, &secret).await.unwrap();
+    open_maker(&path, &secret).await.unwrap();
     let connections = Connections::open(&path).await.unwrap();
     let mut reader = reader_options(&path).connect().await.unwrap();
     let read = sqlx::query("SELECT 1 FROM blob").execute(&mut reader);
