@@ -61,12 +61,13 @@ const fn may_lose(config: &Config, is_first: bool, in_container: bool) -> bool {
 /// The warning of a start.
 pub(super) fn warning(config: &Config) -> Option<String> {
     let place = goes_along(config)?.err()?;
-    Some(told(place, &config.data_dir))
+    Some(told(place, config))
 }
 
 /// What is wrong, and what to do.
-pub(super) fn told(place: Place, data_dir: &Path) -> String {
-    let path = full_path(data_dir);
+pub(super) fn told(place: Place, config: &Config) -> String {
+    let path = full_path(&config.data_dir);
+    let held = config.data_dir_holds();
     let (what, instead) = match place {
         Place::Container => ("is not on a volume", "mount one"),
         Place::NamelessVolume => ("is on a volume without a name", "mount one with a name"),
@@ -81,7 +82,7 @@ pub(super) fn told(place: Place, data_dir: &Path) -> String {
         _ => format!(", for example with: docker run -v relay-data:{path}"),
     };
     format!(
-        "DATA WILL BE LOST: {path} {what}; removing this container (for example on upgrade) deletes all blobs and the relay's secret; {instead}{example}"
+        "DATA WILL BE LOST: {path} {what}; removing this container (for example on upgrade) deletes {held}; {instead}{example}"
     )
 }
 
@@ -295,13 +296,17 @@ mod tests {
 
     #[test]
     fn the_warning_says_what_to_do() {
-        let text = told(Place::NamelessVolume, Path::new("/data"));
+        let config = Config {
+            data_dir: "/data".into(),
+            ..Config::default()
+        };
+        let text = told(Place::NamelessVolume, &config);
         assert!(
             text.contains("/data is on a volume without a name"),
             "{text}"
         );
         assert!(text.ends_with("docker run -v relay-data:/data"), "{text}");
-        let text = told(Place::EmptyDir, Path::new("/data"));
+        let text = told(Place::EmptyDir, &config);
         assert!(text.ends_with("use a PersistentVolumeClaim"), "{text}");
     }
 }

@@ -251,7 +251,7 @@ fn volume(config: &Config) -> Option<Finding> {
             SUBJECT,
             "the data is on a volume that outlives this container",
         ),
-        Err(place) => Finding::warn(SUBJECT, container::told(place, &config.data_dir)),
+        Err(place) => Finding::warn(SUBJECT, container::told(place, config)),
     })
 }
 

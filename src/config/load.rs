@@ -211,7 +211,10 @@ impl Config {
             );
         }
         if self.data_dir_is_fallback && self.needs_data_dir() {
-            warnings.push(fallback_warning(&self.data_dir));
+            warnings.push(match self.storage {
+                StorageBackend::Postgres => secret_warning(&self.data_dir),
+                StorageBackend::Sqlite | StorageBackend::Memory => fallback_warning(&self.data_dir),
+            });
         }
         if self.storage == StorageBackend::Postgres
             && !(1..=COUNTED_BLOBS_MAX).contains(&self.mailbox_blobs_max)
@@ -233,6 +236,15 @@ fn fallback_warning(data_dir: &Path) -> String {
     }
     format!(
         "RELAY_DATA_DIR is not set and /data does not exist: storing blobs in {}",
+        data_dir.display()
+    )
+}
+
+/// The same of the secret, when blobs are in a database elsewhere.
+fn secret_warning(data_dir: &Path) -> String {
+    format!(
+        "RELAY_DATA_DIR and RELAY_SECRET_FILE are not set: keeping the relay's secret in {}; without it, nobody can use \
+         the blobs in the database",
         data_dir.display()
     )
 }
@@ -321,6 +333,25 @@ mod tests {
         let in_root = fallback_warning(Path::new("/data"));
         assert!(!in_root.contains("/data does not exist"), "{in_root}");
         assert!(in_root.contains("storing blobs in /data"), "{in_root}");
+    }
+
+    #[test]
+    fn blobs_in_a_database_elsewhere_are_not_said_to_be_in_the_folder() {
+        let loaded = load_without_data(&[
+            ("RELAY_STORAGE_BACKEND", "postgres"),
+            (
+                "RELAY_DATABASE_URL",
+                "postgres://relay@db.example.com/relay",
+            ),
+        ]);
+        let [warning] = &loaded.warnings[..] else {
+            panic!("one warning, not {:?}", loaded.warnings);
+        };
+        assert!(
+            warning.contains("keeping the relay's secret in"),
+            "{warning}"
+        );
+        assert!(!warning.contains("storing blobs"), "{warning}");
     }
 
     #[test]

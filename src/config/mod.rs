@@ -309,6 +309,16 @@ impl Config {
         }
     }
 
+    /// What the data directory holds, for sentences about it.
+    pub(crate) fn data_dir_holds(&self) -> &'static str {
+        match self.storage {
+            StorageBackend::Sqlite | StorageBackend::Memory => "all blobs and the relay's secret",
+            StorageBackend::Postgres => {
+                "the relay's secret, without which nobody can use the blobs in the database"
+            }
+        }
+    }
+
     /// The limits that are switched off by a zero, by the names of their settings.
     pub fn limits_off(&self) -> Vec<&'static str> {
         [

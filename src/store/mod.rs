@@ -5,8 +5,8 @@
 //! Reading order: `model` (what is kept), `write` (what is written), `plan` (the rules: what a batch of
 //! writes comes to),
 //! `commit` (how writes become durable together), `engine` (what a database must do for that), then
-//! the engines `memory`, `sqlite` and `postgres`. `departures` is what the first two remember of blobs that left; `tally`
-//! counts, `health` tells whether blobs come in and go out. The longer verbs of [`Store`] have files of their
+//! the engines `memory`, `sqlite` and `postgres`; `sql` is what the last two have in common. `departures`
+//! is what the first two remember of blobs that left; `tally` counts, `health` tells whether blobs come in and go out. The longer verbs of [`Store`] have files of their
 //! own: `purge`, `expire`, `probe`.
 
 mod commit;

@@ -6,9 +6,9 @@
 //! connection (`writer`, which answers questions from `known`, with `reopen` and `upkeep`), pages come from a few others (`reads`, with
 //! the SQL in `pages` and the connections in `readers`). Beside them: `connect` (hosts and sessions), `schema`
 //! (migrations, and whose database it is), `usage` (what is kept in all, and which commit was the last one),
-//! `rows`, `departed`, `pins`, `recovery` and `nonces` (the statements), `guard` (checksums), `columns` (how
-//! values stand in them), `doubts` (whether what cannot be read is damaged), `time` (the time that the
-//! database knows), `errors` (what failed), `advice` (unsafe settings of the server).
+//! `rows`, `departed`, `pins`, `recovery`, `nonces` and `time` (the statements), `columns` and `guard` (what is
+//! read of a row), `doubts` (whether what cannot be read is damaged), `errors` (what failed), `advice` (unsafe
+//! settings of the server).
 
 mod advice;
 mod columns;

@@ -2,13 +2,12 @@
 //!
 //! The committer has two `connections`, one that writes and one that reads (`writer`, which answers questions
 //! from `known`, keeps house in `upkeep`, and opens them again in `reopening`); pages come from a few read-only
-//! ones (`reads`, with the SQL in `pages`). Beside them: `open` (files,
-//! lock, schema), `doubts` (whether what cannot be read is damaged), `scrub` (whether indexes find what
-//! is there), `tail`, `runs`, `building` and `settle` (the index of mailboxes), `guard` (checksums), `log` (when it is moved, and what a failed fsync asks for), `caches` with
-//! `working_set`, `owners` and `nonces` (what is remembered), `rows`, `blobs`, `recovery` and `pins` (the statements), `columns`
-//! (how values stand in them), `time` (the time that the database knows), `errors` (what failed), `files` (whether the
-//! paths still lead to what is open), `disk` (room for new blobs) with its `reserve`, `backup` (a copy of the
-//! whole, beside a running relay).
+//! ones (`reads`, with the SQL in `pages`). Beside them: `open` (files, lock, schema), `doubts` (whether what cannot be read is damaged), `scrub` (whether indexes find what
+//! is there), `tail`, `runs`, `building` and `settle` (the index of mailboxes), `log` (when it is moved, and what a
+//! failed fsync asks for), `caches` with `working_set`, `owners` and `nonces` (what is remembered), `rows`,
+//! `blobs`, `recovery`, `pins` and `time` (the statements), `columns` and `guard` (what is read of a row),
+//! `errors` (what failed), `files` (whether the paths still lead to what is open), `disk` (room for new blobs)
+//! with its `reserve`, `backup` (a copy of the whole, beside a running relay).
 
 pub mod backup;
 mod blobs;
