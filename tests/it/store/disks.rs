@@ -509,8 +509,20 @@ impl HollowDisk {
             skipped(&why);
             return None;
         }
+        Self::place_tables(&image);
         let mount = Self::mount(&image)?;
         Some(Self { mount, ground })
+    }
+
+    /// Has the first 25 blocks stand on the ground: the file system's own first tables, and the two blocks
+    /// behind them that it takes for the list of a file's pieces when there are many. Otherwise one of
+    /// these may be lost when it is written, which no fsync tells, and a file cannot be read after the next
+    /// mount. More must not stand there, or a small write to a file finds room as well.
+    fn place_tables(image: &Path) {
+        let image = File::options().read(true).write(true).open(image).unwrap();
+        let mut tables = vec![0; 25 * 4_096];
+        image.read_exact_at(&mut tables, 0).unwrap();
+        image.write_all_at(&tables, 0).unwrap();
     }
 
     /// Each page is written by itself: the loop device takes a write that finds space for its first
