@@ -1,6 +1,8 @@
 //! What the file system under a folder is like: how much is free on it, of which kind it is, whether a
-//! file may grow on it; and `place`, which gives finished files their names on all kinds.
+//! file may grow on it; `identity`, which file a path leads to; and `place`, which gives finished files
+//! their names on all kinds.
 
+pub mod identity;
 pub mod place;
 
 use std::fs::File;

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,7 @@ use tracing::{error, warn};
 
 use super::open::{DATABASE_FILE, DataDirLock, LOCK_FILE};
 use crate::filesystem;
+use crate::filesystem::identity::{Found, find};
 use crate::filesystem::place::beside;
 
 /// A path leads elsewhere, or nowhere. The text is one line for the operator, and names no folder:
@@ -45,19 +46,19 @@ struct Known {
 }
 
 impl Known {
-    fn new(name: &'static str, path: PathBuf, found: &Metadata) -> Self {
+    fn new(name: &'static str, path: PathBuf, found: Found) -> Self {
         Self {
             name,
             path,
-            device: found.dev(),
-            inode: found.ino(),
+            device: found.device,
+            inode: found.inode,
         }
     }
 
-    fn look(&self) -> Result<(), Moved> {
+    fn look(&self) -> Result<Found, Moved> {
         let name = self.name;
-        match fs::metadata(&self.path) {
-            Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => Ok(()),
+        match find(&self.path) {
+            Ok(found) if (found.device, found.inode) == (self.device, self.inode) => Ok(found),
             Ok(_) => Err(Moved::Elsewhere(name)),
             Err(error) if is_gone(&error) => Err(Moved::Elsewhere(name)),
             Err(source) => Err(Moved::Unreadable { name, source }),
@@ -74,7 +75,7 @@ fn is_gone(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub(super) struct Files {
     /// The folder first: when it was moved, the others were, too.
-    known: Vec<Known>,
+    known: [Known; 4],
     memory: Memory,
     database: Arc<File>,
 }
@@ -83,36 +84,36 @@ impl Files {
     /// Remembers what the paths lead to, right after the database was opened.
     pub(super) fn of(data_dir: &Path, lock: &DataDirLock) -> io::Result<Self> {
         let database = data_dir.join(DATABASE_FILE);
-        let memory = beside(&database, "-shm");
-        let by_path = [
-            ("the data directory", data_dir.to_owned()),
-            ("relay.db-wal", beside(&database, "-wal")),
-            ("relay.db-shm", memory.clone()),
-        ];
-        let mut known = Vec::new();
-        for (name, path) in by_path {
-            let found = fs::metadata(&path)?;
-            known.push(Known::new(name, path, &found));
-        }
-        let lock_file = (data_dir.join(LOCK_FILE), lock.metadata()?);
-        known.push(Known::new(LOCK_FILE, lock_file.0, &lock_file.1));
+        let by_path = |name, path: PathBuf| {
+            let found = find(&path)?;
+            io::Result::Ok(Known::new(name, path, found))
+        };
+        let by_handle = |name, path, handle: io::Result<Metadata>| {
+            let found = Found::from(&handle?);
+            io::Result::Ok(Known::new(name, path, found))
+        };
         let open = lock.database()?;
-        known.push(Known::new(DATABASE_FILE, database, &open.metadata()?));
         Ok(Self {
-            known,
+            known: [
+                by_path("the data directory", data_dir.to_owned())?,
+                by_path("relay.db-wal", beside(&database, "-wal"))?,
+                by_handle(LOCK_FILE, data_dir.join(LOCK_FILE), lock.metadata())?,
+                by_handle(DATABASE_FILE, database.clone(), open.metadata())?,
+            ],
             memory: Memory {
-                path: memory,
+                known: by_path("relay.db-shm", beside(&database, "-shm"))?,
                 bytes: AtomicU64::new(0),
             },
             database: open,
         })
     }
 
-    /// Whether all paths lead to what is open. Blocks for as long as a few calls of stat take.
+    /// Whether all paths lead to what is open. Blocks for as long as a few calls of statx take.
     pub(super) fn look(&self) -> Result<(), Moved> {
-        self.known.iter().try_for_each(Known::look)?;
-        self.memory.look();
-        Ok(())
+        for known in &self.known {
+            known.look()?;
+        }
+        self.memory.look()
     }
 
     /// The same off the async threads; the error is what [`Moved`] says.
@@ -149,21 +150,21 @@ const READ_BYTES: usize = 1 << 20;
 /// ending, because the next start makes the index anew from the log.
 #[derive(Debug)]
 struct Memory {
-    path: PathBuf,
+    known: Known,
     /// It never becomes smaller while it is open.
     bytes: AtomicU64,
 }
 
 impl Memory {
     /// Ends the process with a line, before SIGBUS ends it without.
-    fn look(&self) {
-        let bytes = fs::metadata(&self.path).map_or(u64::MAX, |found| found.len());
-        if bytes == u64::MAX || self.bytes.fetch_max(bytes, Ordering::SeqCst) <= bytes {
-            return;
+    fn look(&self) -> Result<(), Moved> {
+        let bytes = self.known.look()?.bytes;
+        if self.bytes.fetch_max(bytes, Ordering::SeqCst) <= bytes {
+            return Ok(());
         }
         error!(
             "store: {} was truncated while the relay has it open; stopping, because the system would kill the relay. No confirmed blob is lost; start it again",
-            self.path.display()
+            self.known.path.display()
         );
         std::process::exit(1);
     }
