@@ -278,13 +278,14 @@ impl Settling {
         (is_idle, is_all): (bool, bool),
     ) -> Option<Step> {
         self.tick(last_key, is_all);
+        while self.tail.sweep(self.pace.step) && is_all {}
         if self.rebuild_at.is_some_and(|at| at <= Instant::now()) {
             return Some(Step::Rebuild(last_key));
         }
         if let Some(gone) = self.gone_rows((self.age.old_key, self.age.gone_to)) {
             return Some(Step::Delete(gone));
         }
-        if self.building.is_none() && self.rebuild_at.is_none() {
+        if self.building.is_none() && self.rebuild_at.is_none() && self.tail.is_swept() {
             self.building = self.begin(last_key, (is_idle, is_all));
         }
         if let Some(building) = &mut self.building {
@@ -374,6 +375,9 @@ impl Settling {
 
     /// Whether there is something to do later, and when.
     pub(super) fn wants(&self) -> Option<Duration> {
+        if !self.tail.is_swept() {
+            return Some(Duration::ZERO);
+        }
         let has_gone = self.tail.gone_len() > self.stuck.len();
         let is_long = self.tail.len() >= self.pace.rows;
         let is_waiting = has_gone || is_long || self.rebuild_at.is_some();

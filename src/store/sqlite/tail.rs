@@ -67,6 +67,10 @@ pub(super) struct Seen<T> {
 #[derive(Debug, Default)]
 struct State {
     settled_to: i64,
+    /// Rows up to this key are settled: those that stand here still count for nothing.
+    hidden_to: i64,
+    /// From here on they are still to be swept away.
+    unswept: Option<(i64, i64)>,
     /// By mailbox64 and key.
     rows: BTreeMap<(i64, i64), Unsettled>,
     /// Apart, because they are large, and a tree moves what it holds about.
@@ -84,9 +88,14 @@ impl Tail {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many rows are not settled.
+    /// How many rows stand here: those that are not settled, and those that are still to be swept away.
     pub(super) fn len(&self) -> usize {
         self.read().rows.len()
+    }
+
+    /// Whether all that stands here is not settled.
+    pub(super) fn is_swept(&self) -> bool {
+        self.read().unswept.is_none()
     }
 
     /// The first `limit` entries of a mailbox behind `after`, in order.
@@ -99,10 +108,7 @@ impl Tail {
     /// The last key of a mailbox, if it has rows here.
     pub(super) fn last_key(&self, mailbox64: i64) -> Option<i64> {
         let state = self.read();
-        let mut rows = state
-            .rows
-            .range((mailbox64, i64::MIN)..=(mailbox64, i64::MAX));
-        rows.next_back().map(|((_, key), _)| *key)
+        state.of(mailbox64, i64::MIN).next_back().map(|row| row.key)
     }
 
     /// All entries of these mailboxes, each with its mailbox64.
@@ -120,8 +126,7 @@ impl Tail {
     /// The header of a row, if it is not settled and came since the start.
     pub(super) fn header(&self, mailbox64: i64, key: i64) -> Option<Header> {
         let state = self.read();
-        let row = state.rows.get(&(mailbox64, key))?;
-        state.headers.get(row.header?).copied()
+        state.headers.get(state.row(mailbox64, key)?.header?).copied()
     }
 
     /// Whether a row has left, although it is in the table.
@@ -139,7 +144,7 @@ impl Tail {
 
     /// Whether a row is not settled.
     pub(super) fn holds(&self, mailbox64: i64, key: i64) -> bool {
-        self.read().rows.contains_key(&(mailbox64, key))
+        self.read().row(mailbox64, key).is_some()
     }
 
     /// Begins anew with what a database holds.
@@ -164,8 +169,8 @@ impl Tail {
         *self.write() = State {
             settled_to,
             rows,
-            headers: Slab::new(),
             gone,
+            ..State::default()
         };
     }
 
@@ -185,23 +190,34 @@ impl Tail {
         let state = self.read();
         let from = behind.map_or(Bound::Unbounded, Bound::Excluded);
         let rows = state.rows.range((from, Bound::Unbounded));
-        let rows = rows.filter(|((_, key), _)| *key <= last);
+        let rows = rows.filter(|((_, key), _)| state.hidden_to < *key && *key <= last);
         let rows = rows.map(|((mailbox64, key), row)| (*mailbox64, row.entry(*key)));
         rows.take(limit).collect()
     }
 
-    /// The rows up to the key `last` are in runs, whose last key is `settled_to`.
+    /// The rows up to the key `last` are in runs, whose last key is `settled_to`. They count for nothing here
+    /// from now on, and are swept away later, because that takes some milliseconds.
     pub(super) fn settled(&self, last: i64, settled_to: i64) {
         let mut state = self.write();
-        let State { rows, headers, .. } = &mut *state;
-        rows.retain(|(_, key), row| {
-            let stays = *key > last;
-            if let (false, Some(header)) = (stays, row.header) {
-                headers.remove(header);
-            }
-            stays
-        });
         state.settled_to = settled_to;
+        state.hidden_to = last;
+        state.unswept = Some((i64::MIN, i64::MIN));
+    }
+
+    /// Looks at `limit` rows more and sweeps away those that are settled. Tells whether there may be others.
+    pub(super) fn sweep(&self, limit: usize) -> bool {
+        let mut state = self.write();
+        let Some(from) = state.unswept else {
+            return false;
+        };
+        let places = state.rows.range(from..).map(|(place, _)| *place);
+        let mut places: Vec<_> = places.take(limit + 1).collect();
+        state.unswept = (places.len() > limit).then(|| places.pop()).flatten();
+        places.retain(|(_, key)| *key <= state.hidden_to);
+        for place in places {
+            state.remove(place);
+        }
+        state.unswept.is_some()
     }
 
     /// The first `limit` rows that have left and are in the table still, each with its number in `gone`: up to
@@ -242,9 +258,20 @@ impl State {
         }
     }
 
-    fn of(&self, mailbox64: i64, after: i64) -> impl Iterator<Item = Entry> {
+    fn row(&self, mailbox64: i64, key: i64) -> Option<&Unsettled> {
+        (key > self.hidden_to).then(|| self.rows.get(&(mailbox64, key)))?
+    }
+
+    fn remove(&mut self, place: (i64, i64)) {
+        let row = self.rows.remove(&place);
+        if let Some(header) = row.and_then(|row| row.header) {
+            self.headers.remove(header);
+        }
+    }
+
+    fn of(&self, mailbox64: i64, after: i64) -> impl DoubleEndedIterator<Item = Entry> {
         let range = (
-            Bound::Excluded((mailbox64, after)),
+            Bound::Excluded((mailbox64, after.max(self.hidden_to))),
             Bound::Included((mailbox64, i64::MAX)),
         );
         let rows = self.rows.range(range);
@@ -272,10 +299,7 @@ impl Following<'_> {
 
     /// A row left the table.
     pub(super) fn deleted(&mut self, mailbox64: i64, key: i64) {
-        let row = self.state.rows.remove(&(mailbox64, key));
-        if let Some(header) = row.and_then(|row| row.header) {
-            self.state.headers.remove(header);
-        }
+        self.state.remove((mailbox64, key));
     }
 
     /// A row left and is in the table still.
