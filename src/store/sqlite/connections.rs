@@ -1,9 +1,9 @@
-//! The committer's two connections.
+//! The committer's three connections.
 //!
 //! One writes, through rusqlite: its calls are made where the committer runs, so a transaction costs no way
 //! to another thread and back. The other one reads what a fold asks, through sqlx, like the readers of
 //! pages. Both are of the same process, and only the committer uses them, one at a time: so what the one has
-//! committed the other one sees, and none waits for a lock.
+//! committed the other one sees, and none waits for a lock. The third one moves the log beside them.
 
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::errors::{Fault, words};
 use super::files::Moved;
+use super::mover::Mover;
 use super::open::{LOCK_WAIT_MAX, WRITER_PRAGMAS, reader_options};
 use super::rows::{Sql, run_through};
 use super::time;
@@ -26,26 +27,35 @@ const PREPARED_MAX: usize = 64;
 pub(super) struct Connections {
     pub(super) writes: Connection,
     pub(super) reads: SqliteConnection,
+    pub(super) mover: Mover,
 }
 
 impl Connections {
-    /// Opens both to a database whose schema is up to date.
+    /// Opens them to a database whose schema is up to date.
     pub(super) async fn open(path: &Path) -> Result<Self, Fault> {
         let writes = open_writes(path)?;
         Self::with(writes, path).await
     }
 
-    /// Opens the other one beside the one that writes.
+    /// Opens the others beside the one that writes.
     pub(super) async fn with(writes: Connection, path: &Path) -> Result<Self, Fault> {
+        let mover = Mover::Here(open_writes(path)?);
         let options = reader_options(path).thread_name(|_| "store-questions".to_owned());
         let reads = options.connect().await?;
-        Ok(Self { writes, reads })
+        Ok(Self {
+            writes,
+            reads,
+            mover,
+        })
     }
 
-    /// Lets go of connections after a failure. Whatever they say: they are not used again.
+    /// Lets go of connections after a failure. Whatever they say: they are not used again. The one that moves
+    /// the log may still be at it ([`Log::open_anew`]).
+    ///
+    /// [`Log::open_anew`]: super::log::Log::open_anew
     pub(super) async fn give_up(self) {
         self.reads.close_hard().await.ok();
-        drop(self.writes);
+        drop((self.writes, self.mover));
     }
 
     /// Closes them at the end of the relay. `moved` says that the files are not where they were.
@@ -57,6 +67,7 @@ impl Connections {
             std::mem::forget(self);
             return;
         }
+        self.mover.close().await;
         let writes = &self.writes;
         // Without it the last minute's is there.
         time::write(writes, last).ok();

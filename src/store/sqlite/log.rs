@@ -13,8 +13,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
@@ -23,8 +23,8 @@ use super::rows::Sql;
 use crate::filesystem;
 use crate::filesystem::place::beside;
 
-/// Pages from which on the log is moved into the database: 700 × 8 KiB = 5.5 MiB. Commits wait for it: with
-/// 2,000 pages the slowest answers took 1.6 times as long, and the rate grew by 3 %.
+/// Pages from which on the log is moved into the database: 700 × 8 KiB = 5.5 MiB. Commits write it again and
+/// again, so a short log stays in the processor's cache.
 const PAGES_MAX: i64 = 700;
 
 /// Bytes that are written, at the least, before the log is asked again how long it is: 1 MiB.
@@ -47,6 +47,12 @@ pub(super) struct Log {
     /// Its first frames that were moved into the database without that having become durable. Shared by
     /// clones, of which one may hang in the disk.
     moved: Arc<AtomicU64>,
+    /// Whoever moves the log, or has the system forget it, does so alone.
+    turn: Arc<Mutex<()>>,
+    /// How often the database was opened anew, and how often before this clone was made. A connection from
+    /// before moves nothing more.
+    openings: Arc<AtomicU64>,
+    opening: u64,
 }
 
 impl Log {
@@ -57,6 +63,9 @@ impl Log {
             path: log_path(path),
             came: 0,
             moved: Arc::default(),
+            turn: Arc::default(),
+            openings: Arc::default(),
+            opening: 0,
         }
     }
 
@@ -65,26 +74,34 @@ impl Log {
         self.came += bytes + (rows + TOTALS) as u64 * ROW_BYTES;
     }
 
-    /// Moves the log into the database when it is long.
-    pub(super) fn move_if_long(&mut self, connection: &Connection) -> Result<(), Fault> {
+    /// Whether it is time to move the log.
+    pub(super) fn is_long(&mut self, connection: &Connection) -> Result<bool, Fault> {
         if self.came < ASK_BYTES {
-            return Ok(());
+            return Ok(false);
         }
         self.came = 0;
         let (pages, _) = checkpoint(connection, "PRAGMA wal_checkpoint(NOOP)")?;
-        match pages >= PAGES_MAX {
-            true => self.move_it(connection),
-            false => Ok(()),
-        }
+        Ok(pages >= PAGES_MAX)
     }
 
-    /// Moves as much of the log into the database as readers of older states allow.
+    /// Pages of the log that are not moved.
+    pub(super) fn rest(&self, connection: &Connection) -> Result<i64, Fault> {
+        let (pages, moved) = checkpoint(connection, "PRAGMA wal_checkpoint(NOOP)")?;
+        Ok(pages - moved)
+    }
+
+    /// Moves as much of the log into the database as readers of older states allow. Waits for whoever moves
+    /// it already.
     ///
-    /// SQLite makes the database durable only when it has moved all of the log; but from then on it reads
-    /// what it has moved from the database. So what it leaves undone is done here.
+    /// SQLite makes the database durable only when it has moved all that the log has by then; but from then on
+    /// it reads what it has moved from the database. So what it leaves undone is done here.
     pub(super) fn move_it(&self, connection: &Connection) -> Result<(), Fault> {
-        let (pages, moved) = checkpoint(connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
-        if moved > 0 && moved < pages {
+        let _turn = self.turn();
+        if self.openings.load(Ordering::SeqCst) != self.opening {
+            return Err(Fault::said("the database was opened anew meanwhile"));
+        }
+        let (_, moved) = checkpoint(connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
+        if moved > 0 {
             let moved = u64::try_from(moved).unwrap_or(0);
             self.moved.store(moved, Ordering::SeqCst);
             self.database.sync_data()?;
@@ -93,8 +110,19 @@ impl Log {
         Ok(())
     }
 
+    /// The database is opened anew from here on: connections from before move nothing more, once whoever does
+    /// so right now is done.
+    pub(super) fn open_anew(&mut self) {
+        self.opening = self.openings.fetch_add(1, Ordering::SeqCst) + 1;
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Moves again what was moved and may not be durable, from the log, which is.
     pub(super) fn move_again(&self) -> io::Result<()> {
+        let _turn = self.turn();
         let moved = self.moved.load(Ordering::SeqCst);
         if moved > 0 {
             move_frames(&self.path, &self.database, moved)?;
@@ -104,11 +132,12 @@ impl Log {
         Ok(())
     }
 
-    /// Has the system write what it can of both files, and forget what it holds of them. Nothing may be
-    /// in the middle of writing them. At a start, too: the relay before may have ended with a failed fsync, or in
+    /// Has the system write what it can of both files, and forget what it holds of them. Waits for whoever
+    /// moves the log; nothing else may be in the middle of writing them. At a start, too: the relay before may have ended with a failed fsync, or in
     /// the middle of one, and has then left a commit that can be read and is not durable. Its sender repeats it,
     /// and must not hear `Stored` before it is.
     pub(super) fn forget_cached(&self) -> io::Result<()> {
+        let _turn = self.turn();
         forget(&self.database, &self.path)
     }
 }

@@ -22,6 +22,7 @@ mod files;
 mod guard;
 mod known;
 mod log;
+mod mover;
 mod nonces;
 mod open;
 mod owners;

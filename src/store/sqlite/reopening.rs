@@ -27,6 +27,7 @@ impl SqliteWriter {
     /// Opens the database again after a failed write and sees that it is the same one, that it can be
     /// written, and what it holds.
     pub(super) async fn open_again(&mut self) -> Result<Again, Fault> {
+        self.log.open_anew();
         let (log, path) = (self.log.clone(), self.path.clone());
         let writes = beside(move || {
             // Before anything is read: from here on what can be read is on the disk.
@@ -34,8 +35,11 @@ impl SqliteWriter {
             log.move_again()?;
             Ok(open_writes(&path)?)
         });
-        let Connections { writes, mut reads } =
-            Connections::with(writes.await?, &self.path).await?;
+        let Connections {
+            writes,
+            mut reads,
+            mover,
+        } = Connections::with(writes.await?, &self.path).await?;
         if !is_same(&mut reads, &self.secret).await? {
             return Err(Fault::said("the file is now a different database"));
         }
@@ -53,7 +57,11 @@ impl SqliteWriter {
             totals: read_totals(&mut reads).await?,
             nonces: Nonces::read(&mut reads).await?,
             settling: Settling::read(&mut reads, tail, self.pace).await?,
-            connections: Connections { writes, reads },
+            connections: Connections {
+                writes,
+                reads,
+                mover,
+            },
         })
     }
 }

@@ -126,7 +126,10 @@ impl Tail {
     /// The header of a row, if it is not settled and came since the start.
     pub(super) fn header(&self, mailbox64: i64, key: i64) -> Option<Header> {
         let state = self.read();
-        state.headers.get(state.row(mailbox64, key)?.header?).copied()
+        state
+            .headers
+            .get(state.row(mailbox64, key)?.header?)
+            .copied()
     }
 
     /// Whether a row has left, although it is in the table.

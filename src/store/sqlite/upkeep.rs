@@ -43,7 +43,7 @@ impl SqliteWriter {
         keys: &[OrderKey],
     ) -> Result<Vec<(MailboxHash, OrderKey)>, Failure> {
         let began = Instant::now();
-        let Connections { writes, reads } = self.connections.as_mut().ok_or_else(closed)?;
+        let Connections { writes, reads, .. } = self.connections.as_mut().ok_or_else(closed)?;
         let mut keys = keys.to_vec();
         self.settling.tail().retain_present(&mut keys);
         let misplaced = misplaced_of(reads, &keys, &self.secret);
@@ -87,7 +87,7 @@ impl SqliteWriter {
 
     /// A step of settling in a transaction of its own.
     async fn take(&mut self, step: Step) -> Result<(), Failure> {
-        let Connections { writes, reads } = self.connections.as_mut().ok_or_else(closed)?;
+        let Connections { writes, reads, .. } = self.connections.as_mut().ok_or_else(closed)?;
         let taken = match self.settling.read_ahead(reads, &step).await {
             Ok(read) => write_step(writes, &self.settling, &step, read),
             Err(error) => Err(before(error)),

@@ -19,6 +19,7 @@ use super::errors::{Fault, classify, classify_commit, code, is_failed_write, pri
 use super::files::Files;
 use super::known::{Totals, answer, read_departures, read_totals};
 use super::log::Log;
+use super::mover::LOOK;
 use super::nonces::{Nonces, Over, write_nonces};
 use super::open::{DataDirLock, OpenError, SqliteOptions, describe};
 use super::pins::write_pins;
@@ -153,7 +154,7 @@ impl SqliteWriter {
             over,
             trim_to,
         } = *writing;
-        let Connections { writes, reads } = self.connections.as_mut().ok_or_else(closed)?;
+        let Connections { writes, reads, .. } = self.connections.as_mut().ok_or_else(closed)?;
         let first_departure = self.caches.departures.next_number();
         let commits = self.totals.commits + 1;
         let deletes: Vec<_> = leaving.now.iter().map(|(_, key)| *key).collect();
@@ -351,8 +352,10 @@ impl Engine for SqliteWriter {
     }
 
     async fn tidy(&mut self, is_idle: bool) -> Result<Option<Duration>, CommitError> {
-        if let Some(connections) = &self.connections {
-            let moved = self.log.move_if_long(&connections.writes);
+        let mut is_away = false;
+        if let Some(Connections { writes, mover, .. }) = &mut self.connections {
+            let moved = mover.tend(&mut self.log, writes);
+            is_away = mover.is_away();
             self.look_at_move(moved);
         }
         let last_key = self.totals.next_key - 1;
@@ -361,7 +364,10 @@ impl Engine for SqliteWriter {
                 self.take_step(step).await?;
                 Ok(Some(Duration::ZERO))
             }
-            None => Ok(self.settling.wants()),
+            None => {
+                let look = is_away.then_some(LOOK);
+                Ok(self.settling.wants().into_iter().chain(look).min())
+            }
         }
     }
 
