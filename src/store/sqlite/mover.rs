@@ -91,3 +91,77 @@ fn fly(log: Log, connection: Connection) -> Flight {
     });
     flight
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use super::super::connections::open_writes;
+    use super::*;
+
+    /// A database whose log has 1,000 pages, its connection, and one that moves the log.
+    fn long_log(folder: &std::path::Path) -> (Log, Connection, Mover) {
+        let path = folder.join("relay.db");
+        let create = "PRAGMA page_size = 8192; PRAGMA journal_mode = WAL; CREATE TABLE t (b BLOB)";
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch(create)
+            .unwrap();
+        let writes = open_writes(&path).unwrap();
+        let mut log = Log::of(&path, Arc::new(File::open(&path).unwrap()));
+        for _ in 0..1_000 {
+            insert(&writes);
+        }
+        log.came(1_000, 0);
+        let mover = Mover::Here(open_writes(&path).unwrap());
+        (log, writes, mover)
+    }
+
+    fn insert(connection: &Connection) {
+        let sql = "INSERT INTO t VALUES (zeroblob(7000))";
+        connection.execute(sql, ()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn commits_go_on_while_the_log_is_moved_and_it_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut log, writes, mut mover) = long_log(folder.path());
+        let before = log.rest(&writes).unwrap();
+        assert!(before > 1_000);
+        mover.tend(&mut log, &writes).unwrap();
+        assert!(mover.is_away());
+        while mover.is_away() {
+            insert(&writes);
+            mover.tend(&mut log, &writes).unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(log.rest(&writes).unwrap(), 0);
+        insert(&writes);
+        assert!(log.rest(&writes).unwrap() < before, "it has begun anew");
+    }
+
+    #[tokio::test]
+    async fn a_connection_from_before_a_reopening_moves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut log, writes, _) = long_log(folder.path());
+        let before = log.clone();
+        log.open_anew();
+        before.move_it(&writes).unwrap_err();
+        assert!(log.rest(&writes).unwrap() > 1_000);
+        log.move_it(&writes).unwrap();
+        assert_eq!(log.rest(&writes).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_never_comes_back_is_done_by_the_committer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut log, writes, _) = long_log(folder.path());
+        let (back, flight) = oneshot::channel();
+        drop(back);
+        let mut mover = Mover::Away(flight, 1);
+        mover.tend(&mut log, &writes).unwrap();
+        assert!(!mover.is_away());
+        assert_eq!(log.rest(&writes).unwrap(), 0);
+    }
+}
