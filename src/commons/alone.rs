@@ -36,6 +36,13 @@ impl Alone {
     }
 }
 
+impl Alone {
+    /// Whether a sender here waits to hear what becomes of this blob.
+    pub(super) fn awaits(&self, blob: &BlobId) -> bool {
+        self.notices.awaits(blob)
+    }
+}
+
 #[async_trait]
 impl Commons for Alone {
     async fn burn(

@@ -64,6 +64,11 @@ impl Notices {
         }
     }
 
+    /// Whether a sender waits to hear of this blob.
+    pub(super) fn awaits(&self, blob: &BlobId) -> bool {
+        self.awaited().contains(blob)
+    }
+
     /// The blob was written to a recipient: told once.
     pub(super) fn delivered(&self, blob: &BlobId) {
         let mut all = self.awaited();
