@@ -2,7 +2,8 @@
 
 -- The relays that run. number is drawn from 'instances' in meta at each start, so that no two have the same one;
 -- id tells whose it is all the same after the database was restored. secret is the check value of the relay's
--- secret. A relay writes seen_at every second; one that has not for 15 seconds counts as gone.
+-- secret. state is 'up' or 'draining'. A relay writes seen_at every second; one that has not for 15
+-- seconds counts as gone.
 CREATE TABLE instance (
     number     integer     PRIMARY KEY,
     id         uuid        NOT NULL,

@@ -27,6 +27,9 @@ use crate::store::others::{LiveRow, Others, Word};
 /// has no session that takes it soon enough.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(1_500);
 
+/// How long a handshake waits for the others' word for its nonce, while the database does not answer.
+const BURN_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// Live blobs whose answers are waited for, at the most. Beyond that only sessions here are asked.
 const AWAITED_MAX: usize = 1_024;
 
@@ -201,9 +204,9 @@ impl Commons for Together {
         if self.others.count() == 0 {
             return Ok(());
         }
-        match self.others.burn(nonce).await {
-            Ok(false) => Err(NonceRefused::Used),
-            Ok(true) | Err(_) => Ok(()),
+        match tokio::time::timeout(BURN_TIME_MAX, self.others.burn(nonce)).await {
+            Ok(Ok(false)) => Err(NonceRefused::Used),
+            Ok(Ok(true) | Err(_)) | Err(_) => Ok(()),
         }
     }
 

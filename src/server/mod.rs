@@ -111,6 +111,7 @@ pub struct Running {
     pub store: Arc<Store>,
     /// Whether it still moves.
     pub pulse: Pulse,
+    others: Option<Arc<dyn Others>>,
     drain_delay: Duration,
     drain_timeout: Duration,
     sessions: TaskTracker,
@@ -145,7 +146,8 @@ pub async fn start_with(
     let secret = load_secret(config)?;
     let opened = wrap(open_database(config, &clock, &secret, &metrics).await?);
     let alone = Alone::new(Arc::clone(&hub), Arc::clone(&budgets), Arc::clone(&metrics));
-    let (commons, together) = share(alone, &hub, opened.others.clone());
+    let others = opened.others.clone();
+    let (commons, together) = share(alone, &hub, others.clone());
     let kept = (&clock, &secret);
     let store = start_store(config, opened, kept, (&commons, &metrics));
     let store = Arc::new(store);
@@ -181,6 +183,7 @@ pub async fn start_with(
         pulse: Pulse::new(Arc::clone(&service), Arc::clone(&metrics)),
         metrics,
         store,
+        others,
         drain_delay: config.drain_delay,
         drain_timeout: config.drain_timeout,
         sessions: TaskTracker::new(),
@@ -234,6 +237,9 @@ impl Running {
     /// Ends the relay in the order told above. A call of [`Shutdown::stop`] cuts it short.
     pub async fn drain(mut self) -> Ending {
         self.shutdown.announce();
+        if let Some(others) = &self.others {
+            others.drains();
+        }
         self.metrics.draining.set(1.0);
         self.metrics.ready.set(0.0);
         tokio::select! {

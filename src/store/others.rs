@@ -56,6 +56,9 @@ pub trait Others: Send + Sync + 'static {
     /// How many there are, as far as is known.
     fn count(&self) -> u32;
 
+    /// Tells from now on that this relay is about to stop.
+    fn drains(&self);
+
     /// Has the others told, soon. What finds no room is dropped and counted.
     fn tell(&self, words: &mut dyn Iterator<Item = Word>);
 

@@ -176,6 +176,10 @@ impl Others for Exchange {
         self.instance.others()
     }
 
+    fn drains(&self) {
+        self.instance.drains();
+    }
+
     fn tell(&self, words: &mut dyn Iterator<Item = Word>) {
         self.voice.tell(words);
     }
@@ -191,6 +195,7 @@ impl Others for Exchange {
                     self.missed.notify_one();
                     self.hear(&mut listener, heard).await;
                     self.metrics.notification_reconnects_total.increment(1);
+                    tokio::time::sleep(REST / 10).await;
                 }
                 Err(_) => tokio::time::sleep(REST).await,
             }

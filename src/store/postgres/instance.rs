@@ -4,7 +4,7 @@
 //! connection of its own writes every second that the relay is there; the same statement counts the others,
 //! tells what is kept in all, and takes or keeps the lease of the chores. The server's clock judges all times.
 
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::connect::{Connector, Role, close};
-use super::errors::{OpenError, words};
+use super::errors::{OpenError, leaves_connection, words};
 use super::schema::known_schema;
 use super::usage::{self, SUMS, Sums};
 use crate::metrics::Metrics;
@@ -39,8 +39,8 @@ const GONE_AFTER: &str = "interval '15 seconds'";
 static BEAT: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH beat AS (INSERT INTO instance AS i (number, id, secret, version, schema, state) \
-             VALUES ($1, $2, $3, $4, $5, 'up') ON CONFLICT (number) DO UPDATE SET seen_at = now() \
-             WHERE i.id = excluded.id RETURNING 1), \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (number) DO UPDATE SET seen_at = now(), \
+             state = excluded.state WHERE i.id = excluded.id RETURNING 1), \
          leased AS (INSERT INTO lease AS l (name, owner, backend, epoch, until) \
              VALUES ('chores', $1, pg_backend_pid(), 1, now() + interval '5 seconds') \
              ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, backend = excluded.backend, \
@@ -71,6 +71,7 @@ pub(super) struct Instance {
     /// Nothing awaits inside.
     seen: StdMutex<Option<Seen>>,
     others: AtomicU32,
+    is_draining: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
@@ -92,6 +93,7 @@ impl Instance {
             connection: Mutex::new(None),
             seen: StdMutex::new(None),
             others: AtomicU32::new(0),
+            is_draining: AtomicBool::new(false),
             connector: connector.clone(),
             metrics,
         };
@@ -109,6 +111,11 @@ impl Instance {
     /// The same as rows carry it.
     pub(super) fn number16(&self) -> i16 {
         number16(self.number())
+    }
+
+    /// Tells from now on that this relay is about to stop.
+    pub(super) fn drains(&self) {
+        self.is_draining.store(true, Ordering::Release);
     }
 
     /// How many other relays were there at the last heartbeat.
@@ -136,9 +143,11 @@ impl Instance {
                     connecting.map_err(|failed| failed.words())?
                 }
             };
-            let beat = self.beat(&mut connection).await;
-            beat.map_err(|error| words(&error))?;
-            Ok(connection)
+            match self.beat(&mut connection).await {
+                // The server is there. Why it takes no heartbeat, the next write finds out.
+                Err(error) if !leaves_connection(&error) => Err(words(&error)),
+                Ok(()) | Err(_) => Ok(connection),
+            }
         };
         let said = match tokio::time::timeout(ANSWER_TIME_MAX, beating).await {
             Ok(Ok(connection)) => {
@@ -190,6 +199,10 @@ impl Instance {
             .bind(self.secret.as_slice())
             .bind(env!("CARGO_PKG_VERSION"))
             .bind(known_schema())
+            .bind(match self.is_draining.load(Ordering::Acquire) {
+                true => "draining",
+                false => "up",
+            })
             .fetch_one(connection)
             .await
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use vauchi_relay::clock::Clock;
 use vauchi_relay::config::Database;
+use vauchi_relay::ids::Topic;
 use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
 use vauchi_relay::store::engine::{Asked, CommitError, Opened};
@@ -289,6 +290,104 @@ async fn several_relays_write_and_each_knows_what_all_have_stored() {
     );
     first.close().await;
     second.close().await;
+}
+
+/// Blobs of their own, the same blobs and the same topic, acknowledged by whoever comes first: each reader sees
+/// each blob once and in order, and what is kept adds up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_relays_that_write_at_once_lose_nothing_and_pass_over_nothing() {
+    const EACH: u32 = 150;
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let mut stores = Vec::new();
+    for _ in 0..3 {
+        stores.push(Arc::new(store(&shared.url).await));
+    }
+    let writers = stores.iter().zip(0..).map(|(store, relay)| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            let mut pending = Vec::new();
+            for number in 0..EACH {
+                // Every third is handed in at all relays, every fifth replaces the one before.
+                let name = if number % 3 == 0 {
+                    number
+                } else {
+                    number + 1_000 * (relay + 1)
+                };
+                let mut blob = blob(1, name);
+                if number % 5 == 0 && number % 3 != 0 {
+                    blob.mailbox = mailbox(2);
+                    blob.topic = Some(Topic::from_prefix64(5));
+                }
+                pending.push(store.append(blob, NOW).await.unwrap());
+                if number % 7 == 0 {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            }
+            for stored in pending {
+                let stored = stored.await;
+                let is_there = matches!(
+                    stored,
+                    Ok(Appended::Stored { .. } | Appended::Duplicate { .. })
+                );
+                assert!(is_there, "{stored:?}");
+            }
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    let of_its_own = (0..EACH).filter(|n| n % 3 != 0 && n % 5 != 0).count();
+    let expected = 3 * of_its_own + (0..EACH).filter(|n| n % 3 == 0).count();
+    let readers = stores.iter().map(|store| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            let (mut after, mut seen) = (OrderKey::START, Vec::new());
+            while seen.len() < expected {
+                let page = store.page(mailbox(1), View::Proven, after, EVERYTHING, NOW);
+                let page = page.await.unwrap();
+                seen.extend(page.blobs.iter().map(|blob| number(blob.id)));
+                after = page.next;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            seen
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let mut orders = Vec::new();
+    for reader in readers {
+        let seen = tokio::time::timeout(Duration::from_secs(60), reader).await;
+        orders.push(seen.expect("no blob is passed over").unwrap());
+    }
+    assert!(
+        orders.iter().all(|order| *order == orders[0]),
+        "one order for all"
+    );
+    let held = ids(&stores[0], 2).await;
+    assert_eq!(held.len(), 1, "one of a topic");
+    let all: Vec<_> = orders[0].iter().map(|number| id(*number)).collect();
+    let mut acknowledged = 0;
+    let pending = stores
+        .iter()
+        .map(|store| store.acknowledge(mailbox(1), all.clone(), SEEN, NOW));
+    for removed in futures_util::future::join_all(pending).await {
+        acknowledged += removed.unwrap().await.unwrap().blobs;
+    }
+    assert_eq!(acknowledged, all.len() as u64, "each once");
+    let mut session = shared.session().await;
+    let sums = "SELECT sum(blobs)::bigint AS blobs, sum(departed)::bigint AS departed, \
+                (SELECT count(*) FROM departed) AS remembered FROM usage";
+    let row = sqlx::query(sums).fetch_one(&mut session).await.unwrap();
+    assert_eq!(row.get::<i64, _>("blobs"), 1);
+    assert_eq!(
+        row.get::<i64, _>("departed"),
+        row.get::<i64, _>("remembered")
+    );
+    for store in stores {
+        store.close().await;
+    }
 }
 
 #[tokio::test]
