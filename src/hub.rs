@@ -446,8 +446,13 @@ impl Hub {
     /// Tells every session of a sender's mailbox what became of a blob; returns how many had no
     /// room for it.
     pub fn tell(&self, sender: &MailboxHash, notice: &Notice) -> usize {
+        self.tell_prefix(sender.prefix64(), notice)
+    }
+
+    /// The same, when the sender is known by the prefix of its mailbox alone.
+    pub fn tell_prefix(&self, sender64: i64, notice: &Notice) -> usize {
         let mut without_room = 0;
-        self.each_of(sender, |inbox| {
+        self.each(sender64, |_, inbox| {
             without_room += usize::from(!inbox.tell(notice.clone()));
         });
         without_room

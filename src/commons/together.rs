@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{Alone, Commons, NonceRefused};
 use crate::clock::Timestamp;
-use crate::hub::{Fate, Hub, LiveBlob};
+use crate::hub::{Fate, Hub, LiveBlob, Notice};
 use crate::ids::{BlobId, MailboxHash};
 use crate::limits::address::Address;
 use crate::limits::budgets::{Charge, Spent};
@@ -92,8 +92,21 @@ impl Together {
         for word in words {
             match word {
                 Word::Stored(mailbox64) => self.hub.look(mailbox64),
-                Word::Delivered(blob) => self.here.tell(&blob, Fate::Delivered),
-                Word::Acknowledged(blob) => self.here.tell(&blob, Fate::Acknowledged),
+                Word::Delivered(blob) => self.tell_awaiting(&blob, Fate::Delivered),
+                Word::Acknowledged(blob) => self.tell_awaiting(&blob, Fate::Acknowledged),
+                Word::Notice {
+                    sender64,
+                    blob,
+                    is_acknowledged,
+                    name,
+                } => {
+                    let fate = match is_acknowledged {
+                        true => Fate::Acknowledged,
+                        false => Fate::Delivered,
+                    };
+                    let notice = Notice { name, blob, fate };
+                    self.here.pass_on(sender64, &notice);
+                }
                 Word::Live(number, mailbox64) => {
                     let takes = self.hub.takes_live(mailbox64);
                     if !takes || self.to_hand.0.try_send(number).is_err() {
@@ -107,6 +120,21 @@ impl Together {
                     }
                 }
             }
+        }
+    }
+
+    /// Tells a sender that waits here what became of its blob, on its connections here and elsewhere.
+    fn tell_awaiting(&self, blob: &BlobId, fate: Fate) {
+        let Some((sender, notice)) = self.here.told(blob, fate) else {
+            return;
+        };
+        if self.others.count() > 0 {
+            self.say(Word::Notice {
+                sender64: sender.prefix64(),
+                blob: notice.blob,
+                is_acknowledged: notice.fate == Fate::Acknowledged,
+                name: notice.name,
+            });
         }
     }
 
@@ -237,7 +265,7 @@ impl Commons for Together {
 
     fn tell(&self, blob: &BlobId, fate: Fate) {
         if self.here.awaits(blob) {
-            self.here.tell(blob, fate);
+            self.tell_awaiting(blob, fate);
         } else if self.others.count() > 0 {
             self.say(match fate {
                 Fate::Delivered => Word::Delivered(*blob),

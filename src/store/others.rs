@@ -4,6 +4,8 @@
 //! of a blob, a live blob that may find its taker there. All of it is a hint. One that is lost costs a second or
 //! two (what was stored is found by [`Others::catch_up`]), a notice, or a refusal that is true.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -12,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::ids::{BlobId, MailboxHash};
 
 /// What one relay tells the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Word {
     /// The mailbox with this prefix has something new.
     Stored(i64),
@@ -20,6 +22,18 @@ pub enum Word {
     Delivered(BlobId),
     /// A recipient acknowledged a blob.
     Acknowledged(BlobId),
+    /// What became of a blob, for the sender with this prefix and under its own name for the submit: up to 64
+    /// bytes.
+    Notice {
+        /// The first bits of the sender's mailbox.
+        sender64: i64,
+        /// The blob.
+        blob: BlobId,
+        /// It was acknowledged, and not only delivered.
+        is_acknowledged: bool,
+        /// The sender's name for the submit.
+        name: Arc<str>,
+    },
     /// A live blob waits for takers of the mailbox with this prefix, under this number.
     Live(u64, i64),
     /// So many sessions took the live blob of this number.

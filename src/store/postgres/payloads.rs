@@ -12,14 +12,15 @@ const BYTES_MAX: usize = 3_900;
 /// Says only that the relay is heard.
 pub(super) const PING: char = 'p';
 
-/// A letter for each kind of word, and how many bytes one takes.
+/// A letter for each kind of word, and how many of them one payload takes.
 fn kind(word: &Word) -> (char, usize) {
     match word {
-        Word::Stored(_) => ('s', 8),
-        Word::Delivered(_) => ('d', 16),
-        Word::Acknowledged(_) => ('a', 16),
-        Word::Live(..) => ('l', 16),
-        Word::Taken(..) => ('t', 12),
+        Word::Stored(_) => ('s', BYTES_MAX / 8),
+        Word::Delivered(_) => ('d', BYTES_MAX / 16),
+        Word::Acknowledged(_) => ('a', BYTES_MAX / 16),
+        Word::Notice { .. } => ('n', 1),
+        Word::Live(..) => ('l', BYTES_MAX / 16),
+        Word::Taken(..) => ('t', BYTES_MAX / 12),
     }
 }
 
@@ -27,6 +28,17 @@ fn write(word: &Word, bytes: &mut Vec<u8>) {
     match word {
         Word::Stored(mailbox64) => bytes.extend(mailbox64.to_be_bytes()),
         Word::Delivered(id) | Word::Acknowledged(id) => bytes.extend(id.as_bytes()),
+        Word::Notice {
+            sender64,
+            blob,
+            is_acknowledged,
+            name,
+        } => {
+            bytes.extend(sender64.to_be_bytes());
+            bytes.extend(blob.as_bytes());
+            bytes.push(u8::from(*is_acknowledged));
+            bytes.extend(name.as_bytes());
+        }
         Word::Live(number, mailbox64) => {
             bytes.extend(number.to_be_bytes());
             bytes.extend(mailbox64.to_be_bytes());
@@ -43,10 +55,10 @@ pub(super) fn payloads(from: i32, words: &[Word]) -> Vec<String> {
     let mut payloads = Vec::new();
     let mut rest = words;
     while let Some(first) = rest.first() {
-        let (letter, size) = kind(first);
-        let same = rest.iter().take(BYTES_MAX / size);
+        let (letter, words_max) = kind(first);
+        let same = rest.iter().take(words_max);
         let same = same.take_while(|word| kind(word).0 == letter).count();
-        let mut bytes = Vec::with_capacity(same * size);
+        let mut bytes = Vec::new();
         rest[..same].iter().for_each(|word| write(word, &mut bytes));
         payloads.push(format!("{}{}", head(letter, from), HEXLOWER.encode(&bytes)));
         rest = &rest[same..];
@@ -75,6 +87,7 @@ pub(super) fn read(payload: &str) -> Option<(i32, Vec<Word>)> {
         'a' => each(&bytes, |bytes| {
             Word::Acknowledged(BlobId::from_bytes(*bytes))
         })?,
+        'n' => vec![notice(&bytes)?],
         'l' => each(&bytes, |bytes| {
             let both = u128::from_be_bytes(*bytes);
             Word::Live((both >> 64) as u64, both as i64)
@@ -86,6 +99,18 @@ pub(super) fn read(payload: &str) -> Option<(i32, Vec<Word>)> {
         _ => return None,
     };
     Some((from, words))
+}
+
+fn notice(bytes: &[u8]) -> Option<Word> {
+    let (sender64, rest) = bytes.split_first_chunk()?;
+    let (blob, rest) = rest.split_first_chunk()?;
+    let (is_acknowledged, name) = rest.split_first()?;
+    Some(Word::Notice {
+        sender64: i64::from_be_bytes(*sender64),
+        blob: BlobId::from_bytes(*blob),
+        is_acknowledged: *is_acknowledged != 0,
+        name: std::str::from_utf8(name).ok()?.into(),
+    })
 }
 
 fn each<const N: usize>(bytes: &[u8], word: impl Fn(&[u8; N]) -> Word) -> Option<Vec<Word>> {
@@ -104,9 +129,16 @@ mod tests {
         let id = BlobId::from_bytes([7; 16]);
         let mut words: Vec<Word> = (-500..500).map(Word::Stored).collect();
         words.extend([Word::Delivered(id), Word::Acknowledged(id)]);
+        let notice = |is_acknowledged| Word::Notice {
+            sender64: -7,
+            blob: id,
+            is_acknowledged,
+            name: "ä name".into(),
+        };
+        words.extend([notice(false), notice(true)]);
         words.extend([Word::Live(u64::MAX - 1, -2), Word::Taken(3, 4)]);
         let payloads = payloads(0x7fff_fff0, &words);
-        assert_eq!(payloads.len(), 3 + 4);
+        assert_eq!(payloads.len(), 3 + 6);
         assert!(payloads.iter().all(|payload| payload.len() < 8_000));
         let heard = payloads.iter().flat_map(|payload| {
             let (from, words) = read(payload).unwrap();

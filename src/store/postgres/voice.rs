@@ -21,7 +21,8 @@ use crate::store::others::{Unheard, Word};
 /// What all relays of a database listen to.
 pub(super) const CHANNEL: &str = "vauchi_relay";
 
-/// Words that wait to be sent, of each kind: 16 bytes each, 1 MiB. Beyond that they are dropped and counted.
+/// Words that wait to be sent, of each kind: 56 bytes each and names of 64, 8 MiB. Beyond that they are dropped
+/// and counted.
 const WAITING_MAX: usize = 65_536;
 
 /// Payloads of one statement: half a megabyte.
@@ -60,7 +61,7 @@ impl Waiting {
             }
             Word::Delivered(_) => &mut self.delivered,
             Word::Acknowledged(_) => &mut self.acknowledged,
-            Word::Live(..) | Word::Taken(..) => &mut self.others,
+            Word::Notice { .. } | Word::Live(..) | Word::Taken(..) => &mut self.others,
         };
         let has_room = lane.len() < WAITING_MAX;
         if has_room {
@@ -106,7 +107,9 @@ impl Voice {
     /// Has these words sent, soon.
     pub(super) fn tell(&self, words: &mut dyn Iterator<Item = Word>) {
         let mut waiting = self.waiting();
-        let dropped = words.filter(|word| !waiting.add(*word)).count();
+        let dropped = words
+            .filter_map(|word| (!waiting.add(word)).then_some(()))
+            .count();
         drop(waiting);
         self.dropped(dropped);
         self.came.notify_one();
