@@ -61,7 +61,7 @@ series! {
     pub floods_closed_total: Counter =
         "Connections closed after a minute of slow reading because their frames were refused or of no use.";
     pub instances: Gauge =
-        "Relays that use this database now, this one included, as the last heartbeat found. Without PostgreSQL 1.";
+        "Relays that use this database now, this one included, as the last heartbeat found; 0 while the heartbeat fails. Without PostgreSQL 1.";
     pub notifications_sent_total: Counter =
         "Words sent to the other relays on this database: a mailbox with something new, a fate of a blob, a live blob.";
     pub notifications_received_total: Counter =

@@ -143,10 +143,14 @@ impl Instance {
                     connecting.map_err(|failed| failed.words())?
                 }
             };
-            match self.beat(&mut connection).await {
+            let Err(error) = self.beat(&mut connection).await else {
+                return Ok(connection);
+            };
+            self.metrics.instances.set(0.0);
+            match leaves_connection(&error) {
                 // The server is there. Why it takes no heartbeat, the next write finds out.
-                Err(error) if !leaves_connection(&error) => Err(words(&error)),
-                Ok(()) | Err(_) => Ok(connection),
+                true => Ok(connection),
+                false => Err(words(&error)),
             }
         };
         let said = match tokio::time::timeout(ANSWER_TIME_MAX, beating).await {
@@ -157,6 +161,7 @@ impl Instance {
             Ok(Err(said)) => said,
             Err(_) => String::from("no answer"),
         };
+        self.metrics.instances.set(0.0);
         let why = format!("the connection that tells that this relay is there: {said}");
         Err(StoreError::unavailable(why))
     }

@@ -2,10 +2,10 @@
 //!
 //! Several relays use a database at the same time (`instance`). Order keys come from the server's own
 //! transaction numbers (`keys`), what may leave is locked before it is counted, and what another relay has
-//! changed meanwhile has the batch folded again. The committer has one
-//! connection (`writer`, which answers questions from `known`, with `reopen` and `upkeep`), pages come from a few others (`reads`, with
-//! the SQL in `pages` and the connections in `readers`). `exchange` is the way to the
-//! other relays (`voice` speaks, `payloads` are the words, `kept` the connections). Beside them: `connect` (hosts and sessions), `schema`
+//! changed meanwhile has the batch folded again. The committer has one connection (`writer`, which answers
+//! questions from `known`, with `reopen` and `upkeep`), pages come from a few others (`reads`, with the SQL in
+//! `pages` and the connections in `readers`). `exchange` is the way to the other relays (`voice` speaks,
+//! `payloads` are the words, `kept` the connections). Beside them: `connect` (hosts and sessions), `schema`
 //! (migrations, and whose database it is), `usage` (what is kept in all, and which commit was the last one),
 //! `rows`, `departed`, `pins`, `recovery`, `nonces` and `time` (the statements), `columns` and `guard` (what is
 //! read of a row), `doubts` (whether what cannot be read is damaged), `errors` (what failed), `advice` (unsafe
@@ -187,7 +187,8 @@ pub struct Looked {
     pub relays: u64,
 }
 
-/// Looks at the database as a start would find it: that it answers and takes writes, that its schema is known, and that `secret` belongs to it, if there is one yet.
+/// Looks at the database as a start would find it: that it answers and takes writes, that its schema is known,
+/// and that `secret` belongs to it, if there is one yet.
 pub async fn look(
     database: &Database,
     secret: Option<(&Secret, PathBuf)>,
