@@ -109,6 +109,9 @@ pub enum Woken {
     Marks(HashSet<MailboxHash>),
     /// To go back in these mailboxes to before this key: what could not be read there can be read now.
     Back(HashMap<MailboxHash, OrderKey>),
+    /// To look into these mailboxes unless they were read up to this key: something was stored of which the
+    /// session may not have been told.
+    UpTo(HashMap<MailboxHash, OrderKey>),
 }
 
 /// What waits for one session: which mailboxes to look at, notices, live blobs. Held by the session and, for
@@ -139,11 +142,16 @@ struct Wakes {
     hint_bytes: usize,
     /// Where to go back to; bounded by what the session joined.
     back: HashMap<MailboxHash, OrderKey>,
+    /// How far there is something; bounded by what the session joined.
+    up_to: HashMap<MailboxHash, OrderKey>,
 }
 
 impl Wakes {
     fn is_empty(&self) -> bool {
-        self.marked.is_empty() && self.hints.is_empty() && self.back.is_empty()
+        self.marked.is_empty()
+            && self.hints.is_empty()
+            && self.back.is_empty()
+            && self.up_to.is_empty()
     }
 
     /// Whether one of so many bytes for this mailbox is of use and has room.
@@ -196,6 +204,29 @@ impl Inbox {
         }
     }
 
+    /// Tells the session to look into this mailbox.
+    fn mark(&self, mailbox: MailboxHash) {
+        let mut wakes = lock(&self.wakes);
+        let is_first = wakes.is_empty();
+        wakes.marked.insert(mailbox);
+        drop(wakes);
+        if is_first {
+            self.waker.wake();
+        }
+    }
+
+    /// Tells the session to look into this mailbox, unless it has read up to this key.
+    fn catch_up(&self, mailbox: MailboxHash, key: OrderKey) {
+        let mut wakes = lock(&self.wakes);
+        let is_first = wakes.is_empty();
+        let up_to = wakes.up_to.entry(mailbox).or_insert(key);
+        *up_to = (*up_to).max(key);
+        drop(wakes);
+        if is_first {
+            self.waker.wake();
+        }
+    }
+
     /// Has the session read this mailbox again from before this key on.
     fn go_back(&self, mailbox: MailboxHash, key: OrderKey) {
         let mut wakes = lock(&self.wakes);
@@ -218,10 +249,12 @@ impl Inbox {
         } else if let Some(hint) = wakes.hints.pop_front() {
             wakes.hint_bytes -= hint.bytes();
             Poll::Ready(Woken::Hint(hint))
-        } else if wakes.marked.is_empty() {
-            Poll::Pending
-        } else {
+        } else if !wakes.marked.is_empty() {
             Poll::Ready(Woken::Marks(std::mem::take(&mut wakes.marked)))
+        } else if !wakes.up_to.is_empty() {
+            Poll::Ready(Woken::UpTo(std::mem::take(&mut wakes.up_to)))
+        } else {
+            Poll::Pending
         }
     }
 
@@ -229,8 +262,10 @@ impl Inbox {
     pub fn take_marks(&self) -> HashSet<MailboxHash> {
         let mut waiting = lock(&self.wakes);
         let back = std::mem::take(&mut waiting.back);
+        let up_to = std::mem::take(&mut waiting.up_to);
         let wakes = std::mem::take(&mut *waiting);
         waiting.back = back;
+        waiting.up_to = up_to;
         drop(waiting);
         let hinted = wakes.hints.iter().map(|hint| hint.mailbox);
         hinted.chain(wakes.marked).collect()
@@ -258,12 +293,18 @@ impl Inbox {
         };
     }
 
+    /// Whether it does.
+    fn takes_live_of(&self, mailbox: &MailboxHash) -> bool {
+        lock(&self.live).from.contains(mailbox)
+    }
+
     /// A mailbox that the session has left: its mark would stay for as long as the session is busy,
     /// and a session may join and leave any number. Its live blobs are nobody's.
     pub fn forget(&self, mailbox: &MailboxHash) {
         let mut wakes = lock(&self.wakes);
         wakes.marked.remove(mailbox);
         wakes.back.remove(mailbox);
+        wakes.up_to.remove(mailbox);
         wakes.drop_hints(mailbox);
         drop(wakes);
         let mut live = lock(&self.live);
@@ -315,7 +356,17 @@ impl Inbox {
     }
 }
 
-type Subscribers = HashMap<MailboxHash, Vec<(ConnectionId, Arc<Inbox>)>>;
+/// One session that has joined a mailbox.
+#[derive(Debug)]
+struct Subscriber {
+    mailbox: MailboxHash,
+    connection: ConnectionId,
+    inbox: Arc<Inbox>,
+}
+
+/// By the prefix of the mailbox, which is all that other relays tell. Two mailboxes do not share one, as good as
+/// never.
+type Subscribers = HashMap<i64, Vec<Subscriber>>;
 
 /// The subscriptions of this process.
 #[derive(Debug)]
@@ -342,11 +393,16 @@ impl Hub {
         connection: ConnectionId,
         inbox: Arc<Inbox>,
     ) -> Joined {
-        self.shard(&mailbox)
-            .entry(mailbox)
+        let prefix64 = mailbox.prefix64();
+        self.shard(prefix64)
+            .entry(prefix64)
             // Nearly always the only one.
             .or_insert_with(|| Vec::with_capacity(1))
-            .push((connection, inbox));
+            .push(Subscriber {
+                mailbox,
+                connection,
+                inbox,
+            });
         Joined {
             hub: Arc::clone(self),
             mailbox,
@@ -358,39 +414,57 @@ impl Hub {
     /// where it may be of use.
     pub fn news(&self, rows: &[NewRow<'_>]) {
         for row in rows {
-            let mailbox = &row.envelope.mailbox;
-            if let Some(subscribers) = self.shard(mailbox).get(mailbox) {
-                for (_, inbox) in subscribers {
-                    inbox.bring(row);
-                }
-            }
+            self.each_of(&row.envelope.mailbox, |inbox| inbox.bring(row));
         }
+    }
+
+    /// Tells everyone who joined the mailbox with this prefix to look into it.
+    pub fn look(&self, prefix64: i64) {
+        self.each(prefix64, |mailbox, inbox| inbox.mark(*mailbox));
+    }
+
+    /// Tells everyone who joined the mailbox with this prefix that it has something up to this key: for whoever
+    /// has not read so far.
+    pub fn catch_up(&self, prefix64: i64, key: OrderKey) {
+        self.each(prefix64, |mailbox, inbox| inbox.catch_up(*mailbox, key));
+    }
+
+    /// Whether a session takes live blobs of the mailbox with this prefix.
+    pub fn takes_live(&self, prefix64: i64) -> bool {
+        let mut takes = false;
+        self.each(prefix64, |mailbox, inbox| {
+            takes |= inbox.takes_live_of(mailbox);
+        });
+        takes
     }
 
     /// Has everyone who joined this mailbox read it again from before this key on, whoever has passed it.
     pub fn go_back(&self, mailbox: MailboxHash, key: OrderKey) {
-        if let Some(subscribers) = self.shard(&mailbox).get(&mailbox) {
-            for (_, inbox) in subscribers {
-                inbox.go_back(mailbox, key);
-            }
-        }
+        self.each_of(&mailbox, |inbox| inbox.go_back(mailbox, key));
     }
 
     /// Tells every session of a sender's mailbox what became of a blob; returns how many had no
     /// room for it.
     pub fn tell(&self, sender: &MailboxHash, notice: &Notice) -> usize {
-        let shard = self.shard(sender);
-        let sessions = shard.get(sender).into_iter().flatten();
-        sessions
-            .filter(|(_, inbox)| !inbox.tell(notice.clone()))
-            .count()
+        self.tell_prefix(sender.prefix64(), notice)
+    }
+
+    /// The same, when the sender is known by the prefix of its mailbox alone.
+    pub fn tell_prefix(&self, sender64: i64, notice: &Notice) -> usize {
+        let mut without_room = 0;
+        self.each(sender64, |_, inbox| {
+            without_room += usize::from(!inbox.tell(notice.clone()));
+        });
+        without_room
     }
 
     /// Hands a live blob to every session that takes it; returns how many did.
     pub fn hand(&self, blob: &LiveBlob) -> usize {
-        let shard = self.shard(&blob.mailbox);
-        let sessions = shard.get(&blob.mailbox).into_iter().flatten();
-        sessions.filter(|(_, inbox)| inbox.hand(blob)).count()
+        let mut takers = 0;
+        self.each_of(&blob.mailbox, |inbox| {
+            takers += usize::from(inbox.hand(blob));
+        });
+        takers
     }
 
     /// How many subscriptions there are.
@@ -402,17 +476,37 @@ impl Hub {
     }
 
     fn leave(&self, mailbox: &MailboxHash, connection: ConnectionId) {
-        let mut shard = self.shard(mailbox);
-        if let Some(subscribers) = shard.get_mut(mailbox) {
-            subscribers.retain(|(id, _)| *id != connection);
+        let prefix64 = mailbox.prefix64();
+        let mut shard = self.shard(prefix64);
+        if let Some(subscribers) = shard.get_mut(&prefix64) {
+            subscribers.retain(|subscriber| {
+                subscriber.connection != connection || subscriber.mailbox != *mailbox
+            });
             if subscribers.is_empty() {
-                shard.remove(mailbox);
+                shard.remove(&prefix64);
             }
         }
     }
 
-    fn shard(&self, mailbox: &MailboxHash) -> MutexGuard<'_, Subscribers> {
-        let number = self.hasher.hash_one(mailbox) as usize % SHARDS;
+    /// Everyone who joined this mailbox.
+    fn each_of(&self, mailbox: &MailboxHash, mut to: impl FnMut(&Inbox)) {
+        self.each(mailbox.prefix64(), |of, inbox| {
+            if of == mailbox {
+                to(inbox);
+            }
+        });
+    }
+
+    /// Everyone who joined a mailbox with this prefix.
+    fn each(&self, prefix64: i64, mut to: impl FnMut(&MailboxHash, &Inbox)) {
+        let shard = self.shard(prefix64);
+        for subscriber in shard.get(&prefix64).into_iter().flatten() {
+            to(&subscriber.mailbox, &subscriber.inbox);
+        }
+    }
+
+    fn shard(&self, prefix64: i64) -> MutexGuard<'_, Subscribers> {
+        let number = self.hasher.hash_one(prefix64) as usize % SHARDS;
         lock(&self.shards[number])
     }
 }
@@ -445,7 +539,7 @@ mod tests {
     fn taken(inbox: &Inbox) -> usize {
         match inbox.poll_take(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Woken::Marks(marks)) => marks.len(),
-            Poll::Ready(Woken::Hint(_) | Woken::Back(_)) => panic!("a hint"),
+            Poll::Ready(Woken::Hint(_) | Woken::Back(_) | Woken::UpTo(_)) => panic!("a hint"),
             Poll::Pending => 0,
         }
     }
@@ -541,7 +635,7 @@ mod tests {
                 assert!(marks.contains(&mailbox));
                 None
             }
-            Poll::Ready(Woken::Back(_)) => panic!("nothing came back"),
+            Poll::Ready(Woken::Back(_) | Woken::UpTo(_)) => panic!("nothing came back"),
             Poll::Pending => panic!("nothing"),
         };
         hub.news(&[row(&small, 0, 3), row(&small, 3, 4)]);

@@ -129,9 +129,10 @@ fn database(config: &Config) -> Vec<Finding> {
         Ok(Ok(looked)) => {
             let place = config.database.as_ref().map(Database::place);
             let mut text = format!(
-                "PostgreSQL {}, {}: takes writes, and no relay uses it",
+                "PostgreSQL {}, {}: takes writes; {} running relays use it",
                 looked.version,
-                place.unwrap_or_default()
+                place.unwrap_or_default(),
+                looked.relays
             );
             if looked.is_empty {
                 text += "; a start creates the tables";

@@ -8,7 +8,7 @@ use super::nonces::Nonces;
 use super::notices::Notices;
 use super::{Commons, NonceRefused};
 use crate::clock::Timestamp;
-use crate::hub::{Fate, Hub, LiveBlob};
+use crate::hub::{Fate, Hub, LiveBlob, Notice};
 use crate::ids::{BlobId, MailboxHash};
 use crate::limits::address::Address;
 use crate::limits::budgets::{Budgets, Charge, Spent};
@@ -33,6 +33,26 @@ impl Alone {
             hub,
             budgets,
         }
+    }
+}
+
+impl Alone {
+    /// Tells a sender here what became of its blob, if it waits to hear it. Who was told what.
+    pub(super) fn told(&self, blob: &BlobId, fate: Fate) -> Option<(MailboxHash, Notice)> {
+        match fate {
+            Fate::Delivered => self.notices.delivered(blob),
+            Fate::Acknowledged => self.notices.acknowledged(blob),
+        }
+    }
+
+    /// Passes on what another relay has to tell to a sender that may be connected here.
+    pub(super) fn pass_on(&self, sender64: i64, notice: &Notice) {
+        self.notices.pass_on(sender64, notice);
+    }
+
+    /// Whether a sender here waits to hear what becomes of this blob.
+    pub(super) fn awaits(&self, blob: &BlobId) -> bool {
+        self.notices.awaits(blob)
     }
 }
 
@@ -68,10 +88,8 @@ impl Commons for Alone {
     }
 
     fn tell(&self, blob: &BlobId, fate: Fate) {
-        match fate {
-            Fate::Delivered => self.notices.delivered(blob),
-            Fate::Acknowledged => self.notices.acknowledged(blob),
-        }
+        // Nobody else is to be told.
+        drop(self.told(blob, fate));
     }
 }
 

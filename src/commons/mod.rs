@@ -3,7 +3,8 @@
 //! Sessions meet in the store and in memory: a commit wakes its recipients, a sender waits to hear
 //! of its blob, a live blob finds its takers, a nonce is good once, a client has one rate. The part in
 //! memory would change if the sessions of a relay ran in several processes, so it is behind one trait,
-//! and `service` asks nobody else for it. [`Alone`] is a relay of one process.
+//! and `service` asks nobody else for it. [`Alone`] is a relay of one process, [`Together`] one of several on a
+//! database.
 //!
 //! A verb whose answer may have to come from elsewhere is `async`. One that only leaves word is not:
 //! the committer, for one, must never wait for a session, let alone for another process.
@@ -14,10 +15,12 @@
 mod alone;
 mod nonces;
 mod notices;
+mod together;
 
 use async_trait::async_trait;
 
 pub use alone::Alone;
+pub use together::Together;
 
 use crate::clock::Timestamp;
 use crate::hub::{Fate, LiveBlob};

@@ -64,29 +64,44 @@ impl Notices {
         }
     }
 
-    /// The blob was written to a recipient: told once.
-    pub(super) fn delivered(&self, blob: &BlobId) {
+    /// Whether a sender waits to hear of this blob.
+    pub(super) fn awaits(&self, blob: &BlobId) -> bool {
+        self.awaited().contains(blob)
+    }
+
+    /// The blob was written to a recipient: told once. Who was told what, if it was now.
+    pub(super) fn delivered(&self, blob: &BlobId) -> Option<(MailboxHash, Notice)> {
         let mut all = self.awaited();
-        let Some(awaited) = all.get_mut(blob).filter(|awaited| !awaited.delivered) else {
-            return;
-        };
+        let awaited = all.get_mut(blob).filter(|awaited| !awaited.delivered)?;
         awaited.delivered = true;
         let (sender, name) = (awaited.sender, Arc::clone(&awaited.name));
         drop(all);
-        self.tell(&sender, name, *blob, Fate::Delivered);
+        Some(self.tell(sender, name, *blob, Fate::Delivered))
     }
 
-    /// A recipient acknowledged the blob: nothing more will become of it.
-    pub(super) fn acknowledged(&self, blob: &BlobId) {
-        let Some(awaited) = self.awaited().pop(blob) else {
-            return;
-        };
-        self.tell(&awaited.sender, awaited.name, *blob, Fate::Acknowledged);
+    /// A recipient acknowledged the blob: nothing more will become of it. Who was told what.
+    pub(super) fn acknowledged(&self, blob: &BlobId) -> Option<(MailboxHash, Notice)> {
+        let awaited = self.awaited().pop(blob)?;
+        Some(self.tell(awaited.sender, awaited.name, *blob, Fate::Acknowledged))
     }
 
-    fn tell(&self, sender: &MailboxHash, name: Arc<str>, blob: BlobId, fate: Fate) {
-        let dropped = self.hub.tell(sender, &Notice { name, blob, fate });
+    /// Passes on a notice of another relay, which knows the sender by the prefix of its mailbox.
+    pub(super) fn pass_on(&self, sender64: i64, notice: &Notice) {
+        let dropped = self.hub.tell_prefix(sender64, notice);
         self.metrics.notices_dropped_total.increment(dropped as u64);
+    }
+
+    fn tell(
+        &self,
+        sender: MailboxHash,
+        name: Arc<str>,
+        blob: BlobId,
+        fate: Fate,
+    ) -> (MailboxHash, Notice) {
+        let notice = Notice { name, blob, fate };
+        let dropped = self.hub.tell(&sender, &notice);
+        self.metrics.notices_dropped_total.increment(dropped as u64);
+        (sender, notice)
     }
 
     fn awaited(&self) -> std::sync::MutexGuard<'_, LruCache<BlobId, Awaited>> {

@@ -79,9 +79,11 @@ impl Metrics {
                 }
             }
 
+            let table = Table::new();
+            table.instances.set(1.0);
             Self {
                 process,
-                table: Table::new(),
+                table,
                 recorder: Arc::clone(&recorder),
                 books: Mutex::default(),
             }

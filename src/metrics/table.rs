@@ -60,6 +60,18 @@ series! {
         "Frames before which the relay paused because the connection had sent too many that were refused or of no use.";
     pub floods_closed_total: Counter =
         "Connections closed after a minute of slow reading because their frames were refused or of no use.";
+    pub instances: Gauge =
+        "Relays that use this database now, this one included, as the last heartbeat found; 0 while the heartbeat fails. Without PostgreSQL 1.";
+    pub notifications_sent_total: Counter =
+        "Words sent to the other relays on this database: a mailbox with something new, a fate of a blob, a live blob.";
+    pub notifications_received_total: Counter =
+        "Words received from the other relays on this database.";
+    pub notifications_dropped_total: Counter =
+        "Words to the other relays that were dropped because too many waited or the database did not take them; what was stored is found a second or two later.";
+    pub notifications_repaired_total: Counter =
+        "Times that a session was woken for a blob of which no word had come within a second: a notification was lost.";
+    pub notification_reconnects_total: Counter =
+        "Times that the connection on which the relay hears the others was lost.";
     pub notices_dropped_total: Counter =
         "Notices to senders that were dropped because too many waited.";
     pub unfinished_bytes: Gauge =

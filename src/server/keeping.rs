@@ -68,22 +68,20 @@ fn look_at_data_dir(config: &Config) -> Result<(), StartError> {
     })
 }
 
-/// The store that the settings ask for; wakes sessions for what it has stored. `wrap` may change the
-/// database beneath.
-pub(super) async fn open_store(
+/// The database that the settings ask for.
+pub(super) async fn open_database(
     config: &Config,
     clock: &Clock,
     secret: &Secret,
-    (commons, metrics): (&Arc<dyn Commons>, &Arc<Metrics>),
-    wrap: impl FnOnce(Opened) -> Opened,
-) -> Result<Store, StartError> {
+    metrics: &Arc<Metrics>,
+) -> Result<Opened, StartError> {
     metrics
         .storage_limit_bytes
         .set(config.storage_bytes_max as f64);
     metrics
         .connections_limit
         .set(f64::from(config.connections_max));
-    let opened = match config.storage {
+    Ok(match config.storage {
         StorageBackend::Memory => memory::open(MemoryOptions {
             dedup: config.dedup,
             dedup_max: config.dedup_max,
@@ -116,7 +114,16 @@ pub(super) async fn open_store(
             })
             .await?
         }
-    };
+    })
+}
+
+/// The store over this database; wakes sessions for what it has stored.
+pub(super) fn start_store(
+    config: &Config,
+    opened: Opened,
+    (clock, secret): (&Clock, &Secret),
+    (commons, metrics): (&Arc<dyn Commons>, &Arc<Metrics>),
+) -> Store {
     let commons = Arc::clone(commons);
     let options = StoreOptions {
         secret: secret.clone(),
@@ -127,7 +134,7 @@ pub(super) async fn open_store(
         clock: clock.clone(),
         metrics: Arc::clone(metrics),
     };
-    Ok(Store::start(wrap(opened), options))
+    Store::start(opened, options)
 }
 
 fn quota(config: &Config) -> Quota {

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::commons::{Alone, Commons};
+use crate::commons::{Alone, Commons, Together};
 use crate::config::Config;
 use crate::http::{Detailed, Health, health, operator_routes};
 use crate::hub::Hub;
@@ -52,8 +52,9 @@ use crate::socket::watch::WatchRules;
 use crate::socket::websocket::Upgrader;
 use crate::store::Store;
 use crate::store::engine::Opened;
+use crate::store::others::Others;
 pub use keeping::{is_secret_gone, secret_file};
-use keeping::{load_secret, open_store};
+use keeping::{load_secret, open_database, start_store};
 use look_again::look_again_for_ever;
 use scrub::scrub_for_ever;
 pub use start_error::{DataDirMissing, StartError};
@@ -110,6 +111,7 @@ pub struct Running {
     pub store: Arc<Store>,
     /// Whether it still moves.
     pub pulse: Pulse,
+    others: Option<Arc<dyn Others>>,
     drain_delay: Duration,
     drain_timeout: Duration,
     sessions: TaskTracker,
@@ -141,10 +143,13 @@ pub async fn start_with(
     let metrics = Arc::new(Metrics::new());
     let hub = Arc::new(Hub::default());
     let budgets = Arc::new(Budgets::new(config, clock.clone(), &metrics));
-    let commons = Alone::new(Arc::clone(&hub), Arc::clone(&budgets), Arc::clone(&metrics));
-    let commons: Arc<dyn Commons> = Arc::new(commons);
     let secret = load_secret(config)?;
-    let store = open_store(config, &clock, &secret, (&commons, &metrics), wrap).await?;
+    let opened = wrap(open_database(config, &clock, &secret, &metrics).await?);
+    let alone = Alone::new(Arc::clone(&hub), Arc::clone(&budgets), Arc::clone(&metrics));
+    let others = opened.others.clone();
+    let (commons, together) = share(alone, &hub, others.clone());
+    let kept = (&clock, &secret);
+    let store = start_store(config, opened, kept, (&commons, &metrics));
     let store = Arc::new(store);
 
     let clients = bind("RELAY_LISTEN_ADDR", config.listen_addr);
@@ -178,6 +183,7 @@ pub async fn start_with(
         pulse: Pulse::new(Arc::clone(&service), Arc::clone(&metrics)),
         metrics,
         store,
+        others,
         drain_delay: config.drain_delay,
         drain_timeout: config.drain_timeout,
         sessions: TaskTracker::new(),
@@ -192,7 +198,26 @@ pub async fn start_with(
     running.serve_operators(config, &service, &clock, operators);
     running.watch_disk(config);
     running.keep_house(config, service);
+    if let Some(together) = together {
+        let words = async move { together.run().await };
+        running.keep_up("words with the other relays", words);
+    }
     Ok(running)
+}
+
+/// What sessions share: with other relays, where the database may have some.
+fn share(
+    alone: Alone,
+    hub: &Arc<Hub>,
+    others: Option<Arc<dyn Others>>,
+) -> (Arc<dyn Commons>, Option<Arc<Together>>) {
+    match others {
+        None => (Arc::new(alone), None),
+        Some(others) => {
+            let together = Arc::new(Together::new(alone, Arc::clone(hub), others));
+            (Arc::clone(&together) as Arc<dyn Commons>, Some(together))
+        }
+    }
 }
 
 impl Running {
@@ -212,6 +237,9 @@ impl Running {
     /// Ends the relay in the order told above. A call of [`Shutdown::stop`] cuts it short.
     pub async fn drain(mut self) -> Ending {
         self.shutdown.announce();
+        if let Some(others) = &self.others {
+            others.drains();
+        }
         self.metrics.draining.set(1.0);
         self.metrics.ready.set(0.0);
         tokio::select! {

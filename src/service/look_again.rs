@@ -21,6 +21,15 @@ impl Service {
         Ok(scrub)
     }
 
+    /// A session looks into so many mailboxes of which no word had come in time: it was lost on its way from
+    /// another relay.
+    pub fn note_missed_words(&self, mailboxes: usize) {
+        self.parts
+            .metrics
+            .notifications_repaired_total
+            .increment(mailboxes as u64);
+    }
+
     fn came_back(&self, rows: &[(MailboxHash, OrderKey)]) {
         for (mailbox, key) in rows {
             self.parts.commons.came_back(*mailbox, *key);

@@ -133,6 +133,10 @@ impl Feed {
                     match self.inbox.poll_take(context) {
                         Poll::Ready(Woken::Marks(marked)) => self.mailboxes.look_at(marked),
                         Poll::Ready(Woken::Back(to)) => self.mailboxes.go_back(to),
+                        Poll::Ready(Woken::UpTo(keys)) => {
+                            let missed = self.mailboxes.catch_up(keys);
+                            self.service.note_missed_words(missed);
+                        }
                         Poll::Ready(Woken::Hint(hint)) => match self.hinted(*hint, &admits) {
                             Some(fed) => return Poll::Ready(fed),
                             None => continue,

@@ -201,6 +201,27 @@ impl Mailboxes {
         }
     }
 
+    /// These have something up to these keys. Those that were not read so far, and do not wait for it, are
+    /// looked at; returns how many that are.
+    pub fn catch_up(&self, keys: HashMap<MailboxHash, OrderKey>) -> usize {
+        let mut table = self.table();
+        let mut missed = 0;
+        for (mailbox, key) in keys {
+            let is_behind = table.open.get(&mailbox).is_some_and(|open| {
+                let has_read = match open.cursor {
+                    Cursor::After(cursor) => key <= cursor,
+                    Cursor::Backlog(_) => false,
+                };
+                !open.is_queued && !has_read
+            });
+            if is_behind {
+                table.enqueue(mailbox);
+                missed += 1;
+            }
+        }
+        missed
+    }
+
     /// What becomes of a blob that was just committed, of which the session has not read a page. It is
     /// delivered where the session stands right before it: a session that has read up to `previous` has read
     /// all that comes before it, because no key is used twice. Anything else looks.

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 
 use super::StoreError;
 use super::model::{BacklogCursor, Holding, OrderKey, Page, PageBounds, RecoveryPage, View};
+use super::others::Others;
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 
@@ -245,6 +246,17 @@ pub trait Reads: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether this relay is the one that deletes what has expired and forgets what is over. With several on
+    /// one database it is one of them.
+    async fn does_chores(&self) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
+    /// What is kept in all, as far as others write, too: the writer alone does not know it then.
+    fn held_by_all(&self) -> Option<HeldInAll> {
+        None
+    }
+
     /// Looks again at rows that were found damaged and are skipped, on a fresh handle; called once a
     /// minute. An engine whose rows cannot be damaged has none.
     async fn look_again(&self) -> Result<LookedAgain, StoreError> {
@@ -277,4 +289,6 @@ pub struct Opened {
     pub reads: Arc<dyn Reads>,
     /// What it holds.
     pub held: HeldInAll,
+    /// The other relays that use it, where there may be some.
+    pub others: Option<Arc<dyn Others>>,
 }

@@ -14,9 +14,13 @@ const LATELY: Duration = Duration::from_secs(600);
 impl Store {
     /// Deletes up to `limit` rows that had expired by `expired_by`, the oldest expiry first, recovery
     /// proofs that had, and forgets departures past their time; durable when it returns. Runs at
-    /// lower priority than the other writes.
+    /// lower priority than the other writes. Where another relay does so for all, this one does nothing.
     pub async fn expire(&self, limit: u32, expired_by: Timestamp) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
+        if !self.read(self.reads.does_chores()).await? {
+            swept.next_expiry = self.read(self.reads.next_expiry()).await?;
+            return Ok(swept);
+        }
         while swept.blobs < u64::from(limit) {
             let left = limit.saturating_sub(u32::try_from(swept.blobs).unwrap_or(u32::MAX));
             let slice = left.min(SLICE_ROWS);
@@ -47,6 +51,9 @@ impl Store {
     /// Answers how many; durable when it returns.
     pub async fn expire_asking(&self, expired_by: Timestamp) -> Result<u64, StoreError> {
         let mut expired = 0;
+        if !self.read(self.reads.does_chores()).await? {
+            return Ok(0);
+        }
         let mut next = Some(ExpiryCursor {
             expires_at: expired_by.minus(LATELY),
             key: OrderKey::START,

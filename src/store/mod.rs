@@ -16,6 +16,7 @@ mod expire;
 mod health;
 pub mod memory;
 pub mod model;
+pub mod others;
 mod plan;
 pub mod postgres;
 mod probe;
@@ -91,6 +92,7 @@ pub struct Store {
     pipeline: Pipeline,
     reads: Arc<dyn Reads>,
     secret: Secret,
+    quota: Quota,
     tally: Arc<Tally>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -121,6 +123,7 @@ impl Store {
             pipeline: Pipeline::start(opened.engine, ground),
             reads: opened.reads,
             secret: options.secret,
+            quota: options.quota,
             tally,
             health,
             metrics,

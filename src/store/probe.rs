@@ -35,6 +35,11 @@ impl Store {
             // Its commit finds the same, and says it. A probe that comes meanwhile says so itself.
             self.pipeline.write::<()>(Write::Trial).await.ok();
         }
+        if let Some(held) = self.reads.held_by_all() {
+            self.tally.set_held(held);
+            let is_full = self.quota.is_relay_full(held.bytes);
+            self.health.set_full(is_full);
+        }
     }
 
     async fn probe_now(&self) -> Result<(), StoreError> {

@@ -21,36 +21,45 @@ pub(super) struct Tally {
 #[derive(Debug)]
 struct Ledger {
     held: HeldInAll,
+    /// What was there at the start, and since then by how much others have changed it.
+    not_ours: NotOurs,
     usage: Usage,
     written_at: Instant,
     metrics: Arc<Metrics>,
 }
 
+/// Blobs, device sync messages and receipts that this store has not counted in and out. Fewer than none when
+/// others have taken out what came in here.
+#[derive(Debug, Clone, Copy)]
+struct NotOurs {
+    blobs: i64,
+    device_sync: i64,
+    receipts: i64,
+}
+
+impl NotOurs {
+    fn at_start(held: HeldInAll) -> Self {
+        Self {
+            blobs: signed(held.blobs),
+            device_sync: signed(held.device_sync),
+            receipts: signed(held.receipts),
+        }
+    }
+
+    fn change(&mut self, from: HeldInAll, to: HeldInAll) {
+        self.blobs += signed(to.blobs) - signed(from.blobs);
+        self.device_sync += signed(to.device_sync) - signed(from.device_sync);
+        self.receipts += signed(to.receipts) - signed(from.receipts);
+    }
+}
+
 impl Tally {
     /// Of a store that holds this much at the start.
     pub(super) fn new(held: HeldInAll, metrics: Arc<Metrics>) -> Self {
-        let at_start = &metrics;
-        at_start.blobs_stored_at_start.set(as_float(held.blobs));
-        at_start
-            .device_sync_stored_at_start
-            .set(as_float(held.device_sync));
-        at_start
-            .receipts_stored_at_start
-            .set(as_float(held.receipts));
         let mut ledger = Ledger {
             held,
-            usage: Usage {
-                stored_at_start: held.blobs,
-                device_sync: Kept {
-                    stored_at_start: held.device_sync,
-                    ..Kept::default()
-                },
-                receipts: Kept {
-                    stored_at_start: held.receipts,
-                    ..Kept::default()
-                },
-                ..Usage::default()
-            },
+            not_ours: NotOurs::at_start(held),
+            usage: Usage::default(),
             written_at: Instant::now(),
             metrics,
         };
@@ -67,6 +76,16 @@ impl Tally {
     /// Counts what a plan did that is durable now.
     pub(super) fn count(&self, plan: &Plan) {
         self.ledger().count(plan);
+    }
+
+    /// Takes over what is kept in all, where others write, too.
+    pub(super) fn set_held(&self, held: HeldInAll) {
+        let mut ledger = self.ledger();
+        let before = std::mem::replace(&mut ledger.held, held);
+        ledger.not_ours.change(before, held);
+        let metrics = Arc::clone(&ledger.metrics);
+        let _together = metrics.books();
+        ledger.show();
     }
 
     /// How long ago something was written last.
@@ -148,7 +167,19 @@ impl Ledger {
         self.usage.recovery_proofs = held.recovery_proofs;
         self.usage.pins = held.pins;
         self.usage.bytes = held.bytes;
+        let not_ours = self.not_ours;
+        let or_none = |count: i64| u64::try_from(count).unwrap_or(0);
+        self.usage.stored_at_start = or_none(not_ours.blobs);
+        self.usage.device_sync.stored_at_start = or_none(not_ours.device_sync);
+        self.usage.receipts.stored_at_start = or_none(not_ours.receipts);
         let metrics = &self.metrics;
+        metrics.blobs_stored_at_start.set(not_ours.blobs as f64);
+        metrics
+            .device_sync_stored_at_start
+            .set(not_ours.device_sync as f64);
+        metrics
+            .receipts_stored_at_start
+            .set(not_ours.receipts as f64);
         metrics.blobs_stored.set(as_float(held.blobs));
         metrics.device_sync_stored.set(as_float(held.device_sync));
         metrics.receipts_stored.set(as_float(held.receipts));
@@ -167,6 +198,10 @@ fn add(kept: &mut Kept, counts: Counts) {
     kept.purged += counts.purged;
     kept.expired += counts.expired;
     kept.lost += counts.lost;
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// A count as a gauge takes it.

@@ -48,6 +48,7 @@ pub fn open(options: MemoryOptions) -> Opened {
         }),
         reads: Arc::new(MemoryReads { state }),
         held: HeldInAll::default(),
+        others: None,
     }
 }
 

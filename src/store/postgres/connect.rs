@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _, raw_sql};
 
 use super::errors::{OpenError, words};
@@ -26,11 +26,11 @@ pub(super) enum Role {
     Writer,
     /// Reads beside it.
     Reader,
-    /// Holds the lock and does nothing else.
-    Lock,
+    /// Short statements whose loss nobody minds.
+    Beat,
 }
 
-/// What holds for every session. A dead relay must not hold its lock or its rows for long, and stale
+/// What holds for every session. A dead relay must not hold its rows for long, and stale
 /// statistics of a table that swings between empty and millions of rows must not choose another plan than
 /// by the index. The limits that a database's owner may have set for idle sessions do not concern ours.
 const OF_ALL: &str = "SET idle_session_timeout = 0; SET tcp_keepalives_idle = 10; \
@@ -50,7 +50,9 @@ pub(super) const TIME_OUT_OF_WRITER: &str = "SET statement_timeout = '6s'";
 const OF_READER: &str = "SET statement_timeout = '8s'; SET default_transaction_read_only = on; \
      SET idle_in_transaction_session_timeout = '10s'";
 
-const OF_LOCK: &str = "SET statement_timeout = '2s'";
+/// Nothing of it must outlive a crash.
+const OF_BEAT: &str = "SET statement_timeout = '2s'; SET synchronous_commit = off; \
+     SET idle_in_transaction_session_timeout = '10s'";
 
 /// Makes connections. It knows passwords, so it prints nothing of itself.
 #[derive(Clone)]
@@ -115,6 +117,26 @@ impl Connector {
                 Ok(Err(Unfit::TooOld(found))) => return Err(Failed::TooOld(found)),
                 Ok(Err(Unfit::Words(words))) => said.push(format!("{}: {words}", name(&host))),
                 Err(_) => said.push(format!("{}: no answer within 3 s", name(&host))),
+            }
+        }
+        Err(Failed::Hosts(said.join("; ")))
+    }
+
+    /// A connection to the first host that takes writes, on which this channel is heard.
+    pub(super) async fn listen(&self, channel: &str) -> Result<PgListener, Failed> {
+        let password = self.password().await?;
+        let mut said: Vec<String> = Vec::new();
+        for host in &self.hosts {
+            let host = match &password {
+                Some(password) => host.clone().password(password),
+                None => host.clone(),
+            };
+            let listening = tokio::time::timeout(2 * CONNECT_TIME_MAX, listen(&host, channel));
+            match listening.await {
+                Ok(Ok(listener)) => return Ok(listener),
+                Ok(Err(Unfit::TooOld(found))) => return Err(Failed::TooOld(found)),
+                Ok(Err(Unfit::Words(words))) => said.push(format!("{}: {words}", name(&host))),
+                Err(_) => said.push(format!("{}: no answer within 6 s", name(&host))),
             }
         }
         Err(Failed::Hosts(said.join("; ")))
@@ -192,13 +214,32 @@ async fn prepare(host: &PgConnectOptions, role: Role) -> Result<PgConnection, Un
     let of_role = match role {
         Role::Writer => OF_WRITER,
         Role::Reader => OF_READER,
-        Role::Lock => OF_LOCK,
+        Role::Beat => OF_BEAT,
     };
     connection.execute(raw_sql(of_role)).await?;
     if role == Role::Writer {
         connection.execute(TIME_OUT_OF_WRITER).await?;
     }
     Ok(connection)
+}
+
+/// The driver's listener makes its connection by itself, so whether the host will do is asked on another one.
+async fn listen(host: &PgConnectOptions, channel: &str) -> Result<PgListener, Unfit> {
+    close(prepare(host, Role::Reader).await?).await;
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .acquire_timeout(CONNECT_TIME_MAX)
+        .after_connect(|connection, _| {
+            Box::pin(async { connection.execute(raw_sql(OF_ALL)).await.map(drop) })
+        });
+    let pool = pool.connect_lazy_with(host.clone());
+    let mut listener = PgListener::connect_with(&pool).await?;
+    // Who listens connects again, and looks for what was missed.
+    listener.eager_reconnect(false);
+    listener.listen(channel).await?;
+    Ok(listener)
 }
 
 /// Tells the server good-bye, within a second.

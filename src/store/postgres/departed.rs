@@ -115,12 +115,14 @@ pub(super) async fn forget(
     (count, rows_max): (u64, i64),
     (forget_by, now): (Timestamp, Timestamp),
 ) -> sqlx::Result<Forgotten> {
-    let rows = sqlx::query("SELECT n, left_at FROM departed ORDER BY n LIMIT $1")
-        .bind(rows_max)
-        .fetch_all(&mut *connection)
-        .await?;
+    // What another relay forgets at this moment is passed over: else one commit would wait for the other.
+    let rows =
+        sqlx::query("SELECT n, left_at FROM departed ORDER BY n LIMIT $1 FOR UPDATE SKIP LOCKED")
+            .bind(rows_max)
+            .fetch_all(&mut *connection)
+            .await?;
     let mut forgotten = Forgotten::default();
-    let mut last = None;
+    let mut over: Vec<i64> = Vec::new();
     for row in &rows {
         let left_at = timestamp(row, "left_at")?;
         let is_over = |by| left_at.plus(memory.span) <= by;
@@ -132,11 +134,11 @@ pub(super) async fn forget(
         }
         forgotten.rows += 1;
         forgotten.early += u64::from(!is_over(now));
-        last = Some(row.try_get::<i64, _>("n")?);
+        over.push(row.try_get("n")?);
     }
-    if let Some(last) = last {
-        let deleted = sqlx::query("DELETE FROM departed WHERE n <= $1")
-            .bind(last)
+    if !over.is_empty() {
+        let deleted = sqlx::query("DELETE FROM departed WHERE n = ANY($1)")
+            .bind(over)
             .execute(connection)
             .await?;
         forgotten.rows = deleted.rows_affected().try_into().unwrap_or(i64::MAX);

@@ -26,11 +26,6 @@ pub enum OpenError {
         /// What the driver or the server says, of each host.
         words: String,
     },
-    /// Another relay holds the lock.
-    #[error(
-        "the database {0}: another relay is using this database; several instances on one database are not supported yet"
-    )]
-    InUse(String),
     /// The server is too old.
     #[error(
         "the database {place}: PostgreSQL {found} is too old; the relay needs {needed} or newer"
@@ -57,7 +52,7 @@ pub enum OpenError {
     },
     /// The database was written under another secret.
     #[error(
-        "the database {place}: was written with a different secret than {}; restore the secret that belongs to it, or its blobs are lost",
+        "the database {place}: was written with a different secret than {}; all relays of a database need the same secret: copy it from another relay, or restore it from a backup. Without it the blobs are lost",
         secret.display()
     )]
     SecretMismatch {

@@ -6,8 +6,10 @@
 //! runs (`pages`). A database that was restored from a dump counts transactions from the beginning again, and
 //! a standby that took over may have missed some; `base` is then raised above all that was given out.
 
-use sqlx::Row as _;
+use std::sync::LazyLock;
+
 use sqlx::postgres::PgConnection;
+use sqlx::{Executor as _, Row as _};
 
 use crate::store::model::OrderKey;
 
@@ -19,13 +21,49 @@ pub(super) const KEYS_OF_TRANSACTION: i64 = 65_536;
 pub(super) const EDGE: &str = "(SELECT number FROM meta WHERE name = 'base') \
      + pg_snapshot_xmin(pg_current_snapshot())::text::bigint * 65536";
 
-/// Sees that this transaction's keys are larger than all that the database has and larger than `least`, and
-/// raises `base` where they are not. To be called in a transaction that is committed before any key is given
-/// out.
+/// Whoever gives out keys holds this lock together with others who do, and who raises `base` holds it alone:
+/// otherwise a reader would take its end of the page from the new `base` while smaller keys of the old one can
+/// still appear.
+const GIVING_KEYS: i64 = 8_530_219_521_447_980_658;
+
+/// Begins a transaction that gives out keys.
+pub(super) static BEGIN_GIVING_KEYS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+         SELECT pg_advisory_xact_lock_shared({GIVING_KEYS})"
+    )
+});
+
+/// Sees that the next transaction's keys are larger than all that the database has and larger than `least`,
+/// and raises `base` where they are not. To be called outside a transaction.
 pub(super) async fn raise_base(
     connection: &mut PgConnection,
     least: OrderKey,
 ) -> sqlx::Result<bool> {
+    let row = sqlx::query(
+        "SELECT number + pg_snapshot_xmax(pg_current_snapshot())::text::bigint * 65536 <= greatest($1, \
+             coalesce((SELECT pos FROM blob ORDER BY pos DESC LIMIT 1), 0), \
+             coalesce((SELECT n FROM departed ORDER BY n DESC LIMIT 1), 0)) AS is_low \
+         FROM meta WHERE name = 'base'",
+    )
+    .bind(least.0)
+    .fetch_one(&mut *connection)
+    .await?;
+    if !row.try_get::<bool, _>("is_low")? {
+        return Ok(false);
+    }
+    connection.execute("BEGIN").await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        .bind(GIVING_KEYS)
+        .execute(&mut *connection)
+        .await?;
+    let raised = raise(connection, least).await?;
+    connection.execute("COMMIT").await?;
+    Ok(raised)
+}
+
+/// The snapshot of the statement is older than its number, so no key that it sees is larger for another reason.
+async fn raise(connection: &mut PgConnection, least: OrderKey) -> sqlx::Result<bool> {
     let raised = sqlx::query(
         "WITH last AS (SELECT greatest($1, \
              coalesce((SELECT pos FROM blob ORDER BY pos DESC LIMIT 1), 0), \

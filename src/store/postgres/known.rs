@@ -27,7 +27,8 @@ use crate::store::sql::quarantine::Look;
 static BEGUN: LazyLock<String> = LazyLock::new(|| {
     format!(
         "SELECT (SELECT number FROM meta WHERE name = 'base') \
-         + pg_current_xact_id()::text::bigint * 65536 AS next_key, {SUMS} FROM usage"
+         + pg_current_xact_id()::text::bigint * 65536 AS next_key, \
+         pg_snapshot_xmin(pg_current_snapshot()) = pg_current_xact_id() AS is_oldest, {SUMS} FROM usage"
     )
 });
 
@@ -36,6 +37,9 @@ static BEGUN: LazyLock<String> = LazyLock::new(|| {
 pub(super) struct Begun {
     /// The first of its keys.
     pub(super) first_key: i64,
+    /// Whether all transactions with smaller numbers had ended when it began: what they wrote is seen, so the
+    /// last key of a mailbox that is seen is the last one before its own.
+    is_oldest: bool,
     pub(super) sums: Sums,
     /// Names that are remembered as departed.
     pub(super) departed: HashSet<Name>,
@@ -51,6 +55,7 @@ impl Begun {
         let row = sqlx::query(BEGUN.as_str()).fetch_one(connection).await?;
         Ok(Self {
             first_key: row.try_get("next_key")?,
+            is_oldest: row.try_get("is_oldest")?,
             sums: Sums::read(&row)?,
             ..Self::default()
         })
@@ -91,6 +96,11 @@ impl Begun {
         known.departed = departed::find(connection, &asked.departed).await?;
         self.departed.extend(known.departed.keys());
         read_accounts(connection, &asked.holders, &mut known.accounts).await?;
+        if !self.is_oldest {
+            // Something may still come in between. No session stands there, so each reads a page instead.
+            let accounts = known.accounts.values_mut();
+            accounts.for_each(|account| account.last_key = OrderKey(i64::MAX));
+        }
         known.proofs = recovery::known(connection, asked).await?;
         known.pins = pins::known(connection, asked).await?;
         self.pinned.extend(known.pins.pins.keys());

@@ -1,10 +1,11 @@
 //! The engine over PostgreSQL: a database that a server keeps.
 //!
-//! One relay uses a database at a time (`lock`), but nothing here relies on that beyond waking its sessions:
-//! order keys come from the server's own transaction numbers (`keys`), what may leave is locked before it is
-//! counted, and what another instance has changed meanwhile has the batch folded again. The committer has one
-//! connection (`writer`, which answers questions from `known`, with `reopen` and `upkeep`), pages come from a few others (`reads`, with
-//! the SQL in `pages` and the connections in `readers`). Beside them: `connect` (hosts and sessions), `schema`
+//! Several relays use a database at the same time (`instance`). Order keys come from the server's own
+//! transaction numbers (`keys`), what may leave is locked before it is counted, and what another relay has
+//! changed meanwhile has the batch folded again. The committer has one connection (`writer`, which answers
+//! questions from `known`, with `reopen` and `upkeep`), pages come from a few others (`reads`, with the SQL in
+//! `pages` and the connections in `readers`). `exchange` is the way to the other relays (`voice` speaks,
+//! `payloads` are the words, `kept` the connections). Beside them: `connect` (hosts and sessions), `schema`
 //! (migrations, and whose database it is), `usage` (what is kept in all, and which commit was the last one),
 //! `rows`, `departed`, `pins`, `recovery`, `nonces` and `time` (the statements), `columns` and `guard` (what is
 //! read of a row), `doubts` (whether what cannot be read is damaged), `errors` (what failed), `advice` (unsafe
@@ -16,12 +17,15 @@ mod connect;
 mod departed;
 mod doubts;
 mod errors;
+mod exchange;
 mod guard;
+mod instance;
+mod kept;
 mod keys;
 mod known;
-mod lock;
 mod nonces;
 mod pages;
+mod payloads;
 mod pins;
 mod readers;
 mod reads;
@@ -32,14 +36,15 @@ mod schema;
 mod time;
 mod upkeep;
 mod usage;
+mod voice;
 mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
-use sqlx::{Executor as _, Row as _};
 use tracing::warn;
 
 use super::engine::Opened;
@@ -51,7 +56,8 @@ use crate::secrets::Secret;
 use connect::{Connector, Role};
 use departed::Memory;
 use doubts::Doubts;
-use lock::Lock;
+use exchange::Exchange;
+use instance::Instance;
 use readers::Readers;
 use reads::PostgresReads;
 use schema::Stale;
@@ -81,16 +87,19 @@ pub struct PostgresOptions {
 /// Opens the database, and makes its tables when it is empty.
 pub async fn open(options: PostgresOptions) -> Result<Opened, OpenError> {
     let connector = Connector::new(&options.database)?;
-    let lock = Arc::new(Lock::take(connector.clone()).await?);
     let connecting = connector.connect(Role::Writer).await;
     let mut connection = connecting.map_err(|failed| connector.describe(failed))?;
     make_ready(&mut connection, &connector, &options).await?;
+    let metrics = Arc::clone(&options.metrics);
+    let instance = Instance::enter(connector.clone(), &options.secret, metrics).await?;
+    let instance = Arc::new(instance);
     let told = |error| connector.describe_statement(&error);
+    let start = exchange::edge(&mut connection).await.map_err(told)?;
     let time = time::resume(&mut connection, options.clock.clone());
     let ground = Ground {
         time: time.await.map_err(told)?,
         connector: connector.clone(),
-        lock: Arc::clone(&lock),
+        instance: Arc::clone(&instance),
         secret: options.secret.clone(),
         memory: Memory {
             span: options.dedup,
@@ -101,6 +110,13 @@ pub async fn open(options: PostgresOptions) -> Result<Opened, OpenError> {
     let (writer, sums) = PostgresWriter::new(ground, connection)
         .await
         .map_err(told)?;
+    let others = Exchange::new(
+        connector.clone(),
+        Arc::clone(&instance),
+        start,
+        Arc::clone(&options.metrics),
+    );
+    let others = Arc::new(others);
     let beside = (
         Readers::new(connector.clone()),
         Doubts::new(Arc::clone(&options.metrics)),
@@ -108,11 +124,16 @@ pub async fn open(options: PostgresOptions) -> Result<Opened, OpenError> {
     Ok(Opened {
         held: sums.held,
         engine: Box::new(writer),
-        reads: Arc::new(PostgresReads::new(beside, lock, options.secret.clone())),
+        reads: Arc::new(PostgresReads::new(
+            beside,
+            (instance, Arc::clone(&others)),
+            options.secret.clone(),
+        )),
+        others: Some(others),
     })
 }
 
-/// Schema, secret, this instance's row, positions above all that there are; and a word on unsafe settings.
+/// Schema, secret, positions above all that there are; and a word on unsafe settings.
 async fn make_ready(
     connection: &mut PgConnection,
     connector: &Connector,
@@ -137,10 +158,7 @@ async fn make_ready(
         if !schema::bind_secret(connection, &options.secret).await? {
             return Ok(false);
         }
-        usage::enter(connection).await?;
-        connection.execute("BEGIN").await?;
         keys::raise_base(connection, OrderKey::START).await?;
-        connection.execute("COMMIT").await?;
         for line in advice::read(connection).await? {
             warn!("{line}");
         }
@@ -165,10 +183,12 @@ pub struct Looked {
     pub advice: Vec<String>,
     /// Whether there are tables of a relay.
     pub is_empty: bool,
+    /// Relays that use it.
+    pub relays: u64,
 }
 
-/// Looks at the database as a start would find it: that it answers and takes writes, that no relay uses it,
-/// that its schema is known, and that `secret` belongs to it, if there is one yet.
+/// Looks at the database as a start would find it: that it answers and takes writes, that its schema is known,
+/// and that `secret` belongs to it, if there is one yet.
 pub async fn look(
     database: &Database,
     secret: Option<(&Secret, PathBuf)>,
@@ -178,10 +198,6 @@ pub async fn look(
     let mut connection = connecting.map_err(|failed| connector.describe(failed))?;
     let told = |error: sqlx::Error| connector.describe_statement(&error);
     let place = || connector.place().to_owned();
-    let is_free = Lock::is_free(&mut connection).await.map_err(told)?;
-    if !is_free {
-        return Err(OpenError::InUse(place()));
-    }
     let schema = schema::schema(&mut connection).await.map_err(told)?;
     let known = schema::known_schema();
     if let Some(found) = schema.filter(|found| *found > known) {
@@ -214,10 +230,18 @@ pub async fn look(
         Ok((version, advice::read(&mut connection).await?))
     };
     let (version, advice) = version.await.map_err(told)?;
+    let relays = match schema {
+        Some(schema) if schema == known => {
+            let counted = instance::count(&mut connection).await;
+            counted.map_err(told)?
+        }
+        _ => 0,
+    };
     connect::close(connection).await;
     Ok(Looked {
         version,
         advice,
         is_empty: schema.is_none(),
+        relays,
     })
 }

@@ -68,10 +68,12 @@ pub(super) async fn forget(
     forget_by: Timestamp,
     rows_max: i64,
 ) -> sqlx::Result<i64> {
-    let rows = sqlx::query("SELECT nonce, burnt_at FROM nonce ORDER BY burnt_at LIMIT $1")
-        .bind(rows_max)
-        .fetch_all(&mut *connection)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT nonce, burnt_at FROM nonce ORDER BY burnt_at LIMIT $1 FOR UPDATE SKIP LOCKED",
+    )
+    .bind(rows_max)
+    .fetch_all(&mut *connection)
+    .await?;
     let mut over: Vec<Nonce> = Vec::new();
     for row in &rows {
         if !is_nonce_over(timestamp(row, "burnt_at")?, forget_by) {

@@ -7,8 +7,9 @@ use async_trait::async_trait;
 
 use super::doubts::Doubts;
 use super::errors::is_damage;
+use super::exchange::Exchange;
+use super::instance::Instance;
 use super::keys;
-use super::lock::Lock;
 use super::pages::{self, Read, Wanted};
 use super::pins;
 use super::readers::{Readers, Unread};
@@ -18,7 +19,7 @@ use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::secrets::Secret;
 use crate::store::StoreError;
-use crate::store::engine::{ExpiryCursor, KeysOf, LookedAgain, Pin, Reads};
+use crate::store::engine::{ExpiryCursor, HeldInAll, KeysOf, LookedAgain, Pin, Reads};
 use crate::store::model::{
     BacklogCursor, Holding, More, OrderKey, Page, PageBounds, RecoveryPage, View,
 };
@@ -35,20 +36,22 @@ const TRIES_MAX: u32 = 3;
 pub(super) struct PostgresReads {
     readers: Readers,
     doubts: Doubts,
-    lock: Arc<Lock>,
+    instance: Arc<Instance>,
+    exchange: Arc<Exchange>,
     secret: Secret,
 }
 
 impl PostgresReads {
     pub(super) fn new(
         (readers, doubts): (Readers, Doubts),
-        lock: Arc<Lock>,
+        (instance, exchange): (Arc<Instance>, Arc<Exchange>),
         secret: Secret,
     ) -> Self {
         Self {
             readers,
             doubts,
-            lock,
+            instance,
+            exchange,
             secret,
         }
     }
@@ -296,7 +299,15 @@ impl Reads for PostgresReads {
     }
 
     async fn look(&self) -> Result<(), StoreError> {
-        self.lock.look().await
+        self.instance.look().await
+    }
+
+    async fn does_chores(&self) -> Result<bool, StoreError> {
+        self.instance.does_chores().await
+    }
+
+    fn held_by_all(&self) -> Option<HeldInAll> {
+        self.instance.held()
     }
 
     async fn look_again(&self) -> Result<LookedAgain, StoreError> {
@@ -313,5 +324,6 @@ impl Reads for PostgresReads {
 
     async fn close(&self) {
         self.readers.close().await;
+        self.exchange.close().await;
     }
 }

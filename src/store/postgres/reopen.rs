@@ -17,7 +17,6 @@ impl PostgresWriter {
     pub(super) async fn reopen_now(&mut self) -> Result<(), String> {
         self.begun = None;
         self.connection = None;
-        self.lock.hold().await?;
         let connecting = self.connector.connect(Role::Writer).await;
         let mut connection = connecting.map_err(|failed| failed.words())?;
         let is_ours = is_ours(&mut connection, &self.secret).await;
@@ -46,8 +45,15 @@ impl PostgresWriter {
         .bind(self.process)
         .execute(&mut *connection)
         .await?;
+        if raise_base(connection, self.last_key).await? {
+            info!(
+                "store: the server counts transactions from a smaller number than before; positions go on from the last one"
+            );
+        }
+        let number = self.instance.number();
+        usage::enter(connection, number).await?;
         connection.execute(BEGIN).await?;
-        let commits = usage::lock_commits(connection).await?;
+        let commits = usage::lock_commits(connection, number).await?;
         if let Some(number) = self.unsettled.take() {
             self.settled = Some(match commits >= number {
                 true => TookPlace::Yes,
@@ -55,13 +61,8 @@ impl PostgresWriter {
             });
         }
         self.commits = commits;
-        if raise_base(connection, self.last_key).await? {
-            info!(
-                "store: the server counts transactions from a smaller number than before; positions go on from the last one"
-            );
-        }
         let (nothing, nobody) = (Delta::default(), (Vec::new(), Vec::new()));
-        usage::advance(connection, (&nothing, commits + 1), nobody).await?;
+        usage::advance(connection, (number, &nothing, commits + 1), nobody).await?;
         connection.execute("COMMIT").await?;
         self.commits = commits + 1;
         let row = sqlx::query("SELECT pg_backend_pid() AS process")

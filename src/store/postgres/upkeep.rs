@@ -6,7 +6,7 @@ use super::columns::millis;
 use super::known::Begun;
 use super::usage::Delta;
 use super::writer::{BEGIN, Done, Failure, PostgresWriter};
-use super::{departed, nonces};
+use super::{departed, instance, nonces};
 use crate::clock::Timestamp;
 
 /// Departures and nonces that one transaction forgets.
@@ -18,6 +18,7 @@ impl PostgresWriter {
         let Some(connection) = &mut self.connection else {
             return Err(Failure::Before(sqlx::Error::WorkerCrashed));
         };
+        instance::forget_gone(connection, self.instance.number()).await?;
         connection.execute(BEGIN).await?;
         let begun = Begun::read(connection).await?;
         let forgotten = departed::forget(

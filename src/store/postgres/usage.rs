@@ -11,9 +11,6 @@ use sqlx::types::Uuid;
 use super::columns::count;
 use crate::store::engine::{Change, HeldInAll};
 
-/// The number of this instance: there is one at a time.
-pub(super) const INSTANCE: i32 = 1;
-
 /// What all instances keep, and what counts beside it.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Sums {
@@ -33,10 +30,14 @@ pub(super) struct Delta {
 }
 
 /// The sums, in SQL.
-pub(super) const SUMS: &str = "sum(blobs)::bigint AS blobs, sum(device_sync)::bigint AS device_sync, \
-     sum(receipts)::bigint AS receipts, sum(recovery_proofs)::bigint AS recovery_proofs, \
-     sum(pins)::bigint AS pins, sum(bytes)::bigint AS bytes, sum(departed)::bigint AS departed, \
-     sum(nonces)::bigint AS nonces";
+pub(super) const SUMS: &str = "coalesce(sum(blobs), 0)::bigint AS blobs, \
+     coalesce(sum(device_sync), 0)::bigint AS device_sync, \
+     coalesce(sum(receipts), 0)::bigint AS receipts, \
+     coalesce(sum(recovery_proofs), 0)::bigint AS recovery_proofs, \
+     coalesce(sum(pins), 0)::bigint AS pins, \
+     coalesce(sum(bytes), 0)::bigint AS bytes, \
+     coalesce(sum(departed), 0)::bigint AS departed, \
+     coalesce(sum(nonces), 0)::bigint AS nonces";
 
 impl Sums {
     /// Reads [`SUMS`].
@@ -56,19 +57,22 @@ impl Sums {
     }
 }
 
-/// Makes this instance's row, if there is none.
-pub(super) async fn enter(connection: &mut PgConnection) -> sqlx::Result<()> {
+/// Makes the row of this instance, if there is none.
+pub(super) async fn enter(connection: &mut PgConnection, instance: i32) -> sqlx::Result<()> {
     sqlx::query("INSERT INTO usage (instance) VALUES ($1) ON CONFLICT DO NOTHING")
-        .bind(INSTANCE)
+        .bind(instance)
         .execute(connection)
         .await
         .map(drop)
 }
 
 /// How many transactions this instance has committed. Waits until none of it is left that has not ended.
-pub(super) async fn lock_commits(connection: &mut PgConnection) -> sqlx::Result<i64> {
+pub(super) async fn lock_commits(
+    connection: &mut PgConnection,
+    instance: i32,
+) -> sqlx::Result<i64> {
     let row = sqlx::query("SELECT commits FROM usage WHERE instance = $1 FOR UPDATE")
-        .bind(INSTANCE)
+        .bind(instance)
         .fetch_one(connection)
         .await?;
     row.try_get("commits")
@@ -91,7 +95,7 @@ pub(super) enum Moved {
 /// standby, that would confirm what no standby has.
 pub(super) async fn advance(
     connection: &mut PgConnection,
-    (delta, commits): (&Delta, i64),
+    (instance, delta, commits): (i32, &Delta, i64),
     (mailboxes, ids): (Vec<i64>, Vec<Uuid>),
 ) -> sqlx::Result<Moved> {
     let change = delta.change;
@@ -104,7 +108,7 @@ pub(super) async fn advance(
              JOIN departed d ON d.mailbox64 = came.mailbox64 AND d.id = came.id) AS left_meanwhile, \
              set_config('statement_timeout', '0', true) AS no_time_out",
     )
-    .bind(INSTANCE)
+    .bind(instance)
     .bind(commits)
     .bind(change.blobs)
     .bind(change.device_sync)

@@ -11,17 +11,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgConnection;
-use sqlx::{Executor as _, Row as _};
+use sqlx::{Executor as _, Row as _, raw_sql};
 use tracing::warn;
 
 use super::connect::{Connector, close};
 use super::departed::{self, Forgotten, Memory};
 use super::errors::{classify, classify_commit, leaves_connection, words};
-use super::keys::KEYS_OF_TRANSACTION;
+use super::instance::Instance;
+use super::keys::{BEGIN_GIVING_KEYS, KEYS_OF_TRANSACTION};
 use super::known::Begun;
-use super::lock::Lock;
 use super::time;
-use super::usage::{self, Delta, INSTANCE, Moved, Sums};
+use super::usage::{self, Delta, Moved, Sums};
 use super::{nonces, pins, recovery, rows};
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
@@ -41,7 +41,7 @@ const FORGETS_MIN: i64 = 16;
 /// The committer's connection and what it must know between two transactions.
 pub(super) struct PostgresWriter {
     pub(super) connector: Connector,
-    pub(super) lock: Arc<Lock>,
+    pub(super) instance: Arc<Instance>,
     pub(super) secret: Secret,
     /// `None` after a failure, until it is reopened.
     pub(super) connection: Option<PgConnection>,
@@ -65,7 +65,7 @@ pub(super) struct PostgresWriter {
 /// What the writer is made with.
 pub(super) struct Ground {
     pub(super) connector: Connector,
-    pub(super) lock: Arc<Lock>,
+    pub(super) instance: Arc<Instance>,
     pub(super) secret: Secret,
     pub(super) memory: Memory,
     pub(super) time: KeptTime,
@@ -110,7 +110,7 @@ impl PostgresWriter {
         let row = sqlx::query(
             "SELECT commits, pg_backend_pid() AS process FROM usage WHERE instance = $1",
         )
-        .bind(INSTANCE)
+        .bind(ground.instance.number())
         .fetch_one(&mut connection)
         .await?;
         let statement = sqlx::AssertSqlSafe(format!("SELECT {} FROM usage", usage::SUMS));
@@ -133,7 +133,7 @@ impl PostgresWriter {
             commits: row.try_get("commits")?,
             process: row.try_get("process")?,
             connector: ground.connector,
-            lock: ground.lock,
+            instance: ground.instance,
             secret: ground.secret,
             connection: Some(connection),
             begun: None,
@@ -166,12 +166,7 @@ impl PostgresWriter {
         }
     }
 
-    /// The connection, when the lock is held; nothing may be written without it.
     fn connection(&mut self) -> Result<&mut PgConnection, CommitError> {
-        if !self.lock.is_held() {
-            let why = "the connection that holds the database's lock was lost";
-            return Err(CommitError::Unknown(why.to_owned()));
-        }
         let connection = self.connection.as_mut();
         connection.ok_or_else(|| CommitError::Unknown("the database is not open".to_owned()))
     }
@@ -183,7 +178,9 @@ impl PostgresWriter {
         let connection = self.connection()?;
         let answered = async {
             if begun.is_none() {
-                connection.execute(BEGIN).await?;
+                connection
+                    .execute(raw_sql(BEGIN_GIVING_KEYS.as_str()))
+                    .await?;
                 begun = Some(Begun::read(connection).await?);
             }
             let begun = begun.get_or_insert_default();
@@ -216,7 +213,7 @@ impl PostgresWriter {
             ..Delta::default()
         };
         delete(connection, plan).await?;
-        let as_instance = (INSTANCE_16, &self.secret);
+        let as_instance = (self.instance.number16(), &self.secret);
         let (wanted, inserted) = rows::insert(connection, plan, batch, as_instance).await?;
         if wanted != inserted {
             return Err(Failure::Raced);
@@ -282,7 +279,8 @@ impl PostgresWriter {
         }
         let commits = self.commits + 1;
         let names = rows::columns_of(came);
-        match usage::advance(connection, (delta, commits), names).await? {
+        let moved = (self.instance.number(), delta, commits);
+        match usage::advance(connection, moved, names).await? {
             Moved::Yes => {}
             Moved::Raced => return Err(Failure::Raced),
             Moved::NotAlone => return Err(Failure::NotAlone),
@@ -340,9 +338,6 @@ impl PostgresWriter {
         CommitError::Unknown(format!("the database did not answer within {secs} s"))
     }
 }
-
-/// The number that rows carry of the instance that took them in.
-const INSTANCE_16: i16 = 1;
 
 /// Begins a transaction.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
@@ -438,6 +433,6 @@ impl Engine for PostgresWriter {
             }
             close(connection).await;
         }
-        self.lock.release().await;
+        self.instance.leave().await;
     }
 }

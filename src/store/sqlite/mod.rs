@@ -97,6 +97,7 @@ pub async fn open(options: SqliteOptions) -> Result<Opened, OpenError> {
         held: writer.held(),
         engine: Box::new(writer),
         reads: Arc::new(reads),
+        others: None,
     })
 }
 

@@ -9,3 +9,4 @@ mod readiness;
 mod settings;
 mod start_and_stop;
 mod supervisor;
+mod together;

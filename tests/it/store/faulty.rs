@@ -12,8 +12,8 @@ use vauchi_relay::clock::Timestamp;
 use vauchi_relay::ids::MailboxHash;
 use vauchi_relay::store::StoreError;
 use vauchi_relay::store::engine::{
-    Asked, CommitError, Engine, ExpiryCursor, KeysOf, Known, LookedAgain, Opened, Pin, Plan, Reads,
-    Scrubbed, TookPlace, Write,
+    Asked, CommitError, Engine, ExpiryCursor, HeldInAll, KeysOf, Known, LookedAgain, Opened, Pin,
+    Plan, Reads, Scrubbed, TookPlace, Write,
 };
 use vauchi_relay::store::model::{
     BacklogCursor, Holding, OrderKey, Page, PageBounds, RecoveryPage, View,
@@ -114,6 +114,7 @@ impl Faults {
                 inner: opened.reads,
             }),
             held: opened.held,
+            others: opened.others,
         };
         (faults, opened)
     }
@@ -398,6 +399,14 @@ impl Reads for FaultyReads {
 
     async fn look(&self) -> Result<(), StoreError> {
         self.inner.look().await
+    }
+
+    async fn does_chores(&self) -> Result<bool, StoreError> {
+        self.inner.does_chores().await
+    }
+
+    fn held_by_all(&self) -> Option<HeldInAll> {
+        self.inner.held_by_all()
     }
 
     async fn look_again(&self) -> Result<LookedAgain, StoreError> {

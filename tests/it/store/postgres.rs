@@ -1,5 +1,5 @@
 //! What holds on PostgreSQL beside the contract: the order of keys while transactions are open, several
-//! writers, one relay at a time, and a server that stops, crashes or runs out of sessions.
+//! relays that write, and a server that stops, crashes or runs out of sessions.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use vauchi_relay::clock::Clock;
 use vauchi_relay::config::Database;
+use vauchi_relay::ids::Topic;
 use vauchi_relay::metrics::Metrics;
 use vauchi_relay::secrets::Secret;
 use vauchi_relay::store::engine::{Asked, CommitError, Opened};
@@ -257,52 +258,204 @@ async fn insert(session: &mut PgConnection, key: i64, number: u32) {
 }
 
 #[tokio::test]
-async fn a_second_relay_is_refused_in_one_line_and_starts_when_the_first_has_gone() {
+async fn several_relays_write_and_each_knows_what_all_have_stored() {
     let Some(shared) = Shared::new().await else {
         return;
     };
-    let first = store(&shared.url).await;
-    let line = open(&shared.url).await.err().unwrap().to_string();
-    assert!(
-        line.contains("another relay is using this database; several instances on one database are not supported yet"),
-        "{line}"
-    );
-    assert!(!line.contains('\n'), "{line}");
-    first.close().await;
-    drop(first);
-    let mut second = open(&shared.url).await.unwrap();
-    second.engine.close().await;
-}
-
-/// The lock's connection is lost without the relay noticing, and another relay starts: whatever the first one
-/// still believes, it commits nothing, and it comes back only when the other one has gone.
-#[tokio::test]
-async fn a_relay_that_has_lost_its_lock_commits_nothing_beside_another() {
-    let Some(shared) = Shared::new().await else {
-        return;
-    };
-    let first = store(&shared.url).await;
+    let (first, second) = (store(&shared.url).await, store(&shared.url).await);
     stores(&first, 1, 1).await.unwrap();
-    let mut session = shared.session().await;
-    let lost = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks \
-                WHERE locktype = 'advisory' AND database = \
-                (SELECT oid FROM pg_database WHERE datname = current_database())";
-    sqlx::query(lost).fetch_all(&mut session).await.unwrap();
-    let second = store(&shared.url).await;
     stores(&second, 1, 2).await.unwrap();
-    let refused = tokio::time::timeout(Duration::from_secs(30), stores(&first, 1, 3));
-    let why = refused.await.unwrap().unwrap_err().to_string();
-    assert!(why.contains("relay"), "{why}");
-    assert_eq!(ids(&second, 1).await, [1, 2]);
+    assert!(matches!(
+        stores(&second, 1, 1).await,
+        Ok(Appended::Duplicate { .. })
+    ));
+    stores(&first, 1, 3).await.unwrap();
+    for store in [&first, &second] {
+        assert_eq!(ids(store, 1).await, [1, 2, 3]);
+        // Heartbeats that are half a second apart tell what the others have stored.
+        until(async || {
+            store.watch().await;
+            store.usage().stored == 3
+        })
+        .await;
+        let usage = store.usage();
+        assert_eq!(usage.stored_at_start + usage.created, 3, "it adds up");
+    }
+    let taken = second.acknowledge(mailbox(1), vec![id(1), id(3)], SEEN, NOW);
+    assert_eq!(taken.await.unwrap().await.unwrap().blobs, 2);
+    assert_eq!(ids(&first, 1).await, [2]);
+    assert!(
+        matches!(stores(&first, 1, 1).await, Ok(Appended::Duplicate { .. })),
+        "it left at the other relay a moment ago"
+    );
+    first.close().await;
     second.close().await;
-    drop(second);
-    until(async || stores(&first, 1, 3).await.is_ok()).await;
-    assert_eq!(ids(&first, 1).await, [1, 2, 3]);
+}
+
+/// Blobs of their own, the same blobs and the same topic, acknowledged by whoever comes first: each reader sees
+/// each blob once and in order, and what is kept adds up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_relays_that_write_at_once_lose_nothing_and_pass_over_nothing() {
+    const EACH: u32 = 150;
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let mut stores = Vec::new();
+    for _ in 0..3 {
+        stores.push(Arc::new(store(&shared.url).await));
+    }
+    let writers = stores.iter().zip(0..).map(|(store, relay)| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            let mut pending = Vec::new();
+            for number in 0..EACH {
+                // Every third is handed in at all relays, every fifth replaces the one before.
+                let name = if number % 3 == 0 {
+                    number
+                } else {
+                    number + 1_000 * (relay + 1)
+                };
+                let mut blob = blob(1, name);
+                if number % 5 == 0 && number % 3 != 0 {
+                    blob.mailbox = mailbox(2);
+                    blob.topic = Some(Topic::from_prefix64(5));
+                }
+                pending.push(store.append(blob, NOW).await.unwrap());
+                if number % 7 == 0 {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            }
+            for stored in pending {
+                let stored = stored.await;
+                let is_there = matches!(
+                    stored,
+                    Ok(Appended::Stored { .. } | Appended::Duplicate { .. })
+                );
+                assert!(is_there, "{stored:?}");
+            }
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    let of_its_own = (0..EACH).filter(|n| n % 3 != 0 && n % 5 != 0).count();
+    let expected = 3 * of_its_own + (0..EACH).filter(|n| n % 3 == 0).count();
+    let readers = stores.iter().map(|store| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            let (mut after, mut seen) = (OrderKey::START, Vec::new());
+            while seen.len() < expected {
+                let page = store.page(mailbox(1), View::Proven, after, EVERYTHING, NOW);
+                let page = page.await.unwrap();
+                seen.extend(page.blobs.iter().map(|blob| number(blob.id)));
+                after = page.next;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            seen
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let mut orders = Vec::new();
+    for reader in readers {
+        let seen = tokio::time::timeout(Duration::from_secs(60), reader).await;
+        orders.push(seen.expect("no blob is passed over").unwrap());
+    }
+    assert!(
+        orders.iter().all(|order| *order == orders[0]),
+        "one order for all"
+    );
+    let held = ids(&stores[0], 2).await;
+    assert_eq!(held.len(), 1, "one of a topic");
+    let all: Vec<_> = orders[0].iter().map(|number| id(*number)).collect();
+    let mut acknowledged = 0;
+    let pending = stores
+        .iter()
+        .map(|store| store.acknowledge(mailbox(1), all.clone(), SEEN, NOW));
+    for removed in futures_util::future::join_all(pending).await {
+        acknowledged += removed.unwrap().await.unwrap().blobs;
+    }
+    assert_eq!(acknowledged, all.len() as u64, "each once");
+    let mut session = shared.session().await;
+    let sums = "SELECT sum(blobs)::bigint AS blobs, sum(departed)::bigint AS departed, \
+                (SELECT count(*) FROM departed) AS remembered FROM usage";
+    let row = sqlx::query(sums).fetch_one(&mut session).await.unwrap();
+    assert_eq!(row.get::<i64, _>("blobs"), 1);
+    assert_eq!(
+        row.get::<i64, _>("departed"),
+        row.get::<i64, _>("remembered")
+    );
+    for store in stores {
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_relay_with_another_secret_is_refused_in_one_line() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let first = store(&shared.url).await;
+    let mut other = options(&shared.url);
+    other.secret = Secret::from_bytes([8; 32]);
+    let line = postgres::open(other).await.err().unwrap().to_string();
+    let why = "all relays of a database need the same secret: copy it from another relay";
+    assert!(line.contains(why) && !line.contains('\n'), "{line}");
     first.close().await;
 }
 
-/// Two instances that write at once are not supported by the relay yet, but the engine is made for them:
-/// the same blob handed to both is stored once, and what was changed meanwhile has a batch folded again.
+/// What has expired is deleted by one relay; when that is killed, another one takes over.
+#[tokio::test]
+async fn one_relay_does_the_chores_for_all() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    let (first, second) = (store(&shared.url).await, store(&shared.url).await);
+    for number in [1, 2] {
+        let blob = first
+            .append(expiring(blob(1, number), NOW.plus(HOUR)), NOW)
+            .await
+            .unwrap();
+        blob.await.unwrap();
+    }
+    let later = NOW.plus(2 * HOUR);
+    assert_eq!(second.expire(1, later).await.unwrap().blobs, 0);
+    assert_eq!(second.expire_asking(later).await.unwrap(), 0);
+    assert_eq!(first.expire(1, later).await.unwrap().blobs, 1);
+    let mut session = shared.session().await;
+    let kill = "SELECT pg_terminate_backend(backend, 5000) FROM lease";
+    session.execute(kill).await.unwrap();
+    until(async || second.expire(1, later).await.unwrap().blobs == 1).await;
+    first.close().await;
+    second.close().await;
+}
+
+/// The rows of relays that are gone come to an end, and nothing of what they stored is lost from the sums.
+#[tokio::test]
+async fn what_a_relay_has_stored_that_is_gone_is_still_counted() {
+    let Some(shared) = Shared::new().await else {
+        return;
+    };
+    for number in 1..=3 {
+        let store = store(&shared.url).await;
+        stores(&store, 1, number).await.unwrap();
+        store.close().await;
+    }
+    let last = store(&shared.url).await;
+    last.expire(1, NOW).await.unwrap();
+    let mut session = shared.session().await;
+    let sums = "SELECT count(*) AS rows, sum(blobs)::bigint AS blobs FROM usage";
+    let row = sqlx::query(sums).fetch_one(&mut session).await.unwrap();
+    assert_eq!((row.get("rows"), row.get("blobs")), (1_i64, 3_i64));
+    assert_eq!(last.usage().stored, 3);
+    // Of one that was only stopped for a long time nothing is left, and it goes on.
+    session.execute("DELETE FROM usage").await.unwrap();
+    until(async || stores(&last, 1, 4).await.is_ok()).await;
+    assert_eq!(ids(&last, 1).await, [1, 2, 3, 4]);
+    last.close().await;
+}
+
+/// Of two relays that write at once: the same blob handed to both is stored once, and what was changed meanwhile has a batch folded again.
 #[tokio::test]
 async fn a_blob_that_another_instance_stores_meanwhile_is_a_duplicate() {
     let Some(shared) = Shared::new().await else {

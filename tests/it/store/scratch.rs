@@ -15,6 +15,7 @@ pub(crate) fn open(departures: Departures) -> Opened {
         engine: Box::new(Writer(Arc::clone(&state), departures)),
         reads: Arc::new(Reader(state)),
         held: HeldInAll::default(),
+        others: None,
     }
 }
 
