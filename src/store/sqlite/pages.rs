@@ -42,6 +42,9 @@ const SCAN_ROWS: (u32, u32) = (128, 1_024);
 /// Entries that one step of a listing of keys looks at.
 const KEYS_SCAN: u32 = 1_024;
 
+/// Expired rows that are looked at together.
+const EXPIRED_ROWS: u32 = 1_024;
+
 static SELECT_ROWS: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(
         &format!("SELECT {SOUND_COLUMNS} FROM blob WHERE seq IN ("),
@@ -425,21 +428,38 @@ impl Readers {
         row.try_get(0).map(OrderKey)
     }
 
-    /// Rows of slots before this one, all of them expired, the oldest slot first.
+    /// Rows of slots before this one, all of them expired, the oldest slot first, without those that have left
+    /// and are in the table still.
     pub(super) async fn expired_before(
         &self,
         slot: i64,
-        limit: u32,
+        limit: usize,
     ) -> sqlx::Result<Vec<OrderKey>> {
-        let rows = sqlx::query(
-            "SELECT seq FROM blob INDEXED BY blob_by_expiry \
-             WHERE expires_slot < ? ORDER BY expires_slot LIMIT ?",
-        )
-        .bind(slot)
-        .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await?;
-        keys(&rows)
+        let (mut present, mut behind) = (Vec::new(), (i64::MIN, i64::MIN));
+        loop {
+            let rows = sqlx::query(
+                "SELECT seq, expires_slot FROM blob INDEXED BY blob_by_expiry \
+                 WHERE expires_slot < ? AND (expires_slot, seq) > (?, ?) \
+                 ORDER BY expires_slot, seq LIMIT ?",
+            )
+            .bind(slot)
+            .bind(behind.0)
+            .bind(behind.1)
+            .bind(EXPIRED_ROWS)
+            .fetch_all(&self.pool)
+            .await?;
+            let mut found = keys(&rows)?;
+            self.retain_present(&mut found);
+            present.append(&mut found);
+            match rows.last() {
+                Some(last) if present.len() < limit && rows.len() >= EXPIRED_ROWS as usize => {
+                    behind = (last.try_get(1)?, last.try_get(0)?);
+                }
+                _ => break,
+            }
+        }
+        present.truncate(limit);
+        Ok(present)
     }
 
     /// Whether a row has left and is in the table still.

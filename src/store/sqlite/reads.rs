@@ -321,9 +321,8 @@ impl Reads for SqliteReads {
         limit: u32,
         expired_by: Timestamp,
     ) -> Result<(Vec<OrderKey>, bool), StoreError> {
-        let (slot, one_more) = (expiry_slot(expired_by), limit.saturating_add(1));
+        let (slot, one_more) = (expiry_slot(expired_by), limit as usize + 1);
         let mut keys = read(self.readers.expired_before(slot, one_more).await)?;
-        self.readers.retain_present(&mut keys);
         if keys.len() > limit as usize {
             keys.truncate(limit as usize);
             return Ok((keys, true));
