@@ -2,13 +2,14 @@
 //!
 //! `accept_queue` listens, `listener` accepts and speaks HTTP until the upgrade, with those that have not
 //! come so far in the `lobby`, `forwarded` tells whose request it is, `handshake` judges what asks for a
-//! WebSocket, `websocket` turns it into a [`Connection`], `watch` sits under the WebSocket and sees every
-//! byte first, and `frames` where messages begin and end.
+//! WebSocket, `websocket` turns it into a [`Connection`], whose WebSocket is its `line`, `watch` sits under
+//! the WebSocket and sees every byte first, and `frames` where messages begin and end.
 
 pub mod accept_queue;
 pub mod forwarded;
 mod frames;
 pub mod handshake;
+pub mod line;
 pub mod listener;
 mod lobby;
 pub mod watch;
@@ -24,6 +25,7 @@ use tokio_tungstenite::WebSocketStream;
 
 use crate::limits::connections::ConnectionPermit;
 use crate::protocol::Version;
+use line::Line;
 use watch::Watched;
 
 /// A WebSocket over TCP with the frame watcher beneath.
@@ -37,7 +39,7 @@ pub struct RemoteAddress(pub SocketAddr);
 #[derive(Debug)]
 pub struct Connection {
     /// Reads and writes WebSocket messages.
-    pub socket: Socket,
+    pub line: Line,
     /// What the upgrade request settled.
     pub version: Version,
     /// The host that the upgrade request names, spelt as an origin (`protocol::v2::origin`); `None` where it

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::forwarded::Proxies;
 use super::handshake;
+use super::line::Line;
 use super::watch::{WatchRules, Watched};
 use super::{Connection, RemoteAddress};
 use crate::limits::address::Address;
@@ -169,7 +170,7 @@ impl Upgrader {
         // Without a handshake there is nothing to wait for.
         let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config));
         Some(Connection {
-            socket: socket.now_or_never()?,
+            line: Line::new(socket.now_or_never()?),
             version,
             host,
             address,

@@ -11,6 +11,7 @@ mod subscribe;
 
 use std::collections::HashSet;
 
+pub(super) use self::deliver::caught_up_v2;
 use self::guest::{Guest, tells};
 use self::reply::{Reply, To};
 use super::Parts;
