@@ -135,7 +135,10 @@ impl Guest {
         if submit.terms.live_only {
             let service = &parts.service;
             let handed = service.hand(&submit.recipient, submit.id, submit.body);
-            return reply.done(handed.await.map(|()| Answer::Handed));
+            let handed = handed.await;
+            // The recipients' sessions come first: they wait for a blob, and this client for nothing urgent.
+            tokio::task::yield_now().await;
+            return reply.done(handed.map(|()| Answer::Handed));
         }
         reply.stored(self.store(submit, parts).await);
     }
