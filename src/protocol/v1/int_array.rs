@@ -21,29 +21,22 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Result<Vec<u8>, Why> {
     }
     let rest = reader.rest();
     let end = find_end(rest).ok_or(NOT_BYTES)?;
-    let mut text = &rest[..=end];
-    let texts = cut(text);
+    let array = &rest[..=end];
+    let ends = cut(array);
+    let starts = [0, ends[0], ends[1], ends[2]];
     // Each integer but the last has a comma after it.
-    let counts = texts.map(commas);
+    let counts = [0, 1, 2, 3].map(|part| commas(&array[starts[part]..ends[part]]));
     let mut bytes = vec![0; counts.iter().sum::<usize>() + 1];
-    let mut left = &mut bytes[..];
-    let mut parts = [0, 1, 2, 3].map(|part| {
-        let is_last = part == PARTS - 1;
-        let count = if is_last { left.len() } else { counts[part] };
-        let (own, others) = std::mem::take(&mut left).split_at_mut(count);
-        left = others;
-        let from_here = text;
-        text = &text[texts[part].len()..];
-        Part {
-            text: from_here,
-            after: text.len(),
-            bytes: own,
+    let (first, left) = bytes.split_at_mut(counts[0]);
+    let (second, left) = left.split_at_mut(counts[1]);
+    let (third, fourth) = left.split_at_mut(counts[2]);
+    let mut parts = [first, second, third, fourth];
+    let (mut at, done) = read_together(array, starts, &mut parts);
+    for (part, bytes) in parts.into_iter().enumerate() {
+        at[part] += read_rest(&array[at[part]..], &mut bytes[done..])?;
+        if at[part] != ends[part] {
+            return Err(NOT_BYTES);
         }
-    });
-    let [a, b, c, d] = &mut parts;
-    while a.two() & b.two() & c.two() & d.two() {}
-    for part in parts {
-        part.finish()?;
     }
     reader.advance(end + 1);
     Ok(bytes)
@@ -60,20 +53,19 @@ fn find_end(text: &[u8]) -> Option<usize> {
     Some(number * STRIDE + last.iter().position(is_end)?)
 }
 
-/// Cuts behind commas, into parts of about the same length. Parts may be empty.
-fn cut(mut text: &[u8]) -> [&[u8]; PARTS] {
-    let mut parts = [&text[..0]; PARTS];
-    for (place, left) in parts.iter_mut().zip((1..=PARTS).rev()) {
-        let about = text.len() / left;
-        let comma = text[about..].iter().position(|byte| *byte == b',');
-        let end = match (left, comma) {
-            (1, _) => text.len(),
+/// Where to cut behind commas, into parts of about the same length: the end of each. Parts may be empty.
+fn cut(array: &[u8]) -> [usize; PARTS] {
+    let mut start = 0;
+    [4, 3, 2, 1].map(|left| {
+        let about = start + (array.len() - start) / left;
+        let comma = array[about..].iter().position(|byte| *byte == b',');
+        start = match (left, comma) {
+            (1, _) => array.len(),
             (_, Some(comma)) => about + comma + 1,
-            (_, None) => 0,
+            (_, None) => start,
         };
-        (*place, text) = text.split_at(end);
-    }
-    parts
+        start
+    })
 }
 
 fn commas(text: &[u8]) -> usize {
@@ -82,53 +74,55 @@ fn commas(text: &[u8]) -> usize {
     text.chunks(255).map(|bytes| usize::from(of(bytes))).sum()
 }
 
-/// A part of an array, and where its integers go.
-struct Part<'a> {
-    /// To the end of the array, so that eight bytes can be looked at.
-    text: &'a [u8],
-    /// So much of it belongs to the parts after this one.
-    after: usize,
-    bytes: &'a mut [u8],
+/// Reads two integers of each part at a time, as long as all parts have them in the usual form. Returns
+/// where it stands in each, and how many it has read of each.
+fn read_together(
+    array: &[u8],
+    mut at: [usize; PARTS],
+    parts: &mut [&mut [u8]; PARTS],
+) -> ([usize; PARTS], usize) {
+    let [first, second, third, fourth] = parts.each_mut().map(|bytes| bytes.chunks_exact_mut(2));
+    let mut done = 0;
+    for (((first, second), third), fourth) in first.zip(second).zip(third).zip(fourth) {
+        let two = |at: usize| array.get(at..).and_then(two_integers);
+        let (Some(a), Some(b), Some(c), Some(d)) = (two(at[0]), two(at[1]), two(at[2]), two(at[3]))
+        else {
+            break;
+        };
+        first.copy_from_slice(&a.0);
+        second.copy_from_slice(&b.0);
+        third.copy_from_slice(&c.0);
+        fourth.copy_from_slice(&d.0);
+        at = [at[0] + a.1, at[1] + b.1, at[2] + c.1, at[3] + d.1];
+        done += 2;
+    }
+    (at, done)
 }
 
-impl Part<'_> {
-    /// Reads two integers; whether they were there in the usual form.
-    #[inline]
-    fn two(&mut self) -> bool {
-        if self.bytes.len() < 2 {
-            return false;
+/// Reads as many integers as `bytes` has places. Returns how many bytes of `text` they took.
+fn read_rest(text: &[u8], bytes: &mut [u8]) -> Result<usize, Why> {
+    let (mut at, mut done) = (0, 0);
+    while done < bytes.len() {
+        let rest = &text[at..];
+        if let (Some(place), Some((two, length))) =
+            (bytes.get_mut(done..done + 2), two_integers(rest))
+        {
+            place.copy_from_slice(&two);
+            (at, done) = (at + length, done + 2);
+            continue;
         }
-        let Some((two, length)) = two_integers(self.text) else {
-            return false;
-        };
-        let (place, bytes) = std::mem::take(&mut self.bytes).split_at_mut(2);
-        place.copy_from_slice(&two);
-        self.bytes = bytes;
-        self.text = &self.text[length..];
-        true
+        // The end, white space, or a fault.
+        let (byte, length) = spaced_integer(rest).ok_or(NOT_BYTES)?;
+        bytes[done] = byte;
+        (at, done) = (at + length, done + 1);
     }
-
-    /// Reads what is left.
-    fn finish(mut self) -> Result<(), Why> {
-        loop {
-            while self.two() {}
-            let Some((place, bytes)) = self.bytes.split_first_mut() else {
-                let is_at_its_end = self.text.len() == self.after;
-                return is_at_its_end.then_some(()).ok_or(NOT_BYTES);
-            };
-            // The end, white space, or a fault.
-            let (byte, length) = spaced_integer(self.text).ok_or(NOT_BYTES)?;
-            *place = byte;
-            self.bytes = bytes;
-            self.text = &self.text[length..];
-        }
-    }
+    Ok(at)
 }
 
 /// Reads two integers, each with its comma, from eight bytes at once and without a branch per digit:
 /// digits are as good as random, so each such branch would be mispredicted every other time. `None`
 /// leaves the case to [`spaced_integer`]. Returns the values and how many bytes they took.
-#[inline]
+#[inline(always)]
 fn two_integers(text: &[u8]) -> Option<([u8; 2], usize)> {
     const LOW_BITS: u64 = 0x7f7f_7f7f_7f7f_7f7f;
     let word = u64::from_le_bytes(*text.first_chunk()?);
@@ -150,7 +144,7 @@ fn two_integers(text: &[u8]) -> Option<([u8; 2], usize)> {
 }
 
 /// The value of the first `digits` bytes of `word`.
-#[inline]
+#[inline(always)]
 fn integer(word: u32, digits: u32) -> Option<u8> {
     if digits == 0 || digits > 3 {
         return None;
