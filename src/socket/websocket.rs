@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::forwarded::Proxies;
 use super::handshake;
+use super::held::Held;
 use super::line::Line;
 use super::watch::{WatchRules, Watched};
 use super::{Connection, RemoteAddress};
@@ -153,7 +154,7 @@ impl Upgrader {
 
     fn connection(&self, upgraded: Upgraded, caller: Caller) -> Option<Connection> {
         // What was read ahead with the request comes in a buffer of 8 KiB, which ends here.
-        let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+        let parts = upgraded.downcast::<TokioIo<Held<TcpStream>>>().ok()?;
         let Caller {
             version,
             host,
@@ -161,7 +162,7 @@ impl Upgrader {
             permit,
         } = caller;
         let stream = Watched::new(
-            parts.io.into_inner(),
+            parts.io.into_inner().release(),
             &parts.read_buf,
             self.watch.clone(),
             Address::of(address),

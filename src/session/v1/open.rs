@@ -1,5 +1,6 @@
 //! How a v1 session begins: the first frame is a handshake, which opens a mailbox.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -62,6 +63,9 @@ pub(in crate::session) async fn first_frame(
     parts: &Parts,
 ) -> Result<Box<Handshake>, Ended> {
     let reading = async {
+        // The answer to the upgrade request waits for what is written first, and here the client is to speak.
+        let answered = poll_fn(|context| line.poll_flush(context)).await;
+        answered.map_err(|_| Ended::Lost)?;
         let mut signs = 0;
         loop {
             match receive(line).await {
