@@ -72,7 +72,9 @@ impl Line {
     /// Ends the connection as [`linger`] does.
     pub async fn linger(self, at_most: Duration) {
         let ends = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        linger(ends.socket, at_most).await;
+        let Ends { socket, large } = ends;
+        drop(large);
+        linger(socket, at_most).await;
     }
 
     fn ends(&self) -> MutexGuard<'_, Ends> {
