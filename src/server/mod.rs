@@ -442,11 +442,11 @@ fn client_routes(upgrader: Upgrader, health: Health) -> Router {
         .route("/ws/federation", not_yet.clone())
         .route("/ws/peers", not_yet)
         .fallback(upgrade_or_hint)
-        .with_state(upgrader);
+        .with_state(Arc::new(upgrader));
     sockets.merge(health::routes(health))
 }
 
-async fn upgrade_or_hint(State(upgrader): State<Upgrader>, request: Request) -> Response {
+async fn upgrade_or_hint(State(upgrader): State<Arc<Upgrader>>, request: Request) -> Response {
     if is_upgrade(request.headers()) {
         return upgrader.upgrade(request);
     }

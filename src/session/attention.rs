@@ -86,7 +86,8 @@ impl Attention {
             self.lease -= units;
             return Ok(());
         }
-        self.pause(units, pause).await
+        // Boxed, because it is rare.
+        Box::pin(self.pause(units, pause)).await
     }
 
     async fn pause(&mut self, units: u32, pause: Duration) -> Result<(), Exhausted> {

@@ -20,15 +20,14 @@ mod v2;
 pub mod window;
 mod writer;
 
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::task::AtomicWaker;
-use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tracing::Instrument as _;
@@ -41,8 +40,9 @@ use crate::protocol::Version;
 use crate::protocol::close::Close;
 use crate::service::{BacklogCursor, Service, View};
 use crate::shutdown::Shutdown;
+use crate::socket::line::Line;
 use crate::socket::watch::Waits;
-use crate::socket::{Connection, Message, Socket, linger};
+use crate::socket::{Connection, Message};
 use attention::Attention;
 use feed::Feed;
 use keepalive::Keepalive;
@@ -176,14 +176,14 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
     parts.metrics.connections_total.increment(1);
     parts.metrics.connections_active.increment(1.0);
     let Connection {
-        socket,
+        line,
         version,
         host,
         address,
         permit,
     } = connection;
     let ended = async {
-        let ended = serve(socket, version, (address, host), &parts).await;
+        let ended = serve(line, version, (address, host), &parts).await;
         tracing::debug!(?ended, "session ended");
         ended
     }
@@ -202,35 +202,31 @@ pub async fn run(connection: Connection, parts: Arc<Parts>) {
 /// Where a client comes from, and the host that its upgrade request named.
 type Caller = (IpAddr, Option<Box<str>>);
 
-async fn serve(socket: Socket, version: Version, caller: Caller, parts: &Arc<Parts>) -> Ended {
-    let waits = socket.get_ref().waits();
-    let (mut sink, mut stream) = socket.split();
+async fn serve(line: Line, version: Version, caller: Caller, parts: &Arc<Parts>) -> Ended {
     let stopped = parts.shutdown.stopped();
     tokio::pin!(stopped);
     let ended = tokio::select! {
-        ended = converse(&mut sink, &mut stream, (version, waits), caller, parts) => ended,
+        ended = converse(&line, version, caller, parts) => ended,
         () = &mut stopped => Ended::Stopped,
     };
+    // Boxed like all that is rare, so that its bytes are there only while it goes on: most sessions rest
+    // most of the time.
+    let goodbye = Box::pin(say_goodbye(line, ended, parts));
     tokio::select! {
-        () = say_goodbye(sink, stream, ended, parts) => {}
+        () = goodbye => {}
         () = stopped => {}
     }
     ended
 }
-async fn converse(
-    sink: &mut SplitSink<Socket, Message>,
-    stream: &mut SplitStream<Socket>,
-    (version, waits): (Version, Arc<Waits>),
-    caller: Caller,
-    parts: &Arc<Parts>,
-) -> Ended {
+
+async fn converse(line: &Line, version: Version, caller: Caller, parts: &Arc<Parts>) -> Ended {
     let address = caller.0;
     let inbox = Arc::new(match version {
         Version::V1 => Inbox::default(),
         Version::V2 => Inbox::without_notices(),
     });
     let begun = match version {
-        Version::V1 => begin_v1(stream, address, &inbox, parts).await,
+        Version::V1 => Box::pin(begin_v1(line, address, &inbox, parts)).await,
         Version::V2 => Ok(begin_v2(caller, &inbox, parts)),
     };
     let Begun {
@@ -241,17 +237,17 @@ async fn converse(
         Ok(begun) => begun,
         Err(ended) => return ended,
     };
-    let shared = Shared::new(State::new(version), waits);
+    let shared = Shared::new(State::new(version), line.waits());
     shared.outbox.push(Owed::Answer(welcome));
     let mut reader = Reader {
-        stream,
+        line,
         parts,
         shared: &shared,
         dialect: &dialect,
         attention: Attention::new(parts, address),
     };
     let mut writer = Writer {
-        sink,
+        line,
         parts,
         shared: &shared,
         dialect: &dialect,
@@ -276,12 +272,12 @@ async fn converse(
 
 /// Waits for the handshake and opens its mailbox.
 async fn begin_v1(
-    stream: &mut SplitStream<Socket>,
+    line: &Line,
     address: IpAddr,
     inbox: &Arc<Inbox>,
     parts: &Arc<Parts>,
 ) -> Result<Begun, Ended> {
-    let handshake = open::first_frame(stream, parts).await?;
+    let handshake = open::first_frame(line, parts).await?;
     let opened = open::open(&handshake, address, Arc::clone(inbox), parts)
         .await
         .map_err(Ended::ByRelay)?;
@@ -302,7 +298,7 @@ fn begin_v2(caller: Caller, inbox: &Arc<Inbox>, parts: &Parts) -> Begun {
     }
 }
 
-fn device_feed<'a>(dialect: &'a Dialect, parts: &Parts) -> Option<(ToDevice<'a>, Feed)> {
+fn device_feed<'a>(dialect: &'a Dialect, parts: &Parts) -> Option<Box<(ToDevice<'a>, Feed)>> {
     let Dialect::V1(opened) = dialect else {
         return None;
     };
@@ -312,7 +308,7 @@ fn device_feed<'a>(dialect: &'a Dialect, parts: &Parts) -> Option<(ToDevice<'a>,
     let mailboxes = only(named, View::DeviceSync, from);
     let inbox = Arc::clone(&device.inbox);
     let feed = Feed::new(Arc::clone(&parts.service), mailboxes, inbox);
-    Some((ToDevice { opened, device }, feed))
+    Some(Box::new((ToDevice { opened, device }, feed)))
 }
 
 /// A v1 session knows one mailbox of a kind, which it calls as its client spelt it.
@@ -339,12 +335,7 @@ fn keepalive(version: Version, parts: &Parts) -> Keepalive {
 }
 
 /// Sends the close frame, if it is ours to send, and lets the client read it.
-async fn say_goodbye(
-    mut sink: SplitSink<Socket, Message>,
-    stream: SplitStream<Socket>,
-    ended: Ended,
-    parts: &Parts,
-) {
+async fn say_goodbye(line: Line, ended: Ended, parts: &Parts) {
     let frame = match ended {
         Ended::ByRelay(close) => Some(CloseFrame {
             code: close.code().into(),
@@ -355,20 +346,20 @@ async fn say_goodbye(
     };
     // A client that does not take it within this time does not want it; the connection ends anyway.
     let goodbye = async {
-        match frame {
-            Some(frame) => sink.send(Message::Close(Some(frame))).await,
-            None => sink.flush().await,
+        if let Some(frame) = frame {
+            poll_fn(|context| line.poll_ready(context)).await?;
+            line.send(Message::Close(Some(frame)))?;
         }
+        poll_fn(|context| line.poll_flush(context)).await
     };
     drop(tokio::time::timeout(GOODBYE, goodbye).await);
-    if let Ok(socket) = sink.reunite(stream) {
-        // In a drain the client has half of the time that is left: it was told, and that is enough.
-        let left = parts
-            .shutdown
-            .deadlines()
-            .map(|by| by.all.saturating_duration_since(Instant::now()) / 2);
-        linger(socket, left.map_or(LINGER, |left| left.min(LINGER))).await;
-    }
+    // In a drain the client has half of the time that is left: it was told, and that is enough.
+    let left = parts
+        .shutdown
+        .deadlines()
+        .map(|by| by.all.saturating_duration_since(Instant::now()) / 2);
+    line.linger(left.map_or(LINGER, |left| left.min(LINGER)))
+        .await;
 }
 
 impl Shared {

@@ -1,11 +1,10 @@
 //! Socket → state → service. Only a full answer lane, or a full commit queue, stops the reading.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::SplitStream;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 
@@ -13,15 +12,16 @@ use super::answers::Answers;
 use super::attention::{Attention, price};
 use super::{Dialect, Ended, Parts, Shared};
 use crate::protocol::close::Close;
+use crate::socket::Message;
+use crate::socket::line::Line;
 use crate::socket::watch::Late;
-use crate::socket::{Message, Socket};
 
 /// Bytes that are no WebSocket.
 const BROKEN: Close = Close::Protocol("invalid WebSocket frames (RFC 6455)");
 
 /// The reading half of a session.
 pub(super) struct Reader<'a> {
-    pub(super) stream: &'a mut SplitStream<Socket>,
+    pub(super) line: &'a Line,
     pub(super) parts: &'a Arc<Parts>,
     pub(super) shared: &'a Shared,
     pub(super) dialect: &'a Dialect,
@@ -50,8 +50,8 @@ pub(super) enum Received {
 }
 
 /// Reads the next message, whatever it is.
-pub(super) async fn receive(stream: &mut SplitStream<Socket>) -> Received {
-    match stream.next().await {
+pub(super) async fn receive(line: &Line) -> Received {
+    match poll_fn(|context| line.poll_receive(context)).await {
         Some(Ok(Message::Binary(frame))) => Received::Message(Heard::Frame(frame)),
         Some(Ok(Message::Text(_))) => Received::Message(Heard::Text),
         Some(Ok(_)) => Received::Sign,
@@ -98,7 +98,7 @@ impl Reader<'_> {
             // While the relay itself did not read, the client's pongs were not seen.
             self.shared.heard();
             self.shared.is_listening.store(true, Ordering::SeqCst);
-            let received = receive(self.stream).await;
+            let received = receive(self.line).await;
             self.shared.heard();
             self.shared.is_listening.store(false, Ordering::SeqCst);
             let answers = Answers {

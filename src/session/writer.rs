@@ -9,9 +9,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::SinkExt as _;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use futures_util::stream::SplitSink;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
@@ -21,19 +20,21 @@ use super::keepalive::{Due, Keepalive};
 use super::mailboxes::{Mailboxes, ToBegin};
 use super::outbox::Owed;
 use super::v1::open::ToDevice;
+use super::v2::caught_up_v2;
 use super::{Dialect, Ended, Parts, Shared};
 use crate::hub::{Inbox, LiveBlob, Notice};
-use crate::ids::{MailboxHash, MailboxId};
+use crate::ids::{BlobId, MailboxHash, MailboxId};
 use crate::protocol::close::Close;
 use crate::service::StoredBlob;
-use crate::socket::{Message, Socket, binary};
+use crate::socket::line::Line;
+use crate::socket::{Message, binary};
 
 /// A frame may take the write timeout and a second for each of these.
 const BYTES_PER_SECOND: u64 = 64 * 1024;
 
 /// The writing half of a session.
 pub(super) struct Writer<'a> {
-    pub(super) sink: &'a mut SplitSink<Socket, Message>,
+    pub(super) line: &'a Line,
     pub(super) parts: &'a Arc<Parts>,
     pub(super) shared: &'a Shared,
     pub(super) dialect: &'a Dialect,
@@ -43,7 +44,7 @@ pub(super) struct Writer<'a> {
     /// it, answers do not.
     pub(super) noting: Option<BoxFuture<'static, ()>>,
     /// What other devices of the client sent this one.
-    pub(super) device_feed: Option<(ToDevice<'a>, Feed)>,
+    pub(super) device_feed: Option<Box<(ToDevice<'a>, Feed)>>,
     /// Brings the notices.
     pub(super) inbox: Arc<Inbox>,
     pub(super) keepalive: Keepalive,
@@ -68,40 +69,97 @@ enum Next<'a> {
     Close(Close),
 }
 
+/// A frame that was decided on, and what is done when it has been handed to the socket.
+pub(super) struct Outgoing {
+    pub(super) frame: Bytes,
+    pub(super) then: Then,
+}
+
+/// What is done when a frame has been handed to the socket.
+pub(super) enum Then {
+    Nothing,
+    /// Deliveries begin: the client can know that its mailboxes are open.
+    Begin(Vec<ToBegin>),
+    /// The client has given up what is in flight of these mailboxes.
+    Forget(Vec<MailboxHash>),
+    /// A blob was delivered.
+    Delivered(Delivered),
+    /// A receipt was.
+    ReceiptDelivered,
+    /// A message for a device was.
+    DeviceSyncDelivered,
+}
+
+/// What hangs on the delivery of a blob.
+pub(super) struct Delivered {
+    /// The blob whose senders hear of it while they are connected.
+    pub(super) tell: Option<BlobId>,
+    /// The blob for which a receipt is stored.
+    pub(super) note: Option<(MailboxHash, BlobId)>,
+}
+
+/// What the writer does next, and waits for.
+enum Step {
+    Write(Outgoing),
+    Flush,
+    Ping,
+    /// A mailbox was closed before its delivery: there is nothing to do.
+    Skip,
+    Close(Close),
+}
+
 impl<'a> Writer<'a> {
     /// Writes until the session is over.
     pub(super) async fn run(&mut self) -> Ended {
         loop {
-            let next = self.next().await;
-            let written = match next {
-                Next::Answer(Owed::Answer(answer)) => self.write(answer).await,
-                Next::Answer(Owed::Opened { answer, to_begin }) => {
-                    self.begin(answer, &to_begin).await
-                }
-                Next::Answer(Owed::Closed { answer, closed }) => {
-                    let written = self.write(answer).await;
-                    self.shared.forget(&closed);
-                    written
-                }
-                Next::Notice(notice) => self.notify(notice).await,
-                Next::Delivery(mailbox, blob) => self.deliver(mailbox, blob).await,
-                Next::Live(blob) => self.deliver_live(blob).await,
-                Next::CaughtUp(mailboxes) => self.say_caught_up(mailboxes).await,
-                Next::GoAway => self.say_go_away().await,
-                Next::DeviceSync(device, message) => {
-                    self.deliver_device_sync(device, message).await
-                }
-                Next::Flush => self.flush().await,
-                Next::Ping => {
-                    self.keepalive.pinged(Instant::now());
-                    self.send(Message::Ping(Bytes::new()), 0).await
-                }
-                Next::Answer(Owed::Close(close)) | Next::Close(close) => Err(Ended::ByRelay(close)),
+            // Decided without waiting, and into few bytes: this future is there as long as the session.
+            let step = {
+                let next = self.next().await;
+                self.step(next)
+            };
+            let written = match step {
+                Step::Write(outgoing) => self.write(outgoing).await,
+                Step::Flush => self.flush().await,
+                Step::Ping => self.ping().await,
+                Step::Skip => Ok(()),
+                Step::Close(close) => Err(Ended::ByRelay(close)),
             };
             if let Err(ended) = written {
                 self.shared.state().closing();
                 return ended;
             }
+        }
+    }
+
+    fn step(&mut self, next: Next<'a>) -> Step {
+        let (frame, then) = match next {
+            Next::Answer(Owed::Answer(answer)) => (answer, Then::Nothing),
+            Next::Answer(Owed::Opened { answer, to_begin }) => (answer, Then::Begin(to_begin)),
+            Next::Answer(Owed::Closed { answer, closed }) => (answer, Then::Forget(closed)),
+            Next::Answer(Owed::Close(close)) | Next::Close(close) => return Step::Close(close),
+            Next::Notice(notice) => (self.notice_v1(&notice), Then::Nothing),
+            Next::Delivery(mailbox, blob) => {
+                return self.delivery(mailbox, blob).map_or(Step::Skip, Step::Write);
+            }
+            Next::Live(blob) => {
+                return self.live_delivery_v2(blob).map_or(Step::Skip, Step::Write);
+            }
+            Next::CaughtUp(mailboxes) => (caught_up_v2(mailboxes), Then::Nothing),
+            Next::GoAway => (self.go_away_v2(), Then::Nothing),
+            Next::DeviceSync(device, message) => (
+                self.device_sync_delivery_v1(device, message),
+                Then::DeviceSyncDelivered,
+            ),
+            Next::Flush => return Step::Flush,
+            Next::Ping => return Step::Ping,
+        };
+        Step::Write(Outgoing { frame, then })
+    }
+
+    fn delivery(&mut self, mailbox: MailboxHash, blob: StoredBlob) -> Option<Outgoing> {
+        match self.dialect {
+            Dialect::V1(opened) => Some(self.delivery_v1(opened, blob)),
+            Dialect::V2(_) => self.delivery_v2(mailbox, blob),
         }
     }
 
@@ -147,7 +205,7 @@ impl<'a> Writer<'a> {
             return Poll::Ready(next);
         }
         // Device sync comes after the blobs that had waited, as v1 clients expect.
-        if let Some((device, feed)) = &mut self.device_feed
+        if let Some((device, feed)) = self.device_feed.as_deref_mut()
             && self.feed.is_caught_up()
             && self.shared.state().may_deliver()
             && let Poll::Ready(Fed::Blob(_, message)) = feed.poll_next(context, |_| true)
@@ -206,46 +264,76 @@ impl<'a> Writer<'a> {
         self.mailboxes.take_caught_up()
     }
 
-    /// Deliveries begin when the client can know that its mailboxes are open.
-    async fn begin(&mut self, answer: Bytes, to_begin: &[ToBegin]) -> Result<(), Ended> {
-        self.write(answer).await?;
-        for begun in to_begin {
-            if let Some(tells_senders) = self.mailboxes.begin(begun) {
-                self.inbox.take_live(begun.mailbox, tells_senders);
-            }
-        }
-        Ok(())
-    }
-
-    async fn deliver(&mut self, mailbox: MailboxHash, blob: StoredBlob) -> Result<(), Ended> {
-        match self.dialect {
-            Dialect::V1(opened) => self.deliver_v1(opened, blob).await,
-            Dialect::V2(_) => self.deliver_v2(mailbox, blob).await,
-        }
-    }
-
     fn owes_go_away(&self) -> bool {
         matches!(self.dialect, Dialect::V2(_)) && !self.has_said_go_away
     }
 
-    pub(super) async fn write(&mut self, frame: Bytes) -> Result<(), Ended> {
-        let bytes = frame.len() as u64;
-        self.send(binary(frame), bytes).await?;
+    async fn write(&mut self, outgoing: Outgoing) -> Result<(), Ended> {
+        self.ready(outgoing.frame.len() as u64).await?;
+        let sent = self.line.send(binary(outgoing.frame));
+        sent.map_err(|error| ended_by(&error))?;
         self.parts.metrics.messages_sent_total.increment(1);
+        self.then(outgoing.then);
         Ok(())
     }
 
-    async fn send(&mut self, message: Message, bytes: u64) -> Result<(), Ended> {
-        // The sink takes a frame only when the one before it has left: that one is waited for, and
-        // not everything since the last flush, or a long backlog would make the deadline endless.
+    async fn ping(&mut self) -> Result<(), Ended> {
+        self.keepalive.pinged(Instant::now());
+        self.ready(0).await?;
+        let sent = self.line.send(Message::Ping(Bytes::new()));
+        sent.map_err(|error| ended_by(&error))
+    }
+
+    fn then(&mut self, then: Then) {
+        match then {
+            Then::Nothing => {}
+            Then::Begin(to_begin) => {
+                for begun in &to_begin {
+                    if let Some(tells_senders) = self.mailboxes.begin(begun) {
+                        self.inbox.take_live(begun.mailbox, tells_senders);
+                    }
+                }
+            }
+            Then::Forget(closed) => self.shared.forget(&closed),
+            Then::Delivered(delivered) => {
+                self.parts.metrics.blobs_delivered_total.increment(1);
+                self.delivered(delivered);
+            }
+            Then::ReceiptDelivered => self.parts.metrics.receipts_delivered_total.increment(1),
+            Then::DeviceSyncDelivered => {
+                self.parts.metrics.device_sync_delivered_total.increment(1);
+            }
+        }
+    }
+
+    fn delivered(&mut self, Delivered { tell, note }: Delivered) {
+        let service = &self.parts.service;
+        if let Some(id) = tell {
+            service.tell_delivered(&id);
+        }
+        if let Some((mailbox, id)) = note {
+            let service = Arc::clone(service);
+            let noting = async move { service.note_delivered(mailbox, id).await };
+            let mut noting = noting.boxed();
+            // Takes its place among the writes at once, before the client's acknowledgement does.
+            if (&mut noting).now_or_never().is_none() {
+                self.noting = Some(noting);
+            }
+        }
+    }
+
+    /// Waits until the line takes a frame of so many bytes. It does when the frame before has left: that
+    /// one is waited for, and not everything since the last flush, or a long backlog would make the
+    /// deadline endless.
+    async fn ready(&mut self, bytes: u64) -> Result<(), Ended> {
         let deadline = self.deadline();
         self.unflushed = bytes.max(1);
-        within(deadline, self.sink.feed(message)).await
+        within(deadline, poll_fn(|context| self.line.poll_ready(context))).await
     }
 
     async fn flush(&mut self) -> Result<(), Ended> {
         let deadline = self.deadline();
-        within(deadline, self.sink.flush()).await?;
+        within(deadline, poll_fn(|context| self.line.poll_flush(context))).await?;
         self.unflushed = 0;
         Ok(())
     }
@@ -260,19 +348,22 @@ async fn within(
     writing: impl Future<Output = Result<(), WsError>>,
 ) -> Result<(), Ended> {
     match tokio::time::timeout(deadline, writing).await {
-        Ok(Ok(())) => Ok(()),
-        // The reader sees the client's close at the same time, and may be asked second.
-        Ok(Err(
-            WsError::ConnectionClosed
-            | WsError::AlreadyClosed
-            | WsError::Protocol(ProtocolError::SendAfterClosing),
-        )) => Err(Ended::ByClient),
-        Ok(Err(WsError::WriteBufferFull(_))) => Err(Ended::ByRelay(Close::Slow(
-            "the client does not read its answers",
-        ))),
-        Ok(Err(_)) => Err(Ended::Lost),
+        Ok(written) => written.map_err(|error| ended_by(&error)),
         Err(_) => Err(Ended::ByRelay(Close::Slow(
             "the client does not read what the relay sends",
         ))),
+    }
+}
+
+fn ended_by(error: &WsError) -> Ended {
+    match error {
+        // The reader sees the client's close at the same time, and may be asked second.
+        WsError::ConnectionClosed
+        | WsError::AlreadyClosed
+        | WsError::Protocol(ProtocolError::SendAfterClosing) => Ended::ByClient,
+        WsError::WriteBufferFull(_) => {
+            Ended::ByRelay(Close::Slow("the client does not read its answers"))
+        }
+        _ => Ended::Lost,
     }
 }

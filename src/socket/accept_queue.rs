@@ -27,6 +27,8 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // As the standard library does it: connections of an earlier process that are still ending do not
     // keep a restart from its port.
     socket.set_reuseaddr(true)?;
+    // Small frames must not wait for the peer's acknowledgement. Connections have it from their listener.
+    socket.set_nodelay(true)?;
     socket.bind(address)?;
     socket.listen(ROOM)
 }

@@ -8,12 +8,13 @@ const CONTROL_BYTES_MAX: u64 = 125;
 const FRAMES_MAX: u64 = 1_024;
 const BYTES_PER_FRAME: u64 = 64;
 
+/// The longest header of a frame.
+const HEADER_BYTES_MAX: usize = 14;
+
 /// Follows the frames of a byte stream.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    header: [u8; 14],
-    header_filled: usize,
-    payload_left: u64,
+    place: Place,
     /// The frame whose payload is being read ends a data message.
     ends_message: bool,
     /// The frame whose payload is being read is one of a data message.
@@ -34,8 +35,6 @@ pub(super) enum FrameEvent {
     },
     /// The last frame of a data message is whole.
     MessageEnded,
-    /// A control frame announced more than it may carry.
-    Broken,
 }
 
 impl Frames {
@@ -43,24 +42,14 @@ impl Frames {
     /// cancel out, so small messages never arm a timer: only what is left open at the end counts.
     pub(super) fn observe(&mut self, mut bytes: &[u8]) -> Vec<FrameEvent> {
         let mut events = Vec::new();
-        while !bytes.is_empty() {
-            if self.payload_left > 0 {
-                let taken = self.payload_left.min(bytes.len() as u64);
-                self.payload_left -= taken;
-                if self.is_data {
-                    self.message_come += taken;
-                }
-                bytes = &bytes[taken as usize..];
-                if self.payload_left == 0 {
-                    self.end_frame(&mut events);
-                }
-                continue;
+        while let Some(passed) = self.place.pass(&mut bytes) {
+            match passed {
+                Passed::Header { first, payload } => self.begin_frame(first, payload, &mut events),
+                Passed::Payload { bytes } if self.is_data => self.message_come += bytes,
+                Passed::Payload { .. } => {}
             }
-            self.header[self.header_filled] = bytes[0];
-            self.header_filled += 1;
-            bytes = &bytes[1..];
-            if self.header_filled == self.header_bytes() {
-                self.begin_frame(&mut events);
+            if self.place.payload_left == 0 {
+                self.end_frame(&mut events);
             }
         }
         events
@@ -74,6 +63,98 @@ impl Frames {
     /// Whether the message that has begun comes in more frames than anybody needs.
     pub(super) fn are_very_many(&self) -> bool {
         self.message_frames > FRAMES_MAX + self.message_announced / BYTES_PER_FRAME
+    }
+
+    fn begin_frame(&mut self, first: u8, payload: u64, events: &mut Vec<FrameEvent>) {
+        self.is_data = !is_control(first);
+        self.ends_message = self.is_data && first & 0x80 != 0;
+        if self.is_data {
+            self.message_frames += 1;
+            self.message_announced = self.message_announced.saturating_add(payload);
+            events.push(FrameEvent::Announced { bytes: payload });
+        }
+    }
+
+    fn end_frame(&mut self, events: &mut Vec<FrameEvent>) {
+        if !std::mem::take(&mut self.ends_message) {
+            return;
+        }
+        self.message_come = 0;
+        self.message_frames = 0;
+        self.message_announced = 0;
+        if let Some(FrameEvent::Announced { .. }) = events.last() {
+            events.pop();
+        }
+        events.push(FrameEvent::MessageEnded);
+    }
+}
+
+/// Cuts a byte stream so that no piece has bytes of two payloads.
+#[derive(Debug, Default)]
+pub(super) struct Cutter {
+    place: Place,
+    /// A control frame announced more than it may carry.
+    is_broken: bool,
+}
+
+impl Cutter {
+    /// How long the next piece may be: what is left of a payload, or as much as a header may have.
+    pub(super) fn bytes_max(&self) -> usize {
+        match usize::try_from(self.place.payload_left) {
+            Ok(0) => HEADER_BYTES_MAX - self.place.header_filled,
+            left => left.unwrap_or(usize::MAX),
+        }
+    }
+
+    /// This was the next piece.
+    pub(super) fn pass(&mut self, mut piece: &[u8]) {
+        while let Some(passed) = self.place.pass(&mut piece) {
+            if let Passed::Header { first, payload } = passed {
+                self.is_broken |= is_control(first) && payload > CONTROL_BYTES_MAX;
+            }
+        }
+    }
+
+    /// Whether a control frame has announced more than it may carry.
+    pub(super) fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+}
+
+/// Where in a frame a byte stream stands.
+#[derive(Debug, Default)]
+struct Place {
+    header: [u8; HEADER_BYTES_MAX],
+    header_filled: usize,
+    payload_left: u64,
+}
+
+/// A piece that was passed.
+enum Passed {
+    /// The end of a header, whose first byte this is; so many bytes follow.
+    Header { first: u8, payload: u64 },
+    /// So much of a payload.
+    Payload { bytes: u64 },
+}
+
+impl Place {
+    /// Takes what comes first off `bytes`; `None` when that is no more than a part of a header.
+    fn pass(&mut self, bytes: &mut &[u8]) -> Option<Passed> {
+        if self.payload_left > 0 && !bytes.is_empty() {
+            let taken = self.payload_left.min(bytes.len() as u64);
+            self.payload_left -= taken;
+            *bytes = &bytes[taken as usize..];
+            return Some(Passed::Payload { bytes: taken });
+        }
+        while let Some((first, rest)) = bytes.split_first() {
+            self.header[self.header_filled] = *first;
+            self.header_filled += 1;
+            *bytes = rest;
+            if self.header_filled == self.header_bytes() {
+                return Some(self.end_header());
+            }
+        }
+        None
     }
 
     /// How long the header is, as far as its first two bytes tell.
@@ -90,7 +171,7 @@ impl Frames {
             }
     }
 
-    fn begin_frame(&mut self, events: &mut Vec<FrameEvent>) {
+    fn end_header(&mut self) -> Passed {
         let [first, second, rest @ ..] = self.header;
         self.payload_left = match second & 0x7F {
             126 => u64::from(u16::from_be_bytes([rest[0], rest[1]])),
@@ -100,37 +181,14 @@ impl Frames {
             short => u64::from(short),
         };
         self.header_filled = 0;
-        let is_control = first & 0x08 != 0;
-        self.ends_message = !is_control && first & 0x80 != 0;
-        self.is_data = !is_control;
-        if is_control {
-            if self.payload_left > CONTROL_BYTES_MAX {
-                events.push(FrameEvent::Broken);
-            }
-        } else {
-            self.message_frames += 1;
-            self.message_announced = self.message_announced.saturating_add(self.payload_left);
-            events.push(FrameEvent::Announced {
-                bytes: self.payload_left,
-            });
-        }
-        if self.payload_left == 0 {
-            self.end_frame(events);
-        }
+        let payload = self.payload_left;
+        Passed::Header { first, payload }
     }
+}
 
-    fn end_frame(&mut self, events: &mut Vec<FrameEvent>) {
-        if !std::mem::take(&mut self.ends_message) {
-            return;
-        }
-        self.message_come = 0;
-        self.message_frames = 0;
-        self.message_announced = 0;
-        if let Some(FrameEvent::Announced { .. }) = events.last() {
-            events.pop();
-        }
-        events.push(FrameEvent::MessageEnded);
-    }
+/// Whether a frame that begins with this byte is a ping, a pong, a close or the like.
+fn is_control(first: u8) -> bool {
+    first & 0x08 != 0
 }
 
 #[cfg(test)]
@@ -174,7 +232,10 @@ pub(super) mod tests {
                 .filter(|event| *event == FrameEvent::MessageEnded)
                 .count();
             assert_eq!(ended, 7, "cut into {cut}");
-            assert_eq!((frames.payload_left, frames.header_filled), (0, 0));
+            assert_eq!(
+                (frames.place.payload_left, frames.place.header_filled),
+                (0, 0)
+            );
         }
     }
 
@@ -187,5 +248,32 @@ pub(super) mod tests {
             frames.observe(&frame(0x00, 125));
         }
         assert!(!frames.are_very_many());
+    }
+
+    #[test]
+    fn pieces_end_where_payloads_do() {
+        let frames = [(0x89, 0), (0x82, 3), (0x82, 300), (0x82, 70_000), (0x02, 9)];
+        let stream: Vec<u8> = frames.iter().flat_map(|(f, n)| frame(*f, *n)).collect();
+        let (mut cutter, mut rest, mut ends) = (Cutter::default(), &stream[..], Vec::new());
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(cutter.bytes_max().min(rest.len()));
+            cutter.pass(piece);
+            rest = after;
+            ends.push(stream.len() - rest.len());
+        }
+        // The first three fit into two pieces of 14 bytes; a header of 8 bytes brings 6 of its payload.
+        assert_eq!(ends[..2], [14, 15]);
+        let large = 6 + 9 + 308;
+        assert!(ends.contains(&large) && ends.contains(&(large + 14)));
+        assert!(ends.contains(&(large + 14 + 70_000)));
+    }
+
+    #[test]
+    fn a_control_frame_that_announces_too_much_is_seen_when_its_header_has_passed() {
+        for (payload, is_broken) in [(125, false), (126, true)] {
+            let mut cutter = Cutter::default();
+            cutter.pass(&frame(0x89, payload)[..8]);
+            assert_eq!(cutter.is_broken(), is_broken);
+        }
     }
 }

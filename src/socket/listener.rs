@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::RemoteAddress;
+use super::held::Held;
 use super::lobby::{Lobby, Place};
 use crate::limits::address::Address;
 use crate::metrics::Metrics;
@@ -146,8 +147,6 @@ async fn serve(
     place: Place,
     until: CancellationToken,
 ) {
-    // Small frames must not wait for the peer's acknowledgement; if the option cannot be set, they do.
-    drop(stream.set_nodelay(true));
     let service = routes.map_request(
         move |mut request: axum::http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(RemoteAddress(address));
@@ -155,7 +154,10 @@ async fn serve(
         },
     );
     let connection = http
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .serve_connection(
+            TokioIo::new(Held::new(stream)),
+            TowerToHyperService::new(service),
+        )
         .with_upgrades();
     tokio::pin!(connection);
     // A connection that fails before it is a session concerns nobody but its client.

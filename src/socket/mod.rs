@@ -2,13 +2,16 @@
 //!
 //! `accept_queue` listens, `listener` accepts and speaks HTTP until the upgrade, with those that have not
 //! come so far in the `lobby`, `forwarded` tells whose request it is, `handshake` judges what asks for a
-//! WebSocket, `websocket` turns it into a [`Connection`], `watch` sits under the WebSocket and sees every
-//! byte first, and `frames` where messages begin and end.
+//! WebSocket, `websocket` turns it into a [`Connection`], whose WebSocket is its `line`, `held` lets the
+//! answer to the request leave with what the session writes first, `watch` sits under the WebSocket and sees
+//! every byte first, and `frames` where messages begin and end.
 
 pub mod accept_queue;
 pub mod forwarded;
 mod frames;
 pub mod handshake;
+pub mod held;
+pub mod line;
 pub mod listener;
 mod lobby;
 pub mod watch;
@@ -24,10 +27,12 @@ use tokio_tungstenite::WebSocketStream;
 
 use crate::limits::connections::ConnectionPermit;
 use crate::protocol::Version;
+use held::Held;
+use line::Line;
 use watch::Watched;
 
 /// A WebSocket over TCP with the frame watcher beneath.
-pub type Socket = WebSocketStream<Watched<TcpStream>>;
+pub type Socket = WebSocketStream<Watched<Held<TcpStream>>>;
 
 /// Who is at the other end of a request's connection, be it the client or a proxy; the listener puts it into the request's extensions.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +42,7 @@ pub struct RemoteAddress(pub SocketAddr);
 #[derive(Debug)]
 pub struct Connection {
     /// Reads and writes WebSocket messages.
-    pub socket: Socket,
+    pub line: Line,
     /// What the upgrade request settled.
     pub version: Version,
     /// The host that the upgrade request names, spelt as an origin (`protocol::v2::origin`); `None` where it

@@ -13,7 +13,8 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use hyper::upgrade::OnUpgrade;
+use futures_util::FutureExt as _;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
@@ -23,6 +24,8 @@ use tokio_util::task::TaskTracker;
 
 use super::forwarded::Proxies;
 use super::handshake;
+use super::held::Held;
+use super::line::Line;
 use super::watch::{WatchRules, Watched};
 use super::{Connection, RemoteAddress};
 use crate::limits::address::Address;
@@ -31,9 +34,12 @@ use crate::limits::table::Budget;
 use crate::metrics::Metrics;
 use crate::protocol::{Version, v2};
 
-/// Read and write buffers of a connection. The library's 128 KiB would cost 134 kB for each idle
-/// client; 4 KiB is as fast for blobs of a few KiB.
-const BUFFER_BYTES: usize = 4 * 1024;
+/// The library allocates so much for reading at once, for each client, and reads no more at a time. It is
+/// small because [`Watched`] reads ahead, so a read of the library's costs no system call.
+const READ_BYTES: usize = 512;
+
+/// So many bytes of frames wait to be written together.
+const WRITE_BYTES: usize = 4 * 1024;
 
 /// When to try again after "full house".
 const RETRY_FULL_HOUSE: Duration = Duration::from_secs(5);
@@ -46,8 +52,15 @@ const RETRY_ADDRESS_FULL: Duration = Duration::from_secs(30);
 pub type RunSession =
     Arc<dyn Fn(Connection) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
+/// What the upgrade request settled.
+struct Caller {
+    version: Version,
+    host: Option<Box<str>>,
+    address: IpAddr,
+    permit: ConnectionPermit,
+}
+
 /// What an upgrade needs.
-#[derive(Clone)]
 pub struct Upgrader {
     /// `RELAY_MAX_MESSAGE_SIZE`.
     pub message_bytes_max: usize,
@@ -73,7 +86,7 @@ pub fn hard_cap(message_bytes_max: usize) -> usize {
 
 impl Upgrader {
     /// Answers an upgrade request and, when it is accepted, starts the session.
-    pub fn upgrade(&self, request: Request) -> Response {
+    pub fn upgrade(self: &Arc<Self>, request: Request) -> Response {
         let (mut request, _no_body) = request.into_parts();
         let Some(RemoteAddress(peer)) = request.extensions.get().copied() else {
             return self.turn_away(
@@ -115,44 +128,55 @@ impl Upgrader {
                 "this connection cannot be upgraded\n",
             );
         };
-        self.sessions.spawn(
-            self.clone()
-                .begin(upgrade, (version, host), address, permit),
-        );
+        let caller = Caller {
+            version,
+            host,
+            address,
+            permit,
+        };
+        self.sessions.spawn(Arc::clone(self).begin(upgrade, caller));
         switching(version, accepted)
     }
 
-    async fn begin(
-        self,
-        upgrade: OnUpgrade,
-        (version, host): (Version, Option<Box<str>>),
-        address: IpAddr,
-        permit: ConnectionPermit,
-    ) {
+    /// Waits for the upgrade and runs the session. This future is there as long as the session, so what the
+    /// upgrade needs stays out of it.
+    async fn begin(self: Arc<Self>, upgrade: OnUpgrade, caller: Caller) {
         // An upgrade fails when the client leaves before it has read our answer.
-        let Ok(upgraded) = upgrade.await else {
-            return self.metrics.connection_errors_total.increment(1);
+        let connection = match upgrade.await {
+            Ok(upgraded) => self.connection(upgraded, caller),
+            Err(_) => None,
         };
-        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
-            return self.metrics.connection_errors_total.increment(1);
-        };
-        let whose = Address::of(address);
+        match connection {
+            Some(connection) => (self.run)(connection).await,
+            None => self.metrics.connection_errors_total.increment(1),
+        }
+    }
+
+    fn connection(&self, upgraded: Upgraded, caller: Caller) -> Option<Connection> {
+        // What was read ahead with the request comes in a buffer of 8 KiB, which ends here.
+        let parts = upgraded.downcast::<TokioIo<Held<TcpStream>>>().ok()?;
+        let Caller {
+            version,
+            host,
+            address,
+            permit,
+        } = caller;
         let stream = Watched::new(
-            parts.io.into_inner(),
+            parts.io.into_inner().release(),
             &parts.read_buf,
             self.watch.clone(),
-            whose,
+            Address::of(address),
         );
         let config = websocket_config(self.message_bytes_max);
-        let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
-        (self.run)(Connection {
-            socket,
+        // Without a handshake there is nothing to wait for.
+        let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config));
+        Some(Connection {
+            line: Line::new(socket.now_or_never()?),
             version,
             host,
             address,
             permit,
         })
-        .await;
     }
 
     fn turn_away(&self, status: StatusCode, why: &str) -> Response {
@@ -237,8 +261,8 @@ fn come_back_later(why: TurnedAway) -> Response {
 fn websocket_config(message_bytes_max: usize) -> WebSocketConfig {
     let cap = hard_cap(message_bytes_max);
     WebSocketConfig::default()
-        .read_buffer_size(BUFFER_BYTES)
-        .write_buffer_size(BUFFER_BYTES)
+        .read_buffer_size(READ_BYTES)
+        .write_buffer_size(WRITE_BYTES)
         // One frame waits at a time, and none is larger than the limit and what v1 wraps around it;
         // the rest is for pongs, which a flood of pings cannot make more of.
         .max_write_buffer_size(cap + 64 * 1024)

@@ -2,25 +2,22 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::open::{Opened, ToDevice};
 use crate::hub::{Fate, Notice};
 use crate::protocol::v1::message::{Delivery, DeviceSyncDelivery, NoticeStatus};
 use crate::protocol::v1::{self, Answer, Tag};
 use crate::service::StoredBlob;
 use crate::service::sealed::Sealed;
-use crate::session::Ended;
 use crate::session::feed::delivered_bytes;
-use crate::session::writer::Writer;
+use crate::session::writer::{Delivered, Outgoing, Then, Writer};
 
 impl Writer<'_> {
-    pub(in crate::session) async fn deliver_v1(
-        &mut self,
-        opened: &Opened,
-        blob: StoredBlob,
-    ) -> Result<(), Ended> {
-        // Noted before it is written: the acknowledgement may be read before this returns.
-        let bytes = delivered_bytes(&blob);
-        self.shared.state().delivered(opened.slot(blob.id), bytes);
+    pub(in crate::session) fn delivery_v1(&self, opened: &Opened, blob: StoredBlob) -> Outgoing {
+        // Noted before it is written: the acknowledgement may be read before that is known here.
+        let (id, bytes) = (blob.id, delivered_bytes(&blob));
+        self.shared.state().delivered(opened.slot(id), bytes);
         let service = &self.parts.service;
         let (sender_id, body) = match service.unseal(&opened.mailbox, &blob.sealed) {
             Some(Sealed::SenderId(sender_id)) => (Some(sender_id), blob.body),
@@ -29,24 +26,25 @@ impl Writer<'_> {
         };
         let sender_id = sender_id.filter(|_| service.v1_keeps_sender_id());
         let delivery = Delivery {
-            id: blob.id,
+            id,
             mailbox_as_spelt: Arc::clone(&opened.mailbox_as_spelt),
             sender_id,
             body,
         };
-        self.say_v1(None, &Answer::Delivery(delivery)).await?;
-        self.parts.metrics.blobs_delivered_total.increment(1);
-        if opened.tells_senders {
-            self.parts.service.tell_delivered(&blob.id);
+        Outgoing {
+            frame: self.say_v1(None, &Answer::Delivery(delivery)),
+            then: Then::Delivered(Delivered {
+                tell: opened.tells_senders.then_some(id),
+                note: None,
+            }),
         }
-        Ok(())
     }
 
-    pub(in crate::session) async fn deliver_device_sync(
-        &mut self,
+    pub(in crate::session) fn device_sync_delivery_v1(
+        &self,
         to: ToDevice<'_>,
         message: StoredBlob,
-    ) -> Result<(), Ended> {
+    ) -> Bytes {
         let ToDevice { opened, device } = to;
         let bytes = delivered_bytes(&message);
         let slot = opened.slot(message.id);
@@ -63,23 +61,19 @@ impl Writer<'_> {
             version: message.version.unwrap_or_default(),
             body: message.body,
         };
-        self.say_v1(None, &Answer::DeviceSync(delivery)).await?;
-        self.parts.metrics.device_sync_delivered_total.increment(1);
-        Ok(())
+        self.say_v1(None, &Answer::DeviceSync(delivery))
     }
 
-    pub(in crate::session) async fn notify(&mut self, notice: Notice) -> Result<(), Ended> {
+    pub(in crate::session) fn notice_v1(&self, notice: &Notice) -> Bytes {
         let status = match notice.fate {
             Fate::Delivered => NoticeStatus::Delivered,
             Fate::Acknowledged => NoticeStatus::ReceivedByRecipient,
         };
         let (tag, blob_id) = (Tag::new(&notice.name), notice.blob);
-        let answer = Answer::Notice { blob_id, status };
-        self.say_v1(Some(&tag), &answer).await
+        self.say_v1(Some(&tag), &Answer::Notice { blob_id, status })
     }
 
-    async fn say_v1(&mut self, tag: Option<&Tag>, answer: &Answer) -> Result<(), Ended> {
-        self.write(v1::encode(tag, answer, self.parts.clock.told_now()))
-            .await
+    fn say_v1(&self, tag: Option<&Tag>, answer: &Answer) -> Bytes {
+        v1::encode(tag, answer, self.parts.clock.told_now())
     }
 }

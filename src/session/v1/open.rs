@@ -1,9 +1,8 @@
 //! How a v1 session begins: the first frame is a handshake, which opens a mailbox.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
-
-use futures_util::stream::SplitStream;
 
 use crate::auth::{self, TimeOfDay};
 use crate::hub::Inbox;
@@ -19,7 +18,7 @@ use crate::service::{OrderKey, Service, View};
 use crate::session::mailboxes::{Cursor, Mailboxes};
 use crate::session::reader::{Heard, Received, TEXT, receive};
 use crate::session::{Ended, Parts, only};
-use crate::socket::Socket;
+use crate::socket::line::Line;
 
 /// What the handshake settled.
 pub(in crate::session) struct Opened {
@@ -60,13 +59,16 @@ const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
 
 /// Waits for the first frame, which must be a handshake.
 pub(in crate::session) async fn first_frame(
-    stream: &mut SplitStream<Socket>,
+    line: &Line,
     parts: &Parts,
 ) -> Result<Box<Handshake>, Ended> {
     let reading = async {
+        // The answer to the upgrade request waits for what is written first, and here the client is to speak.
+        let answered = poll_fn(|context| line.poll_flush(context)).await;
+        answered.map_err(|_| Ended::Lost)?;
         let mut signs = 0;
         loop {
-            match receive(stream).await {
+            match receive(line).await {
                 Received::Sign if signs >= SIGNS_MAX => {
                     parts.metrics.floods_closed_total.increment(1);
                     return Err(Ended::ByRelay(Close::Flood));

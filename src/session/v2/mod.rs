@@ -11,6 +11,7 @@ mod subscribe;
 
 use std::collections::HashSet;
 
+pub(super) use self::deliver::caught_up_v2;
 use self::guest::{Guest, tells};
 use self::reply::{Reply, To};
 use super::Parts;
@@ -134,7 +135,10 @@ impl Guest {
         if submit.terms.live_only {
             let service = &parts.service;
             let handed = service.hand(&submit.recipient, submit.id, submit.body);
-            return reply.done(handed.await.map(|()| Answer::Handed));
+            let handed = handed.await;
+            // The recipients' sessions come first: they wait for a blob, and this client for nothing urgent.
+            tokio::task::yield_now().await;
+            return reply.done(handed.map(|()| Answer::Handed));
         }
         reply.stored(self.store(submit, parts).await);
     }
