@@ -392,12 +392,12 @@ impl Committer {
         ))
     }
 
-    /// Lets the world see a plan that is durable: counters, then those who wait for blobs, then answers. A
-    /// blob is so on its way before its sender's answer is.
+    /// Lets the world see a plan that is durable: counters, answers, then those who wait for blobs: a v1 client
+    /// that sends to itself has always had its answer first.
     fn finish(&mut self, batch: &mut Batch, part: &[usize], mut plan: Plan) {
         self.show(&plan);
-        self.tell_news(&plan, &batch.select(part));
         batch.confirm(part, std::mem::take(&mut plan.outcomes));
+        self.tell_news(&plan, &batch.select(part));
     }
 
     fn show(&self, plan: &Plan) {
