@@ -32,11 +32,11 @@ fuzz_target!(|input: &[u8]| {
         slow_reading: METRICS.with(|metrics| metrics.slow_reading_total.clone()),
     };
     let address = Address::of([192, 0, 2, 1].into());
-    let mut watched = Watched::new(rest, early, rules, address);
     let mut buffer = vec![0; usize::from(*cut) + 1];
     let mut came_through = Vec::new();
     let ended = RUNTIME.with(|runtime| {
         runtime.block_on(async {
+            let mut watched = Watched::new(rest, early, rules, address);
             loop {
                 match watched.read(&mut buffer).await {
                     Ok(0) => return Ok(()),

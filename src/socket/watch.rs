@@ -165,7 +165,7 @@ impl std::error::Error for Late {}
 
 impl<S> Watched<S> {
     /// Watches `inner`, which is a client's at `address`; `early` are bytes that were already read from
-    /// it, with the request.
+    /// it, with the request. Within a runtime, because a message may begin in them and has a time limit.
     pub fn new(inner: S, early: &[u8], rules: WatchRules, address: Address) -> Self {
         let mut watched = Self {
             inner,

@@ -162,8 +162,11 @@ async fn a_disk_that_ignores_fsyncs_of_the_database_is_found_out() {
     let (stop, _) = phases.find(|(_, phase)| **phase == Phase::Stop).unwrap();
     let stop = *stop;
     let found = found_without_fsyncs(run, "relay.db", stop).await;
-    let line = found.expect_err("no relay starts on half of a database");
-    assert!(line.contains("relay.db: "), "{line}");
+    // Which pages are missing is chance: a relay starts on such a database, and misses blobs, or does not.
+    match found {
+        Ok(faults) => assert!(!faults.is_empty(), "nothing is missing"),
+        Err(line) => assert!(line.contains("relay.db: "), "{line}"),
+    }
 }
 
 fn holds(tried: &Tried, kinds: &[(Place, Settled)]) {
