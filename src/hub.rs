@@ -186,57 +186,52 @@ impl Inbox {
         }
     }
 
+    /// Leaves something in the session's wakes, and wakes it when nothing was there.
+    fn leave(&self, change: impl FnOnce(&mut Wakes)) {
+        let mut wakes = lock(&self.wakes);
+        let is_first = wakes.is_empty();
+        change(&mut wakes);
+        drop(wakes);
+        if is_first {
+            self.waker.wake();
+        }
+    }
+
     /// Hands a committed row to the session, or tells it to look.
     fn bring(&self, row: &NewRow<'_>) {
         let mailbox = row.envelope.mailbox;
         let bytes = row.envelope.sealed.len() + row.envelope.body.len();
-        let mut wakes = lock(&self.wakes);
-        let is_first = wakes.is_empty();
-        if wakes.takes_hint(&mailbox, bytes) {
-            wakes.hint_bytes += bytes;
-            wakes.hints.push_back(Box::new(Hint::of(row)));
-        } else {
-            wakes.marked.insert(mailbox);
-        }
-        drop(wakes);
-        if is_first {
-            self.waker.wake();
-        }
+        self.leave(|wakes| {
+            if wakes.takes_hint(&mailbox, bytes) {
+                wakes.hint_bytes += bytes;
+                wakes.hints.push_back(Box::new(Hint::of(row)));
+            } else {
+                wakes.marked.insert(mailbox);
+            }
+        });
     }
 
     /// Tells the session to look into this mailbox.
     fn mark(&self, mailbox: MailboxHash) {
-        let mut wakes = lock(&self.wakes);
-        let is_first = wakes.is_empty();
-        wakes.marked.insert(mailbox);
-        drop(wakes);
-        if is_first {
-            self.waker.wake();
-        }
+        self.leave(|wakes| {
+            wakes.marked.insert(mailbox);
+        });
     }
 
     /// Tells the session to look into this mailbox, unless it has read up to this key.
     fn catch_up(&self, mailbox: MailboxHash, key: OrderKey) {
-        let mut wakes = lock(&self.wakes);
-        let is_first = wakes.is_empty();
-        let up_to = wakes.up_to.entry(mailbox).or_insert(key);
-        *up_to = (*up_to).max(key);
-        drop(wakes);
-        if is_first {
-            self.waker.wake();
-        }
+        self.leave(|wakes| {
+            let up_to = wakes.up_to.entry(mailbox).or_insert(key);
+            *up_to = (*up_to).max(key);
+        });
     }
 
     /// Has the session read this mailbox again from before this key on.
     fn go_back(&self, mailbox: MailboxHash, key: OrderKey) {
-        let mut wakes = lock(&self.wakes);
-        let is_first = wakes.is_empty();
-        let back = wakes.back.entry(mailbox).or_insert(key);
-        *back = (*back).min(key);
-        drop(wakes);
-        if is_first {
-            self.waker.wake();
-        }
+        self.leave(|wakes| {
+            let back = wakes.back.entry(mailbox).or_insert(key);
+            *back = (*back).min(key);
+        });
     }
 
     /// Takes where to go back to, else the next hint, or when there is none the marks that have come since the last call;

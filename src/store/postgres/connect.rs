@@ -104,39 +104,38 @@ impl Connector {
 
     /// A connection to the first host that takes writes.
     pub(super) async fn connect(&self, role: Role) -> Result<PgConnection, Failed> {
-        let password = self.password().await?;
-        let mut said: Vec<String> = Vec::new();
-        for host in &self.hosts {
-            let host = match &password {
-                Some(password) => host.clone().password(password),
-                None => host.clone(),
-            };
-            let connecting = tokio::time::timeout(CONNECT_TIME_MAX, prepare(&host, role));
-            match connecting.await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(Unfit::TooOld(found))) => return Err(Failed::TooOld(found)),
-                Ok(Err(Unfit::Words(words))) => said.push(format!("{}: {words}", name(&host))),
-                Err(_) => said.push(format!("{}: no answer within 3 s", name(&host))),
-            }
-        }
-        Err(Failed::Hosts(said.join("; ")))
+        let prepare = async |host| prepare(&host, role).await;
+        self.first_host(CONNECT_TIME_MAX, prepare).await
     }
 
     /// A connection to the first host that takes writes, on which this channel is heard.
     pub(super) async fn listen(&self, channel: &str) -> Result<PgListener, Failed> {
+        let listen = async |host| listen(&host, channel).await;
+        // That makes two connections.
+        self.first_host(2 * CONNECT_TIME_MAX, listen).await
+    }
+
+    /// What the first host gives that will do and answers within this time.
+    async fn first_host<T, F: Future<Output = Result<T, Unfit>>>(
+        &self,
+        time_max: Duration,
+        ask: impl Fn(PgConnectOptions) -> F,
+    ) -> Result<T, Failed> {
         let password = self.password().await?;
         let mut said: Vec<String> = Vec::new();
         for host in &self.hosts {
-            let host = match &password {
+            let with_password = match &password {
                 Some(password) => host.clone().password(password),
                 None => host.clone(),
             };
-            let listening = tokio::time::timeout(2 * CONNECT_TIME_MAX, listen(&host, channel));
-            match listening.await {
-                Ok(Ok(listener)) => return Ok(listener),
+            match tokio::time::timeout(time_max, ask(with_password)).await {
+                Ok(Ok(given)) => return Ok(given),
                 Ok(Err(Unfit::TooOld(found))) => return Err(Failed::TooOld(found)),
-                Ok(Err(Unfit::Words(words))) => said.push(format!("{}: {words}", name(&host))),
-                Err(_) => said.push(format!("{}: no answer within 6 s", name(&host))),
+                Ok(Err(Unfit::Words(words))) => said.push(format!("{}: {words}", name(host))),
+                Err(_) => {
+                    let secs = time_max.as_secs();
+                    said.push(format!("{}: no answer within {secs} s", name(host)));
+                }
             }
         }
         Err(Failed::Hosts(said.join("; ")))

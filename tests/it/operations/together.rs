@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use ed25519_dalek::{Signer as _, SigningKey};
-use serde_json::{Value, json};
+use ed25519_dalek::SigningKey;
+use serde_json::json;
 use sqlx::Row as _;
 use tempfile::TempDir;
 use vauchi_relay::clock::Clock;
@@ -24,6 +24,7 @@ use crate::harness::{
     BEGINNING, PATIENCE, Peer, Relay, config, eventually, http_get, id, settings, value_of,
 };
 use crate::process::{Process, command};
+use crate::v1::identity::signed;
 use crate::v2::client::{Guest, Owned, on_terms, submit};
 
 /// A database, a folder with the secret, and relays that use both.
@@ -233,31 +234,15 @@ async fn a_sender_at_another_relay_hears_that_its_blob_has_expired() {
     assert_eq!((receipt.kind, receipt.id), (ReceiptKind::Expired, blob_id));
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn signed_handshake(nonce: [u8; 32]) -> Value {
-    let key = SigningKey::from_bytes(&[3; 32]);
-    let secs = BEGINNING.millis() / 1_000;
-    let message = [&nonce[..], &secs.to_be_bytes()].concat();
-    json!({
-        "client_id": hex(key.verifying_key().as_bytes()),
-        "identity_public_key": hex(key.verifying_key().as_bytes()),
-        "nonce": hex(&nonce),
-        "timestamp": secs,
-        "signature": hex(&key.sign(&message).to_bytes()),
-    })
-}
-
 #[tokio::test]
 async fn a_handshake_that_was_recorded_at_one_relay_opens_nothing_at_another() {
     let Some(together) = Together::start(2).await else {
         return;
     };
+    let (key, secs) = (SigningKey::from_bytes(&[3; 32]), BEGINNING.millis() / 1_000);
     let open = async |relay: usize, nonce| {
         let mut peer = Peer::connect(together.relays[relay].running.clients).await;
-        peer.say_hello(signed_handshake(nonce)).await;
+        peer.say_hello(signed(&key, nonce, secs)).await;
         peer.next().await.is_ok()
     };
     assert!(open(0, [1; 32]).await);

@@ -1,5 +1,6 @@
 //! Who may open what: signed handshakes, nonces that open once, and relays that ask for a proof.
 
+use data_encoding::HEXLOWER;
 use ed25519_dalek::{Signer as _, SigningKey};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -14,19 +15,15 @@ fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A handshake signed at `secs` with this nonce.
-fn signed(key: &SigningKey, nonce: [u8; 32], secs: u64) -> Value {
+pub(crate) fn signed(key: &SigningKey, nonce: [u8; 32], secs: u64) -> Value {
     let message = [&nonce[..], &secs.to_be_bytes()].concat();
     json!({
-        "client_id": hex(key.verifying_key().as_bytes()),
-        "identity_public_key": hex(key.verifying_key().as_bytes()),
-        "nonce": hex(&nonce),
+        "client_id": HEXLOWER.encode(key.verifying_key().as_bytes()),
+        "identity_public_key": HEXLOWER.encode(key.verifying_key().as_bytes()),
+        "nonce": HEXLOWER.encode(&nonce),
         "timestamp": secs,
-        "signature": hex(&key.sign(&message).to_bytes()),
+        "signature": HEXLOWER.encode(&key.sign(&message).to_bytes()),
     })
 }
 
@@ -150,7 +147,7 @@ async fn a_relay_that_asks_for_proofs_opens_neither_names_nor_tokens_without() {
 #[tokio::test]
 async fn an_id_that_has_proved_itself_is_not_opened_without_a_proof_again() {
     let relay = Relay::start(&[]).await;
-    let own = hex(key(1).verifying_key().as_bytes());
+    let own = HEXLOWER.encode(key(1).verifying_key().as_bytes());
     assert_eq!(try_open(&relay, json!({ "client_id": own })).await, Ok(()));
     assert_eq!(
         try_open(&relay, signed(&key(1), [1; 32], NOW)).await,
@@ -179,7 +176,7 @@ async fn an_id_that_has_proved_itself_is_not_opened_without_a_proof_again() {
 #[tokio::test]
 async fn a_pin_ends_when_it_is_unused_for_the_maximum_ttl_or_its_holder_purges() {
     let relay = Relay::start(&[("RELAY_BLOB_TTL_DAYS", "30")]).await;
-    let own = hex(key(1).verifying_key().as_bytes());
+    let own = HEXLOWER.encode(key(1).verifying_key().as_bytes());
     assert_eq!(
         try_open(&relay, signed(&key(1), [1; 32], NOW)).await,
         Ok(())

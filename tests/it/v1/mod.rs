@@ -6,7 +6,7 @@ mod device_sync;
 mod expiry;
 mod golden;
 pub(crate) mod hostile;
-mod identity;
+pub(crate) mod identity;
 mod limits;
 mod notices;
 mod privacy;
