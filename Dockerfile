@@ -20,6 +20,7 @@ ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=symbols
 # The dependencies in a layer of their own: it is built again only when these files change. Cargo wants every target
 # that Cargo.toml names to be there.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir -p src benches tests/it \
     && touch src/lib.rs \
     && benches=$(sed -n '/^\[\[bench\]\]/,/^$/s/^name = "\(.*\)"/benches\/\1.rs/p' Cargo.toml) \

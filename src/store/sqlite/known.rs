@@ -41,8 +41,7 @@ pub(super) struct Totals {
 pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Result<Totals> {
     let row = sqlx::query(
         "SELECT blobs, device_sync, recovery_proofs, pins, bytes, receipts, commits, \
-         max((SELECT value FROM meta WHERE name = 'high_water'), \
-             (SELECT coalesce(max(seq), 0) FROM blob)) \
+         max(high_water, (SELECT coalesce(max(seq), 0) FROM blob)) \
          FROM usage WHERE one = 1",
     )
     .fetch_one(connection)

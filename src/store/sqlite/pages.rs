@@ -422,7 +422,7 @@ impl Readers {
 
     /// The largest order key that was ever given out.
     pub(super) async fn horizon(&self) -> sqlx::Result<OrderKey> {
-        let row = sqlx::query("SELECT value FROM meta WHERE name = 'high_water'")
+        let row = sqlx::query("SELECT high_water FROM usage WHERE one = 1")
             .fetch_one(&self.pool)
             .await?;
         row.try_get(0).map(OrderKey)

@@ -473,7 +473,7 @@ fn begin(connection: &Connection, plan: &Plan, commits: i64) -> Sql<()> {
     let totals = "UPDATE usage SET blobs = max(0, blobs + ?), \
          device_sync = max(0, device_sync + ?), recovery_proofs = max(0, recovery_proofs + ?), \
          pins = max(0, pins + ?), bytes = max(0, bytes + ?), receipts = max(0, receipts + ?), \
-         commits = ? WHERE one = 1";
+         commits = ?, high_water = ? WHERE one = 1";
     connection.prepare_cached(totals)?.execute([
         change.blobs,
         change.device_sync,
@@ -482,10 +482,9 @@ fn begin(connection: &Connection, plan: &Plan, commits: i64) -> Sql<()> {
         change.bytes,
         change.receipts,
         commits,
+        plan.next_key - 1,
     ])?;
-    let mark = "UPDATE meta SET value = ? WHERE name = 'high_water'";
-    let mut mark = connection.prepare_cached(mark)?;
-    mark.execute([plan.next_key - 1]).map(drop)
+    Ok(())
 }
 
 #[cfg(test)]
