@@ -512,6 +512,10 @@ async fn with_json_every_command_says_in_json_why_it_failed() {
             _ => Value::Null,
         };
         is_error(&said[0], code, retry_after);
+        if words[..] == ["purge", "--relay", nobody] {
+            let text = said[0]["text"].as_str().unwrap();
+            assert!(text.ends_with("not provided: --key <KEYFILE>"), "{text}");
+        }
     }
     let mut invalid = command(&place.path("data"));
     let invalid = invalid
