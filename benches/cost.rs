@@ -79,6 +79,8 @@ fn main() {
 }
 
 async fn every_v2(relay: &Relay) {
+    // The host that the upgrade names; for another one no signature would be looked at.
+    let origin = relay.clients.to_string();
     let badly_signed = || {
         let opening = Opening {
             mailbox: MailboxId::from_bytes(rand::random()),
@@ -87,7 +89,7 @@ async fn every_v2(relay: &Relay) {
             no_pin: false,
         };
         Request::Subscribe(Subscribe {
-            origin: "relay.example".into(),
+            origin: origin.as_str().into(),
             openings: vec![opening],
         })
     };
@@ -119,7 +121,7 @@ async fn every_v2(relay: &Relay) {
     };
 
     let (mut socket, welcome) = connect_v2(relay).await;
-    let own = open(&mut socket, &welcome).await;
+    let own = open(&mut socket, &welcome, &origin).await;
     measure(relay, &mut socket, "WebSocket ping", &mut |_| {
         Message::Ping(Bytes::new())
     })
@@ -378,10 +380,9 @@ async fn connect_v2(relay: &Relay) -> (Socket, Welcome) {
 }
 
 /// Opens a mailbox of a new key.
-async fn open(socket: &mut Socket, welcome: &Welcome) -> MailboxId {
+async fn open(socket: &mut Socket, welcome: &Welcome, origin: &str) -> MailboxId {
     let key = SigningKey::from_bytes(&rand::random());
     let mailbox = MailboxId::from_bytes(key.verifying_key().to_bytes());
-    let origin = "127.0.0.1";
     let signed = proof::v2_subscribe(&welcome.relay_id, &welcome.challenge, origin, &mailbox);
     let opening = Opening {
         mailbox,
@@ -395,8 +396,14 @@ async fn open(socket: &mut Socket, welcome: &Welcome) -> MailboxId {
     });
     let frame = encode_request(Tag::new(1), &subscribe);
     socket.send(Message::Binary(frame)).await.unwrap();
-    answer(socket).await;
-    mailbox
+    let opened = answer(socket).await.into_data();
+    match decode_server_frame(&opened) {
+        Ok(ServerFrame::Known {
+            answer: Answer::Subscribed(opened),
+            ..
+        }) if opened.iter().all(Result::is_ok) => mailbox,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The next answer: anything but the relay's own pings and what opened mailboxes bring.
