@@ -150,11 +150,8 @@ fn not_parsed(error: &clap::Error) -> u8 {
     let printed = error.print().and_then(|()| std::io::stdout().flush());
     if error.use_stderr() {
         if std::env::args_os().any(|word| word == "--json") {
-            let text = error.render().to_string();
-            let text = text.lines().next().unwrap_or_default();
-            let text = text.trim_start_matches("error: ");
             // The exit code says it, too.
-            say::line(failure::usage_as_json(text)).ok();
+            say::line(failure::usage_as_json(&fault_of(error))).ok();
         }
         return exit::SETTINGS;
     }
@@ -165,6 +162,14 @@ fn not_parsed(error: &clap::Error) -> u8 {
         }
         _ => exit::DRAINED,
     }
+}
+
+/// What is wrong, in one line: without the hints and the usage that people get.
+fn fault_of(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let fault = text.lines().take_while(|line| !line.is_empty());
+    let fault: Vec<_> = fault.map(str::trim).collect();
+    fault.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 /// Where the size of files is limited (`ulimit -f`), a write beyond that fails from here on, and whoever

@@ -1,5 +1,6 @@
 //! `vauchi-relay` and `vauchi-relay serve`: runs the relay until a signal ends it.
 
+use std::io::Stderr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +17,11 @@ use super::{exit, say};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::filesystem;
+use crate::metrics::Metrics;
 use crate::pulse::{Pulse, Vitals};
 use crate::server::{self, Ending, Running};
 use crate::supervisor::Supervisor;
-use crate::telemetry::{self, LogFilter};
+use crate::telemetry::{self, Lines, Log};
 
 /// Threads for what blocks: looks at the disk, reading a database through, signatures of long lists. Each
 /// stays when it was needed once.
@@ -42,8 +44,8 @@ pub(super) fn run() -> u8 {
             return exit::SETTINGS;
         }
     };
-    let filter = match telemetry::init(config.log_format, config.log_filter_file.clone()) {
-        Ok(filter) => filter,
+    let log = match telemetry::init(config.log_format, config.log_filter_file.clone()) {
+        Ok(log) => log,
         Err(error) => {
             say::note(error);
             return exit::FAILED;
@@ -54,7 +56,7 @@ pub(super) fn run() -> u8 {
     }
     descriptors::raise(&config);
     match runtime() {
-        Ok(runtime) => runtime.block_on(serve_and_listen(&config, filter)),
+        Ok(runtime) => runtime.block_on(serve_and_listen(&config, log)),
         Err(error) => {
             tracing::error!(%error, "cannot start the runtime");
             exit::FAILED
@@ -101,7 +103,7 @@ impl Signals {
 }
 
 /// Serves, and does what SIGHUP asks for until the very end.
-async fn serve_and_listen(config: &Config, mut filter: LogFilter) -> u8 {
+async fn serve_and_listen(config: &Config, log: Log) -> u8 {
     let Signals {
         terminate,
         interrupt,
@@ -113,12 +115,13 @@ async fn serve_and_listen(config: &Config, mut filter: LogFilter) -> u8 {
             return exit::FAILED;
         }
     };
+    let Log { mut filter, lines } = log;
     let hangups = async {
         while hangup.recv().await.is_some() {
             filter.on_hangup().await;
         }
     };
-    let serving = serve(config, terminate, interrupt);
+    let serving = serve(config, lines, terminate, interrupt);
     tokio::pin!(serving);
     tokio::select! {
         code = &mut serving => code,
@@ -127,7 +130,12 @@ async fn serve_and_listen(config: &Config, mut filter: LogFilter) -> u8 {
     }
 }
 
-async fn serve(config: &Config, mut terminate: Signal, mut interrupt: Signal) -> u8 {
+async fn serve(
+    config: &Config,
+    lines: Arc<Lines<Stderr>>,
+    mut terminate: Signal,
+    mut interrupt: Signal,
+) -> u8 {
     let supervisor = Arc::new(Supervisor::from_env());
     let starting = server::start(config, Clock::system());
     let mut running = match supervisor.wait_for(starting).await {
@@ -139,6 +147,8 @@ async fn serve(config: &Config, mut terminate: Signal, mut interrupt: Signal) ->
         }
     };
     say_hello(config, &running);
+    let counting = count_dropped(lines, Arc::clone(&running.metrics));
+    let _counting = AbortOnDropHandle::new(tokio::spawn(counting));
     supervisor.ready("serving").await;
     let _reports = supervisor.is_there().then(|| {
         let reports = report(Arc::clone(&supervisor), running.pulse.clone());
@@ -158,6 +168,23 @@ async fn serve(config: &Config, mut terminate: Signal, mut interrupt: Signal) ->
         .stopping(running.drain_takes_max(), "draining")
         .await;
     drain(running, &mut terminate, &mut interrupt).await
+}
+
+/// Counts the lines that standard error had no room for, and says so once it has.
+async fn count_dropped(lines: Arc<Lines<Stderr>>, metrics: Arc<Metrics>) {
+    let mut untold = 0;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let dropped = lines.take_dropped();
+        metrics.log_lines_dropped_total.increment(dropped);
+        untold += dropped;
+        if untold > 0 && lines.has_room() {
+            tracing::warn!(
+                "{untold} lines of this log were dropped, because nothing was reading standard error"
+            );
+            untold = 0;
+        }
+    }
 }
 
 /// Tells the supervisor that the relay lives, as long as it does.

@@ -206,6 +206,8 @@ series! {
         "Clients and addresses that the rate limiters remember, over all budgets.";
     pub ready: Gauge =
         "1 while /ready answers 200, else 0; the relay checks itself if no probe came for 15 s.";
+    pub log_lines_dropped_total: Counter =
+        "Lines of the relay's log that were dropped because nothing was reading standard error.";
     pub draining: Gauge =
         "1 while the relay drains before it stops, else 0.";
     pub clock_steady: Gauge =

@@ -14,7 +14,7 @@ use crate::store::sqlite::{DATABASE_FILE, LOG_FILE};
 /// Rest between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// From here on the log is called large: it is moved into the database at 16 MiB, and keeps up to 64 MiB.
+/// From here on the log is called large: it is moved into the database at 5.5 MiB, and keeps up to 64 MiB.
 const LOG_LARGE: u64 = 256 << 20;
 
 /// Between two log lines about it.

@@ -84,7 +84,7 @@ impl Process {
         tokio::time::timeout(PATIENCE, listening)
             .await
             .expect("the relay listens");
-        // Whoever does not read the log stops the relay once the pipe is full.
+        // Lines that nobody reads are dropped once the pipe is full.
         let page = Arc::clone(&log);
         let reading = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {

@@ -1,6 +1,9 @@
 //! Where commands write: outputs that are full, closed, or read by nobody, and what programs read there.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -204,16 +207,82 @@ async fn a_relay_whose_log_cannot_be_written_serves() {
         run(command(folder.path()).args(words)).await.0 == Some(0)
     })
     .await;
-    let mut kill = Command::new("kill");
-    let process = relay.id().unwrap().to_string();
-    assert!(
-        kill.args(["-TERM", &process])
-            .status()
-            .await
-            .unwrap()
-            .success()
-    );
+    terminate(&relay).await;
     assert_eq!(relay.wait().await.unwrap().code(), Some(0));
+}
+
+/// A pipe holds 64 KiB. Once, a relay whose log went into one that nobody read stopped in the middle of its
+/// next lines: it served nobody, and SIGTERM did not end it.
+#[tokio::test]
+async fn a_relay_whose_log_nobody_reads_serves_and_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Process::start(folder.path()).await;
+    let clients = relay.clients.to_string();
+    relay.signal("TERM").await;
+    assert!(relay.ended().await.0.success());
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut filler = never_waiting(&writer);
+    fill(&mut filler);
+    let mut relay = command(folder.path())
+        .env("RELAY_LISTEN_ADDR", &clients)
+        .env("RUST_LOG", "vauchi_relay=debug")
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    let url = format!("ws://{clients}");
+    let words = [
+        "send",
+        "--v1",
+        "--to",
+        &id(1),
+        "--text",
+        "x",
+        "--relay",
+        &url,
+    ];
+    for _ in 0..3 {
+        eventually("it serves", async || {
+            run(command(folder.path()).args(words)).await.0 == Some(0)
+        })
+        .await;
+    }
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut log = String::new();
+        while !log.contains("lines of this log were dropped") {
+            let mut piece = [0; 4096];
+            let read = reader.read(&mut piece).unwrap();
+            log.push_str(&String::from_utf8_lossy(&piece[..read]));
+        }
+        reader
+    });
+    let read = tokio::time::timeout(PATIENCE, reading).await;
+    let _reader = read.expect("it says so").unwrap();
+    fill(&mut filler);
+    terminate(&relay).await;
+    let ended = tokio::time::timeout(PATIENCE, relay.wait()).await;
+    assert_eq!(ended.expect("it ends").unwrap().code(), Some(0));
+}
+
+/// Another way into the pipe: the one that the relay gets waits, as a supervisor's does.
+fn never_waiting(pipe: &std::io::PipeWriter) -> fs::File {
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let at_once = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let mut options = fs::OpenOptions::new();
+    options
+        .write(true)
+        .custom_flags(at_once)
+        .open(path)
+        .unwrap()
+}
+
+fn fill(pipe: &mut fs::File) {
+    while pipe.write(&[b'.'; 64]).is_ok() {}
+}
+
+async fn terminate(child: &Child) {
+    let process = child.id().unwrap().to_string();
+    let kill = Command::new("kill").args(["-TERM", &process]).status();
+    assert!(kill.await.unwrap().success());
 }
 
 /// A `receive` whose output nobody has read yet.
@@ -443,6 +512,10 @@ async fn with_json_every_command_says_in_json_why_it_failed() {
             _ => Value::Null,
         };
         is_error(&said[0], code, retry_after);
+        if words[..] == ["purge", "--relay", nobody] {
+            let text = said[0]["text"].as_str().unwrap();
+            assert!(text.ends_with("not provided: --key <KEYFILE>"), "{text}");
+        }
     }
     let mut invalid = command(&place.path("data"));
     let invalid = invalid

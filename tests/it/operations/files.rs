@@ -3,13 +3,15 @@
 //! Once, a relay whose database was moved away went on saying `Stored` and `/ready` 200, and after a
 //! restart all of that was gone.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
 use vauchi_relay::clock::Clock;
 use vauchi_relay::server;
 
-use crate::harness::{BEGINNING, Relay, eventually, http_get, id};
+use crate::harness::{BEGINNING, Peer, Relay, eventually, http_get, id};
+use crate::process::Process;
 
 /// All that a relay has open of its data directory.
 const FILES: [&str; 4] = ["relay.db", "relay.db-wal", "relay.db-shm", "relay.lock"];
@@ -135,4 +137,53 @@ async fn a_log_without_its_database_is_not_taken_for_another_s() {
     let line = started.err().expect("it does not start").to_string();
     assert!(line.contains("relay.db-wal: is there without"), "{line}");
     assert!(!other.path().join("relay.db").exists(), "and makes nothing");
+}
+
+/// A relay of its own process that has confirmed a blob, and the file that SQLite maps its memory from.
+async fn with_a_blob(folder: &Path) -> (Process, fs::File) {
+    let relay = Process::start(folder).await;
+    let mut sender = client(&relay, &id(1)).await;
+    sender.store(&id(2), b"confirmed").await;
+    sender.leave().await;
+    let memory = folder.join("relay.db-shm");
+    let memory = OpenOptions::new().write(true).open(memory).unwrap();
+    (relay, memory)
+}
+
+async fn client(relay: &Process, id: &str) -> Peer {
+    let mut peer = Peer::connect(relay.clients).await;
+    peer.handshake(json!({ "client_id": id })).await;
+    peer
+}
+
+/// Once, the system killed such a relay by SIGBUS, and nothing said why. One byte less is enough to notice,
+/// and takes no page away that the relay may look at before.
+#[tokio::test]
+async fn a_relay_whose_shared_memory_is_truncated_says_so_and_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let (relay, memory) = with_a_blob(folder.path()).await;
+    let bytes = memory.metadata().unwrap().len();
+    memory.set_len(bytes - 1).unwrap();
+    let (status, log) = relay.ended().await;
+    assert_eq!(status.code(), Some(1), "{log}");
+    let says = "relay.db-shm was truncated while the relay has it open; stopping";
+    assert!(log.contains(says), "{log}");
+
+    let relay = Process::start(folder.path()).await;
+    let delivered = client(&relay, &id(2)).await.delivery().await.blob;
+    assert_eq!(delivered, b"confirmed");
+}
+
+/// The system may have killed the relay before it noticed.
+#[tokio::test]
+async fn a_start_says_that_shared_memory_was_truncated_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (relay, memory) = with_a_blob(folder.path()).await;
+    relay.kill().await;
+    memory.set_len(0).unwrap();
+    let relay = Process::start(folder.path()).await;
+    let says = "relay.db-shm was truncated while a relay had it open";
+    relay.logs(says, 1).await;
+    let delivered = client(&relay, &id(2)).await.delivery().await.blob;
+    assert_eq!(delivered, b"confirmed");
 }

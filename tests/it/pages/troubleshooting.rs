@@ -39,7 +39,7 @@ const SENTENCES: [&str; 25] = [
     "http/mod.rs",
     "limits/budgets.rs",
     "store/mod.rs",
-    "telemetry.rs",
+    "telemetry/mod.rs",
 ];
 
 /// Sentences in them, by their beginning, that say that all is well, go on from another one, or are no messages.

@@ -1,12 +1,13 @@
 //! Logs: their format, their level and where they go.
 //!
-//! Lines go to standard error. Only this crate's own records and those of crates that use `tracing`
+//! Lines go to standard error (`lines`). Only this crate's own records and those of crates that use `tracing`
 //! are shown: records of the `log` crate are not bridged, because tungstenite writes whole frames
 //! there. No mailbox id, blob, token or client address is ever logged.
 
 use std::ffi::OsStr;
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tracing::Subscriber;
 use tracing_subscriber::fmt::MakeWriter;
@@ -14,6 +15,10 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::config::LogFormat;
+
+mod lines;
+
+pub use lines::Lines;
 
 /// What is logged unless `RUST_LOG` says otherwise.
 const DEFAULT_FILTER: &str = "vauchi_relay=info";
@@ -25,6 +30,15 @@ const DEBUG_FILTER: &str = "vauchi_relay=debug";
 #[derive(Debug, thiserror::Error)]
 #[error("logging is already set up")]
 pub struct AlreadySetUp;
+
+/// The log of this process.
+#[derive(Debug)]
+pub struct Log {
+    /// Which lines are logged.
+    pub filter: LogFilter,
+    /// Where they go.
+    pub lines: Arc<Lines<io::Stderr>>,
+}
 
 /// Which lines are logged; changes at SIGHUP.
 #[derive(Debug)]
@@ -44,7 +58,7 @@ type Handle = reload::Handle<EnvFilter, Registry>;
 ///
 /// A filter that cannot be read is warned about and the next best is used: a relay that runs with
 /// the usual logs is better than one that does not run.
-pub fn init(format: LogFormat, file: Option<PathBuf>) -> Result<LogFilter, AlreadySetUp> {
+pub fn init(format: LogFormat, file: Option<PathBuf>) -> Result<Log, AlreadySetUp> {
     let (configured, rust_log_warning) = configured(std::env::var_os("RUST_LOG").as_deref());
     let (in_force, file_warning) = match at_start(file.as_deref()) {
         Ok(said) => (said.unwrap_or_else(|| configured.clone()), None),
@@ -55,19 +69,21 @@ pub fn init(format: LogFormat, file: Option<PathBuf>) -> Result<LogFilter, Alrea
     };
     let is_terminal = io::stderr().is_terminal();
     let filter = EnvFilter::new(&in_force);
-    let (subscriber, handle) = subscriber(format, filter, is_terminal, io::stderr);
+    let lines = Arc::new(Lines::new(io::stderr()));
+    let (subscriber, handle) = subscriber(format, filter, is_terminal, Arc::clone(&lines));
     // Not `SubscriberInitExt::init`, which would bridge the `log` crate once some dependency
     // switches that feature on.
     tracing::subscriber::set_global_default(subscriber).map_err(|_| AlreadySetUp)?;
     for warning in rust_log_warning.into_iter().chain(file_warning) {
         tracing::warn!("{warning}");
     }
-    Ok(LogFilter {
+    let filter = LogFilter {
         handle,
         in_force,
         configured,
         file,
-    })
+    };
+    Ok(Log { filter, lines })
 }
 
 /// What is wrong with the filters that a start would use, without setting anything up.
