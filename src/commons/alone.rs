@@ -15,6 +15,7 @@ use crate::limits::budgets::{Budgets, Charge, Spent};
 use crate::metrics::Metrics;
 use crate::store::engine::NewRow;
 use crate::store::model::OrderKey;
+use crate::store::others::{Member, Unheard};
 
 /// The sessions of one process. Nothing in here ever waits.
 pub struct Alone {
@@ -85,6 +86,10 @@ impl Commons for Alone {
 
     fn await_fate(&self, blob: BlobId, sender: MailboxHash, name: &str) {
         self.notices.await_fate(blob, sender, name);
+    }
+
+    async fn relays(&self) -> Result<Option<Vec<Member>>, Unheard> {
+        Ok(None)
     }
 
     fn tell(&self, blob: &BlobId, fate: Fate) {

@@ -29,6 +29,7 @@ use crate::limits::address::Address;
 use crate::limits::budgets::{Charge, Spent};
 use crate::store::engine::NewRow;
 use crate::store::model::OrderKey;
+use crate::store::others::{Member, Unheard};
 
 /// Why a proven handshake opens nothing all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,9 @@ pub trait Commons: Send + Sync + 'static {
     /// From now on, `sender` is told what becomes of `blob` under the name it gave its submit.
     /// Called before the blob is stored, because a recipient may have it before its sender is told.
     fn await_fate(&self, blob: BlobId, sender: MailboxHash, name: &str);
+
+    /// The relays that share the database, this one included; `None` for a relay that shares it with nobody.
+    async fn relays(&self) -> Result<Option<Vec<Member>>, Unheard>;
 
     /// Tells the sender of a blob, if it waits to hear it, what became of it: each fate once.
     fn tell(&self, blob: &BlobId, fate: Fate);

@@ -21,7 +21,7 @@ use crate::limits::address::Address;
 use crate::limits::budgets::{Charge, Spent};
 use crate::store::engine::NewRow;
 use crate::store::model::OrderKey;
-use crate::store::others::{LiveRow, Others, Word};
+use crate::store::others::{LiveRow, Member, Others, Unheard, Word};
 
 /// How long the others may take to say whether they took a live blob. A relay that does not answer for so long
 /// has no session that takes it soon enough.
@@ -261,6 +261,10 @@ impl Commons for Together {
 
     fn await_fate(&self, blob: BlobId, sender: MailboxHash, name: &str) {
         self.here.await_fate(blob, sender, name);
+    }
+
+    async fn relays(&self) -> Result<Option<Vec<Member>>, Unheard> {
+        self.others.members().await.map(Some)
     }
 
     fn tell(&self, blob: &BlobId, fate: Fate) {

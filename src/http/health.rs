@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
-use crate::service::{Service, Usage};
+use crate::service::{Member, Service, Unheard, Usage};
 use crate::shutdown::Shutdown;
 
 /// Probes answered at the same time on one port; each costs at most one look at the store.
@@ -76,6 +76,16 @@ impl Health {
     pub(super) fn clock_doubts(&self) -> (i64, u64) {
         let (gap, unconfirmed) = self.service.clock_doubts();
         (gap, unconfirmed.as_secs())
+    }
+
+    /// The relays that share the database, this one included; `None` for a relay that shares it with nobody.
+    pub(super) async fn relays(&self) -> Result<Option<Vec<Member>>, Unheard> {
+        self.service.relays().await
+    }
+
+    /// What storage answered when it was last asked.
+    pub(super) fn was_ready(&self) -> bool {
+        self.service.is_ready()
     }
 
     /// What is kept now.

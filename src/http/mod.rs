@@ -2,8 +2,9 @@
 //!
 //! `/health`, `/ready` and `/metrics` are for everybody who reaches the port, all else is behind
 //! the `guard`. `health` answers on the clients' port too, so that a proxy in front can ask;
-//! `detailed` is for people and `metrics` for Prometheus.
+//! `detailed` and `cluster` are for people and `metrics` for Prometheus.
 
+mod cluster;
 pub mod detailed;
 mod guard;
 pub mod health;
@@ -35,6 +36,7 @@ pub fn operator_routes(
     let for_operators = Router::new()
         .route("/", get(index))
         .merge(detailed::routes(detailed))
+        .merge(cluster::routes(health.clone(), Arc::clone(&metrics)))
         .fallback(not_here)
         .layer(from_fn_with_state(guard.clone(), guard::keep_strangers_out));
     let for_everybody = health::routes(health).merge(metrics::routes(metrics, guard));
@@ -45,7 +47,7 @@ async fn index() -> Response {
     let endpoints = serde_json::json!({
         "service": "vauchi-relay",
         "version": env!("CARGO_PKG_VERSION"),
-        "endpoints": ["/health", "/ready", "/metrics", "/health/detailed"],
+        "endpoints": ["/health", "/ready", "/metrics", "/health/detailed", "/cluster"],
     });
     axum::Json(endpoints).into_response()
 }
@@ -53,7 +55,7 @@ async fn index() -> Response {
 async fn not_here() -> Response {
     (
         StatusCode::NOT_FOUND,
-        "not found; this port serves /health, /ready, /metrics and /health/detailed\n",
+        "not found; this port serves /health, /ready, /metrics, /health/detailed and /cluster\n",
     )
         .into_response()
 }

@@ -62,6 +62,8 @@ series! {
         "Connections closed after a minute of slow reading because their frames were refused or of no use.";
     pub instances: Gauge =
         "Relays that use this database now, this one included, as the last heartbeat found; 0 while the heartbeat fails. Without PostgreSQL 1.";
+    pub deliveries_held_back_seconds: Gauge =
+        "How long the oldest open transaction on the PostgreSQL server has held deliveries back, as the heartbeats of this relay have seen it; 0 while none does, while the heartbeat fails, and without PostgreSQL.";
     pub notifications_sent_total: Counter =
         "Words sent to the other relays on this database: a mailbox with something new, a fate of a blob, a live blob.";
     pub notifications_received_total: Counter =

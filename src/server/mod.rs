@@ -52,7 +52,7 @@ use crate::socket::watch::WatchRules;
 use crate::socket::websocket::Upgrader;
 use crate::store::Store;
 use crate::store::engine::Opened;
-use crate::store::others::Others;
+use crate::store::others::{Others, Serving};
 pub use keeping::{is_secret_gone, secret_file};
 use keeping::{load_secret, open_database, start_store};
 use look_again::look_again_for_ever;
@@ -370,13 +370,12 @@ impl Running {
     fn keep_house(&mut self, config: &Config, service: Arc<Service>) {
         let sweep = sweep_for_ever(Arc::clone(&service), config.cleanup_interval);
         self.keep_up("the sweep", sweep);
-        let store = Arc::clone(&self.store);
-        self.keep_up("the watch on storage", async move {
-            loop {
-                tokio::time::sleep(WATCH).await;
-                store.watch().await;
-            }
-        });
+        let watch = watch_for_ever(
+            Arc::clone(&service),
+            self.others.clone(),
+            self.sessions.clone(),
+        );
+        self.keep_up("the watch on storage", watch);
         let look = look_again_for_ever(Arc::clone(&service), config.look_again_every);
         self.keep_up("the look at damaged blobs", look);
         let scrub = scrub_for_ever(Arc::clone(&service), config.scrub_rest);
@@ -412,6 +411,24 @@ impl Running {
         self.metrics.disk_free_min_bytes.set(min);
         let watching = disk::watch_for_ever(config.data_dir.clone(), Arc::clone(&self.metrics));
         self.keep_up("the watch on the disk", watching);
+    }
+}
+
+/// Sees that storage is where it was, and has the other relays know how this one serves.
+async fn watch_for_ever(
+    service: Arc<Service>,
+    others: Option<Arc<dyn Others>>,
+    sessions: TaskTracker,
+) {
+    loop {
+        if let Some(others) = &others {
+            others.serves(Serving {
+                is_ready: service.is_ready(),
+                connections: u32::try_from(sessions.len()).unwrap_or(u32::MAX),
+            });
+        }
+        tokio::time::sleep(WATCH).await;
+        service.store().watch().await;
     }
 }
 

@@ -22,6 +22,7 @@ pub mod subscribe;
 pub mod withdraw;
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,6 +49,7 @@ pub use crate::store::model::{
     BacklogCursor, Class, Holding, More, Opener, OrderKey, Page, Receipt, ReceiptKind, Removed,
     StoredBlob, Tells, Usage, View,
 };
+pub use crate::store::others::{Member, Unheard};
 
 /// What the service stands on.
 pub struct Parts {
@@ -86,6 +88,8 @@ pub struct Service {
     delivered: Mutex<LruCache<(i64, BlobId), ()>>,
     /// When storage was last asked whether it answers. Nothing awaits while it is locked.
     probed: Mutex<Instant>,
+    /// What it answered, as `relay_ready` shows it.
+    is_ready: AtomicBool,
 }
 
 /// Deliveries that are remembered, to tell a repeat: 10 MB at the most.
@@ -106,6 +110,7 @@ impl Service {
             pins: Pins::default(),
             delivered: Mutex::new(LruCache::new(DELIVERED_MAX)),
             probed: Mutex::new(Instant::now()),
+            is_ready: AtomicBool::new(true),
         };
         // The store has just been opened.
         service.show_ready(true);
@@ -115,6 +120,11 @@ impl Service {
     /// The store beneath, for usage.
     pub fn store(&self) -> &Arc<Store> {
         &self.parts.store
+    }
+
+    /// The relays that share the database, this one included; `None` for a relay that shares it with nobody.
+    pub async fn relays(&self) -> Result<Option<Vec<Member>>, Unheard> {
+        self.parts.commons.relays().await
     }
 
     /// The relay's time, by which blobs expire.

@@ -1,6 +1,7 @@
 //! Whether storage answers, asked by probes and, where nobody probes, by the relay itself.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -34,7 +35,13 @@ impl Service {
 
     /// Moves `relay_ready`; the drain says no by it whatever storage answers.
     pub fn show_ready(&self, is_ready: bool) {
+        self.is_ready.store(is_ready, Ordering::Release);
         self.parts.metrics.ready.set(f64::from(u8::from(is_ready)));
+    }
+
+    /// What storage answered when it was last asked.
+    pub fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Acquire)
     }
 }
 

@@ -5,6 +5,7 @@
 //! two (what was stored is found by [`Others::catch_up`]), a notice, or a refusal that is true.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -53,6 +54,35 @@ pub struct LiveRow {
     pub body: Bytes,
 }
 
+/// What a relay tells of itself with each heartbeat.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// Whether it answered ready when it was last asked.
+    pub is_ready: bool,
+    /// Sessions open now.
+    pub connections: u32,
+}
+
+/// A relay that is registered in the database, as its last heartbeat told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// No other start has had it.
+    pub number: i32,
+    /// Whether it is the relay that was asked.
+    pub is_this: bool,
+    /// Its version.
+    pub version: String,
+    /// `starting`, `ready`, `not ready` or `draining` in its own words; `stale` after five seconds without a
+    /// heartbeat, and `gone` after fifteen.
+    pub state: String,
+    /// Sessions that it had.
+    pub connections: u32,
+    /// Since its last heartbeat, by the database's clock.
+    pub silent: Duration,
+    /// While it does the chores for all: how many relays have taken them over so far.
+    pub chores_epoch: Option<i64>,
+}
+
 /// What is called with words from others; it returns at once.
 pub type OnWords<'a> = &'a (dyn Fn(Vec<Word>) + Send + Sync);
 
@@ -69,6 +99,13 @@ pub struct Unheard(pub String);
 pub trait Others: Send + Sync + 'static {
     /// How many there are, as far as is known.
     fn count(&self) -> u32;
+
+    /// Tells from now on how this relay serves.
+    fn serves(&self, serving: Serving);
+
+    /// All relays of the database, this one included, those that are gone for a while as well. Takes four
+    /// seconds at the most.
+    async fn members(&self) -> Result<Vec<Member>, Unheard>;
 
     /// Tells from now on that this relay is about to stop.
     fn drains(&self);

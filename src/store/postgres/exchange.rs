@@ -19,12 +19,13 @@ use super::connect::{Connector, Role};
 use super::instance::Instance;
 use super::kept::Kept;
 use super::keys::EDGE;
+use super::members;
 use super::payloads::read;
 use super::voice::{CHANNEL, Voice};
 use crate::ids::MailboxHash;
 use crate::metrics::Metrics;
 use crate::store::model::OrderKey;
-use crate::store::others::{LiveRow, OnRows, OnWords, Others, Unheard, Word};
+use crate::store::others::{LiveRow, Member, OnRows, OnWords, Others, Serving, Unheard, Word};
 
 /// Between two looks at what was stored.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -55,6 +56,8 @@ pub(super) struct Exchange {
     looks: Kept,
     /// For live blobs and nonces.
     aside: Kept,
+    /// For the operator: a question that takes its time delays nobody else's.
+    asked: Kept,
     /// Everything with a smaller key was there when this relay started.
     start: OrderKey,
     /// Words may have been missed.
@@ -77,6 +80,7 @@ impl Exchange {
             ),
             looks: Kept::new(connector.clone(), Role::Reader),
             aside: Kept::new(connector.clone(), Role::Beat),
+            asked: Kept::new(connector.clone(), Role::Beat),
             instance,
             connector,
             start,
@@ -160,6 +164,7 @@ impl Exchange {
         self.voice.close().await;
         self.looks.close().await;
         self.aside.close().await;
+        self.asked.close().await;
     }
 }
 
@@ -174,6 +179,19 @@ pub(super) async fn edge(connection: &mut PgConnection) -> sqlx::Result<OrderKey
 impl Others for Exchange {
     fn count(&self) -> u32 {
         self.instance.others()
+    }
+
+    fn serves(&self, serving: Serving) {
+        self.instance.serves(serving);
+    }
+
+    async fn members(&self) -> Result<Vec<Member>, Unheard> {
+        let own = self.instance.number();
+        let read = async |mut connection| {
+            let members = members::read(&mut connection, own).await;
+            (members, connection)
+        };
+        self.asked.run(read).await
     }
 
     fn drains(&self) {

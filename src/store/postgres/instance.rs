@@ -16,12 +16,14 @@ use tokio::time::Instant;
 
 use super::connect::{Connector, Role, close};
 use super::errors::{OpenError, leaves_connection, words};
+use super::held_back::HeldBack;
 use super::schema::known_schema;
 use super::usage::{self, SUMS, Sums};
 use crate::metrics::Metrics;
 use crate::secrets::Secret;
 use crate::store::StoreError;
 use crate::store::engine::HeldInAll;
+use crate::store::others::Serving;
 
 /// How long a heartbeat may take.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(1_500);
@@ -34,13 +36,13 @@ const FRESH: Duration = Duration::from_secs(3);
 const RECENT: Duration = Duration::from_millis(500);
 
 /// A relay that has not been seen for this time counts as gone; in SQL.
-const GONE_AFTER: &str = "interval '15 seconds'";
+pub(super) const GONE_AFTER: &str = "interval '15 seconds'";
 
 static BEAT: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "WITH beat AS (INSERT INTO instance AS i (number, id, secret, version, schema, state) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (number) DO UPDATE SET seen_at = now(), \
-             state = excluded.state WHERE i.id = excluded.id RETURNING 1), \
+        "WITH beat AS (INSERT INTO instance AS i (number, id, secret, version, schema, state, connections) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (number) DO UPDATE SET seen_at = now(), \
+             state = excluded.state, connections = excluded.connections WHERE i.id = excluded.id RETURNING 1), \
          leased AS (INSERT INTO lease AS l (name, owner, backend, epoch, until) \
              VALUES ('chores', $1, pg_backend_pid(), 1, now() + interval '5 seconds') \
              ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, backend = excluded.backend, \
@@ -49,7 +51,8 @@ static BEAT: LazyLock<String> = LazyLock::new(|| {
              OR NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = l.backend) RETURNING 1) \
          SELECT (SELECT count(*) FROM beat) AS beats, (SELECT count(*) FROM leased) AS leases, \
          (SELECT count(*) FROM instance WHERE number <> $1 AND seen_at > now() - {GONE_AFTER}) AS others, \
-         {SUMS} FROM usage"
+         pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest, \
+         pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next, {SUMS} FROM usage"
     )
 });
 
@@ -71,7 +74,11 @@ pub(super) struct Instance {
     /// Nothing awaits inside.
     seen: StdMutex<Option<Seen>>,
     others: AtomicU32,
+    /// How this relay serves; `None` until it does. Nothing awaits inside.
+    serving: StdMutex<Option<Serving>>,
     is_draining: AtomicBool,
+    /// Nothing awaits inside.
+    held_back: StdMutex<HeldBack>,
     metrics: Arc<Metrics>,
 }
 
@@ -93,7 +100,9 @@ impl Instance {
             connection: Mutex::new(None),
             seen: StdMutex::new(None),
             others: AtomicU32::new(0),
+            serving: StdMutex::new(None),
             is_draining: AtomicBool::new(false),
+            held_back: StdMutex::default(),
             connector: connector.clone(),
             metrics,
         };
@@ -111,6 +120,11 @@ impl Instance {
     /// The same as rows carry it.
     pub(super) fn number16(&self) -> i16 {
         number16(self.number())
+    }
+
+    /// Tells from now on how this relay serves.
+    pub(super) fn serves(&self, serving: Serving) {
+        *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = Some(serving);
     }
 
     /// Tells from now on that this relay is about to stop.
@@ -146,7 +160,7 @@ impl Instance {
             let Err(error) = self.beat(&mut connection).await else {
                 return Ok(connection);
             };
-            self.metrics.instances.set(0.0);
+            self.knows_nothing();
             match leaves_connection(&error) {
                 // The server is there. Why it takes no heartbeat, the next write finds out.
                 true => Ok(connection),
@@ -161,7 +175,7 @@ impl Instance {
             Ok(Err(said)) => said,
             Err(_) => String::from("no answer"),
         };
-        self.metrics.instances.set(0.0);
+        self.knows_nothing();
         let why = format!("the connection that tells that this relay is there: {said}");
         Err(StoreError::unavailable(why))
     }
@@ -189,6 +203,11 @@ impl Instance {
         let others = u32::try_from(others).unwrap_or(u32::MAX);
         self.others.store(others, Ordering::Release);
         self.metrics.instances.set(f64::from(others) + 1.0);
+        let held_back = self
+            .held_back()
+            .note(at, row.try_get("oldest")?, row.try_get("next")?);
+        let secs = held_back.as_secs_f64();
+        self.metrics.deliveries_held_back_seconds.set(secs);
         *self.seen() = Some(Seen {
             at,
             does_chores: row.try_get::<i64, _>("leases")? > 0,
@@ -198,18 +217,33 @@ impl Instance {
     }
 
     async fn beat_once(&self, connection: &mut PgConnection) -> sqlx::Result<PgRow> {
+        let connections = self.serving().map_or(0, |serving| serving.connections);
         sqlx::query(BEAT.as_str())
             .bind(self.number())
             .bind(self.id)
             .bind(self.secret.as_slice())
             .bind(env!("CARGO_PKG_VERSION"))
             .bind(known_schema())
-            .bind(match self.is_draining.load(Ordering::Acquire) {
-                true => "draining",
-                false => "up",
-            })
+            .bind(self.state())
+            .bind(i32::try_from(connections).unwrap_or(i32::MAX))
             .fetch_one(connection)
             .await
+    }
+
+    /// The series of a heartbeat that failed.
+    fn knows_nothing(&self) {
+        self.metrics.instances.set(0.0);
+        self.metrics.deliveries_held_back_seconds.set(0.0);
+    }
+
+    /// As the others read it.
+    fn state(&self) -> &'static str {
+        match self.serving() {
+            _ if self.is_draining.load(Ordering::Acquire) => "draining",
+            None => "starting",
+            Some(serving) if serving.is_ready => "ready",
+            Some(_) => "not ready",
+        }
     }
 
     /// Says good-bye: the others do not wait for it.
@@ -232,6 +266,16 @@ impl Instance {
 
     fn seen_within(&self, time: Duration) -> Option<Seen> {
         (*self.seen()).filter(|seen| seen.at.elapsed() < time)
+    }
+
+    fn serving(&self) -> Option<Serving> {
+        *self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held_back(&self) -> MutexGuard<'_, HeldBack> {
+        self.held_back
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn seen(&self) -> MutexGuard<'_, Option<Seen>> {

@@ -5,7 +5,8 @@
 //! changed meanwhile has the batch folded again. The committer has one connection (`writer`, which answers
 //! questions from `known`, with `reopen` and `upkeep`), pages come from a few others (`reads`, with the SQL in
 //! `pages` and the connections in `readers`). `exchange` is the way to the other relays (`voice` speaks,
-//! `payloads` are the words, `kept` the connections). Beside them: `connect` (hosts and sessions), `schema`
+//! `payloads` are the words, `kept` the connections, `members` who is registered, `held_back` how long
+//! deliveries wait for a transaction). Beside them: `connect` (hosts and sessions), `schema`
 //! (migrations, and whose database it is), `usage` (what is kept in all, and which commit was the last one),
 //! `rows`, `departed`, `pins`, `recovery`, `nonces` and `time` (the statements), `columns` and `guard` (what is
 //! read of a row), `doubts` (whether what cannot be read is damaged), `errors` (what failed), `advice` (unsafe
@@ -19,10 +20,12 @@ mod doubts;
 mod errors;
 mod exchange;
 mod guard;
+mod held_back;
 mod instance;
 mod kept;
 mod keys;
 mod known;
+mod members;
 mod nonces;
 mod pages;
 mod payloads;

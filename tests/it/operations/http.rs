@@ -270,7 +270,12 @@ async fn the_detailed_health_of_a_relay_that_is_not_ready_says_why() {
 
 /// Paths of the operators' port that are not for everybody; one that does not exist tells nothing
 /// else.
-const GUARDED: [(&str, u16); 3] = [("/", 200), ("/health/detailed", 200), ("/nothing", 404)];
+const GUARDED: [(&str, u16); 4] = [
+    ("/", 200),
+    ("/health/detailed", 200),
+    ("/cluster", 200),
+    ("/nothing", 404),
+];
 
 #[tokio::test]
 async fn strangers_are_told_apart_from_operators() {

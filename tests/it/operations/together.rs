@@ -1,10 +1,11 @@
 //! Several relays on one PostgreSQL: whoever connects to any of them reaches everybody, and one that is killed or
 //! cut off costs nobody a blob.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::Row as _;
 use tempfile::TempDir;
 use vauchi_relay::clock::Clock;
@@ -409,6 +410,161 @@ async fn a_relay_that_is_killed_costs_no_blob_and_the_others_go_on() {
         .push(Relay::start_at(BEGINNING, &together.variables()).await);
     let again = &together.relays[0];
     again.metric_becomes("relay_instances", 3.0).await;
+}
+
+/// What `/cluster` answers.
+async fn cluster(operators: SocketAddr) -> Value {
+    let (status, body) = http_get(operators, "/cluster", &[]).await;
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+/// The numbers of the relays in that answer that `is` true of.
+fn numbers(cluster: &Value, is: impl Fn(&Value) -> bool) -> Vec<i64> {
+    let relays = cluster["relays"].as_array().unwrap().iter();
+    let chosen = relays.filter(|relay| is(relay));
+    chosen
+        .map(|relay| relay["number"].as_i64().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn the_relays_of_a_database_are_told_and_one_that_is_killed_becomes_stale_and_gone() {
+    let Some(together) = Together::start(0).await else {
+        return;
+    };
+    let (first, second) = (spawn(&together).await, spawn(&together).await);
+    let mut client = Peer::connect(first.clients).await;
+    client.handshake(json!({ "client_id": id(1) })).await;
+    eventually("both tell of themselves and of the client", async || {
+        let told = cluster(second.operators).await;
+        let ready = numbers(&told, |relay| relay["state"] == "ready");
+        let visited = numbers(&told, |relay| relay["connections"] == 1);
+        ready.len() == 2 && visited.len() == 1
+    })
+    .await;
+    let (here, there) = (
+        cluster(first.operators).await,
+        cluster(second.operators).await,
+    );
+    assert_eq!(here["store"], "shared");
+    let this_one = |told: &Value| numbers(told, |relay| relay["this_one"] == true);
+    let ([first_number], [second_number]) = (&this_one(&here)[..], &this_one(&there)[..]) else {
+        panic!("{here} {there}")
+    };
+    assert_ne!(first_number, second_number);
+    assert_eq!(numbers(&here, |_| true), numbers(&there, |_| true));
+    let is_new = |relay: &Value| relay["version"] == env!("CARGO_PKG_VERSION");
+    assert_eq!(numbers(&here, is_new).len(), 2, "{here}");
+    // The first one does the chores, unless it was held up for seconds.
+    let numbers_told = [*first_number, *second_number].map(Value::from);
+    assert!(numbers_told.contains(&here["chores"]["relay"]), "{here}");
+    let epoch = here["chores"]["epoch"].as_i64().unwrap();
+
+    first.kill().await;
+    for state in ["stale", "gone"] {
+        eventually(state, async || {
+            let told = cluster(second.operators).await;
+            numbers(&told, |relay| relay["state"] == state) == [*first_number]
+        })
+        .await;
+    }
+    let told = cluster(second.operators).await;
+    let silent = told["relays"][0]["heartbeat_seconds_ago"].as_f64().unwrap();
+    assert!(silent >= 15.0, "{told}");
+    let others = numbers(&told, |relay| relay["state"] == "ready");
+    assert_eq!(others, [*second_number], "{told}");
+    assert_eq!(told["chores"]["relay"], *second_number, "{told}");
+    let has_moved = here["chores"]["relay"] == *first_number;
+    let expected = epoch + i64::from(has_moved);
+    let epoch = told["chores"]["epoch"].as_i64().unwrap();
+    assert!(epoch >= expected, "{told}");
+
+    // One that says good-bye is told until it has gone, and not afterwards.
+    let mut command = command(together.folder.path());
+    command.envs(together.variables());
+    let third = Process::spawn(command.env("RELAY_DRAIN_DELAY_SECS", "60")).await;
+    third.signal("TERM").await;
+    eventually("it drains", async || {
+        let told = cluster(second.operators).await;
+        numbers(&told, |relay| relay["state"] == "draining").len() == 1
+    })
+    .await;
+    third.signal("TERM").await;
+    third.ended().await;
+    let left = cluster(second.operators).await;
+    assert_eq!(numbers(&left, |_| true).len(), 2, "{left}");
+}
+
+#[tokio::test]
+async fn while_the_database_is_away_nobody_tells_who_uses_it() {
+    let Some(together) = Together::start(1).await else {
+        return;
+    };
+    let operators = together.relays[0].running.operators;
+    cluster(operators).await;
+    let mut session = together.session().await;
+    let away = "ALTER TABLE instance RENAME TO instance_away";
+    sqlx::query(away).execute(&mut session).await.unwrap();
+    let (status, body) = http_get(operators, "/cluster", &[]).await;
+    assert_eq!(status, 503, "{body}");
+    let told: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(told["store"], "shared", "{body}");
+    assert!(body.contains("the database does not answer"), "{body}");
+    assert!(
+        !body.contains("127.0.0.1") && !body.contains("instance"),
+        "{body}"
+    );
+    let back = "ALTER TABLE instance_away RENAME TO instance";
+    sqlx::query(back).execute(&mut session).await.unwrap();
+    cluster(operators).await;
+}
+
+/// Somebody else's transaction, which the relay's role could not even see in `pg_stat_activity`.
+#[tokio::test]
+async fn a_long_transaction_is_seen_to_hold_deliveries_back_until_it_ends() {
+    let Some(together) = Together::start(1).await else {
+        return;
+    };
+    let relay = &together.relays[0];
+    let held_back = || relay.metric("relay_deliveries_held_back_seconds");
+    let mut session = together.session().await;
+    let begin = "BEGIN; SELECT pg_current_xact_id()";
+    sqlx::raw_sql(begin).execute(&mut session).await.unwrap();
+    eventually("it has been open for seconds", async || {
+        held_back().await >= 3.0
+    })
+    .await;
+    sqlx::raw_sql("ROLLBACK")
+        .execute(&mut session)
+        .await
+        .unwrap();
+    eventually("nothing holds deliveries back", async || {
+        held_back().await < 2.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_relay_with_a_store_of_its_own_is_alone() {
+    let relay = Relay::start(&[]).await;
+    let mut client = relay.client(&id(1)).await;
+    client.expect_silence().await;
+    let told = cluster(relay.running.operators).await;
+    assert_eq!(told["store"], "alone");
+    assert_eq!(told["chores"], json!(null));
+    let [own] = &told["relays"].as_array().unwrap()[..] else {
+        panic!("{told}")
+    };
+    for (field, expected) in [
+        ("number", json!(null)),
+        ("this_one", json!(true)),
+        ("state", json!("ready")),
+        ("connections", json!(1)),
+        ("version", json!(env!("CARGO_PKG_VERSION"))),
+    ] {
+        assert_eq!(own[field], expected, "{told}");
+    }
 }
 
 #[tokio::test]
