@@ -1,8 +1,8 @@
 //! The blobs that left a short time ago, so that a late repeat of one is a duplicate.
 //!
 //! For engines that keep them in memory: 64 bytes each and a table of where they stand. The oldest is
-//! forgotten first, when its time is over or when there are too many. SQLite's table `departed` holds
-//! the same under the same numbers.
+//! forgotten first, when its time is over or when there are too many. SQLite's table `departures`
+//! holds the same under the same numbers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

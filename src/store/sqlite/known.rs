@@ -1,5 +1,4 @@
-//! What the committer's connection reads: at the start its counters and the departures, and for each
-//! batch what a fold asks.
+//! What the committer's connection reads: at the start its counters, and for each batch what a fold asks.
 //!
 //! Most answers come from the caches: working sets, owners, departures and nonces. What is not in
 //! them is read, and followed from then on.
@@ -23,7 +22,6 @@ use super::tail::{self, Tail};
 use super::working_set::{ENTRY_BYTES, Entry, WorkingSet, WorkingSets};
 use crate::clock::Timestamp;
 use crate::secrets::Secret;
-use crate::store::departures::Departures;
 use crate::store::engine::{
     Account, Asked, CommitError, Header, HeldInAll, Holder, Known, RELIEF_ROWS_MAX,
 };
@@ -59,39 +57,6 @@ pub(super) async fn read_totals(connection: &mut SqliteConnection) -> sqlx::Resu
         commits: row.try_get(6)?,
         next_key: last_key + 1,
     })
-}
-
-/// The departures that are still remembered. Those whose time is over are among them: whether the
-/// clock is right is not known at a start, and they are forgotten when it is.
-pub(super) async fn read_departures(
-    connection: &mut SqliteConnection,
-    mut departures: Departures,
-    dedup_max: u64,
-) -> sqlx::Result<Departures> {
-    let ends = sqlx::query(
-        "SELECT coalesce((SELECT min(n) FROM departed), 1), \
-         coalesce((SELECT max(n) FROM departed), 0)",
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    let (first, last): (i64, i64) = (ends.try_get(0)?, ends.try_get(1)?);
-    departures.set_table_from(first);
-    // What is too much for memory is not read at all.
-    let read_from = match dedup_max {
-        0 => first,
-        max => first.max(last - to_i64(max) + 1),
-    };
-    departures.skip_to(read_from);
-    let mut table = sqlx::query(
-        "SELECT n, left_at, mailbox64, id, checksum, expires_at FROM departed WHERE n >= ? ORDER BY n",
-    )
-    .bind(read_from)
-    .fetch(connection);
-    while let Some(row) = table.try_next().await? {
-        let (name, departed) = rows::departure(&row)?;
-        departures.load(row.try_get(0)?, name, departed);
-    }
-    Ok(departures)
 }
 
 /// Answers what a fold asks, but for what the writer itself knows.

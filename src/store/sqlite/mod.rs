@@ -5,7 +5,7 @@
 //! ones (`reads`, with the SQL in `pages`). Beside them: `open` (files, lock, schema), `doubts` (whether what cannot be read is damaged), `scrub` (whether indexes find what
 //! is there), `tail`, `runs`, `building` and `settle` (the index of mailboxes), `log` (when it is moved, and what a
 //! failed fsync asks for), `caches` with `working_set`, `owners` and `nonces` (what is remembered), `rows`,
-//! `blobs`, `recovery`, `pins` and `time` (the statements), `columns` and `guard` (what is read of a row),
+//! `blobs`, `departed`, `recovery`, `pins` and `time` (the statements), `columns` and `guard` (what is read of a row),
 //! `errors` (what failed), `files` (whether the paths still lead to what is open), `disk` (room for new blobs)
 //! with its `reserve`, `backup` (a copy of the whole, beside a running relay).
 
@@ -15,6 +15,7 @@ mod building;
 mod caches;
 mod columns;
 mod connections;
+mod departed;
 mod disk;
 mod doubts;
 mod errors;

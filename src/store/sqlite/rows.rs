@@ -8,17 +8,17 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 use sqlx::Row as _;
-use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 
-use super::columns::{fixed, timestamp, to_i64};
+use super::columns::to_i64;
 use super::errors::is_damage;
 use super::guard::{GUARD_COLUMNS, header};
 use crate::clock::Timestamp;
-use crate::ids::{BlobId, MailboxHash, Topic};
+use crate::ids::{MailboxHash, Topic};
 use crate::secrets::Secret;
-use crate::store::engine::{Departed, Departure, Header};
+use crate::store::engine::Header;
 use crate::store::model::OrderKey;
 
 /// What a statement of the committer's own connection comes to.
@@ -85,9 +85,6 @@ impl Sized {
         Some((query, later))
     }
 }
-
-const INSERT_DEPARTED: &str = "INSERT INTO departed \
-     (n, left_at, mailbox64, id, checksum, expires_at) VALUES (?, ?, ?, ?, ?, ?)";
 
 const DELETE_BLOB: &str = "DELETE FROM blob WHERE seq = ?";
 
@@ -243,41 +240,6 @@ pub(super) fn set_aside(
     let too_many = "DELETE FROM corrupt WHERE seq <= \
          (SELECT seq FROM corrupt ORDER BY seq DESC LIMIT 1 OFFSET ?)";
     connection.execute(too_many, [CORRUPT_ROWS_MAX]).map(drop)
-}
-
-/// Writes down what left; the first gets `first_number`.
-pub(super) fn insert_departures(
-    connection: &Connection,
-    departures: &[Departure],
-    first_number: i64,
-) -> Sql<()> {
-    if departures.is_empty() {
-        return Ok(());
-    }
-    let mut insert = connection.prepare_cached(INSERT_DEPARTED)?;
-    for (number, departure) in (first_number..).zip(departures) {
-        let departed = &departure.departed;
-        insert.execute(params![
-            number,
-            to_i64(departed.left_at.millis()),
-            departure.mailbox.prefix64(),
-            departure.id.as_bytes(),
-            departed.checksum,
-            to_i64(departed.expires_at.millis()),
-        ])?;
-    }
-    Ok(())
-}
-
-/// A departure as the table has it: left_at, mailbox64, id, checksum, expires_at, after its number.
-pub(super) fn departure(row: &SqliteRow) -> sqlx::Result<((i64, BlobId), Departed)> {
-    let departed = Departed {
-        left_at: timestamp(row, 1)?,
-        checksum: fixed(row, 4)?,
-        expires_at: timestamp(row, 5)?,
-    };
-    let id = BlobId::from_bytes(fixed(row, 3)?);
-    Ok(((row.try_get(2)?, id), departed))
 }
 
 #[cfg(test)]

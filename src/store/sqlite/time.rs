@@ -4,6 +4,7 @@ use rusqlite::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::columns::{timestamp, to_i64};
+use super::departed::last_left_at;
 use super::rows::Sql;
 use crate::clock::Clock;
 use crate::clock::resume::Reading;
@@ -51,12 +52,11 @@ async fn read_from_rows(
     clock: &Clock,
 ) -> sqlx::Result<Option<Reading>> {
     let row = sqlx::query(
-        "SELECT max(coalesce((SELECT stored_at FROM blob ORDER BY seq DESC LIMIT 1), 0), \
-                    coalesce((SELECT left_at FROM departed ORDER BY n DESC LIMIT 1), 0))",
+        "SELECT coalesce((SELECT stored_at FROM blob ORDER BY seq DESC LIMIT 1), 0)",
     )
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
-    let last = timestamp(&row, 0)?;
+    let last = timestamp(&row, 0)?.max(last_left_at(connection).await?);
     let last = last.min(clock.wall());
     Ok((last.millis() > 0).then_some(Reading {
         relay: last,

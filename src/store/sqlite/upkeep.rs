@@ -7,19 +7,20 @@ use tracing::warn;
 
 use super::columns::to_i64;
 use super::connections::Connections;
+use super::departed::trim_departures;
 use super::errors::classify;
 use super::nonces::write_nonces;
 use super::rows::{Sql, run_through};
 use super::scrub::{MAILBOXES, mend, misplaced_of};
 use super::settle::Settling;
 use super::step::{Step, Written};
-use super::writer::{Failure, SqliteWriter, at, before, closed, execute, trim_departures};
+use super::writer::{Failure, SqliteWriter, at, before, closed, execute};
 use crate::clock::Timestamp;
 use crate::ids::MailboxHash;
 use crate::store::engine::{CommitError, Plan};
 use crate::store::model::OrderKey;
 
-/// Rows of `departed` that one slice of housekeeping deletes.
+/// Departures that one slice of housekeeping deletes.
 const TRIM_ROWS: usize = 1_000;
 
 /// Free pages that the database keeps for what comes next: 8 MiB.

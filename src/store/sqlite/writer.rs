@@ -14,10 +14,11 @@ use tracing::warn;
 use super::blobs::{Fresh, change_blobs, insert_blobs, read_extended};
 use super::caches::Caches;
 use super::connections::Connections;
+use super::departed::{insert_departures, read_departures, trim_departures};
 use super::disk::DiskWatch;
 use super::errors::{Fault, classify, classify_commit, code, is_failed_write, primary_code, words};
 use super::files::Files;
-use super::known::{Totals, answer, read_departures, read_totals};
+use super::known::{Totals, answer, read_totals};
 use super::log::Log;
 use super::mover::LOOK;
 use super::nonces::{Nonces, Over, write_nonces};
@@ -175,7 +176,7 @@ impl SqliteWriter {
             if !aside.is_empty() {
                 rows::set_aside(writes, &aside, &damaged, plan.now)?;
             }
-            rows::insert_departures(writes, &plan.departures, first_departure)?;
+            insert_departures(writes, &plan.departures, first_departure)?;
             write_pins(writes, &plan.pins)?;
             write_proofs(writes, plan, batch)?;
             write_nonces(writes, &plan.nonces, &over.nonces)?;
@@ -458,12 +459,6 @@ pub(super) fn at(error: rusqlite::Error) -> Failure {
 
 pub(super) fn execute(connection: &Connection, sql: &str) -> Sql<()> {
     connection.prepare_cached(sql)?.execute(()).map(drop)
-}
-
-pub(super) fn trim_departures(connection: &Connection, trim_to: Option<i64>) -> Sql<()> {
-    let Some(to) = trim_to else { return Ok(()) };
-    let mut trim = connection.prepare_cached("DELETE FROM departed WHERE n <= ?")?;
-    trim.execute([to]).map(drop)
 }
 
 /// Begins a transaction with the totals and the high-water mark of the order keys after it.

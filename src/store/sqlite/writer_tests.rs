@@ -253,7 +253,7 @@ async fn a_full_disk_is_told_apart_and_deletions_go_on() {
 async fn a_failed_transaction_leaves_neither_rows_nor_memories() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path(), 0).await;
-    let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON departed \
+    let spoil = "CREATE TRIGGER spoil BEFORE INSERT ON departures \
                  BEGIN SELECT RAISE(ABORT, 'spoiled'); END";
     execute(writer.connection(), spoil).unwrap();
     writer.commit(&[&append(1, 1, 900)]).await.unwrap();
