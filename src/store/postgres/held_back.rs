@@ -2,47 +2,61 @@
 //!
 //! A page ends before the keys of the oldest open transaction, whoever runs it (`keys`). The server does not tell
 //! when that one got its number: it shows other roles' sessions only to members of `pg_read_all_stats`, and
-//! `xact_start` is when a transaction began, not when it first wrote. So each heartbeat notes which number the
-//! server gives out next. The first note beyond the oldest open number was taken at most a heartbeat after that
-//! number was given out.
+//! `xact_start` is when a transaction began, not when it first wrote. So each heartbeat notes up to which number
+//! transactions have ended. The first note beyond the oldest open number was taken at most a heartbeat after
+//! something with a larger number was committed, and has waited since.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Notes kept, 24 bytes each: for an hour and more one each second. Then every other one is dropped, so a
-/// transaction that is open for days is known to the minute.
+/// Notes kept, 24 bytes each: for an hour and more one each second. Then every other one is dropped, and notes are
+/// taken half as often, so transactions of days are known to a minute or two.
 const NOTES_MAX: usize = 4_096;
 
 /// What heartbeats have noted.
 #[derive(Debug, Default)]
 pub(super) struct HeldBack {
-    /// When a number was the next to be given out, the oldest first.
+    /// When all transactions that had ended were below this number, the oldest note first.
     notes: VecDeque<(Instant, i64)>,
+    /// Time between two notes; zero while there are few.
+    every: Duration,
 }
 
 impl HeldBack {
-    /// Notes that `next` is given out next and `oldest` is the oldest open transaction, or the same number when
-    /// none is open. Returns for how long that one has been seen.
+    /// Notes a snapshot: all transactions that have ended are below `next`, and `oldest` is the oldest open one, or
+    /// equal to `next` when none holds anything back. Returns for how long that one has been seen to do so.
     pub(super) fn note(&mut self, now: Instant, oldest: i64, next: i64) -> Duration {
         if self.notes.back().is_some_and(|(_, last)| *last > next) {
             // Another database, restored or a standby's: nothing that was noted is about its numbers.
             self.notes.clear();
         }
-        self.notes.push_back((now, next));
+        let last = self.notes.back();
+        if last.is_none_or(|(at, _)| now.duration_since(*at) >= self.every) {
+            self.notes.push_back((now, next));
+        }
         while self.notes.front().is_some_and(|(_, next)| *next <= oldest) {
             self.notes.pop_front();
         }
-        if self.notes.len() >= NOTES_MAX {
+        let first = self.notes.front();
+        let age = first.map_or(Duration::ZERO, |(at, _)| now.duration_since(*at));
+        self.thin_out(age);
+        age
+    }
+
+    /// Keeps the notes bounded; they go back for `age`.
+    fn thin_out(&mut self, age: Duration) {
+        if self.notes.len() < NOTES_MAX / 8 {
+            self.every = Duration::ZERO;
+        } else if self.notes.len() >= NOTES_MAX {
             let mut at = 0;
             self.notes.retain(|_| {
                 at += 1;
                 at % 2 == 1
             });
+            self.every = age / (NOTES_MAX as u32 / 2);
         }
-        let first = self.notes.front();
-        first.map_or(Duration::ZERO, |(at, _)| now.duration_since(*at))
     }
 }
 
