@@ -23,8 +23,11 @@ const SLOTS_A_DAY: u64 = 2;
 /// to read, long lists for `Unsubscribe`, take 10 µs for each KiB, so that is 1 % of a core.
 const READING_MIN: u64 = 60_000;
 
-/// Ids that one address may have pinned in a day.
-const PINS_A_DAY: u64 = 1_000;
+/// Ids that one address may have pinned in a day, at the least.
+const PINS_A_DAY_MIN: u64 = 1_000;
+
+/// So many addresses need a day to use up all pins.
+const ADDRESSES_FOR_ALL_PINS: u64 = 1_000;
 
 /// Which budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -276,7 +279,7 @@ pub const TABLE: [Row; 13] = [
         wider: Wider::Ipv6,
         period: DAY,
         setting: "RELAY_PINS_MAX",
-        holds: |_| PINS_A_DAY,
+        holds: |config| PINS_A_DAY_MIN.max(config.pins_max / ADDRESSES_FOR_ALL_PINS),
         refusal: "your network has pinned too many mailboxes for the first time today; retry tomorrow, or set no_pin",
     },
     Row {
@@ -346,6 +349,20 @@ mod tests {
                 60, 600, 500, 24_415, 524_288, 1_024, 4_096, 300, 20, 10, 2, 1_000, 60_000
             ]
         );
+    }
+
+    #[test]
+    fn with_more_pins_each_address_may_set_more() {
+        let holds = |pins_max| {
+            let config = Config {
+                pins_max,
+                ..Config::default()
+            };
+            (Budget::Pins.row().holds)(&config)
+        };
+        assert_eq!(holds(100), 1_000);
+        assert_eq!(holds(1_000_000), 1_000);
+        assert_eq!(holds(5_000_000), 5_000);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! An engine stores facts and decides nothing: the rules stand in `plan`, order and retries in
 //! `commit`. To add one, implement both traits, return an [`Opened`], and add it to
-//! `tests/it/store/rig.rs`; `tests/it/store/scratch.rs` has the smallest one there is.
+//! `KNOWN` in `tests/it/store/contract.rs`; `tests/it/store/scratch.rs` has the smallest one there is.
 
 use std::sync::Arc;
 use std::time::Duration;
