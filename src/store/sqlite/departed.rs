@@ -207,7 +207,11 @@ mod tests {
         let empty = || Departures::new(Duration::from_secs(1), 0, Arc::clone(&metrics));
         let read = read_departures(&mut connection, empty(), 3).await.unwrap();
         let names: Vec<_> = of(1..6).iter().map(|one| (one.mailbox, one.id)).collect();
-        let mut found: Vec<_> = read.find_all(&names).into_keys().map(|(_, id)| id).collect();
+        let mut found: Vec<_> = read
+            .find_all(&names)
+            .into_keys()
+            .map(|(_, id)| id)
+            .collect();
         found.sort_by_key(|id| *id.as_bytes());
         let last: Vec<_> = of(3..6).iter().map(|one| one.id).collect();
         assert_eq!((found, read.next_number()), (last, 6));

@@ -51,11 +51,10 @@ async fn read_from_rows(
     connection: &mut SqliteConnection,
     clock: &Clock,
 ) -> sqlx::Result<Option<Reading>> {
-    let row = sqlx::query(
-        "SELECT coalesce((SELECT stored_at FROM blob ORDER BY seq DESC LIMIT 1), 0)",
-    )
-    .fetch_one(&mut *connection)
-    .await?;
+    let row =
+        sqlx::query("SELECT coalesce((SELECT stored_at FROM blob ORDER BY seq DESC LIMIT 1), 0)")
+            .fetch_one(&mut *connection)
+            .await?;
     let last = timestamp(&row, 0)?.max(last_left_at(connection).await?);
     let last = last.min(clock.wall());
     Ok((last.millis() > 0).then_some(Reading {

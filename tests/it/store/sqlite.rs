@@ -346,7 +346,10 @@ async fn no_more_departures_are_remembered_than_the_bound_across_a_restart() {
     while store.expire(100, at(NOW)).await.unwrap().more {}
     store.close().await;
     let mut file = direct(folder.path()).await;
-    assert_eq!(number(&mut file, "SELECT count(*) FROM departures").await, 2);
+    assert_eq!(
+        number(&mut file, "SELECT count(*) FROM departures").await,
+        2
+    );
 }
 
 /// Once, one start with the clock ahead forgot them all.
