@@ -14,14 +14,18 @@ const ERRORS: [&str; 6] = [
 ];
 
 /// Files that have hardly any sentences but messages.
-const SENTENCES: [&str; 25] = [
+const SENTENCES: [&str; 29] = [
     "cli/backup.rs",
     "cli/container.rs",
     "cli/descriptors.rs",
     "cli/folder.rs",
     "cli/healthcheck.rs",
     "cli/keygen.rs",
-    "cli/preflight.rs",
+    "cli/preflight/database.rs",
+    "cli/preflight/disk.rs",
+    "cli/preflight/mod.rs",
+    "cli/preflight/secret.rs",
+    "cli/preflight/syncs.rs",
     "cli/purge.rs",
     "cli/receive/mod.rs",
     "cli/receive/v2.rs",
