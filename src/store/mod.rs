@@ -3,11 +3,11 @@
 //! A [`Store`] keeps blobs in mailboxes, in order, until they are acknowledged, purged or expired.
 //! It keeps the same promises over every engine; `tests/it/store/` runs each promise on each engine.
 //! Reading order: `model` (what is kept), `write` (what is written), `plan` (the rules: what a batch of
-//! writes comes to),
-//! `commit` (how writes become durable together), `engine` (what a database must do for that), then
-//! the engines `memory`, `sqlite` and `postgres`; `sql` is what the last two have in common. `departures`
-//! is what the first two remember of blobs that left; `tally` counts, `health` tells whether blobs come in and go out. The longer verbs of [`Store`] have files of their
-//! own: `purge`, `expire`, `probe`.
+//! writes comes to), `commit` (how writes become durable together), `engine` (what a database must do for
+//! that), then the engines `memory`, `sqlite` and `postgres`. `sql` is what the last two have in common;
+//! `departures` is what the first two remember of blobs that left. `tally` counts, `usage` is what it counts,
+//! and `health` tells whether blobs come in and go out. `others` are relays on the same database. The longer
+//! verbs of [`Store`] have files of their own: `purge`, `expire`, `probe`.
 
 mod commit;
 mod departures;
@@ -24,6 +24,7 @@ mod purge;
 mod sql;
 pub mod sqlite;
 mod tally;
+mod usage;
 mod write;
 
 pub use plan::quota;

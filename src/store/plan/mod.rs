@@ -3,12 +3,13 @@
 //! The storage rules stand here once, for every engine. A fold is pure: answers of the engine in
 //! ([`Known`]), deltas out ([`Plan`]). Writes are folded in their order, so that a write sees what
 //! the ones before it in the same batch did. A fold that finds it must know more says what it asks.
-//! Reading order: `known` (questions and answers), `append` (what comes), `leave` (what goes or lives
-//! longer), `leaving` (how a row leaves), `receipts` (what senders are told of that), `quota`, `pins`,
-//! `recovery`, `nonces` (rules of their own), `change` (what is counted).
+//! Reading order: `known` (questions and answers), `deltas` (the plan), `append` (what comes), `leave` (what
+//! goes or lives longer), `leaving` (how a row leaves), `receipts` (what senders are told of that), `quota`,
+//! `pins`, `recovery`, `nonces` (rules of their own), `change` (what is counted).
 
 mod append;
 pub(super) mod change;
+mod deltas;
 pub(super) mod known;
 mod leave;
 pub(super) mod leaving;
@@ -22,20 +23,19 @@ use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt as _, HashSet};
 
-use super::model::{
-    Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed, StoredBlob,
-};
-use super::write::{Checksum, Outcome, Write};
+use super::model::{Class, Envelope, OrderKey, Owner, RecoveryProof, RecoveryPut, Removed};
+use super::write::{Outcome, Write};
 use crate::clock::{Clock, Timestamp};
 use crate::ids::{MailboxHash, Topic};
 use crate::secrets::Secret;
-use change::{Change, Happened};
-use known::{Account, Asked, Departed, Header, Holder, Known, Learnt, Name};
-use nonces::NoncePlan;
-use pins::{KnownPins, PinPlan};
+use change::Change;
+pub use deltas::{Departure, NewRow, Plan};
+use deltas::{Insert, Source};
+use known::{Account, Asked, Header, Holder, Known, Learnt, Name};
+use pins::KnownPins;
 use quota::{HeldInAll, Quota};
 use receipts::Due;
-use recovery::{KnownProofs, ProofPlan};
+use recovery::KnownProofs;
 
 /// Rows that one plan changes, at the most, unless it is the plan of a single write.
 pub(super) const PLAN_ROWS_MAX: usize = 2_048;
@@ -57,192 +57,6 @@ pub(super) struct Rules {
     pub receipt_ttl: Duration,
     /// Says how much later than writes are judged new things are dated ([`Clock::date`]).
     pub clock: Clock,
-}
-
-/// A row that a plan inserts.
-#[derive(Debug, Clone, Copy)]
-pub struct NewRow<'a> {
-    /// Its place in the order.
-    pub key: OrderKey,
-    /// The last key of its mailbox before this one.
-    pub previous: OrderKey,
-    /// What was handed in.
-    pub envelope: &'a Envelope,
-    /// What a repeat is compared with.
-    pub checksum: &'a Checksum,
-    /// May be later than the envelope's: it was extended in the same batch.
-    pub expires_at: Timestamp,
-    /// Whether its sender has been told that it was delivered.
-    pub is_delivered_told: bool,
-}
-
-impl NewRow<'_> {
-    /// As it is kept, without its bytes.
-    pub fn header(&self) -> Header {
-        Header {
-            expires_at: self.expires_at,
-            is_delivered_told: self.is_delivered_told,
-            ..Header::new(self.envelope, self.checksum)
-        }
-    }
-
-    /// As it is read from the store.
-    pub fn stored(&self) -> StoredBlob {
-        let envelope = self.envelope;
-        StoredBlob {
-            key: self.key,
-            id: envelope.id,
-            class: envelope.class,
-            version: owner_of(envelope).map(|owner| owner.version),
-            wants_receipts: receipt_to(envelope).is_some(),
-            is_delivered_told: self.is_delivered_told,
-            stored_at: envelope.stored_at,
-            expires_at: self.expires_at,
-            sealed: envelope.sealed.clone(),
-            body: envelope.body.clone(),
-        }
-    }
-}
-
-/// Where a row that is inserted comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    /// It is what this write of the batch brings.
-    Write(usize),
-    /// It is this one of the plan's receipts.
-    Receipt(usize),
-}
-
-/// A row on its way in.
-#[derive(Debug, Clone, Copy)]
-struct Insert {
-    key: OrderKey,
-    previous: OrderKey,
-    source: Source,
-    expires_at: Timestamp,
-    is_delivered_told: bool,
-}
-
-/// A blob that left and is remembered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Departure {
-    /// Where it waited.
-    pub mailbox: MailboxHash,
-    /// Its id.
-    pub id: crate::ids::BlobId,
-    /// What is remembered of it.
-    pub departed: Departed,
-}
-
-/// What is to be done in one transaction.
-#[derive(Debug, Default)]
-pub struct Plan {
-    inserts: Vec<Insert>,
-    receipts: Vec<(Envelope, Checksum)>,
-    /// Rows that are deleted.
-    pub deletes: Vec<(OrderKey, Header)>,
-    /// Corrupt rows that are kept apart from now on.
-    pub set_aside: Vec<(OrderKey, Header)>,
-    /// Rows that live longer, with their mailboxes: until then.
-    pub extended: HashMap<OrderKey, (MailboxHash, Timestamp)>,
-    /// Rows whose sender is told that they were delivered, with their mailboxes.
-    pub delivered: HashMap<OrderKey, MailboxHash>,
-    /// To be remembered, in this order.
-    pub departures: Vec<Departure>,
-    /// What happens to recovery proofs.
-    pub proofs: ProofPlan,
-    /// What happens to pins.
-    pub pins: PinPlan,
-    /// What happens to nonces.
-    pub nonces: NoncePlan,
-    /// By how much what the relay holds changes.
-    pub change: Change,
-    /// The first key that is free afterwards.
-    pub next_key: i64,
-    /// Whether something must be written although there is nothing.
-    pub is_trial: bool,
-    /// The latest time that a write was handed in.
-    pub now: Timestamp,
-    /// What was over by then may be forgotten for good: the epoch when no write says so. Not `now`,
-    /// because the clock may be wrong for a while.
-    pub forget_by: Timestamp,
-    /// One for each write.
-    pub(super) outcomes: Vec<Outcome>,
-    pub(super) happened: Happened,
-}
-
-impl Plan {
-    /// The rows that are inserted, in the order of their keys. `batch` is what the plan was made of.
-    pub fn new_rows<'a>(&'a self, batch: &[&'a Write]) -> impl Iterator<Item = NewRow<'a>> {
-        self.inserts.iter().filter_map(|insert| {
-            let (envelope, checksum) = match insert.source {
-                Source::Receipt(index) => {
-                    let (envelope, checksum) = self.receipts.get(index)?;
-                    (envelope, checksum)
-                }
-                Source::Write(index) => match batch.get(index)? {
-                    Write::Append {
-                        envelope, checksum, ..
-                    } => (envelope, checksum),
-                    _ => return None,
-                },
-            };
-            Some(NewRow {
-                key: insert.key,
-                previous: insert.previous,
-                envelope,
-                checksum,
-                expires_at: insert.expires_at,
-                is_delivered_told: insert.is_delivered_told,
-            })
-        })
-    }
-
-    /// The recovery proofs that are kept from now on, by number. `batch` is what the plan was made of.
-    pub fn new_proofs(&self, batch: &[&Write]) -> impl Iterator<Item = (i64, RecoveryProof)> {
-        let inserts = self.proofs.inserts.iter();
-        inserts.filter_map(|(number, index, is_proven)| match batch.get(*index)? {
-            Write::RecoveryPut { proof, .. } => Some((
-                *number,
-                RecoveryProof {
-                    is_proven: *is_proven,
-                    ..proof.clone()
-                },
-            )),
-            _ => None,
-        })
-    }
-
-    /// Whether it takes in what somebody handed in to be kept. Receipts of what leaves are none of it.
-    pub fn brings_something(&self) -> bool {
-        let is_handed_in = |insert: &Insert| matches!(insert.source, Source::Write(_));
-        self.inserts.iter().any(is_handed_in) || !self.proofs.inserts.is_empty()
-    }
-
-    /// Bytes of the rows that are inserted. `batch` is what the plan was made of.
-    pub fn bytes_that_come(&self, batch: &[&Write]) -> u64 {
-        let rows = self.new_rows(batch);
-        rows.map(|row| row.envelope.charged_bytes()).sum()
-    }
-
-    /// Whether there is nothing to commit: repeats, and acknowledgements of what is gone.
-    pub fn is_empty(&self) -> bool {
-        self.rows() == 0 && self.change == Change::default() && !self.is_trial
-    }
-
-    /// How many rows of any table it changes.
-    pub fn rows(&self) -> usize {
-        self.inserts.len()
-            + self.deletes.len()
-            + self.set_aside.len()
-            + self.extended.len()
-            + self.delivered.len()
-            + self.departures.len()
-            + self.proofs.inserts.len()
-            + self.proofs.deletes.len()
-            + self.pins.changed.len()
-            + self.nonces.burnt.len()
-    }
 }
 
 /// The owner whose quota counts for this envelope.

@@ -40,8 +40,6 @@ impl Quota {
     pub const DEVICE_SYNC_BLOBS: u64 = 1_000;
     /// Their bytes.
     pub const DEVICE_SYNC_BYTES: u64 = 50_000_000;
-    /// Pins: some 150 bytes of disk each with their index, 150 MB in all.
-    pub const PINS: u64 = 1_000_000;
 }
 
 /// How much there is of something: blobs and the bytes charged for them.
