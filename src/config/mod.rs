@@ -7,9 +7,9 @@
 //! are no settings of ours).
 
 mod database;
+mod hosts;
 mod load;
 mod names;
-mod names_of_relays;
 mod networks;
 mod read;
 mod settings;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::names_of_relays;
+use super::hosts;
 use super::settings::{Accepts, SETTINGS, Setting, setting};
 use super::{Database, InForce, Networks, Origin, Share, Token};
 
@@ -150,13 +150,13 @@ impl Reader {
     /// Reads a list of hosts that clients dial.
     pub(super) fn origins(&mut self, name: &str, target: &mut Vec<String>) {
         let wrong = |part: &str| format!("contains {part}, which is not a host name in lower case");
-        self.list(name, target, wrong, names_of_relays::origins);
+        self.list(name, target, wrong, hosts::origins);
     }
 
     /// Reads a list of relays.
     pub(super) fn alternates(&mut self, name: &str, target: &mut Vec<String>) {
         let wrong = |part: &str| format!("contains {part}, which is not a WebSocket URL");
-        self.list(name, target, wrong, names_of_relays::alternates);
+        self.list(name, target, wrong, hosts::alternates);
     }
 
     fn list(

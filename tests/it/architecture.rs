@@ -85,19 +85,20 @@ fn files_are_named_by_what_they_hold_and_lie_on_three_floors_at_most() {
     }
 }
 
-/// Files that share a prefix belong into a folder of that name.
+/// Files that share a prefix belong into a folder of that name. A file's tests may stand beside it.
 #[test]
 fn no_two_files_of_a_folder_share_a_prefix() {
     let mut families: BTreeMap<(PathBuf, String), Vec<String>> = BTreeMap::new();
-    for file in source_files() {
-        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-        if let Some((prefix, _)) = name.split_once('_') {
-            let folder = file.parent().unwrap().to_owned();
-            families
-                .entry((folder, prefix.to_owned()))
-                .or_default()
-                .push(name);
-        }
+    for file in [rust_files(source()), rust_files(root().join("tests/it"))].concat() {
+        let name = file.file_stem().unwrap().to_string_lossy();
+        let name = name.strip_suffix("_tests").unwrap_or(&name);
+        let prefix = name.split('_').next().unwrap();
+        let family = (file.parent().unwrap().to_owned(), prefix.to_owned());
+        families.entry(family).or_default().push(name.to_owned());
+    }
+    for names in families.values_mut() {
+        names.sort();
+        names.dedup();
     }
     families.retain(|_, names| names.len() > 1);
     assert!(families.is_empty(), "{families:#?}");
@@ -399,8 +400,12 @@ fn module_of(file: &Path) -> String {
 }
 
 fn source_files() -> Vec<PathBuf> {
+    rust_files(source())
+}
+
+fn rust_files(folder: PathBuf) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    let mut folders = vec![source()];
+    let mut folders = vec![folder];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

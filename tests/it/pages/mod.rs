@@ -2,7 +2,7 @@
 
 mod links;
 mod operations;
-mod protocol_v1;
-mod protocol_v2;
 mod tiers;
 mod troubleshooting;
+mod v1;
+mod v2;

@@ -13,7 +13,7 @@ use vauchi_relay::protocol::v2::message::Subscribe;
 use vauchi_relay::protocol::v2::{Answer, Incoming, Request, Tag, codes, decode, encode};
 use vauchi_relay::service::refusal::Refusal;
 
-use crate::v2::golden_frames::{
+use crate::v2::vectors::{
     TAG, answers, blob_id, delivery, derived, derived_opening, kept, pushes, refused, requests,
     submit,
 };
