@@ -54,6 +54,29 @@ fn pages() -> Vec<(PathBuf, String)> {
         .collect()
 }
 
+/// A row with more cells than the head loses the last ones on the page: the table of budgets lost its settings.
+#[test]
+fn every_row_of_a_table_has_as_many_cells_as_its_head() {
+    let mut wrong = Vec::new();
+    for (path, text) in pages() {
+        let mut head = None;
+        for line in text.lines() {
+            if !line.starts_with('|') {
+                head = None;
+            } else if *head.get_or_insert(cells(line)) != cells(line) {
+                wrong.push(format!("{}: {line}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Bars in code, and those behind a backslash, do not end a cell.
+fn cells(row: &str) -> usize {
+    let words: String = row.split('`').step_by(2).collect();
+    words.replace("\\|", "").matches('|').count()
+}
+
 #[test]
 fn every_link_leads_to_a_file_and_a_heading_that_are_there() {
     let mut broken = Vec::new();
