@@ -26,7 +26,7 @@ pub(in crate::store) trait Answer: Sized {
 macro_rules! answers {
     ($($type:ty => $reply:ident),*) => {$(
         impl Answer for $type {
-                    fn reply(to: oneshot::Sender<Result<Self, StoreError>>) -> Reply {
+            fn reply(to: oneshot::Sender<Result<Self, StoreError>>) -> Reply {
                 Reply::$reply(to)
             }
         }
